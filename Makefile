@@ -1,0 +1,93 @@
+# Everything runs in a virtual environment that this file creates: Python 3.10 or newer and make are enough.
+#   make PYTHON=python3.12 VENV=/tmp/venv test    another interpreter, another place
+#   make CONSTRAINTS= test                        newest versions that pyproject.toml allows
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= .ci/constraints.txt
+JOBS ?= 2
+OUT ?= demo-out
+
+BIN := $(VENV)/bin
+RUN_STAMP := $(VENV)/.installed-figures
+DEV_STAMP := $(VENV)/.installed-dev
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check \
+	$(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+
+# One thread a process: xdist already fills the cores, and sums over threads differ in their last digits.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format types contracts unit sweep bench coverage clean distclean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(RUN_STAMP) ## prune, export and verify a real multi-task network; results in demo-out/
+	@echo "== demo: train, vote, prune, fine-tune, export, verify -> $(OUT)/"
+	$(BIN)/disparse demo --out $(OUT)
+
+test: lint types contracts unit ## lint, types, import contracts and the tests
+
+lint: $(DEV_STAMP) ## ruff: rules and format
+	@echo "== lint"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DEV_STAMP) ## let ruff repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(DEV_STAMP) ## mypy --strict on the package
+	@echo "== types"
+	$(BIN)/mypy
+
+contracts: $(DEV_STAMP) ## who may import whom
+	@echo "== import contracts"
+	$(BIN)/lint-imports
+
+unit: $(DEV_STAMP) ## the tests alone
+	@echo "== tests on $(JOBS) processes"
+	$(PYTEST) $(ARGS)
+
+sweep: $(DEV_STAMP) ## the heavy tests: large models, long searches
+	@echo "== sweep on $(JOBS) processes"
+	$(PYTEST) -m sweep $(ARGS)
+
+bench: $(RUN_STAMP) ## the benchmarks that need no data: tables and JSON
+	@echo "== benchmarks"
+	$(BIN)/python -m benchmarks.saliency
+	$(BIN)/python -m benchmarks.planning
+
+coverage: $(DEV_STAMP) ## the tests in one process, with coverage
+	$(ONE_THREAD) $(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage report
+
+clean: ## remove what builds, tests and the demo leave
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis \
+		.coverage $(OUT)
+	find adapters benchmarks disparse_structured export tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove the virtual environment
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "Python 3.10 or newer is needed; '$(PYTHON)' is not. Say: make PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "== virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu: apt install python3-venv"; \
+		rm -rf $(VENV); exit 1; }
+
+# Older than the environment's own python by design: only a change of the requirements installs again.
+$(RUN_STAMP): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "== install (the first time: about 75 s and 5.6 GB, nearly all of it PyTorch)"
+	$(PIP_INSTALL) --editable ".[figures]"
+	@touch $@
+
+$(DEV_STAMP): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "== install with the test tools (the first time: about 75 s and 5.6 GB, nearly all of it PyTorch)"
+	$(PIP_INSTALL) --editable ".[dev]"
+	@touch $@ $(RUN_STAMP)

@@ -1,0 +1,214 @@
+"""Multi-task models on timm backbones: ``multitask("resnet18", {"depth": DenseHead(1), ...})``.
+
+A module of your own on a timm backbone needs none of this: pass it to ``prune`` with your own tasks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import keyword
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers.format import Format
+from timm.models import FeatureListNet, PretrainedCfg, load_state_dict
+from timm.models._features import FeatureGetterNet  # timm.models does not re-export this one
+from torch import Tensor, nn
+
+from disparse_structured.adapters.heads import ASPPHead, DenseHead, Head, LinearHead
+from disparse_structured.errors import LoadError, TaskError, UnsupportedModelError
+from disparse_structured.tasks import Loss, Task
+
+__all__ = ["ASPPHead", "DenseHead", "Head", "LinearHead", "MultiTask", "multitask"]
+
+
+class MultiTask(nn.Module):
+    """A backbone and one head a task; ``model(images)`` is a dict from task name to tensor.
+
+    Args:
+        backbone: called with images ``[B, C, H, W]``, returns a list of maps ``[B, C_i, H_i, W_i]``.
+        channels: the maps' channel counts ``C_i``.
+        heads: task name to :class:`~disparse_structured.adapters.heads.Head`.
+        input_size: the ``(C, H, W)`` that the backbone is meant for.
+
+    Raises:
+        TaskError: there is no head, a name cannot name a module, or a head does not fit the maps.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        channels: Sequence[int],
+        heads: Mapping[str, Head],
+        input_size: tuple[int, int, int],
+    ) -> None:
+        super().__init__()
+        _check_heads(heads)
+        self.input_size = input_size
+        self.backbone = backbone
+        self.heads = nn.ModuleDict({name: head.build(channels) for name, head in heads.items()})
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images ``[B, C, H, W]`` to ``{task: [B, outputs] or [B, outputs, H, W]}``."""
+        maps = self.backbone(images)
+        size = images.shape[-2:]
+        return {name: head(maps, size) for name, head in self.heads.items()}
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """The tasks' names, in the order of the heads."""
+        return tuple(self.heads)
+
+    def tasks(self, losses: Mapping[str, Loss] | None = None) -> tuple[Task, ...]:
+        """One task a head, picking that head's output; label-free where ``losses`` has no entry.
+
+        Raises:
+            TaskError: ``losses`` names a head that is not there.
+        """
+        losses = {} if losses is None else losses
+        for name in losses:
+            if name not in self.heads:
+                raise TaskError(f"a loss is given for {name!r}, but the heads are {list(self.heads)}.")
+        return tuple(Task(name, name, losses.get(name)) for name in self.heads)
+
+    def example_inputs(self, batch: int = 2) -> tuple[Tensor]:
+        """Standard normal images ``[batch, C, H, W]`` of :attr:`input_size`, the same at every call."""
+        generator = torch.Generator().manual_seed(0)
+        parameter = next(self.parameters())
+        return (torch.randn(batch, *self.input_size, generator=generator).to(parameter),)
+
+
+def multitask(
+    backbone: str,
+    heads: Mapping[str, Head],
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    pretrained: bool = False,
+    checkpoint_path: str | Path | None = None,
+    **timm_kwargs: Any,
+) -> MultiTask:
+    """A timm backbone with one head a task.
+
+    Convolutional and hierarchical backbones give their feature pyramid. Plain transformers and mixers
+    give the patch tokens behind the final norm as one map (several with ``out_indices=(…)``); class and
+    distillation tokens are left out.
+
+    Args:
+        backbone: a name of ``timm.list_models()``.
+        heads: task name to :class:`LinearHead`, :class:`DenseHead`, :class:`ASPPHead` or a
+            :class:`Head` of your own.
+        image_size: side or ``(H, W)`` of the images, in pixels. Backbones whose parameters depend on
+            it (position tables, windows) are built for it; the default is timm's.
+        pretrained: load timm's published weights into the backbone (may download).
+        checkpoint_path: load the backbone's weights from this file instead: safetensors, or a torch
+            file of tensors only (read with ``weights_only=True``), with timm's parameter names; a
+            classifier in the file is left out.
+        timm_kwargs: passed on to ``timm.create_model`` (``in_chans``, ``out_indices``, …).
+
+    Raises:
+        UnsupportedModelError: timm has no such model, or it gives no feature maps.
+        TaskError: there is no head, a name cannot name a module, or a head does not fit the maps.
+        LoadError: ``checkpoint_path`` cannot be read, or holds weights of another model.
+    """
+    _check_heads(heads)
+    if not timm.is_model(backbone):
+        close = difflib.get_close_matches(backbone, timm.list_models(), 5, 0.5)
+        hint = f"Did you mean {', '.join(close)}?" if close else "See timm.list_models()."
+        raise UnsupportedModelError(f"timm {timm.__version__} has no model {backbone!r}. {hint}")
+    config = timm.get_pretrained_cfg(backbone) or PretrainedCfg()  # a model that its user registered
+    channels, height, width = config.input_size
+    if image_size is not None:
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if config.fixed_input_size:
+            timm_kwargs["img_size"] = (height, width)
+
+    def build(**weights: Any) -> nn.Module:
+        return _feature_net(backbone, timm_kwargs, weights)
+
+    net: Any
+    if checkpoint_path is not None:
+        net = _with_checkpoint(build, Path(checkpoint_path), backbone)
+    else:
+        net = build(pretrained=pretrained)
+    input_size = (timm_kwargs.get("in_chans", channels), height, width)
+    return MultiTask(_Maps(net), net.feature_info.channels(), heads, input_size)
+
+
+class _Maps(nn.Module):
+    """timm's feature list with channels in dimension 1, whatever the backbone prefers."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.channels_last = isinstance(net, FeatureListNet) and net.output_fmt == Format.NHWC
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps: list[Tensor] = self.net(images)
+        return [x.permute(0, 3, 1, 2) for x in maps] if self.channels_last else maps
+
+
+def _feature_net(name: str, options: Mapping[str, Any], weights: Mapping[str, Any]) -> nn.Module:
+    try:
+        net: nn.Module = timm.create_model(name, features_only=True, **options, **weights)
+    except AttributeError as error:  # what timm raises where a model describes no features
+        raise UnsupportedModelError(
+            f"timm's {name} gives no feature maps ({error}). Take another backbone, or put heads on it "
+            "yourself and pass your module with its tasks."
+        ) from error
+    if not isinstance(net, FeatureGetterNet):
+        return net
+    # timm drops the final norm of a transformer here; heads want it, and its trained weights.
+    options = dict(options)
+    levels = options.pop("out_indices", 1)
+    model = timm.create_model(name, num_classes=0, **options, **weights)
+    return FeatureGetterNet(model, out_indices=levels, norm=True, prune=False)
+
+
+def _with_checkpoint(build: Callable[..., nn.Module], path: Path, name: str) -> nn.Module:
+    """``build`` with the file's weights.
+
+    timm drops the classifier from the file, and with it the strictness of loading: weights of another
+    model would leave a random network without a word. So the network is built twice, and parameters
+    that differ were not in the file.
+    """
+    try:
+        weights = load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # safetensors, pickle and the file system have no common base
+        raise LoadError(
+            f"{path} cannot be read as weights ({type(error).__name__}: {error}). Pass a .safetensors file, "
+            "or a torch file that holds tensors only."
+        ) from error
+    source = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights}}
+    try:
+        net = build(**source)
+        with torch.random.fork_rng(devices=[]):
+            again = dict(build(**source).named_parameters())
+    except RuntimeError as error:
+        raise LoadError(f"{path} does not fit {name}: {error}") from error
+    missed = [key for key, value in net.named_parameters() if not torch.equal(value, again[key])]
+    if missed:
+        raise LoadError(
+            f"{path} leaves {len(missed)} of {len(again)} parameters of {name} as initialised, "
+            f"the first is {missed[0]!r}. Pass weights of {name} with timm's parameter names."
+        )
+    return net
+
+
+def _check_heads(heads: Mapping[str, Head]) -> None:
+    if not heads:
+        raise TaskError("no head was given. Pass at least one, such as {'depth': DenseHead(1)}.")
+    taken = set(dir(nn.ModuleDict()))
+    for name, head in heads.items():
+        if not name.isidentifier() or keyword.iskeyword(name) or name in taken:
+            raise TaskError(
+                f"head name {name!r} cannot name a module. Use a Python identifier that is no keyword and "
+                "no attribute of torch.nn.ModuleDict, such as 'depth' or 'kind_head'."
+            )
+        if not isinstance(head, Head):
+            raise TaskError(
+                f"head {name!r} is of type {type(head).__name__}. Use LinearHead, DenseHead, ASPPHead or "
+                "your own sub-class of Head."
+            )

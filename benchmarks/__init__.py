@@ -1,0 +1,1 @@
+"""Benchmarks on real data and on the machine at hand: ``python -m benchmarks.<name>``."""

@@ -1,0 +1,304 @@
+"""NYU-v2 with three dense tasks: train, prune by several methods, and say what each task paid.
+
+``python -m benchmarks.nyuv2 --seeds 3`` prints a table and writes the same as JSON. Dense networks are
+trained once for each seed and kept under ``benchmarks/.cache``; settings that change them change their
+file. All methods start from the same dense network and meet the same measured MACs. Figures are of the
+97 validation images, which nothing here is chosen on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from benchmarks import stock
+from benchmarks.data import Batch, DataError, Loader, Samples, flip, nyuv2
+from benchmarks.machine import machine
+from disparse_structured.adapters.timm import DenseHead, MultiTask, multitask
+from disparse_structured.losses import cosine, cross_entropy, depth_l1
+from disparse_structured.metrics import Depth, Metric, Normals, Segmentation, delta_t
+from disparse_structured.recovery.finetune import finetune
+from disparse_structured.tasks import Loss, Task
+
+LOSSES: Mapping[str, Loss] = {
+    "seg13": lambda output, batch: cross_entropy(output, batch["seg13"]),
+    "depth": lambda output, batch: depth_l1(output, batch["depth"]),
+    "normals": lambda output, batch: cosine(output, batch["normals"]),
+}
+OUTPUTS = {"seg13": 13, "depth": 1, "normals": 3}
+HEADLINE = {"seg13": "miou", "depth": "abs_error", "normals": "mean_angle"}
+HIGHER_IS_BETTER = {"seg13": True, "depth": False, "normals": False}
+COLUMNS = {"seg13": "mIoU ↑", "depth": "depth m ↓", "normals": "normals ° ↓"}
+
+Figures = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the dense network is, and how it is trained and fine-tuned."""
+
+    backbone: str = "resnet10t"
+    size: tuple[int, int] = (48, 64)
+    epochs: int = 20
+    finetune_epochs: int = 2
+    batch_size: int = 16
+    lr: float = 2e-3
+    finetune_lr: float = 5e-4
+    head_width: int = 64
+    head_levels: tuple[int, ...] = (-4, -3, -2, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A dense network in eval mode, and all that a method may use to prune it."""
+
+    model: MultiTask
+    inputs: tuple[Tensor, ...]
+    tasks: tuple[Task, ...]
+    train: Loader
+
+
+Method = Callable[[Case, float], nn.Module]
+"""From a case and a fraction of its MACs to a smaller network; the case's model stays as it is."""
+
+
+def _stock(over_all_layers: bool) -> Method:
+    def method(case: Case, fraction: float) -> nn.Module:
+        predictors = [f"heads.{name}.predict" for name in case.model.head_names]
+        return stock.magnitude(case.model, case.inputs, predictors, fraction, over_all_layers=over_all_layers)
+
+    return method
+
+
+METHODS: Mapping[str, Method] = {
+    "stock-uniform": _stock(over_all_layers=False),
+    "stock-global": _stock(over_all_layers=True),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network: where it comes from, what it costs (a share of the dense one), what it achieves."""
+
+    method: str
+    fraction: float
+    stage: str
+    seed: int
+    macs: float
+    parameters: float
+    delta_t: float
+    figures: Figures
+
+
+def build(settings: Settings) -> MultiTask:
+    """The untrained network: a pyramid head a task; initialised from torch's global random state."""
+    heads = {
+        name: DenseHead(outputs, settings.head_width, settings.head_levels)
+        for name, outputs in OUTPUTS.items()
+    }
+    return multitask(settings.backbone, heads, image_size=settings.size)
+
+
+def dense(settings: Settings, seed: int, train: Samples, cache: Path) -> MultiTask:
+    """The trained dense network in eval mode, from ``cache`` if it was trained before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build(settings)
+    file = cache / f"nyuv2-{_key(settings, seed, len(train))}.safetensors"
+    if file.is_file():
+        model.load_state_dict(load_file(file))
+        return model.eval()
+    loader = Loader(train, settings.batch_size, shuffle=True, augment=flip)
+    finetune(
+        model,
+        model.tasks(LOSSES),
+        loader,
+        epochs=settings.epochs,
+        lr=settings.lr,
+        seed=seed,
+        progress=True,
+        on_epoch=_announce(f"dense, seed {seed}", settings.epochs),
+    )
+    cache.mkdir(parents=True, exist_ok=True)
+    # Renamed only when complete: an interrupted run must not leave half a file under the right name.
+    partial = file.with_suffix(".partial")
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, partial)
+    partial.replace(file)
+    return model.eval()
+
+
+def evaluate(model: nn.Module, samples: Iterable[Batch]) -> Figures:
+    """Each task's metrics over ``samples``, in eval mode; the model's modes are restored."""
+    metrics: dict[str, Metric] = {"seg13": Segmentation(13), "depth": Depth(), "normals": Normals()}
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    with torch.no_grad():
+        for batch in samples:
+            outputs = model(batch["image"])
+            for name, metric in metrics.items():
+                metric.update(outputs[name], batch[name])
+    for module, mode in modes:
+        module.training = mode
+    return {name: metric.compute() for name, metric in metrics.items()}
+
+
+def headline(figures: Figures) -> dict[str, float]:
+    """The one figure a task that ΔT is made of."""
+    return {name: figures[name][metric] for name, metric in HEADLINE.items()}
+
+
+def compare(
+    settings: Settings,
+    seed: int,
+    train: Samples,
+    val: Samples,
+    methods: Mapping[str, Method],
+    fractions: Sequence[float],
+    cache: Path,
+) -> list[Row]:
+    """The dense network of one seed, and what every method makes of it, before and after fine-tuning."""
+    model = dense(settings, seed, train, cache)
+    tasks = model.tasks(LOSSES)
+    case = Case(model, model.example_inputs(1), tasks, Loader(train, settings.batch_size))
+    check = Loader(val, 32)
+    figures = evaluate(model, check)
+    rows = [Row("dense", 1.0, "trained", seed, 1.0, 1.0, 0.0, figures)]
+    reference = headline(figures)
+
+    def row(method: str, fraction: float, stage: str, pruned: nn.Module) -> Row:
+        found = evaluate(pruned, check)
+        share = stock.macs(pruned, case.inputs) / stock.macs(model, case.inputs)
+        change = delta_t(reference, headline(found), HIGHER_IS_BETTER)
+        return Row(method, fraction, stage, seed, share, _size(pruned) / _size(model), change, found)
+
+    for name, method in methods.items():
+        for fraction in fractions:
+            pruned = method(case, fraction)
+            rows.append(row(name, fraction, "pruned", pruned))
+            tuned = deepcopy(pruned)
+            finetune(
+                tuned,
+                tasks,
+                Loader(train, settings.batch_size, shuffle=True, augment=flip),
+                epochs=settings.finetune_epochs,
+                lr=settings.finetune_lr,
+                seed=seed,
+                progress=True,
+            )
+            rows.append(row(name, fraction, "fine-tuned", tuned))
+    return rows
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Means over seeds, with the standard deviation where there are several."""
+    seeds = sorted({row.seed for row in rows})
+    view = Table(title=f"NYU-v2, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}", title_justify="left")
+    for column in ("method", "MACs", "params", "stage", *COLUMNS.values(), "ΔT %"):
+        view.add_column(column, justify="left" if column in ("method", "stage") else "right", no_wrap=True)
+    for method, fraction, stage in dict.fromkeys((row.method, row.fraction, row.stage) for row in rows):
+        same = [row for row in rows if (row.method, row.fraction, row.stage) == (method, fraction, stage)]
+        figures = [headline(row.figures) for row in same]
+        view.add_row(
+            method,
+            f"{statistics.fmean(row.macs for row in same):.1%}",
+            f"{statistics.fmean(row.parameters for row in same):.1%}",
+            stage,
+            _spread([figure["seg13"] for figure in figures], 3),
+            _spread([figure["depth"] for figure in figures], 3),
+            _spread([figure["normals"] for figure in figures], 1),
+            _spread([row.delta_t for row in same], 1),
+        )
+    return view
+
+
+def write(path: Path, settings: Settings, rows: Sequence[Row]) -> None:
+    """Machine, settings and every row, as JSON."""
+    facts = {"machine": machine(), "settings": asdict(settings), "rows": [asdict(row) for row in rows]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    settings = Settings(backbone=options.backbone, size=options.size, epochs=options.epochs)
+    seeds, fractions = options.seeds, options.macs
+    if options.quick:
+        settings, seeds, fractions = replace(settings, epochs=1, finetune_epochs=1), 1, fractions[:1]
+    try:
+        train, val = nyuv2("train", settings.size), nyuv2("val", settings.size)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 1
+    methods = {name: METHODS[name] for name in options.methods}
+    rows: list[Row] = []
+    for seed in range(seeds):
+        rows += compare(settings, seed, train, val, methods, fractions, options.cache)
+        write(options.out, settings, rows)
+    console = Console()
+    console.print(table(rows))
+    console.print(", ".join(f"{name} {value}" for name, value in machine().items()), style="dim")
+    console.print(f"written to {options.out}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    here = Path(__file__).resolve().parent
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.nyuv2", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--backbone", default=Settings.backbone, help="a timm model (%(default)s)")
+    parser.add_argument("--size", type=_hw, default="48x64", help="HxW of the images (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=Settings.epochs, help="dense training (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (%(default)s)")
+    parser.add_argument("--macs", type=float, nargs="+", default=[0.5, 0.3], help="fractions (0.5 0.3)")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS), help="default: all")
+    parser.add_argument("--quick", action="store_true", help="one epoch, one seed, one fraction")
+    parser.add_argument("--out", type=Path, default=here.parent / "out" / "nyuv2.json", help="JSON file")
+    parser.add_argument("--cache", type=Path, default=here / ".cache", help="trained dense networks")
+    return parser
+
+
+def _hw(text: str) -> tuple[int, int]:
+    height, times, width = text.partition("x")
+    if not (times and height.isdigit() and width.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no HEIGHTxWIDTH such as 48x64")
+    return int(height), int(width)
+
+
+def _key(settings: Settings, seed: int, samples: int) -> str:
+    used = {name: value for name, value in asdict(settings).items() if not name.startswith("finetune_")}
+    text = json.dumps([used, seed, samples, torch.__version__], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _announce(what: str, epochs: int) -> Callable[[int, Mapping[str, float]], None]:
+    def on_epoch(epoch: int, losses: Mapping[str, float]) -> None:
+        shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+        print(f"{what}: epoch {epoch + 1}/{epochs}  {shown}", file=sys.stderr)
+
+    return on_epoch
+
+
+def _size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

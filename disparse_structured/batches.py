@@ -1,0 +1,143 @@
+"""From what a loader yields to what a model's ``forward`` takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from disparse_structured.errors import BatchError, DisparseError
+
+Inputs = Callable[[Any], tuple[Any, ...]]
+"""A user's own way from a batch to the positional arguments of ``forward``."""
+
+INPUT_KEYS = ("image", "images", "input", "inputs", "pixel_values", "x")
+"""Dict keys that mean "the model's input" even where ``forward`` calls it something else."""
+
+
+def model_inputs(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and keyword arguments that ``batch`` holds for ``model.forward``.
+
+    - A tensor is the one argument.
+    - Of a tuple or list, the first element counts (the rest is ground truth). If it is itself a tuple,
+      its elements are the arguments; if it is a dict, the next rule applies to it.
+    - Of a dict, the entries named like parameters of ``forward`` are passed by name. If ``forward``'s
+      first parameter is not among the keys, and exactly one key of :data:`INPUT_KEYS` names no
+      parameter, that entry is the first argument: ``{"image": ..., "depth": ...}`` fits ``forward(x)``.
+
+    Raises :class:`BatchError` when ``batch`` is nothing of this kind, or leaves a required parameter
+    without a value.
+    """
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if isinstance(batch, tuple | list):
+        if not batch:
+            raise BatchError(
+                f"the batch is an empty {type(batch).__name__}. Its first element must be the input."
+            )
+        first = batch[0]
+        if isinstance(first, tuple):
+            return tuple(first), {}
+        return _from_mapping(model, first) if isinstance(first, Mapping) else ((first,), {})
+    if isinstance(batch, Mapping):
+        return _from_mapping(model, batch)
+    raise BatchError(
+        f"the batch is a {type(batch).__name__}; expected a tensor, a tuple or list that starts with the "
+        "input, or a dict. Pass inputs=, a function from a batch to the tuple of forward's arguments."
+    )
+
+
+def call_model(model: nn.Module, batch: Any, inputs: Inputs | None = None) -> Any:
+    """``model``'s output for ``batch``; ``inputs`` replaces :func:`model_inputs`.
+
+    Raises :class:`BatchError` when the model refuses the batch, with the model's own reason.
+    """
+    if inputs is None:
+        positional, named = model_inputs(model, batch)
+    else:
+        positional, named = inputs(batch), {}
+        if not isinstance(positional, tuple):
+            raise BatchError(
+                f"inputs= returned a {type(positional).__name__}; expected the tuple of forward's "
+                "positional arguments. For a single tensor return (tensor,)."
+            )
+    try:
+        return model(*positional, **named)
+    except (DisparseError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        given = ", ".join(
+            [_shape(value) for value in positional] + [f"{k}={_shape(v)}" for k, v in named.items()]
+        )
+        raise BatchError(
+            f"{type(model).__name__} refused a batch, called with ({given}): "
+            f"{type(error).__name__}: {error}. Change what the loader yields, or pass "
+            "inputs=, a function from a batch to forward's arguments."
+        ) from error
+
+
+def batches(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches of ``loader``; raises :class:`BatchError` at its end if there was none."""
+    empty = True
+    for batch in loader:
+        empty = False
+        yield batch
+    if empty:
+        raise BatchError(
+            f"the loader ({type(loader).__name__}) yields no batch. Pass one that yields at least one; "
+            "an iterator or generator that was read before is exhausted: pass a DataLoader or a list, and "
+            "mind drop_last=True with fewer samples than a batch."
+        )
+
+
+def to_device(batch: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
+    """``batch`` with every tensor on ``device``; tuples, lists and dicts are rebuilt, the rest is kept.
+
+    With ``dtype``, floating-point tensors also take that type; integer and bool ones keep theirs.
+    """
+    if isinstance(batch, Tensor):
+        return batch.to(device, dtype if dtype is not None and batch.is_floating_point() else None)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device, dtype) for key, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        moved = [to_device(value, device, dtype) for value in batch]
+        if isinstance(batch, list):
+            return moved
+        make = getattr(type(batch), "_make", tuple)  # named tuples take their fields one by one
+        return make(moved)
+    return batch
+
+
+def _from_mapping(model: nn.Module, batch: Mapping[Any, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    kind = inspect.Parameter
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    names = [p.name for p in parameters if p.kind in (kind.POSITIONAL_OR_KEYWORD, kind.KEYWORD_ONLY)]
+    named = {name: batch[name] for name in names if name in batch}
+    positional: tuple[Any, ...] = ()
+    inputs = [key for key in INPUT_KEYS if key in batch and key not in names]
+    takes_first = bool(parameters) and parameters[0].kind in (
+        kind.POSITIONAL_ONLY,
+        kind.POSITIONAL_OR_KEYWORD,
+        kind.VAR_POSITIONAL,
+    )
+    if len(inputs) == 1 and takes_first and parameters[0].name not in named:
+        positional = (batch[inputs[0]],)
+    covered = {*named, *(p.name for p in parameters[: len(positional)])}
+    variadic = (kind.VAR_POSITIONAL, kind.VAR_KEYWORD)
+    required = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
+    missing = [name for name in required if name not in covered]
+    if missing or not (named or positional):
+        raise BatchError(
+            f"the batch is a dict with keys {list(batch)}, but {type(model).__name__}.forward takes "
+            f"{[p.name for p in parameters]} and gets no {missing[0] if missing else 'argument'!r}. "
+            f"Name the entries like forward's parameters, give exactly one of the keys {list(INPUT_KEYS)}, "
+            "or pass inputs=, a function from a batch to the tuple of forward's arguments."
+        )
+    return positional, named
+
+
+def _shape(value: Any) -> str:
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

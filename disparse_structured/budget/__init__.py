@@ -1,0 +1,13 @@
+"""What the result may cost, and the search for the common ratio that gets there."""
+
+from disparse_structured.budget.limits import Budget
+from disparse_structured.budget.search import (
+    DEFAULT_ARBITER,
+    DEFAULT_RANKING,
+    TOLERANCE,
+    Decision,
+    make_plan,
+    search,
+)
+
+__all__ = ["DEFAULT_ARBITER", "DEFAULT_RANKING", "TOLERANCE", "Budget", "Decision", "make_plan", "search"]

@@ -1,0 +1,166 @@
+"""What the widths of the groups must respect: floors, rounding and count constraints.
+
+Built once per search; :meth:`Widths.settle` runs at every step of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from disparse_structured.errors import PlanError
+from disparse_structured.structure.groups import ChannelGroup, Proportion
+
+
+class WidthRules(Protocol):
+    """The part of a budget that is about widths."""
+
+    @property
+    def floor(self) -> float:
+        """The share of a group that stays."""
+        ...
+
+    @property
+    def min_width(self) -> int:
+        """The fewest units of a group that stay."""
+        ...
+
+    @property
+    def round_to(self) -> int:
+        """What kept counts are multiples of."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Link:
+    """One count constraint: ``groups`` keep ``t * shares`` for a ``t`` of ``allowed`` (ascending)."""
+
+    groups: np.ndarray
+    shares: np.ndarray
+    allowed: np.ndarray
+
+    def raise_to(self, counts: np.ndarray, dense: np.ndarray) -> np.ndarray:
+        """The smallest counts of ``groups`` that are enough, or the dense ones where none is."""
+        needed = int(np.max(-(-counts[self.groups] // self.shares)))
+        place = int(np.searchsorted(self.allowed, needed))
+        raised: np.ndarray = dense[self.groups]
+        return self.allowed[place] * self.shares if place < len(self.allowed) else raised
+
+
+@dataclass(frozen=True, eq=False)
+class Widths:
+    """Group sizes, the counts they may take, and the order in which units come back.
+
+    Args:
+        dense, minimum, step: int64 ``[groups]``: all units, the fewest that may stay, the multiple.
+        ends: int64 ``[groups]``, one past the last unit of each group.
+        group: int64 ``[units]``, the group of each unit.
+        by_importance: int64 ``[units]``, all units, most important first.
+        within: int64 ``[units]``, the same order inside each group, groups in their order.
+        links: the count constraints.
+    """
+
+    dense: np.ndarray
+    minimum: np.ndarray
+    step: np.ndarray
+    ends: torch.Tensor
+    group: torch.Tensor
+    by_importance: torch.Tensor
+    within: torch.Tensor
+    links: tuple[_Link, ...]
+
+    @classmethod
+    def of(
+        cls,
+        groups: Sequence[ChannelGroup],
+        constraints: Sequence[Proportion],
+        rules: WidthRules,
+        reach: torch.Tensor,
+        free: torch.Tensor,
+        by_importance: torch.Tensor,
+    ) -> Widths:
+        """Widths of ``groups``; ``reach`` is bool ``[tasks, units]``, ``free`` bool ``[units]``."""
+        dense = np.array([group.units for group in groups], dtype=np.int64)
+        reached = reach.any(dim=0)
+        minimum = np.array(
+            [
+                _minimum(group.units, rules, bool(reached[group.start]), bool(free[group.start]))
+                for group in groups
+            ],
+            dtype=np.int64,
+        )
+        step = np.array([1 if group.kind == "head" else rules.round_to for group in groups], dtype=np.int64)
+        places = {group.name: place for place, group in enumerate(groups)}
+        group = torch.repeat_interleave(torch.arange(len(groups)), torch.from_numpy(dense))
+        return cls(
+            dense=dense,
+            minimum=minimum,
+            step=step,
+            ends=torch.from_numpy(dense.cumsum()),
+            group=group,
+            by_importance=by_importance,
+            within=by_importance[group[by_importance].argsort(stable=True)],
+            links=tuple(_link(constraint, places, dense, step) for constraint in constraints),
+        )
+
+    def settle(self, keep: torch.Tensor) -> torch.Tensor:
+        """``keep`` (bool ``[units]``) plus the most important removed units that the rules bring back."""
+        kept = self._counts(keep)
+        missing = torch.from_numpy(self._allowed(kept) - kept)
+        if not missing.any():
+            return keep
+        removed = ~keep[self.within]
+        so_far = removed.cumsum(0)
+        before = torch.from_numpy((self.dense - kept).cumsum() - (self.dense - kept))
+        returns = removed & (so_far - before[self.group] <= missing[self.group])
+        settled = keep.clone()
+        settled[self.within[returns]] = True
+        return settled
+
+    def _counts(self, keep: torch.Tensor) -> np.ndarray:
+        upto = keep.cumsum(0)[self.ends - 1].numpy()
+        return np.diff(upto, prepend=0)
+
+    def _allowed(self, kept: np.ndarray) -> np.ndarray:
+        """The smallest counts, at least ``kept``, that all rules allow."""
+        counts = np.maximum(kept, self.minimum)
+        counts = np.minimum(-(-counts // self.step) * self.step, self.dense)
+        settled = False
+        # Raising one group of a constraint may disturb another constraint it is in; counts only grow.
+        while not settled:
+            settled = True
+            for link in self.links:
+                raised = link.raise_to(counts, self.dense)
+                if not np.array_equal(raised, counts[link.groups]):
+                    counts[link.groups] = raised
+                    settled = False
+        final: np.ndarray = counts
+        return final
+
+
+def _minimum(units: int, rules: WidthRules, reached: bool, free: bool) -> int:
+    if not free:
+        return units
+    # A floor keeps layers useful; a group that no task reads has no use.
+    share = math.ceil(rules.floor * units - 1e-9) if reached else 0
+    return min(units, max(1, rules.min_width, share))
+
+
+def _link(constraint: Proportion, places: dict[str, int], dense: np.ndarray, step: np.ndarray) -> _Link:
+    unknown = [name for name in constraint.groups if name not in places]
+    if unknown:
+        raise PlanError(
+            f"the count constraint {constraint.reason!r} names group {unknown[0]!r}, which the structure "
+            "does not have. This is a fault of the structure; please report it with the model."
+        )
+    groups = np.array([places[name] for name in constraint.groups], dtype=np.int64)
+    shares = np.array(constraint.shares, dtype=np.int64)
+    factors = np.arange(1, int(np.min(dense[groups] // shares)) + 1, dtype=np.int64)
+    counts = factors[:, None] * shares
+    fine = (counts % step[groups] == 0) | (counts == dense[groups])
+    return _Link(groups, shares, factors[fine.all(axis=1)])

@@ -1,0 +1,55 @@
+"""Every exception a user may want to catch.
+
+Each message says what was found, where, and what to do about it. All of them derive from
+:class:`DisparseError`; none of them leaves the user's model changed.
+"""
+
+from __future__ import annotations
+
+
+class DisparseError(Exception):
+    """Base class of every error raised on purpose by this package."""
+
+
+class TaskError(DisparseError):
+    """A task is missing, its selector misses, it reaches nothing, or its loss is not usable."""
+
+
+class BatchError(DisparseError):
+    """The data gives no batch, or batches that the model refuses."""
+
+
+class UnsupportedModelError(DisparseError):
+    """The model is of a kind that cannot be pruned as it is (``DataParallel``, compiled, quantised)."""
+
+
+class CaptureError(DisparseError):
+    """``torch.export`` could not turn the model into a graph."""
+
+
+class GradientError(DisparseError):
+    """A task's gradient is NaN or infinite."""
+
+
+class BudgetError(DisparseError):
+    """The budget is malformed, or cannot be met by removing what may be removed."""
+
+
+class PlanError(DisparseError):
+    """A plan does not fit: another model, another schema version, indices out of range, unknown groups."""
+
+
+class PatternError(DisparseError):
+    """A name pattern (protected layers, say) matches nothing."""
+
+
+class VerificationError(DisparseError):
+    """The pruned model differs from the masked twin. Nothing is handed back."""
+
+
+class ExportError(DisparseError):
+    """The ONNX file could not be written, is not valid, or does not agree with PyTorch."""
+
+
+class LoadError(DisparseError):
+    """A saved folder is incomplete, or does not fit the model that the factory builds."""

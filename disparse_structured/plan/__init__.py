@@ -1,0 +1,17 @@
+"""The immutable answer: :class:`Plan`, its parts, and what it reads of a structure."""
+
+from disparse_structured.plan.parts import SCHEMA, Change, GroupPlan, Plain, Provenance
+from disparse_structured.plan.plan import CostKind, CostModel, Plan, PrunableStructure, package_versions
+
+__all__ = [
+    "SCHEMA",
+    "Change",
+    "CostKind",
+    "CostModel",
+    "GroupPlan",
+    "Plain",
+    "Plan",
+    "Provenance",
+    "PrunableStructure",
+    "package_versions",
+]

@@ -1,0 +1,85 @@
+"""What was measured, as frozen data that ``dataclasses.asdict`` turns into JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ParityFact:
+    """How far the outputs of one task differ between ONNX Runtime and PyTorch on one batch.
+
+    ``max_abs`` is ``max |a - b|`` and ``max_rel`` is ``max |a - b| / max |b|``, ``b`` being PyTorch's
+    tensor; of a task with several tensors, each is the worst one's. ``batch`` is the size of the first
+    dimension of the first input.
+    """
+
+    task: str
+    batch: int
+    input_shapes: tuple[tuple[int, ...], ...]
+    max_abs: float
+    max_rel: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class TensorFact:
+    """One input or output of an ONNX file; a dimension is a number, or the name of a free one."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class ExportFacts:
+    """What an ONNX file is, and the proof that it agrees with PyTorch.
+
+    ``dynamic`` says which dimensions are free (``"batch+size"``, ``"size"``, ``"batch"`` or
+    ``"static"``); ``narrowed`` has one line for each wider form that was not used, with the reason.
+    ``unchecked`` names the check inputs, or the samples at their end, that the shapes of the file leave
+    no place for. ``bytes`` counts the file and its external data, ``sha256`` is of the file.
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+    external_data: bool
+    opset: int
+    dynamic: str
+    narrowed: tuple[str, ...]
+    inputs: tuple[TensorFact, ...]
+    outputs: tuple[TensorFact, ...]
+    metadata: dict[str, str]
+    parity: tuple[ParityFact, ...]
+    unchecked: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LatencyFact:
+    """Milliseconds of one model, and how much faster than the reference it is.
+
+    ``speedup`` is the ratio of the medians (reference over this model), ``paired_speedup`` the median
+    over the rounds of the same ratio within a round, which drifts of the machine's clock leave alone.
+    """
+
+    name: str
+    median_ms: float
+    lower_quartile_ms: float
+    upper_quartile_ms: float
+    speedup: float
+    paired_speedup: float
+
+
+@dataclass(frozen=True)
+class LatencyFacts:
+    """Latencies of several models, measured in turn in one run; the first is the ``reference``."""
+
+    reference: str
+    models: tuple[LatencyFact, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
+    threads: int
+    rounds: int
+    warmup: int
+    cpu: str
+    runtime: str

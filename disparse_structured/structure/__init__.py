@@ -1,0 +1,15 @@
+"""Structure of a model, read from its exported graph: channel groups, units, reach, count constraints."""
+
+from disparse_structured.structure.analysis import AttributeUpdate, Structure, analyse
+from disparse_structured.structure.groups import ChannelGroup, Consumer, Freeze, Member, Proportion
+
+__all__ = [
+    "AttributeUpdate",
+    "ChannelGroup",
+    "Consumer",
+    "Freeze",
+    "Member",
+    "Proportion",
+    "Structure",
+    "analyse",
+]

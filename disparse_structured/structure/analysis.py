@@ -1,0 +1,315 @@
+"""``analyse``: a model, its inputs and its tasks become a :class:`Structure`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import gcd, lcm
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+import disparse_structured.structure.rules  # noqa: F401  (registers the operator rules)
+from disparse_structured.errors import TaskError
+from disparse_structured.structure.capture import Capture, capture
+from disparse_structured.structure.cost import CostModel, Products, WidthTable
+from disparse_structured.structure.grouping import Grouping, group_units
+from disparse_structured.structure.groups import ChannelGroup, Freeze, Proportion, reach_matrix
+from disparse_structured.structure.labels import FROZEN, FreezeRecord
+from disparse_structured.structure.numbers import Count, Ratio, follow
+from disparse_structured.structure.provenance import Attribute
+from disparse_structured.structure.tracing import Trace
+from disparse_structured.tasks import Task, check_tasks
+
+
+@dataclass(frozen=True)
+class AttributeUpdate:
+    """``attribute`` of the module counts row ``row`` of the cost model's widths."""
+
+    attribute: Attribute
+    row: int
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """What of a model may shrink, what must shrink together, and who reads it.
+
+    ``reach`` is bool ``[tasks, units]``. ``fingerprint`` identifies the architecture (names, shapes,
+    groups), not the weights.
+    """
+
+    tasks: tuple[str, ...]
+    groups: tuple[ChannelGroup, ...]
+    frozen: tuple[Freeze, ...]
+    constraints: tuple[Proportion, ...]
+    reach: torch.Tensor
+    cost: CostModel
+    attributes: tuple[AttributeUpdate, ...]
+    fingerprint: str
+    capture: Capture
+    example_inputs: tuple[Any, ...]
+    task_objects: tuple[Task, ...]
+
+    @property
+    def units(self) -> int:
+        return self.reach.shape[1]
+
+    def group(self, name: str) -> ChannelGroup:
+        return next(group for group in self.groups if group.name == name)
+
+    def bound_to(self, names: Iterable[str]) -> set[str]:
+        """``names`` and every group that a count constraint ties to one of them."""
+        found = set(names)
+        for constraint in self.constraints:
+            if found & set(constraint.groups):
+                found |= set(constraint.groups)
+        return found
+
+
+def analyse(model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[Task]) -> Structure:
+    """Reads the structure of ``model`` from its exported graph. Never changes the model.
+
+    Args:
+        example_inputs: the positional arguments of one forward pass, batch first.
+        tasks: the tasks; each must depend on at least one parameter.
+
+    Raises:
+        TaskError: no task, a selector that misses, a task that reaches nothing.
+        CaptureError: the model cannot be exported.
+        UnsupportedModelError: wrapped, compiled, scripted or quantised models.
+    """
+    tasks = check_tasks(tasks)
+    captured = capture(model, example_inputs, tasks)
+    state, canonical = named_tensors(model)
+    captured = _with_canonical_names(captured, canonical)
+    current = _Attributes(model)
+    trace = Trace(captured, {name: tuple(tensor.shape) for name, tensor in state.items()}, current.has).run()
+    used = _used_tensors(captured)
+    for name, value in trace.tensors.items():
+        if name not in used:
+            for axis in value:
+                trace.labels.freeze(axis.atoms(), "never used by forward", "", name.rpartition(".")[0])
+    reach = _node_reach(captured)
+    _check_reach(captured, reach)
+    classes = trace.labels.solve()
+    frozen = trace.labels.frozen(classes, trace.labels.freezes)
+    numbers = follow(trace.literals, classes, frozen, trace.annotated, current)
+    frozen |= trace.labels.frozen(classes, numbers.freezes)
+    read_reach = [reach.get(read.node, frozenset()) for read in trace.reads]
+    names = tuple(task.name for task in tasks)
+    grouping = group_units(trace, classes, frozen, read_reach, names)
+    constraints, extra = _proportions(numbers.ratios, classes, grouping)
+    if extra.size:
+        record = FreezeRecord(
+            np.flatnonzero(np.isin(classes, extra)), "a count constraint that is not a ratio of two groups", "", ""
+        )
+        numbers.freezes.append(record)
+        frozen[extra] = True
+        grouping = group_units(trace, classes, frozen, read_reach, names)
+        constraints, _ = _proportions(numbers.ratios, classes, grouping)
+    table = WidthTable(grouping.units, sum(group.units for group in grouping.groups))
+    batch = _batch_size(example_inputs)
+    parameters = {name for name, tensor in state.items() if isinstance(tensor, nn.Parameter)}
+    products = {
+        "macs": table.products([(term.coefficient / batch, term.axes) for term in trace.multiplies]),
+        "parameters": _parameter_products(table, trace, parameters, state),
+    }
+    attributes = tuple(
+        AttributeUpdate(attribute, row)
+        for attribute, labels in numbers.attributes.items()
+        if not table.is_fixed(row := table.row(labels))
+    )
+    records = [*trace.labels.freezes, *numbers.freezes, *([grouping.lonely] if grouping.lonely else [])]
+    return Structure(
+        tasks=names,
+        groups=grouping.groups,
+        frozen=_summarise(records, trace, classes, state, parameters),
+        constraints=constraints,
+        reach=reach_matrix(grouping.groups, names),
+        cost=CostModel(table.finish(), products),  # type: ignore[arg-type]
+        attributes=attributes,
+        fingerprint=_fingerprint(state, grouping.groups),
+        capture=captured,
+        example_inputs=example_inputs,
+        task_objects=tasks,
+    )
+
+
+def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Parameters and buffers by canonical name, and the canonical name of every name (ties share one)."""
+    tensors: dict[str, torch.Tensor] = {}
+    canonical: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for named in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+        for name, tensor in named:
+            owner = first.setdefault(id(tensor), name)
+            canonical[name] = owner
+            if owner == name:
+                tensors[name] = tensor
+    return tensors, canonical
+
+
+def _with_canonical_names(captured: Capture, canonical: dict[str, str]) -> Capture:
+    tensors = {node: canonical[name] for node, name in captured.tensors.items()}
+    return Capture(
+        captured.module, tensors, captured.constants, captured.inputs,
+        captured.tasks, captured.widths, captured.returned,
+    )  # fmt: skip
+
+
+def _used_tensors(captured: Capture) -> set[str]:
+    return {
+        captured.tensors[node.name]
+        for node in captured.graph.find_nodes(op="placeholder")
+        if node.name in captured.tensors and node.users
+    }
+
+
+@dataclass(frozen=True)
+class _Attributes:
+    """The integer attributes of the model's modules, as they are now."""
+
+    model: nn.Module
+
+    def __call__(self, attribute: Attribute) -> int:
+        value = getattr(self.model.get_submodule(attribute.module), attribute.name)
+        return int(value if attribute.index is None else value[attribute.index])
+
+    def has(self, attribute: Attribute) -> bool:
+        return type(vars(self.model.get_submodule(attribute.module)).get(attribute.name)) is int
+
+
+def _node_reach(captured: Capture) -> dict[str, frozenset[str]]:
+    """The tasks whose output depends on each node."""
+    reach: dict[str, frozenset[str]] = defaultdict(frozenset)
+    for task, nodes in captured.task_outputs(captured.outputs).items():
+        for node in nodes:
+            if isinstance(node, fx.Node):
+                reach[node.name] |= {task}
+    for node in reversed(captured.graph.nodes):
+        if node.op == "output":
+            continue
+        for source in node.all_input_nodes:
+            reach[source.name] |= reach[node.name]
+    return reach
+
+
+def _check_reach(captured: Capture, reach: dict[str, frozenset[str]]) -> None:
+    reached = frozenset[str]().union(*(reach[node] for node in captured.tensors))
+    for task in captured.tasks:
+        if task not in reached:
+            raise TaskError(
+                f"task {task!r} reaches nothing: its output depends on no parameter of the model. "
+                "Point its selector at an output that the network computes, or drop the task."
+            )
+
+
+def _batch_size(example_inputs: tuple[Any, ...]) -> int:
+    tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(example_inputs) if isinstance(leaf, torch.Tensor)]
+    return next((tensor.shape[0] for tensor in tensors if tensor.ndim), 1)
+
+
+def _parameter_products(
+    table: WidthTable, trace: Trace, parameters: set[str], state: dict[str, torch.Tensor]
+) -> Products:
+    terms: list[tuple[float, list[np.ndarray]]] = []
+    for name in sorted(parameters):
+        value = trace.tensors.get(name)
+        terms.append((1.0, [axis.atoms() for axis in value]) if value else (float(state[name].numel()), []))
+    return table.products(terms)
+
+
+def _proportions(
+    ratios: list[Ratio], classes: np.ndarray, grouping: Grouping
+) -> tuple[tuple[Proportion, ...], np.ndarray]:
+    """Ratios between groups, merged where they share one; and the classes of ratios that are none."""
+    unit_of_class = dict(zip(classes.tolist(), grouping.units.tolist(), strict=True))
+    shares: dict[str, dict[str, Fraction]] = {}
+    reasons: dict[str, str] = {}
+    failed: list[int] = []
+    for ratio in ratios:
+        sides = [_single_group(count, unit_of_class, grouping.groups) for count in (ratio.numerator, ratio.denominator)]
+        if sides[0] is None or sides[1] is None:
+            failed.extend(each for count in (ratio.numerator, ratio.denominator) for each, _ in count.classes)
+            continue
+        (top, top_times), (bottom, bottom_times) = sides
+        # top_times * kept(top) == factor * bottom_times * kept(bottom)
+        pair = {top: Fraction(ratio.factor * bottom_times), bottom: Fraction(top_times)}
+        merged = shares.get(top, {top: pair[top]})
+        scale = merged[top] / pair[top]
+        other = shares.get(bottom, {bottom: pair[bottom] * scale})
+        rescale = pair[bottom] * scale / other[bottom]
+        merged = {**merged, **{name: share * rescale for name, share in other.items()}}
+        for name in merged:
+            shares[name] = merged
+            reasons[name] = ratio.reason
+    proportions = []
+    for merged in {id(each): each for each in shares.values()}.values():
+        denominator = lcm(*(share.denominator for share in merged.values()))
+        whole = {name: int(share * denominator) for name, share in merged.items()}
+        divisor = gcd(*whole.values())
+        proportions.append(
+            Proportion(tuple(whole), tuple(share // divisor for share in whole.values()), reasons[next(iter(whole))])
+        )
+    return tuple(proportions), np.array(sorted(set(failed)), dtype=np.int64)
+
+
+def _single_group(
+    count: Count, unit_of_class: dict[int, int], groups: tuple[ChannelGroup, ...]
+) -> tuple[str, int] | None:
+    """The one group whose units ``count`` counts, each equally often."""
+    units = {unit_of_class[each] for each, _ in count.classes}
+    times = {each for _, each in count.classes}
+    for group in groups:
+        if units == set(range(group.start, group.start + group.units)) and len(times) == 1:
+            return group.name, times.pop()
+    return None
+
+
+def _summarise(
+    records: Sequence[FreezeRecord],
+    trace: Trace,
+    classes: np.ndarray,
+    state: dict[str, torch.Tensor],
+    parameters: set[str],
+) -> tuple[Freeze, ...]:
+    """What each operator froze: parameters (elements of frozen slices), and their share of the network's."""
+    held = np.zeros(int(classes.max()) + 1)
+    for name, value in trace.tensors.items():
+        if name in parameters:
+            for axis in value:
+                if axis.labels is not None:
+                    np.add.at(held, classes[axis.labels], state[name].numel() / axis.size)
+    total = sum(state[name].numel() for name in parameters) or 1
+    touched: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+    for record in records:
+        found = set(np.unique(classes[record.atoms]).tolist()) - {int(classes[FROZEN])}
+        touched[(record.reason, record.operator, record.module)].update(found)
+    freezes = []
+    for (reason, operator, module), found in touched.items():
+        count = int(held[sorted(found)].sum())
+        if count and reason != "kernel dimension of a convolution":
+            freezes.append(Freeze(reason, operator, module, count, min(1.0, count / total)))
+    return tuple(sorted(freezes, key=lambda freeze: (-freeze.parameters, freeze.reason, freeze.module)))
+
+
+def _fingerprint(state: dict[str, torch.Tensor], groups: tuple[ChannelGroup, ...]) -> str:
+    facts = {
+        "tensors": [(name, list(tensor.shape)) for name, tensor in sorted(state.items())],
+        "groups": [
+            (
+                group.name,
+                group.units,
+                group.kind,
+                [(m.parameter, m.dim, hashlib.sha256(m.index.tobytes()).hexdigest()[:16]) for m in group.members],
+            )
+            for group in groups
+        ],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

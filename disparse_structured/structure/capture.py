@@ -1,0 +1,240 @@
+"""From a module to its exported graph, with the tasks' outputs as the graph's outputs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from disparse_structured.errors import CaptureError, TaskError, UnsupportedModelError
+from disparse_structured.structure.provenance import traced_integers
+from disparse_structured.tasks import Task
+
+_PREFIX = "model"
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """An exported graph whose parameters and buffers are inputs.
+
+    ``tensors`` maps a placeholder to the qualified name of its parameter or buffer, ``constants`` to a
+    constant tensor, ``inputs`` lists the placeholders of the user's inputs. The graph returns the
+    tasks' tensors, ``widths[k]`` of them for task ``k`` in order, then everything else the model returns
+    (``returned`` tensors so far), then what each layer computed, so that dead branches stay visible.
+    """
+
+    module: fx.GraphModule
+    tensors: Mapping[str, str]
+    constants: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    tasks: tuple[str, ...]
+    widths: tuple[int, ...]
+    returned: int
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.module.graph
+
+    @property
+    def outputs(self) -> tuple[Any, ...]:
+        """The nodes (or constants) that the model returns."""
+        return tuple(self.graph.output_node().args[0])[: self.returned]
+
+    def task_outputs(self, flat: Sequence[Any]) -> dict[str, tuple[Any, ...]]:
+        """``flat``, what the graph returned, by task."""
+        outputs, start = {}, 0
+        for task, width in zip(self.tasks, self.widths, strict=True):
+            outputs[task] = tuple(flat[start : start + width])
+            start += width
+        return outputs
+
+    def run(
+        self,
+        state: Mapping[str, torch.Tensor],
+        inputs: tuple[Any, ...],
+        module: Callable[..., Any] | None = None,
+    ) -> dict[str, tuple[torch.Tensor, ...]]:
+        """Runs the graph (or ``module``, made from it) with the tensors of ``state``; outputs by task."""
+        leaves = iter(pytree.tree_leaves((inputs, {})))
+        first = next(iter(state.values())) if state else None
+        arguments = []
+        for node in self.graph.find_nodes(op="placeholder"):
+            if node.name in self.tensors:
+                arguments.append(state[self.tensors[node.name]])
+            elif node.name in self.constants:
+                arguments.append(_like(self.constants[node.name], first))
+            else:
+                arguments.append(next(leaves))
+        return self.task_outputs((module or self.module)(*arguments))
+
+
+def capture(model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[Task]) -> Capture:
+    """Exports ``model`` in eval mode; raises :class:`CaptureError` with torch's reason if that fails.
+
+    The model's mode, attributes and random state are as before afterwards.
+    """
+    check_supported(model)
+    wrapper = _TaskOutputs(model, tasks)
+    with evaluating(model), _quiet(), torch.random.fork_rng(devices=[]), traced_integers(model):
+        try:
+            exported = torch.export.export(wrapper, example_inputs, strict=False)
+        except TaskError:
+            raise
+        except Exception as error:
+            task_error = _task_error(error)
+            if task_error is not None:
+                raise task_error from None
+            raise CaptureError(
+                f"torch.export could not capture {type(model).__name__}: {_reason(error)}\n"
+                "The forward pass must be one graph: no branches on tensor values, no Python side effects. "
+                "torch.export.export(model, example_inputs, strict=False) reproduces this."
+            ) from error
+    signature = exported.graph_signature
+    if signature.buffers_to_mutate:
+        raise CaptureError(
+            f"{type(model).__name__} changes its buffers in eval mode "
+            f"({sorted(signature.buffers_to_mutate.values())[:3]}). Make forward free of such updates."
+        )
+    tensors, constants, inputs = {}, {}, []
+    for spec in signature.input_specs:
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            tensors[spec.arg.name] = spec.target.removeprefix(f"{_PREFIX}.")
+        elif spec.kind is InputKind.USER_INPUT:
+            inputs.append(spec.arg.name)
+        else:
+            constants[spec.arg.name] = exported.constants.get(spec.target)
+    return Capture(
+        module=exported.graph_module,
+        tensors=tensors,
+        constants=constants,
+        inputs=tuple(inputs),
+        tasks=tuple(task.name for task in tasks),
+        widths=wrapper.layout.widths,
+        returned=wrapper.layout.returned,
+    )
+
+
+def check_supported(model: nn.Module) -> None:
+    """Raises :class:`UnsupportedModelError` for wrappers and formats that cannot be pruned as they are."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise UnsupportedModelError(
+            f"the model is wrapped in {type(model).__name__}. Pass the module inside: model.module."
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError("the model is a TorchScript module. Pass the Python module it was made from.")
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        raise UnsupportedModelError(
+            "the model was compiled by torch.compile. Pass the original module: model._orig_mod."
+        )
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
+            raise UnsupportedModelError(
+                f"layer {name!r} is quantised ({type(module).__name__}). Prune the float model, then quantise."
+            )
+
+
+@dataclass
+class _Layout:
+    """Filled while exporting; an object of its own, because torch.export puts a module's attributes back."""
+
+    widths: tuple[int, ...] = ()
+    returned: int = 0
+
+
+class _TaskOutputs(nn.Module):
+    """Returns the tasks' tensors, every other tensor of the model's output, and every layer's, as one tuple."""
+
+    def __init__(self, model: nn.Module, tasks: Sequence[Task]) -> None:
+        super().__init__()
+        self.add_module(_PREFIX, model)
+        self.tasks = tasks
+        self.layout = _Layout()
+
+    def forward(self, *inputs: Any) -> tuple[torch.Tensor, ...]:
+        computed: list[torch.Tensor] = []
+        layers = [module for module in self.modules() if next(module.parameters(recurse=False), None) is not None]
+        hooks = [
+            layer.register_forward_hook(lambda _, __, result: computed.extend(tensor_leaves(result)))
+            for layer in layers
+        ]
+        try:
+            output = getattr(self, _PREFIX)(*inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        picked = [task.tensors(output) for task in self.tasks]
+        returned = [tensor for tensors in [*picked, tensor_leaves(output)] for tensor in tensors]
+        self.layout.widths = tuple(len(tensors) for tensors in picked)
+        self.layout.returned = len(returned)
+        return (*returned, *computed)
+
+
+def tensor_leaves(output: Any) -> list[torch.Tensor]:
+    """Every tensor of a model's output: pytrees, and plain objects such as dataclasses."""
+    tensors = []
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, torch.Tensor):
+            tensors.append(leaf)
+        elif hasattr(leaf, "__dict__"):
+            tensors.extend(tensor_leaves(vars(leaf)))
+    return tensors
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """``model`` in eval mode; every module's own mode is restored after."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's own logging of an error that we raise anyway off the terminal."""
+    logger = logging.getLogger("torch")
+    disabled = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
+
+
+def _like(constant: Any, first: torch.Tensor | None) -> Any:
+    if isinstance(constant, torch.Tensor) and first is not None:
+        dtype = first.dtype if constant.is_floating_point() and first.is_floating_point() else constant.dtype
+        return constant.to(device=first.device, dtype=dtype)
+    return constant
+
+
+def _task_error(error: BaseException | None) -> TaskError | None:
+    while error is not None:
+        if isinstance(error, TaskError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    """torch's first sentence, and the line of the user's code that it happened in."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    message = " ".join(lines[:2])[:500] or type(error).__name__
+    place = ""
+    traceback = error.__traceback__
+    while traceback is not None:
+        path = traceback.tb_frame.f_code.co_filename
+        if "/torch/" not in path and "disparse_structured" not in path:
+            place = f" (at {path}:{traceback.tb_lineno}, in {traceback.tb_frame.f_code.co_name})"
+        traceback = traceback.tb_next
+    return f"{type(error).__name__}: {message}{place}"

@@ -1,0 +1,134 @@
+"""Analytic cost of any set of kept units: multiply-accumulates and parameters.
+
+Every cost is a sum of products of *widths*, and every width is a fixed part plus the number of kept
+positions, so one sparse matrix-vector product and one product per term give the cost of a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+Measure = Literal["macs", "parameters"]
+Keep = torch.Tensor | np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Widths:
+    """``fixed + matrix @ keep``: the widths of all dimensions that a plan can change.
+
+    ``matrix`` is a sparse ``[rows, units]`` count of positions, ``fixed`` is int64 ``[rows]``.
+    """
+
+    matrix: Any
+    fixed: np.ndarray
+
+    def __call__(self, keep: Keep) -> np.ndarray:
+        """float64 ``[rows]`` for bool ``[units]``."""
+        return self.fixed + self.matrix @ np.asarray(keep, dtype=np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Products:
+    """``sum(coefficients * product(widths[rows], over columns))``; ``rows`` is int64 ``[terms, factors]``."""
+
+    coefficients: np.ndarray
+    rows: np.ndarray
+
+    def total(self, widths: np.ndarray) -> float:
+        return float(self.coefficients @ widths[self.rows].prod(axis=1))
+
+    def gradient(self, widths: np.ndarray) -> np.ndarray:
+        """float64 ``[rows]``: how fast the total grows with each width."""
+        result = np.zeros(len(widths))
+        factors = widths[self.rows]
+        for column in range(self.rows.shape[1]):
+            others = np.delete(factors, column, axis=1).prod(axis=1)
+            np.add.at(result, self.rows[:, column], self.coefficients * others)
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class CostModel:
+    """Costs of the network as a function of the kept units.
+
+    MACs are multiply-accumulates of convolutions, linear layers, matrix products and attention for one
+    example; parameters count every ``nn.Parameter`` once, also when tied.
+    """
+
+    widths: Widths
+    products: dict[Measure, Products]
+
+    def macs(self, keep: Keep) -> float:
+        return self.total("macs", keep)
+
+    def parameters(self, keep: Keep) -> float:
+        return self.total("parameters", keep)
+
+    def total(self, measure: Measure, keep: Keep) -> float:
+        """The cost of keeping ``keep``, bool ``[units]``."""
+        return self.products[measure].total(self.widths(keep))
+
+    def unit_cost(self, measure: Measure) -> np.ndarray:
+        """float64 ``[units]``: what removing one unit from the dense network saves, to first order."""
+        dense = self.widths(np.ones(self.widths.matrix.shape[1], dtype=bool))
+        return np.asarray(self.widths.matrix.T @ self.products[measure].gradient(dense))
+
+
+class WidthTable:
+    """Collects label arrays as rows of :class:`Widths`; equal arrays share a row. Row 0 is the constant 1."""
+
+    def __init__(self, units: np.ndarray, count: int) -> None:
+        """``units`` is int64 ``[atoms]``: the flat unit of each atom, -1 where it is fixed."""
+        self._units = units
+        self._count = count
+        self._rows: dict[bytes, int] = {}
+        self._arrays: list[np.ndarray] = [np.array([-1])]
+
+    def row(self, labels: np.ndarray) -> int:
+        units = np.ascontiguousarray(self._units[labels])
+        key = units.tobytes()
+        if key not in self._rows:
+            self._rows[key] = len(self._arrays)
+            self._arrays.append(units)
+        return self._rows[key]
+
+    def is_fixed(self, row: int) -> bool:
+        return bool((self._arrays[row] < 0).all())
+
+    def size(self, row: int) -> int:
+        return len(self._arrays[row])
+
+    def products(self, terms: Sequence[tuple[float, Sequence[np.ndarray]]]) -> Products:
+        """Terms of a coefficient and label arrays; fixed widths go into the coefficient."""
+        coefficients, rows = [], []
+        for coefficient, axes in terms:
+            factors = []
+            for axis in axes:
+                row = self.row(axis)
+                if self.is_fixed(row):
+                    coefficient *= self.size(row)
+                else:
+                    factors.append(row)
+            coefficients.append(float(coefficient))
+            rows.append(factors)
+        width = max([len(factors) for factors in rows], default=0) or 1
+        padded = [factors + [0] * (width - len(factors)) for factors in rows]
+        return Products(np.array(coefficients), np.array(padded, dtype=np.int64).reshape(len(rows), width))
+
+    def finish(self) -> Widths:
+        from scipy.sparse import csr_array
+
+        lengths = [len(units) for units in self._arrays]
+        row = np.repeat(np.arange(len(lengths)), lengths)
+        unit = np.concatenate(self._arrays)
+        free = unit >= 0
+        fixed = np.bincount(row[~free], minlength=len(lengths))
+        matrix = csr_array(
+            (np.ones(free.sum()), (row[free], unit[free])), shape=(len(lengths), max(self._count, 0))
+        )
+        return Widths(matrix, fixed)

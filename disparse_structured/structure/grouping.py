@@ -1,0 +1,149 @@
+"""From solved labels to channel groups: units are classes, groups are units with the same signature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from disparse_structured.structure.groups import ChannelGroup, Consumer, Kind, Member
+from disparse_structured.structure.labels import FROZEN, FreezeRecord
+from disparse_structured.structure.tracing import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """A dimension of a tensor, or of what an operator reads, whose positions belong to units."""
+
+    labels: np.ndarray
+    member: tuple[str, int] | None
+    read: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Grouping:
+    """Groups, the flat unit of every atom (-1: fixed), and the classes that have only one unit."""
+
+    groups: tuple[ChannelGroup, ...]
+    units: np.ndarray
+    lonely: FreezeRecord | None
+
+
+def group_units(
+    trace: Trace, classes: np.ndarray, frozen: np.ndarray, reach: Sequence[frozenset[str]], tasks: Sequence[str]
+) -> Grouping:
+    """``reach[i]`` are the tasks behind ``trace.reads[i]``; groups come in order of their first parameter."""
+    places = [
+        _Place(axis.labels, (name, dim), None)
+        for name, value in trace.tensors.items()
+        for dim, axis in enumerate(value)
+        if axis.labels is not None
+    ]
+    members = len(places)
+    places.extend(_Place(read.labels, None, i) for i, read in enumerate(trace.reads))
+    free = ~frozen
+    free[classes[FROZEN]] = False
+    positions = [classes[place.labels] for place in places]
+    signature = _signatures(positions, members, free)
+    order = _first_seen(positions[:members], len(free))
+    groups: list[ChannelGroup] = []
+    unit_of_class = np.full(len(free), -1)
+    start, names = 0, dict[str, int]()
+    lonely: list[np.ndarray] = []
+    candidates = np.flatnonzero(free & (order < np.iinfo(np.int64).max))
+    candidates = candidates[np.argsort(order[candidates], kind="stable")]
+    kinds = _kinds(trace, classes)
+    _, index = np.unique(signature[candidates], return_inverse=True)
+    first = np.full(index.max() + 1 if index.size else 0, len(candidates))
+    np.minimum.at(first, index, np.arange(len(candidates)))
+    for group in np.argsort(first, kind="stable"):
+        units = candidates[index == group]
+        if len(units) == 1:
+            lonely.append(units)
+            continue
+        rank = np.full(len(free), -1)
+        rank[units] = np.arange(len(units))
+        found = [_positions(rank[position], len(units)) for position in positions]
+        owned = tuple(
+            Member(*place.member, where)
+            for place, where in zip(places, found, strict=True)
+            if place.member is not None and where is not None
+        )
+        reads = [(place.read, where) for place, where in zip(places, found, strict=True) if where is not None]
+        consumers = tuple(
+            Consumer(trace.reads[i].node, trace.reads[i].arg, trace.reads[i].dim, where, trace.reads[i].normalises)
+            for i, where in reads
+            if i is not None
+        )
+        reached = frozenset[str]().union(*(reach[i] for i, _ in reads if i is not None))
+        groups.append(
+            ChannelGroup(
+                name=_name(owned, names),
+                units=len(units),
+                members=owned,
+                consumers=consumers,
+                reach=tuple(task for task in tasks if task in reached),
+                kind=_kind(kinds, units, owned),
+                start=start,
+            )
+        )
+        unit_of_class[units] = start + np.arange(len(units))
+        start += len(units)
+    alone = np.concatenate(lonely) if lonely else np.array([], dtype=np.int64)
+    record = None
+    if alone.size:
+        atoms = np.flatnonzero(np.isin(classes, alone))
+        record = FreezeRecord(atoms, "only one unit", "", "")
+    return Grouping(tuple(groups), unit_of_class[classes], record)
+
+
+def _signatures(positions: list[np.ndarray], members: int, free: np.ndarray) -> np.ndarray:
+    """uint64 ``[classes]``: equal for classes that occur equally often in the same places."""
+    generator = np.random.Generator(np.random.PCG64(0))
+    codes = generator.integers(1, 2**63, size=len(positions), dtype=np.uint64)
+    signature = np.zeros(len(free), dtype=np.uint64)
+    for code, position in zip(codes, positions, strict=True):
+        np.add.at(signature, position, code)
+    return signature
+
+
+def _first_seen(positions: list[np.ndarray], count: int) -> np.ndarray:
+    """int64 ``[classes]``: the first parameter position of each class, in order of the parameters."""
+    seen = np.full(count, np.iinfo(np.int64).max)
+    offset = 0
+    for position in positions:
+        np.minimum.at(seen, position, offset + np.arange(len(position)))
+        offset += len(position)
+    return seen
+
+
+def _positions(ranks: np.ndarray, units: int) -> np.ndarray | None:
+    """int64 ``[units, multiplicity]``: where each unit stands; None if it does not occur."""
+    where = np.flatnonzero(ranks >= 0)
+    if not where.size:
+        return None
+    return where[np.argsort(ranks[where], kind="stable")].reshape(units, -1)
+
+
+def _kinds(trace: Trace, classes: np.ndarray) -> dict[int, Kind]:
+    kinds: dict[int, Kind] = {}
+    for labels, kind in trace.kinds:
+        for each in np.unique(classes[labels]):
+            if kinds.get(int(each)) != "head":
+                kinds[int(each)] = kind
+    return kinds
+
+
+def _kind(kinds: dict[int, Kind], units: np.ndarray, members: tuple[Member, ...]) -> Kind:
+    if all(member.index.shape[1] == 1 for member in members):
+        return kinds.get(int(units[0]), "channel") if int(units[0]) in kinds else "channel"
+    return kinds.get(int(units[0]), "bundle" if int(units[0]) in kinds else "channel")
+
+
+def _name(members: tuple[Member, ...], names: dict[str, int]) -> str:
+    """The layer that produces the group; a number where one layer produces several."""
+    producer = next((member for member in members if member.dim == 0), members[0])
+    name = producer.parameter.rpartition(".")[0] or producer.parameter
+    names[name] = names.get(name, 0) + 1
+    return name if names[name] == 1 else f"{name}#{names[name]}"

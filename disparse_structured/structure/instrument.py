@@ -1,0 +1,63 @@
+"""A copy of the exported graph with modules put where it reads: masks for the twin, gates for saliency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import fx, nn
+
+from disparse_structured.structure.capture import Capture
+
+Place = tuple[str, int]
+"""A node of the graph and the position of one of its arguments."""
+
+
+def instrumented(
+    capture: Capture, readers: Mapping[Place, Sequence[nn.Module]], replacements: Mapping[str, nn.Module]
+) -> fx.GraphModule:
+    """The graph with only the tasks' outputs.
+
+    What a node reads at a place of ``readers`` passes through the modules given there, in order; a node
+    of ``replacements`` becomes a call of that module with the node's arguments.
+    """
+    graph = fx.Graph()
+    modules: dict[str, nn.Module] = {}
+    copies: dict[fx.Node, fx.Node] = {}
+
+    def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        name = f"instrument_{len(modules)}"
+        modules[name] = module
+        return graph.call_module(name, args, kwargs)
+
+    needed = _needed(capture)
+    for node in capture.graph.nodes:
+        if node.op == "output" or (node.op != "placeholder" and node not in needed):
+            continue
+        args = list(fx.map_arg(node.args, copies.__getitem__))
+        kwargs = dict(fx.map_arg(node.kwargs, copies.__getitem__))
+        for position in range(len(args)):
+            for module in readers.get((node.name, position), ()):
+                args[position] = call(module, (args[position],), {})
+        if node.name in replacements:
+            copies[node] = call(replacements[node.name], tuple(args), kwargs)
+        else:
+            copies[node] = graph.create_node(node.op, node.target, tuple(args), kwargs, node.name)
+    graph.output(fx.map_arg(_task_results(capture), copies.__getitem__))
+    return fx.GraphModule(nn.ModuleDict(modules), graph)
+
+
+def _task_results(capture: Capture) -> tuple[Any, ...]:
+    return capture.outputs[: sum(capture.widths)]
+
+
+def _needed(capture: Capture) -> set[fx.Node]:
+    """The nodes that the tasks' outputs depend on."""
+    needed: set[fx.Node] = set()
+    pending = [item for item in _task_results(capture) if isinstance(item, fx.Node)]
+    while pending:
+        node = pending.pop()
+        if node not in needed:
+            needed.add(node)
+            pending.extend(node.all_input_nodes)
+    return needed

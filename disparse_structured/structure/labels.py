@@ -1,0 +1,99 @@
+"""Labels: who owns each position of each dimension.
+
+Every parameter and buffer has one *atom* for each (dimension, index). The values of the graph carry,
+for each dimension, the atoms that its positions stand for; operator rules hand them on, unite them
+(they must go together) or freeze them (they may not go).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+FROZEN = 0
+"""The atom of every position that may not go."""
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """One dimension of a value.
+
+    ``labels`` is int64 ``[size]``, or None where no position may go. ``sample`` is int64 ``[size]``, the
+    number of the example in the batch that each position belongs to, or None where it mixes them.
+    """
+
+    size: int
+    labels: np.ndarray | None = None
+    sample: np.ndarray | None = None
+
+    def atoms(self) -> np.ndarray:
+        """The labels, with FROZEN where there are none."""
+        return np.full(self.size, FROZEN) if self.labels is None else self.labels
+
+    def with_labels(self, labels: np.ndarray | None) -> Axis:
+        return Axis(self.size if labels is None else len(labels), labels, self.sample)
+
+
+Value = tuple[Axis, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class FreezeRecord:
+    """``atoms`` may not go because of ``operator`` in ``module``."""
+
+    atoms: np.ndarray
+    reason: str
+    operator: str
+    module: str
+
+
+@dataclass
+class Labels:
+    """Atoms, what unites them and what freezes them; collected first, solved once."""
+
+    count: int = 1
+    edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    freezes: list[FreezeRecord] = field(default_factory=list)
+
+    def fresh(self, size: int) -> np.ndarray:
+        """``size`` new atoms."""
+        atoms = np.arange(self.count, self.count + size)
+        self.count += size
+        return atoms
+
+    def unite(self, first: np.ndarray, second: np.ndarray, reason: str, operator: str, module: str) -> None:
+        """Position by position (broadcast), ``first`` and ``second`` go together or not at all."""
+        first, second = (np.ravel(side) for side in np.broadcast_arrays(first, second))
+        free = (first != FROZEN) & (second != FROZEN)
+        different = free & (first != second)
+        if different.any():
+            self.edges.append((first[different], second[different]))
+        if not free.all():
+            self.freeze(np.concatenate([first[~free], second[~free]]), reason, operator, module)
+
+    def freeze(self, atoms: np.ndarray, reason: str, operator: str, module: str) -> None:
+        atoms = np.unique(atoms)
+        atoms = atoms[atoms != FROZEN]
+        if atoms.size:
+            self.freezes.append(FreezeRecord(atoms, reason, operator, module))
+
+    def solve(self) -> np.ndarray:
+        """int64 ``[count]``: the class of every atom, by union only; freezes are applied by :meth:`frozen`."""
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        if not self.edges:
+            return np.arange(self.count)
+        rows, columns = (np.concatenate(side) for side in zip(*self.edges, strict=True))
+        graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(self.count, self.count))
+        return connected_components(graph, directed=False)[1].astype(np.int64)
+
+    def frozen(self, classes: np.ndarray, records: Iterable[FreezeRecord]) -> np.ndarray:
+        """bool ``[number of classes]``: which classes hold a frozen atom."""
+        frozen = np.zeros(int(classes.max()) + 1, dtype=bool)
+        frozen[classes[FROZEN]] = True
+        for record in records:
+            frozen[classes[record.atoms]] = True
+        return frozen

@@ -1,0 +1,201 @@
+"""Do the numbers that ``forward`` computes with follow the widths of a pruned network?
+
+Each literal of the graph has an expression (where it came from) and the labels it counts. An attribute
+takes the new count; an expression of sizes must come out right by itself, or under a count constraint.
+Where neither holds, the labels stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from disparse_structured.structure.labels import FROZEN, Axis, FreezeRecord, Value
+from disparse_structured.structure.provenance import Arithmetic, Attribute, Expression, Size
+from disparse_structured.structure.tracing import Literal
+
+
+@dataclass(frozen=True)
+class Count:
+    """``fixed`` positions plus ``times`` positions for each surviving class: ``fixed + sum(times * kept)``."""
+
+    fixed: int
+    classes: tuple[tuple[int, int], ...] = ()
+
+    def scaled(self, factor: int) -> Count:
+        return Count(self.fixed * factor, tuple((each, times * factor) for each, times in self.classes))
+
+    def plus(self, other: Count, sign: int = 1) -> Count:
+        total = dict(self.classes)
+        for each, times in other.classes:
+            total[each] = total.get(each, 0) + sign * times
+        kept = tuple(sorted((each, times) for each, times in total.items() if times))
+        return Count(self.fixed + sign * other.fixed, kept)
+
+    def divided(self, divisor: int) -> Count | None:
+        numbers = [self.fixed, *(times for _, times in self.classes)]
+        if divisor == 0 or any(number % divisor for number in numbers):
+            return None
+        return Count(self.fixed // divisor, tuple((each, times // divisor) for each, times in self.classes))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A count constraint: ``numerator == factor * denominator``."""
+
+    numerator: Count
+    denominator: Count
+    factor: int
+    reason: str
+
+
+@dataclass
+class Numbers:
+    """What :func:`follow` finds: attributes with the labels they count, constraints, and labels that must stay."""
+
+    attributes: dict[Attribute, np.ndarray] = field(default_factory=dict)
+    ratios: list[Ratio] = field(default_factory=list)
+    freezes: list[FreezeRecord] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Solver:
+    classes: np.ndarray
+    frozen: np.ndarray
+    annotated: dict[int, Value]
+    current: Callable[[Attribute], int]
+
+    def count(self, labels: np.ndarray) -> Count:
+        classes = self.classes[labels]
+        fixed = (labels == FROZEN) | self.frozen[classes]
+        values, times = np.unique(classes[~fixed], return_counts=True)
+        return Count(int(fixed.sum()), tuple(zip(values.tolist(), times.tolist(), strict=True)))
+
+    def evaluate(self, expression: Expression, assigned: dict[Attribute, Count]) -> Count | None:
+        """The expression's value in terms of surviving classes; None if it is not linear in them."""
+        if isinstance(expression, int):
+            return Count(int(expression))
+        if isinstance(expression, Attribute):
+            return assigned.get(expression) or Count(self.current(expression))
+        if isinstance(expression, Size):
+            value = self.annotated.get(expression.value)
+            return None if value is None else self.count(value[expression.dim].atoms())
+        left, right = (self.evaluate(side, assigned) for side in (expression.left, expression.right))
+        if left is None or right is None:
+            return None
+        if expression.symbol in "+-":
+            return left.plus(right, 1 if expression.symbol == "+" else -1)
+        if expression.symbol == "*":
+            if not left.classes:
+                return right.scaled(left.fixed)
+            return left.scaled(right.fixed) if not right.classes else None
+        if not right.classes:
+            if not left.classes:
+                return Count(left.fixed // right.fixed) if right.fixed else None
+            return left.divided(right.fixed)
+        return _quotient(left, right)
+
+    def ratio(self, literal: Literal, required: Count, assigned: dict[Attribute, Count]) -> Ratio | None:
+        """The count constraint under which ``literal`` comes out right, if it is a ratio.
+
+        Either ``a // b`` must stay the constant it is (``a == constant * b``), or the size of one thing
+        is used for another (``a == b``).
+        """
+        expression, factor = literal.expression, 1
+        left: Count | None = self.evaluate(expression, assigned)
+        right: Count | None = required
+        reason = "forward uses the width of one for the other"
+        if not required.classes:
+            if not isinstance(expression, Arithmetic) or expression.symbol != "//":
+                return None
+            factor, reason = required.fixed, f"forward computes {required.fixed} as a quotient of the two"
+            left, right = (self.evaluate(side, assigned) for side in (expression.left, expression.right))
+        if left is None or right is None or left.fixed or right.fixed or not left.classes or not right.classes:
+            return None
+        return Ratio(left, right, factor, reason)
+
+    def labels_of(self, expression: Expression, attributes: dict[Attribute, np.ndarray]) -> list[np.ndarray]:
+        if isinstance(expression, Attribute):
+            return [attributes[expression]] if expression in attributes else []
+        if isinstance(expression, Size):
+            value = self.annotated.get(expression.value)
+            axis = Axis(0) if value is None else value[expression.dim]
+            return [axis.atoms()]
+        if isinstance(expression, Arithmetic):
+            return [
+                labels for side in (expression.left, expression.right) for labels in self.labels_of(side, attributes)
+            ]
+        return []
+
+
+def _quotient(left: Count, right: Count) -> Count | None:
+    """``left // right`` where left is a constant multiple of right."""
+    (each, times), *_ = right.classes
+    factor, rest = divmod(dict(left.classes).get(each, 0), times)
+    return Count(factor) if rest == 0 and right.scaled(factor) == left else None
+
+
+def follow(
+    literals: Iterable[Literal],
+    classes: np.ndarray,
+    frozen: np.ndarray,
+    annotated: dict[int, Value],
+    current: Callable[[Attribute], int],
+) -> Numbers:
+    """Settles every literal; ``current`` reads an attribute of the dense model.
+
+    Freezing one label can undo another literal's match, so this repeats until nothing changes; each
+    round freezes at least one more class.
+    """
+    frozen = frozen.copy()
+    literals = list(literals)
+    freezes: list[FreezeRecord] = []
+    while True:
+        solver = _Solver(classes, frozen, annotated, current)
+        numbers = Numbers(freezes=freezes)
+        failed = list(_settle(solver, literals, numbers))
+        if not failed:
+            return numbers
+        for record in failed:
+            frozen[classes[record.atoms]] = True
+        freezes.extend(failed)
+
+
+def _settle(solver: _Solver, literals: list[Literal], numbers: Numbers) -> Iterable[FreezeRecord]:
+    assigned: dict[Attribute, Count] = {}
+    for literal in literals:
+        attribute = literal.expression
+        if not isinstance(attribute, Attribute):
+            continue
+        count = solver.count(literal.labels)
+        if attribute in assigned and assigned[attribute] != count:
+            reason = f"{attribute.module}.{attribute.name} counts two different things"
+            yield from _freeze(solver, literal, [literal.labels, numbers.attributes[attribute]], reason)
+        assigned.setdefault(attribute, count)
+        numbers.attributes.setdefault(attribute, literal.labels)
+    for literal in literals:
+        if isinstance(literal.expression, Attribute):
+            continue
+        required = solver.count(literal.labels)
+        if solver.evaluate(literal.expression, assigned) == required:
+            continue
+        ratio = solver.ratio(literal, required, assigned)
+        if ratio is not None:
+            numbers.ratios.append(ratio)
+            continue
+        labels = [literal.labels, *solver.labels_of(literal.expression, numbers.attributes)]
+        reason = "a number in forward does not follow the width"
+        if isinstance(literal.expression, int):
+            reason = f"forward hard-codes the number {literal.expression}"
+        yield from _freeze(solver, literal, labels, reason)
+
+
+def _freeze(
+    solver: _Solver, literal: Literal, labels: list[np.ndarray], reason: str
+) -> Iterable[FreezeRecord]:
+    atoms = np.unique(np.concatenate(labels))
+    atoms = atoms[(atoms != FROZEN) & ~solver.frozen[solver.classes[atoms]]]
+    if atoms.size:
+        yield FreezeRecord(atoms, reason, literal.operator, literal.module)

@@ -1,0 +1,191 @@
+"""Which number of ``forward`` came from where.
+
+A pruned module only works if the numbers its ``forward`` computes with follow the new widths. To know
+which ones do, the export runs with *traced integers*: every integer attribute of every module, and
+every size read from a tensor, remembers where it came from and keeps that memory through arithmetic.
+The operators of the exported graph are annotated with what they were called with.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An integer attribute of a module, or element ``index`` of a tuple or list attribute."""
+
+    module: str
+    name: str
+    index: int | None = None
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size ``dim`` of the value with annotation ``value`` (see :func:`annotation`)."""
+
+    value: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """``left symbol right`` of two expressions."""
+
+    symbol: str
+    left: Expression
+    right: Expression
+
+
+Expression = int | Attribute | Size | Arithmetic
+
+
+class TracedInt(int):
+    """An ``int`` that knows the expression it is the value of."""
+
+    expression: Expression
+
+    def __new__(cls, value: int, expression: Expression) -> TracedInt:
+        traced = super().__new__(cls, value)
+        traced.expression = expression
+        return traced
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        return int, (int(self),)
+
+
+def _expression(value: int) -> Expression:
+    return value.expression if isinstance(value, TracedInt) else int(value)
+
+
+def _arithmetic(symbol: str, compute: Callable[[int, int], int]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def forward(self: TracedInt, other: Any) -> Any:
+        if not isinstance(other, int):
+            return compute(int(self), other)
+        return TracedInt(compute(int(self), int(other)), Arithmetic(symbol, self.expression, _expression(other)))
+
+    def backward(self: TracedInt, other: Any) -> Any:
+        if not isinstance(other, int):
+            return compute(other, int(self))
+        return TracedInt(compute(int(other), int(self)), Arithmetic(symbol, _expression(other), self.expression))
+
+    return forward, backward
+
+
+for _symbol, _method, _compute in (
+    ("+", "add", operator.add),
+    ("-", "sub", operator.sub),
+    ("*", "mul", operator.mul),
+    ("//", "floordiv", operator.floordiv),
+):
+    _forward, _backward = _arithmetic(_symbol, _compute)
+    setattr(TracedInt, f"__{_method}__", _forward)
+    setattr(TracedInt, f"__r{_method}__", _backward)
+
+
+class _Annotator(TorchFunctionMode):
+    """Writes the integer arguments of every call, with their expressions, onto the graph nodes it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._values = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        mode = get_proxy_mode()
+        if mode is None:
+            return func(*args, **kwargs)
+        tracer = mode.tracer
+        if func == torch.Tensor.shape.__get__:  # type: ignore[attr-defined]
+            return tuple(self._sizes(tracer, args[0], func(*args)))
+        if func == torch.Tensor.size:
+            sizes = func(*args, **kwargs)
+            traced = self._sizes(tracer, args[0], args[0].shape)
+            if isinstance(sizes, int):
+                return traced[args[1] if len(args) > 1 else kwargs["dim"]]
+            return tuple(traced)
+        last = next(iter(reversed(tracer.graph.nodes)), None)
+        result = func(*args, **kwargs)
+        integers = [
+            (int(leaf), _expression(leaf))
+            for leaf in pytree.tree_leaves((args, kwargs))
+            if isinstance(leaf, int) and not isinstance(leaf, bool)
+        ]
+        if integers:
+            for node in reversed(tracer.graph.nodes):
+                if node is last:
+                    break
+                node.meta.setdefault("custom", {}).setdefault("integers", integers)
+        return result
+
+    def _sizes(self, tracer: Any, tensor: torch.Tensor, sizes: Any) -> list[int]:
+        slot = get_proxy_slot(tensor, tracer, None)
+        if slot is None:
+            return list(sizes)
+        custom = slot.proxy.node.meta.setdefault("custom", {})
+        if "value" not in custom:
+            self._values += 1
+            custom["value"] = self._values
+        return [TracedInt(size, Size(custom["value"], dim)) for dim, size in enumerate(sizes)]
+
+
+@contextmanager
+def traced_integers(model: nn.Module) -> Iterator[None]:
+    """Within it, ``torch.export`` of ``model`` annotates its graph; the module's attributes are put back after."""
+    before: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for path, module in model.named_modules():
+            attributes = vars(module)
+            for name, value in list(attributes.items()):
+                traced = _trace_attribute(path, name, value)
+                if traced is not None:
+                    before.append((attributes, name, value))
+                    attributes[name] = traced
+        with _Annotator():
+            yield
+    finally:
+        for attributes, name, value in before:
+            attributes[name] = value
+
+
+def _trace_attribute(path: str, name: str, value: Any) -> Any:
+    if type(value) is int:
+        return TracedInt(value, Attribute(path, name))
+    if type(value) in (tuple, list) and value and all(type(item) is int for item in value):
+        return type(value)(TracedInt(item, Attribute(path, name, i)) for i, item in enumerate(value))
+    return None
+
+
+def annotation(node: fx.Node) -> int | None:
+    """The number under which :class:`Size` expressions speak of ``node``'s value."""
+    return (node.meta.get("custom") or {}).get("value")
+
+
+def expressions(node: fx.Node, literals: list[int]) -> list[Expression]:
+    """Where each of ``node``'s literal integers came from; an ``int`` where ``forward`` hard-codes it.
+
+    The call's integers and the operator's are matched as one contiguous run of equal values.
+    """
+    called = (node.meta.get("custom") or {}).get("integers", [])
+    values = [value for value, _ in called]
+    runs = [
+        start
+        for start in range(len(values) - len(literals) + 1)
+        if values[start : start + len(literals)] == literals
+    ]
+    candidates = {tuple(expression for _, expression in called[run : run + len(literals)]) for run in runs}
+    if len(candidates) == 1:
+        return list(candidates.pop())
+    return list(literals)

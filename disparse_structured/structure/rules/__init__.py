@@ -1,0 +1,27 @@
+"""One rule per family of ATen operators. Importing this package registers all of them."""
+
+from disparse_structured.structure.rules import (
+    attention,
+    concatenation,
+    convolution,
+    elementwise,
+    indexing,
+    matmul,
+    normalisation,
+    reduction,
+    resampling,
+    reshape,
+)
+
+__all__ = [
+    "attention",
+    "concatenation",
+    "convolution",
+    "elementwise",
+    "indexing",
+    "matmul",
+    "normalisation",
+    "reduction",
+    "resampling",
+    "reshape",
+]

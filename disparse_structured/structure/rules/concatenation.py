@@ -1,0 +1,132 @@
+"""Putting tensors together and taking them apart: cat, stack, split, chunk, unbind, pad, repeat."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from disparse_structured.structure.labels import Axis, Value
+from disparse_structured.structure.tracing import Call, Trace, plain, rule
+
+aten = torch.ops.aten
+
+
+def replaced(value: Value, dim: int, axis: Axis) -> Value:
+    """``value`` with ``axis`` in place of dimension ``dim``."""
+    dim %= len(value)
+    return (*value[:dim], axis, *value[dim + 1 :])
+
+
+@rule(aten.cat, aten.concat, aten.concatenate)
+def cat(trace: Trace, call: Call) -> Value:
+    """Labels are put behind each other along ``dim`` and meet in every other dimension."""
+    values = [value for value in call["tensors"] if not (len(value) == 1 and value[0].size == 0)]
+    rank = len(values[0])
+    dim = call["dim"] % rank
+    axes = []
+    for i in range(rank):
+        parts = [value[i] for value in values]
+        if i != dim:
+            axes.append(trace.join(call, parts))
+        elif all(part.labels is None for part in parts):
+            axes.append(_concatenated(parts, None))
+        else:
+            axes.append(_concatenated(parts, np.concatenate([part.atoms() for part in parts])))
+    return tuple(axes)
+
+
+def _concatenated(parts: list[Axis], labels: np.ndarray | None) -> Axis:
+    samples = [part.sample for part in parts]
+    known = [sample for sample in samples if sample is not None]
+    sample = np.concatenate(known) if len(known) == len(samples) else None
+    return Axis(sum(part.size for part in parts), labels, sample)
+
+
+@rule(aten.stack)
+def stack(trace: Trace, call: Call) -> Value:
+    """A new dimension that stays whole; the others meet."""
+    values = call["tensors"]
+    joined = trace.broadcast(call, values)
+    dim = call["dim"] % (len(joined) + 1)
+    return (*joined[:dim], Axis(len(values)), *joined[dim:])
+
+
+@rule(aten.split, aten.split_with_sizes, aten.chunk, aten.unsafe_split, aten.unsafe_chunk, aten.tensor_split)
+def split(trace: Trace, call: Call) -> list[Value]:
+    """Each part takes its labels. Equal parts go together, so that equal splitting stays right."""
+    value, dim = call["self"], call["dim"]
+    axis = value[dim]
+    sizes = [shape[dim] for shape in call.shapes]
+    bounds = np.cumsum([0, *sizes])
+    if axis.labels is None:
+        samples = axis.sample
+        return [
+            replaced(value, dim, Axis(size, None, None if samples is None else samples[start : start + size]))
+            for start, size in zip(bounds, sizes, strict=False)
+        ]
+    parts = [axis.labels[start : start + size] for start, size in zip(bounds, sizes, strict=False)]
+    literal = next((call.raw[name] for name in ("split_size", "split_sizes", "sizes") if name in call.raw), None)
+    if isinstance(literal, list | tuple):
+        for expression, part in zip(call.expressions(literal), parts, strict=True):
+            trace.literal(call, expression, Axis(len(part), part))
+    elif len(set(sizes)) == 1:
+        for part in parts[1:]:
+            trace.unite(call, parts[0], part)
+        trace.kind(axis.labels, "bundle")
+        if isinstance(literal, int):
+            trace.literal(call, call.expressions([literal])[0], Axis(len(parts[0]), parts[0]))
+    else:
+        trace.freeze(call, [axis], "split into unequal parts by a count")
+    return [replaced(value, dim, Axis(len(part), part)) for part in parts]
+
+
+@rule(aten.unbind)
+def unbind(trace: Trace, call: Call) -> list[Value]:
+    """The dimension disappears, so it stays whole."""
+    value = call["self"]
+    dim = call["dim"] % len(value)
+    trace.freeze(call, [value[dim]], "unbind along it")
+    return [(*value[:dim], *value[dim + 1 :])] * value[dim].size
+
+
+@rule(aten.pad, aten.constant_pad_nd, aten.reflection_pad2d, aten.replication_pad2d, aten.reflection_pad1d)
+def pad(trace: Trace, call: Call) -> Value:
+    """Padded dimensions stay whole; zeros before or after labels are fixed positions."""
+    value, shape = call["self"], call.shapes[0]
+    padding = call["pad" if "pad" in call.raw else "padding"]
+    axes = list(value)
+    for i in range(len(padding) // 2):
+        dim, (before, after) = len(value) - 1 - i, padding[2 * i : 2 * i + 2]
+        if before == after == 0:
+            continue
+        axis = axes[dim]
+        if axis.labels is None or before < 0 or after < 0 or call.get("mode") not in (None, "constant"):
+            trace.freeze(call, [axis], "padding along it")
+            axes[dim] = Axis(shape[dim])
+        else:
+            fixed = [np.zeros(count, dtype=np.int64) for count in (before, after)]
+            axes[dim] = Axis(shape[dim], np.concatenate([fixed[0], axis.labels, fixed[1]]))
+    return tuple(axes)
+
+
+@rule(aten.repeat)
+def repeat(trace: Trace, call: Call) -> Value:
+    """A repeated dimension carries its labels once per copy."""
+    value, counts = call["self"], call["repeats"]
+    value = (*plain([1] * (len(counts) - len(value))), *value)
+    return tuple(
+        axis if count == 1 else Axis(axis.size * count, None if axis.labels is None else np.tile(axis.labels, count))
+        for axis, count in zip(value, counts, strict=True)
+    )
+
+
+@rule(aten.repeat_interleave)
+def repeat_interleave(trace: Trace, call: Call) -> Value:
+    """Each position is repeated in place; the number of repeats is a constant."""
+    value, count, dim = call["self"], call.get("repeats"), call.get("dim")
+    if not isinstance(count, int) or dim is None:
+        return trace.unknown(call, "repeat_interleave by a tensor")  # type: ignore[no-any-return]
+    axis = value[dim]
+    labels = None if axis.labels is None else np.repeat(axis.labels, count)
+    sample = None if axis.sample is None else np.repeat(axis.sample, count)
+    return replaced(value, dim, Axis(axis.size * count, labels, sample))

@@ -1,0 +1,66 @@
+"""Operators that act position by position: activations, arithmetic with broadcasting, dropout, casts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from disparse_structured.structure.labels import Axis, Value
+from disparse_structured.structure.tracing import Call, Trace, rule
+
+aten = torch.ops.aten
+
+_SAME_SHAPE = """
+abs acos alias asin atan bernoulli ceil celu clamp_min clamp_max clone contiguous cos cosh detach
+detach_ dropout dropout_ alpha_dropout feature_dropout elu erf exp expm1 floor gelu hardsigmoid hardswish hardtanh
+leaky_relu lift_fresh_copy log log1p log2 log_sigmoid logical_not logit mish neg ones_like
+positive rand_like randn_like reciprocal relu relu6 round rsqrt selu sigmoid sign silu sin sinh softplus
+softshrink sqrt square tan tanh tanhshrink threshold to type_as zeros_like full_like isfinite isnan bitwise_not
+hardsigmoid_ hardswish_ hardtanh_ relu_ silu_ leaky_relu_ sigmoid_ gelu_ elu_ mish_ relu6_ _to_copy nan_to_num
+empty_like native_dropout hardshrink float half double lift_fresh fill
+""".split()
+
+_BROADCASTING = """
+add sub rsub mul div true_divide floor_divide remainder fmod pow maximum minimum where lerp addcmul addcdiv atan2 clamp
+eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or masked_fill copysign hypot
+add_ sub_ mul_ div_ masked_fill_ clamp_ copy copy_ fmax fmin
+""".split()
+
+
+@rule(*[getattr(aten, name) for name in (*_SAME_SHAPE, *_BROADCASTING) if hasattr(aten, name)])
+def elementwise(trace: Trace, call: Call) -> Value:
+    """Labels pass; where two operands meet they unite; a fixed operand of the same size freezes."""
+    return trace.broadcast(call, call.values())
+
+
+@rule(aten.prelu)
+def prelu(trace: Trace, call: Call) -> Value:
+    """A weight per channel meets dimension 1; a single weight meets nothing."""
+    value, weight = call["self"], call["weight"]
+    if weight[0].size == 1:
+        return value
+    dim = 1 if len(value) > 1 else 0
+    joined = trace.join(call, [value[dim], weight[0]])
+    return (*value[:dim], joined, *value[dim + 1 :])
+
+
+@rule(aten.glu)
+def gated_linear_unit(trace: Trace, call: Call) -> Value:
+    """The halves meet element by element."""
+    value, dim = call["self"], call["dim"]
+    axis = value[dim]
+    half = axis.size // 2
+    if axis.labels is None:
+        gated = Axis(half)
+    else:
+        trace.unite(call, axis.labels[:half], axis.labels[half:])
+        trace.kind(axis.labels, "bundle")
+        gated = Axis(half, axis.labels[:half])
+    return tuple(gated if i == dim % len(value) else each for i, each in enumerate(value))
+
+
+@rule(aten._assert_tensor_metadata, aten._assert_async, aten.sym_size)
+def no_result(trace: Trace, call: Call) -> Any:
+    """Checks and sizes hold no data."""
+    return None

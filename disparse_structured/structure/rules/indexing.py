@@ -1,0 +1,98 @@
+"""Taking parts: slice, select, index, gather, embedding, roll, flip."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from disparse_structured.structure.labels import Axis, Value
+from disparse_structured.structure.rules.concatenation import replaced
+from disparse_structured.structure.tracing import Call, Trace, plain, rule
+
+aten = torch.ops.aten
+
+
+@rule(aten.slice, aten.narrow)
+def slice_(trace: Trace, call: Call) -> Value:
+    """A part of the labels; the bounds must follow what they count."""
+    value, dim = call["self"], call["dim"]
+    axis = value[dim]
+    if "length" in call.raw:
+        start, end, step = call["start"], call["start"] + call["length"], 1
+    else:
+        start, end, step = call["start"] or 0, call["end"], call["step"]
+        end = sys.maxsize if end is None else end
+    begin, stop, _ = slice(start, end, step).indices(axis.size)
+    cut = slice(begin, stop, step)
+    sample = None if axis.sample is None else axis.sample[cut]
+    if axis.labels is None:
+        return replaced(value, dim, Axis(len(range(begin, stop, step)), None, sample))
+    labels = axis.labels[cut]
+    if step != 1:
+        trace.freeze(call, [axis], "slice with a step")
+    if "length" in call.raw:
+        trace.literal(call, call.expressions([call["length"]])[0], Axis(len(labels), labels))
+    elif end < axis.size and end != 0:
+        counted = axis.labels[stop:] if end < 0 else axis.labels[:stop]
+        if end < 0:
+            trace.freeze(call, [Axis(len(counted), counted)], "slice bound from the end")
+        else:
+            trace.literal(call, call.expressions([end])[0], Axis(len(counted), counted))
+    if start < 0:
+        trace.freeze(call, [axis], "slice bound from the end")
+    elif begin:
+        before = axis.labels[:begin]
+        trace.literal(call, call.expressions([start])[0], Axis(len(before), before))
+    return replaced(value, dim, Axis(len(labels), labels, sample))
+
+
+@rule(aten.select)
+def select(trace: Trace, call: Call) -> Value:
+    """One position; the dimension disappears, so it stays whole."""
+    value, dim = call["self"], call["dim"] % len(call["self"])
+    trace.freeze(call, [value[dim]], "one position is selected")
+    return (*value[:dim], *value[dim + 1 :])
+
+
+@rule(aten.index, aten._unsafe_index)
+def index(trace: Trace, call: Call) -> Value:
+    """Indexed dimensions stay whole; the others pass, if the indices stand next to each other."""
+    value, indices = call["self"], call["indices"]
+    used = [i for i, item in enumerate(indices) if item is not None]
+    adjacent = used == list(range(used[0], used[-1] + 1))
+    if not adjacent:
+        return trace.unknown(call, "indexed in dimensions that are not adjacent")  # type: ignore[no-any-return]
+    trace.freeze(call, [value[i] for i in used], "indexed by a tensor")
+    for i in used:
+        trace.freeze(call, indices[i], "used as an index")
+    after = len(value) - used[-1] - 1
+    shape = call.shapes[0]
+    middle = plain(shape[used[0] : len(shape) - after])
+    return (*value[: used[0]], *middle, *value[used[-1] + 1 :])
+
+
+@rule(aten.index_select)
+def index_select(trace: Trace, call: Call) -> Value:
+    """The selected dimension stays whole."""
+    value, dim = call["self"], call["dim"]
+    trace.freeze(call, [value[dim]], "indexed by a tensor")
+    return replaced(value, dim, Axis(call.shapes[0][dim]))
+
+
+@rule(aten.embedding)
+def embedding(trace: Trace, call: Call) -> Value:
+    """The rows of a table stay; its columns pass."""
+    weight, indices = call["weight"], call["indices"]
+    trace.freeze(call, [weight[0]], "rows of an embedding table")
+    trace.freeze(call, indices, "used as an index")
+    return (*indices, weight[1])
+
+
+@rule(aten.roll, aten.flip)
+def moved(trace: Trace, call: Call) -> Value:
+    """Moved dimensions stay whole; the others pass."""
+    value = call["self"]
+    dims = [dim % len(value) for dim in (call["dims"] or range(len(value)))]
+    trace.freeze(call, [value[dim] for dim in dims], "its positions are moved")
+    return tuple(Axis(axis.size) if i in dims else axis for i, axis in enumerate(value))

@@ -1,0 +1,74 @@
+"""Contractions: linear layers, matrix products, einsum."""
+
+from __future__ import annotations
+
+import torch
+
+from disparse_structured.structure.labels import Axis, Value
+from disparse_structured.structure.tracing import Call, Trace, rule
+
+aten = torch.ops.aten
+
+
+@rule(aten.linear)
+def linear(trace: Trace, call: Call) -> Value:
+    """``input[..., i] weight[o, i]``: i unites, the output takes o."""
+    value, weight = call["input"], call["weight"]
+    trace.unite(call, value[-1].atoms(), weight[1].atoms(), "the network's input")
+    outputs = weight[0]
+    bias = call["bias"]
+    if bias is not None:
+        trace.unite(call, outputs.atoms(), bias[0].atoms())
+    trace.consume(call, "input", len(value) - 1, value[-1])
+    leading = value[:-1]
+    trace.multiply(call, 1.0, *leading, outputs, value[-1])
+    return (*leading, Axis(outputs.size, outputs.labels))
+
+
+@rule(aten.matmul, aten.bmm, aten.mm)
+def matrix_product(trace: Trace, call: Call) -> Value:
+    """``left[..., n, k] right[..., k, m]``: k unites and is read, leading dimensions meet."""
+    left, right = call["self"], call["mat2" if "mat2" in call.raw else "other"]
+    if len(left) < 2 or len(right) < 2:
+        return trace.unknown(call, "matrix product with a vector")  # type: ignore[no-any-return]
+    second = "mat2" if "mat2" in call.raw else "other"
+    return _product(trace, call, left, right, "self", second)
+
+
+@rule(aten.addmm, aten.baddbmm)
+def add_matrix_product(trace: Trace, call: Call) -> Value:
+    """A matrix product plus a broadcast operand."""
+    names = ("mat1", "mat2") if "mat1" in call.raw else ("batch1", "batch2")
+    product = _product(trace, call, call[names[0]], call[names[1]], *names)
+    return trace.broadcast(call, [product, call["self"]])
+
+
+def _product(trace: Trace, call: Call, left: Value, right: Value, first: str, second: str) -> Value:
+    trace.unite(call, left[-1].atoms(), right[-2].atoms())
+    trace.consume(call, first, len(left) - 1, left[-1])
+    trace.consume(call, second, len(right) - 2, right[-2])
+    leading = trace.broadcast(call, [left[:-2], right[:-2]])
+    trace.multiply(call, 1.0, *leading, left[-2], left[-1], right[-1])
+    return (*leading, left[-2], right[-1])
+
+
+@rule(aten.einsum)
+def einsum(trace: Trace, call: Call) -> Value:
+    """Every letter unites over the operands; letters that the output lacks are read."""
+    equation, operands = call["equation"].replace(" ", ""), call["tensors"]
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    if "." in equation or not arrow or any(len(set(term)) < len(term) for term in terms):
+        return trace.unknown(call, f"einsum {equation!r}")  # type: ignore[no-any-return]
+    letters: dict[str, list[Axis]] = {}
+    for term, value in zip(terms, operands, strict=True):
+        for letter, axis in zip(term, value, strict=True):
+            letters.setdefault(letter, []).append(axis)
+    joined = {letter: trace.join(call, axes) for letter, axes in letters.items()}
+    for letter in set(letters) - set(right):
+        # Reads of a list argument cannot be masked one by one, so contracted letters stay whole.
+        trace.freeze(call, [joined[letter]], f"contracted by einsum {equation!r}")
+    trace.multiply(call, 1.0 if len(terms) > 1 else 0.0, *joined.values())
+    return tuple(joined[letter] for letter in right)
+
+

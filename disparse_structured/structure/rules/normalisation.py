@@ -1,0 +1,70 @@
+"""Batch, instance, layer, group and RMS normalisation; softmax."""
+
+from __future__ import annotations
+
+import torch
+
+from disparse_structured.structure.labels import Axis, Value
+from disparse_structured.structure.tracing import Call, Trace, rule
+
+aten = torch.ops.aten
+
+
+@rule(aten.batch_norm, aten.instance_norm, aten.native_batch_norm, aten._native_batch_norm_legit_no_training)
+def per_channel_statistics(trace: Trace, call: Call) -> Value:
+    """Each channel has its own statistics: dimension 1 unites with every per-channel tensor."""
+    value = call["input"]
+    channel = value[1]
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        tensor = call.get(name)
+        if tensor is not None:
+            channel = trace.join(call, [channel, tensor[0]])
+    trace.module_number(call, "num_features", channel)
+    return (value[0], channel, *value[2:])
+
+
+@rule(aten.layer_norm, aten.rms_norm)
+def layer_norm(trace: Trace, call: Call) -> Value:
+    """Statistics over the last dimensions. One normalised dimension may shrink (statistics of what is kept)."""
+    value, shape = call["input"], call["normalized_shape"]
+    if len(shape) != 1:
+        for name in ("weight", "bias"):
+            tensor = call.get(name)
+            if tensor is not None:
+                trace.freeze(call, tensor, "layer norm over several dimensions")
+        trace.freeze(call, value[-len(shape) :], "layer norm over several dimensions")
+        return value
+    channel = value[-1]
+    for name in ("weight", "bias"):
+        tensor = call.get(name)
+        if tensor is not None:
+            channel = trace.join(call, [channel, tensor[0]])
+    trace.literal(call, call.expressions(list(shape))[0], channel)
+    trace.consume(call, "input", len(value) - 1, channel, normalises=True)
+    return (*value[:-1], channel)
+
+
+@rule(aten.group_norm)
+def group_norm(trace: Trace, call: Call) -> Value:
+    """Statistics over groups of channels: the same relative index goes from every group."""
+    value, groups = call["input"], call["num_groups"]
+    channel = value[1]
+    for name in ("weight", "bias"):
+        tensor = call.get(name)
+        if tensor is not None:
+            channel = trace.join(call, [channel, tensor[0]])
+    if channel.labels is not None and groups > 1:
+        rows = channel.labels.reshape(groups, -1)
+        trace.unite(call, rows, rows[0])
+        trace.kind(channel.labels, "bundle")
+    trace.module_number(call, "num_channels", channel)
+    trace.consume(call, "input", 1, channel, normalises=True)
+    return (value[0], channel, *value[2:])
+
+
+@rule(aten.softmax, aten.log_softmax, aten._softmax, aten._log_softmax)
+def softmax(trace: Trace, call: Call) -> Value:
+    """The normalised dimension stays whole; the others pass."""
+    value, dim = call["self"], call["dim"]
+    trace.freeze(call, [value[dim]], "softmax over it")
+    return tuple(Axis(axis.size, None, axis.sample) if i == dim % len(value) else axis for i, axis in enumerate(value))

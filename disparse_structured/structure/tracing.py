@@ -1,0 +1,275 @@
+"""Runs the operator rules over an exported graph and collects what they say."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from disparse_structured.structure.capture import Capture
+from disparse_structured.structure.groups import Kind
+from disparse_structured.structure.labels import FROZEN, Axis, Labels, Value
+from disparse_structured.structure.provenance import Attribute, Expression, annotation, expressions
+
+Rule = Callable[["Trace", "Call"], Any]
+RULES: dict[Any, Rule] = {}
+"""Operator (an ATen overload packet, or a Python function of the graph) to its rule."""
+
+
+def rule(*operators: Any) -> Callable[[Rule], Rule]:
+    """Registers a rule for one family of operators."""
+
+    def register(function: Rule) -> Rule:
+        for each in operators:
+            RULES[each] = function
+        return function
+
+    return register
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """``node`` contracts over (or normalises over) dimension ``dim`` of its argument ``arg``."""
+
+    node: str
+    arg: int
+    dim: int
+    labels: np.ndarray
+    normalises: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Literal:
+    """The graph holds a number that must become the count of what is left of ``labels``."""
+
+    expression: Expression
+    labels: np.ndarray
+    operator: str
+    module: str
+
+
+@dataclass(frozen=True, eq=False)
+class Multiply:
+    """``coefficient * product(sizes of axes)`` multiply-accumulates in ``module``."""
+
+    module: str
+    coefficient: float
+    axes: tuple[np.ndarray, ...]
+
+
+class Call:
+    """One operator call: its arguments by schema name, tensors replaced by their values."""
+
+    def __init__(self, node: fx.Node, convert: Callable[[Any], Any]) -> None:
+        self.node = node
+        self._convert = convert
+        schema = getattr(node.target, "_schema", None)
+        names = [argument.name for argument in schema.arguments] if schema else []
+        defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()} if schema else {}
+        self.names = names
+        self.raw: dict[str, Any] = {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._convert(self.raw[name])
+
+    def get(self, name: str) -> Any:
+        """The argument, or None if the operator has none of that name."""
+        return self._convert(self.raw.get(name))
+
+    def position(self, name: str) -> int:
+        return self.names.index(name)
+
+    @property
+    def operator(self) -> str:
+        target = self.node.target
+        return str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+
+    @property
+    def module(self) -> str:
+        return module_path(self.node)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each tensor that the call returns."""
+        result = self.node.meta.get("val")
+        leaves = result if isinstance(result, tuple | list) else [result]
+        return [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    def values(self) -> list[Value]:
+        """Every tensor among the arguments."""
+        found: list[Value] = []
+        for argument in (*self.node.args, *self.node.kwargs.values()):
+            converted = self._convert(argument)
+            found.extend(_tensors(converted))
+        return found
+
+    def expressions(self, literals: Sequence[int]) -> list[Expression]:
+        return expressions(self.node, [int(literal) for literal in literals])
+
+
+def is_value(item: Any) -> bool:
+    return isinstance(item, tuple) and all(isinstance(axis, Axis) for axis in item)
+
+
+def _tensors(item: Any) -> list[Value]:
+    if is_value(item):
+        return [item]
+    if isinstance(item, list):
+        return [value for each in item for value in _tensors(each)]
+    return []
+
+
+def module_path(node: fx.Node) -> str:
+    """The innermost module of the user's model that ``node`` ran in."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = stack[-1][0] if stack else ""
+    return path.removeprefix("model").removeprefix(".").split("@")[0]
+
+
+def plain(shape: Iterable[int]) -> Value:
+    """A value of ``shape`` with no labels."""
+    return tuple(Axis(int(size)) for size in shape)
+
+
+@dataclass
+class Trace:
+    """What the rules collect. Values by node name; tensors (parameters, buffers) by qualified name."""
+
+    capture: Capture
+    shapes: dict[str, tuple[int, ...]]
+    has_attribute: Callable[[Attribute], bool] = lambda attribute: False
+    labels: Labels = field(default_factory=Labels)
+    values: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Value] = field(default_factory=dict)
+    annotated: dict[int, Value] = field(default_factory=dict)
+    reads: list[Read] = field(default_factory=list)
+    literals: list[Literal] = field(default_factory=list)
+    multiplies: list[Multiply] = field(default_factory=list)
+    kinds: list[tuple[np.ndarray, Kind]] = field(default_factory=list)
+
+    def run(self) -> Trace:
+        """Visits every node in order."""
+        for node in self.capture.graph.nodes:
+            if node.op == "placeholder":
+                value: Any = self._placeholder(node)
+            elif node.op == "call_function":
+                value = self._call(node)
+            else:
+                continue
+            self.values[node.name] = value
+            number = annotation(node)
+            if number is not None and is_value(value):
+                self.annotated[number] = value
+        for output in self.capture.outputs:
+            if isinstance(output, fx.Node):
+                for axis in self.values[output.name]:
+                    self.labels.freeze(axis.atoms(), "the network's output", "output", "")
+        return self
+
+    # What rules say.
+
+    def unite(self, call: Call, first: np.ndarray, second: np.ndarray, reason: str = "meets a fixed dimension") -> None:
+        self.labels.unite(first, second, reason, call.operator, call.module)
+
+    def freeze(self, call: Call, axes: Iterable[Axis], reason: str) -> None:
+        for axis in axes:
+            if axis.labels is not None:
+                self.labels.freeze(axis.labels, reason, call.operator, call.module)
+
+    def consume(self, call: Call, argument: str, dim: int, axis: Axis, normalises: bool = False) -> None:
+        """``call`` contracts over ``axis``, dimension ``dim`` of its ``argument``."""
+        if axis.labels is not None:
+            self.reads.append(Read(call.node.name, call.position(argument), dim, axis.labels, normalises))
+
+    def literal(self, call: Call, expression: Expression, axis: Axis) -> None:
+        """The number given by ``expression`` is the size of ``axis``."""
+        if axis.labels is not None or not isinstance(expression, int):
+            self.literals.append(Literal(expression, axis.atoms(), call.operator, call.module))
+
+    def module_number(self, call: Call, name: str, axis: Axis) -> None:
+        """If the module that ``call`` runs in has an integer attribute ``name``, it is the size of ``axis``."""
+        attribute = Attribute(call.module, name)
+        if self.has_attribute(attribute):
+            self.literal(call, attribute, axis)
+
+    def multiply(self, call: Call, coefficient: float, *axes: Axis) -> None:
+        self.multiplies.append(Multiply(call.module, coefficient, tuple(axis.atoms() for axis in axes)))
+
+    def kind(self, labels: np.ndarray, kind: Kind) -> None:
+        self.kinds.append((labels[labels != FROZEN], kind))
+
+    def join(self, call: Call, axes: Sequence[Axis]) -> Axis:
+        """Element-wise meeting of broadcastable dimensions: united, size 1 gives way."""
+        size = max((axis.size for axis in axes), default=1) if all(axis.size for axis in axes) else 0
+        wide = [axis for axis in axes if axis.size == size]
+        labelled = next((axis for axis in wide if axis.labels is not None), None)
+        if labelled is not None:
+            for axis in wide:
+                if axis is not labelled:
+                    self.unite(call, labelled.atoms(), axis.atoms())
+        samples = next((axis.sample for axis in wide if axis.sample is not None), None)
+        return Axis(size, labelled.labels if labelled is not None else None, samples)
+
+    def broadcast(self, call: Call, values: Sequence[Value]) -> Value:
+        """Element-wise meeting of whole values, aligned at the last dimension."""
+        rank = max((len(value) for value in values), default=0)
+        padded = [tuple(Axis(1) for _ in range(rank - len(value))) + value for value in values]
+        return tuple(self.join(call, [value[dim] for value in padded]) for dim in range(rank))
+
+    # Nodes.
+
+    def _placeholder(self, node: fx.Node) -> Any:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            return value
+        name = self.capture.tensors.get(node.name)
+        if name is None:
+            axes = plain(value.shape)
+            if node.name in self.capture.inputs and axes:
+                first = Axis(axes[0].size, None, np.arange(axes[0].size))
+                return (first, *axes[1:])
+            return axes
+        if name not in self.tensors:
+            self.tensors[name] = tuple(
+                Axis(size, self.labels.fresh(size) if size > 1 else None) for size in self.shapes[name]
+            )
+        return self.tensors[name]
+
+    def _call(self, node: fx.Node) -> Any:
+        call = Call(node, self._convert)
+        if node.target is operator.getitem:
+            container, index = self._convert(node.args[0]), node.args[1]
+            return container[index] if isinstance(container, list) else plain(_shape(node))
+        packet = node.target.overloadpacket if isinstance(node.target, torch._ops.OpOverload) else node.target
+        known = RULES.get(packet)
+        if known is None:
+            return self.unknown(call, f"no rule for {call.operator}")
+        return known(self, call)
+
+    def unknown(self, call: Call, reason: str) -> Any:
+        """Freezes everything that ``call`` reads; what it returns has no labels."""
+        for value in call.values():
+            self.freeze(call, value, reason)
+        result = call.node.meta.get("val")
+        if isinstance(result, torch.Tensor):
+            return plain(result.shape)
+        if isinstance(result, tuple | list):
+            return [plain(leaf.shape) if isinstance(leaf, torch.Tensor) else None for leaf in result]
+        return None
+
+    def _convert(self, argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            return self.values.get(argument.name)
+        if isinstance(argument, list | tuple):
+            return [self._convert(item) for item in argument]
+        return argument
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()

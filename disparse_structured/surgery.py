@@ -1,0 +1,229 @@
+"""Applies a plan: on a copy, proven against the masked twin, all or nothing."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from disparse_structured._torch_pruning import StructureGraph
+from disparse_structured.errors import CaptureError, PlanError, VerificationError
+from disparse_structured.plan import Plan
+from disparse_structured.structure import Structure, analyse
+from disparse_structured.structure.analysis import named_tensors
+from disparse_structured.twin import masked_twin
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Largest deviation from the twin, relative to the output's largest value (to 1 where that is smaller)."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How far the pruned module is from the masked twin, per task, and in which precision that was measured."""
+
+    dtype: str
+    tolerance: float
+    deviation: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A group that was left alone because ``forward`` cannot follow, and what happened when it was cut."""
+
+    group: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What :func:`apply` hands back.
+
+    ``plan`` is the plan that was carried out: the given one without the groups of ``refused``. ``proof``
+    is None if verification was switched off.
+    """
+
+    model: nn.Module
+    plan: Plan
+    proof: Proof | None
+    refused: tuple[Refusal, ...]
+
+
+def apply(
+    model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = True, inplace: bool = False
+) -> Operation:
+    """Removes what ``plan`` removes, by Torch-Pruning, from a copy of ``model``.
+
+    With ``verify`` the result is compared with the masked twin in float64 before it is handed back.
+    Groups that the module's own ``forward`` cannot follow are found, named and left alone. With
+    ``inplace``, ``model`` itself becomes the result, at the very end; optimisers must be made anew.
+
+    Raises:
+        PlanError: the plan is not for this model.
+        VerificationError: the result differs from the twin, and no group can be named for it.
+    """
+    keep = plan.keep(structure)
+    _check_is_described(model, structure)
+    proof, refused = None, ()
+    if verify:
+        judge = Judge(model, structure)
+        keep, proof, refused = judge.settle(keep)
+    pruned = cut(model, structure, keep)
+    if refused:
+        plan = plan.without(structure, [refusal.group for refusal in refused])
+    if inplace:
+        _become(model, pruned)
+        pruned = model
+    return Operation(pruned, plan, proof, refused)
+
+
+def cut(model: nn.Module, structure: Structure, keep: torch.Tensor) -> nn.Module:
+    """A copy of ``model`` that has only the units of ``keep`` (bool ``[units]``); nothing is checked."""
+    pruned = copy.deepcopy(model)
+    removed = np.flatnonzero(~np.asarray(keep, dtype=bool))
+    if len(removed):
+        StructureGraph(pruned, structure).units_group(removed).prune()
+    return pruned
+
+
+class Judge:
+    """Compares pruned copies of one model with their masked twins, in float64 where the model allows it."""
+
+    def __init__(self, model: nn.Module, structure: Structure) -> None:
+        try:
+            self._prepare(model, structure, torch.float64)
+        except (CaptureError, RuntimeError):
+            self._prepare(model, structure, torch.float32)
+
+    def _prepare(self, model: nn.Module, structure: Structure, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._dense = copy.deepcopy(model).to(dtype).eval()
+        self._inputs = _cast(structure.example_inputs, dtype)
+        self._structure = analyse(self._dense, self._inputs, structure.task_objects)
+        if self._structure.fingerprint != structure.fingerprint:
+            raise PlanError(
+                f"the model's structure in {dtype} is not the one that was analysed. "
+                "Analyse the model as it is now and make a new plan."
+            )
+        tensors, _ = named_tensors(self._dense)
+        self._state = {name: tensor.detach() for name, tensor in tensors.items()}
+
+    def deviation(self, keep: torch.Tensor) -> dict[str, float]:
+        """Per task, the largest relative difference between pruned module and twin; raises what ``forward`` raises."""
+        pruned = cut(self._dense, self._structure, keep)
+        twin = masked_twin(self._structure, keep)
+        worst = dict.fromkeys(self._structure.tasks, 0.0)
+        for inputs in (self._inputs, _other_inputs(self._inputs)):
+            with torch.no_grad():
+                expected = self._structure.capture.run(self._state, inputs, twin)
+                output = pruned(*inputs)
+            for task in self._structure.task_objects:
+                actual = task.tensors(output)
+                pairs = zip(actual, expected[task.name], strict=True)
+                worst[task.name] = max([worst[task.name], *(_difference(a, b) for a, b in pairs)])
+        return worst
+
+    def objection(self, keep: torch.Tensor) -> str | None:
+        """Why the pruned module is not the twin; None if it is."""
+        try:
+            deviation = self.deviation(keep)
+        except Exception as error:
+            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        task, worst = max(deviation.items(), key=lambda item: item[1])
+        if not worst <= TOLERANCES[self.dtype]:
+            return f"task {task!r} deviates from the masked twin by {worst:.3g}"
+        return None
+
+    def settle(self, keep: torch.Tensor) -> tuple[torch.Tensor, Proof, tuple[Refusal, ...]]:
+        """The largest part of ``keep``'s removals that the module follows, its proof, and what was left alone."""
+        refused: list[Refusal] = []
+        while self.objection(keep) is not None:
+            changed = [group.name for group in self._structure.groups if not keep[group.slice].all()]
+            found = self._culprits(keep, changed)
+            if not found:
+                raise VerificationError(
+                    f"the pruned {type(self._dense).__name__} is not the masked twin: {self.objection(keep)}. "
+                    "No group could be named for it; your model is unchanged. Please report this model."
+                )
+            refused.extend(found)
+            keep = self._with(keep, [refusal.group for refusal in found])
+        proof = Proof(str(self.dtype), TOLERANCES[self.dtype], self.deviation(keep))
+        return keep, proof, tuple(refused)
+
+    def _culprits(self, keep: torch.Tensor, groups: list[str]) -> list[Refusal]:
+        """Groups of ``groups`` that fail when cut: by halves, each half without the rest."""
+        others = [
+            group.name
+            for group in self._structure.groups
+            if group.name not in groups and not keep[group.slice].all()
+        ]
+        reason = self.objection(self._with(keep, others))
+        if reason is None:
+            return []
+        if len(groups) == 1:
+            return [Refusal(groups[0], reason)]
+        half = len(groups) // 2
+        found = self._culprits(keep, groups[:half]) + self._culprits(keep, groups[half:])
+        return found or [Refusal(name, reason) for name in groups[half:]]
+
+    def _with(self, keep: torch.Tensor, names: list[str]) -> torch.Tensor:
+        """``keep`` with the named groups, and those bound to them by a count constraint, left whole."""
+        keep = keep.clone()
+        for name in self._structure.bound_to(names):
+            keep[self._structure.group(name).slice] = True
+        return keep
+
+
+def _difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    if actual.shape != expected.shape:
+        return float("inf")
+    if not actual.numel():
+        return 0.0
+    worst = (actual - expected).abs().max()
+    return float(worst / expected.abs().max().clamp_min(1.0))
+
+
+def _cast(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+    def cast(leaf: Any) -> Any:
+        return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
+
+    return pytree.tree_map(cast, inputs)  # type: ignore[no-any-return]
+
+
+def _other_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Other values of the same shape, so that agreement on the example is no accident."""
+    generator = torch.Generator().manual_seed(0)
+
+    def other(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
+            return leaf
+        noise = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
+        return leaf.flip(0) + noise * leaf.std() if leaf.numel() > 1 else leaf
+
+    return pytree.tree_map(other, inputs)  # type: ignore[no-any-return]
+
+
+def _check_is_described(model: nn.Module, structure: Structure) -> None:
+    tensors, _ = named_tensors(model)
+    for group in structure.groups:
+        for member in group.members:
+            tensor = tensors.get(member.parameter)
+            if tensor is None or member.index.max() >= tensor.shape[member.dim]:
+                found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
+                raise PlanError(
+                    f"the structure does not describe this model: {member.parameter!r} {found}. "
+                    "Analyse this model and make a plan for it."
+                )
+
+
+def _become(model: nn.Module, pruned: nn.Module) -> None:
+    """``model`` and its submodules take over the state of ``pruned``'s, keeping their identity."""
+    counterparts = dict(pruned.named_modules())
+    for name, module in model.named_modules():
+        state = vars(counterparts[name]).copy()
+        state["_modules"] = vars(module)["_modules"]
+        vars(module).update(state)

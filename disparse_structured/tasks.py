@@ -1,0 +1,110 @@
+"""What a task is: a name, its part of the model's output, and optionally a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from disparse_structured.errors import TaskError
+
+Selector = str | int | tuple[str | int, ...] | Callable[[Any], Any]
+Loss = Callable[[Any, Any], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a multi-task model.
+
+    Args:
+        name: how the task is called in plans, reports and ONNX outputs.
+        output: picks the task's part of whatever the model returns: a dict key, a tuple index,
+            an attribute path (``"heads.depth"``), a tuple of such steps, or a callable.
+        loss: ``loss(picked_output, batch) -> scalar tensor``. Without it the task is *label-free*:
+            its saliency is the response of its own output (see :mod:`disparse_structured.saliency`).
+        weight: the task's weight in training losses and in the weighted-mean arbiter. Votes never
+            depend on it.
+    """
+
+    name: str
+    output: Selector
+    loss: Loss | None = None
+    weight: float = 1.0
+
+    def pick(self, output: Any) -> Any:
+        """The task's part of the model's ``output``; raises :class:`TaskError` if there is none."""
+        if callable(self.output):
+            try:
+                return self.output(output)
+            except Exception as error:
+                raise TaskError(
+                    f"task {self.name!r}: its output selector raised {type(error).__name__}: {error} "
+                    f"on {_describe(output)}. Pass a selector that fits what the model returns."
+                ) from error
+        steps: Sequence[str | int] = self.output if isinstance(self.output, tuple) else (self.output,)
+        for step in steps:
+            output = self._step(output, step)
+        return output
+
+    def tensors(self, output: Any) -> list[torch.Tensor]:
+        """The tensors of the task's part of ``output``, in pytree order; at least one."""
+        picked = self.pick(output)
+        leaves = pytree.tree_leaves(vars(picked) if _is_plain_object(picked) else picked)
+        found = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        if not found:
+            raise TaskError(
+                f"task {self.name!r}: the selector {self.output!r} picks {_describe(picked)}, "
+                "which holds no tensor. Point it at the task's tensor."
+            )
+        return found
+
+    def _step(self, output: Any, step: str | int) -> Any:
+        try:
+            if isinstance(step, int):
+                return output[step]
+            if isinstance(output, Mapping):
+                if step in output or "." not in step:
+                    return output[step]
+            for part in step.split("."):
+                output = output[part] if isinstance(output, Mapping) else getattr(output, part)
+            return output
+        except (KeyError, IndexError, AttributeError, TypeError):
+            raise TaskError(
+                f"task {self.name!r}: the selector {self.output!r} misses at {step!r}; "
+                f"there the model returns {_describe(output)}. "
+                "Use one of these keys, indices or attributes, or a callable."
+            ) from None
+
+
+def check_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
+    """``tasks`` as a tuple, refused if empty or with a name twice."""
+    tasks = tuple(tasks)
+    if not tasks:
+        raise TaskError("no task was given. Pass at least one Task(name, output).")
+    for task in tasks:
+        if not isinstance(task, Task):
+            raise TaskError(f"expected Task objects, found {type(task).__name__}. Use Task(name, output).")
+    names = [task.name for task in tasks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise TaskError(f"task name {twice[0]!r} is used {names.count(twice[0])} times. Names must differ.")
+    return tasks
+
+
+def _is_plain_object(value: Any) -> bool:
+    return not isinstance(value, torch.Tensor | Mapping | list | tuple) and hasattr(value, "__dict__")
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with keys {list(value)}"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    if _is_plain_object(value):
+        return f"a {type(value).__name__} with attributes {sorted(vars(value))}"
+    return f"{type(value).__name__} {value!r}"

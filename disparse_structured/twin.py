@@ -1,0 +1,96 @@
+"""The masked twin: the dense network that reads zeros where a plan removes.
+
+It is the specification of "removed". Channel normalisers leave removed channels out of their
+statistics, because the smaller network will not have them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from disparse_structured.structure import Structure
+from disparse_structured.structure.instrument import Place, instrumented
+
+aten = torch.ops.aten
+
+
+def masked_twin(structure: Structure, keep: torch.Tensor) -> fx.GraphModule:
+    """The exported dense graph with masks, for ``structure.capture.run(state, inputs, twin)``.
+
+    ``keep`` is bool ``[units]``, True = keep.
+    """
+    keep_units = np.asarray(keep, dtype=bool)
+    removed: dict[tuple[Place, int], list[np.ndarray]] = defaultdict(list)
+    normalisers: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
+    for group in structure.groups:
+        gone = ~keep_units[group.slice]
+        if not gone.any():
+            continue
+        for consumer in group.consumers:
+            positions = consumer.index[gone].reshape(-1)
+            if consumer.normalises:
+                normalisers[consumer.node, consumer.dim].append(positions)
+            else:
+                removed[(consumer.node, consumer.arg), consumer.dim].append(positions)
+    readers: dict[Place, list[nn.Module]] = defaultdict(list)
+    for (place, dim), found in removed.items():
+        readers[place].append(ZeroAt(dim, np.concatenate(found)))
+    nodes = {node.name: node for node in structure.capture.graph.nodes}
+    replacements = {
+        name: KeptOnly(nodes[name].target, dim, np.concatenate(found)) for (name, dim), found in normalisers.items()
+    }
+    return instrumented(structure.capture, readers, replacements)
+
+
+class ZeroAt(nn.Module):
+    """Reads zeros at ``index`` along ``dim``, whatever stands there, NaN included."""
+
+    index: torch.Tensor
+
+    def __init__(self, dim: int, index: np.ndarray) -> None:
+        super().__init__()
+        self.dim = dim
+        self.register_buffer("index", torch.from_numpy(np.sort(index)))
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        return value.index_fill(self.dim, self.index.to(value.device), 0)
+
+
+class KeptOnly(nn.Module):
+    """A layer, RMS or group normalisation with statistics over the kept channels; zeros elsewhere."""
+
+    def __init__(self, operator: Any, dim: int, removed: np.ndarray) -> None:
+        super().__init__()
+        self.operator = operator
+        self.dim = dim
+        self.removed = set(removed.tolist())
+
+    def forward(
+        self,
+        value: torch.Tensor,
+        shape_or_groups: Any,
+        weight: torch.Tensor | None = None,
+        bias: Any = None,
+        *rest: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        width = value.shape[self.dim]
+        kept = torch.tensor([i for i in range(width) if i not in self.removed], device=value.device)
+        if isinstance(shape_or_groups, list | tuple):
+            shape_or_groups = [len(kept)]
+        affine = [
+            item.index_select(0, kept) if isinstance(item, torch.Tensor) else item for item in (weight, bias)
+        ]
+        arguments = [*affine, *rest]
+        while arguments and arguments[-1] is None:
+            arguments.pop()
+        result = self.operator(value.index_select(self.dim, kept), shape_or_groups, *arguments, **kwargs)
+        return torch.zeros_like(value).index_copy(self.dim, kept, result)
+
+
+

@@ -1,0 +1,291 @@
+"""From a module to one ONNX file that is proven before it gets its name."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import io
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+
+from disparse_structured.errors import ExportError
+from disparse_structured.export.forms import Form, Layout, Probe, fitting, probes_of, wanted_forms
+from disparse_structured.export.parity import compare
+from disparse_structured.export.plain import (
+    Inputs,
+    Outputs,
+    TaskOutputs,
+    checked_inputs,
+    input_names,
+    output_names,
+    plain_copy,
+    reference,
+)
+from disparse_structured.export.reasons import reason
+from disparse_structured.export.session import open_session
+from disparse_structured.report.facts import ExportFacts, ParityFact, TensorFact
+
+_STACK_TRACE = "pkg.torch.onnx.stack_trace"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every form of one export has in common."""
+
+    model: TaskOutputs
+    layout: Layout
+    checks: Sequence[Inputs]
+    inputs: Sequence[str]
+    outputs: Mapping[str, Sequence[str]]
+    metadata: Mapping[str, str]
+    tolerance: float
+    external_data: bool
+
+
+def export_onnx(
+    model: nn.Module,
+    example_inputs: tuple[torch.Tensor, ...],
+    path: str | os.PathLike[str],
+    *,
+    outputs: Outputs,
+    metadata: Mapping[str, str] | None = None,
+    dynamic_batch: bool = True,
+    dynamic_size: bool = True,
+    check_inputs: Sequence[tuple[torch.Tensor, ...]] | None = None,
+    tolerance: float = 1e-4,
+    single_file_bytes: int = 1_800_000_000,
+) -> ExportFacts:
+    """Write ``model`` in eval mode as an ONNX file that agrees with PyTorch, or write nothing.
+
+    The widest form that holds is used: free batch and size, free batch, all fixed. A form holds if
+    PyTorch takes other batches (1, 2, 3) and larger sizes itself, the exporter writes the form, the file
+    passes the ONNX checker and strict shape inference, and ONNX Runtime agrees with PyTorch
+    (:func:`~disparse_structured.export.check_parity`) on all of these and on ``check_inputs``. The facts
+    say why a wider form was not used.
+
+    The model is copied (to the CPU, in its own precision), never touched. The file appears under its
+    name only once it is proven; a file that was there before stays as it was if the export fails.
+
+    Args:
+        model: any module whose ``forward`` takes the example inputs by position.
+        example_inputs: tensors of any types; the first dimension of the first one is the batch, and the
+            dimensions from the third on of batched inputs are the size. One sample is enough.
+        path: the file to write; its folder is made.
+        outputs: task name -> function that picks the task's tensor, or list of tensors, from what the
+            model returns. A task of one tensor names its output; several are ``name.0``, ``name.1``, ….
+        metadata: what to write into the file besides ``outputs`` (JSON, task -> output names),
+            ``dynamic`` (the form) and the versions of torch, onnx and this package.
+        dynamic_batch: whether to try a free batch.
+        dynamic_size: whether to try a free size.
+        check_inputs: real batches to compare on. Those that the fixed dimensions of the file have no
+            place for are listed in the facts as unchecked.
+        tolerance: largest relative error that passes, see ``check_parity``.
+        single_file_bytes: weights above this many bytes go to ``<path>.data`` beside the file, because
+            an ONNX file ends at 2 GB.
+
+    Raises:
+        ExportError: PyTorch refuses the example, torch cannot export the model (with its reason and the
+            line), the file is not valid, or ONNX Runtime refuses it or differs from PyTorch.
+    """
+    path = Path(path)
+    example = checked_inputs(example_inputs, "example_inputs")
+    checks = _checked_batches(check_inputs or (), example)
+    own = plain_copy(model, outputs)
+    names = output_names(reference(own, example))
+    layout = Layout(example)
+    job = _Job(
+        model=own,
+        layout=layout,
+        checks=checks,
+        inputs=_input_names(model, len(example), names),
+        outputs=names,
+        metadata=_checked_metadata(metadata or {}, names),
+        tolerance=tolerance,
+        external_data=_weight_bytes(own) > single_file_bytes,
+    )
+    forms, narrowed = wanted_forms(layout, batch=dynamic_batch, size=dynamic_size)
+    _make_folder(path)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        for form in forms:
+            draft = Path(folder, form.name, path.name)
+            draft.parent.mkdir()
+            try:
+                parity, unchecked = _write_and_prove(job, form, draft)
+                break
+            except ExportError as error:
+                if form is forms[-1]:
+                    raise ExportError(_failure(model, path, error, narrowed)) from error
+                narrowed.append(f"{form.name}: {error}".removesuffix("."))
+        facts = _facts(draft, path, form, parity, narrowed, unchecked)
+        # The data first: a file that is there must find its weights.
+        for finished in sorted(draft.parent.iterdir(), key=lambda file: file == draft):
+            os.replace(finished, path.parent / finished.name)
+    return facts
+
+
+def _write_and_prove(job: _Job, form: Form, draft: Path) -> tuple[tuple[ParityFact, ...], list[str]]:
+    trace, probes = probes_of(form, job.layout, job.model)
+    fitted, unchecked = fitting(job.checks, form, job.layout)
+    probes += [Probe(batch, reference(job.model, batch)) for batch in fitted]
+    _write(job, form, trace, draft)
+    _check_file(draft)
+    session = open_session(draft, threads=torch.get_num_threads())
+    facts = [
+        fact for probe in probes for fact in compare(session, probe.inputs, probe.expected, job.tolerance)
+    ]
+    return tuple(facts), unchecked
+
+
+def _write(job: _Job, form: Form, trace: Inputs, draft: Path) -> None:
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                job.model,
+                trace,
+                dynamo=True,
+                verbose=False,
+                input_names=list(job.inputs),
+                output_names=[name for names in job.outputs.values() for name in names],
+                dynamic_shapes=(job.layout.free(form),),
+            )
+            assert program is not None  # torch returns None for its older exporter only
+            for node in program.model.graph.all_nodes():
+                # Source text and folders of the machine that exported are nobody else's business.
+                node.metadata_props.pop(_STACK_TRACE, None)
+            program.model.metadata_props.update({**job.metadata, "dynamic": form.name})
+            program.save(draft, external_data=job.external_data)
+    except Exception as error:
+        raise ExportError(f"torch.onnx.export failed: {reason(error)}") from error
+
+
+def _check_file(draft: Path) -> None:
+    inferred = draft.with_name("inferred")
+    try:
+        onnx.checker.check_model(draft, full_check=True)
+        onnx.shape_inference.infer_shapes_path(draft, inferred, check_type=True, strict_mode=True)
+    except Exception as error:
+        raise ExportError(f"the exported file is not valid ONNX: {reason(error)}") from error
+    finally:
+        inferred.unlink(missing_ok=True)
+
+
+def _facts(
+    draft: Path,
+    path: Path,
+    form: Form,
+    parity: tuple[ParityFact, ...],
+    narrowed: Sequence[str],
+    unchecked: Sequence[str],
+) -> ExportFacts:
+    files = list(draft.parent.iterdir())
+    model = onnx.load(draft, load_external_data=False)
+    return ExportFacts(
+        path=str(path),
+        bytes=sum(file.stat().st_size for file in files),
+        sha256=hashlib.sha256(draft.read_bytes()).hexdigest(),
+        external_data=len(files) > 1,
+        opset=next(opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")),
+        dynamic=form.name,
+        narrowed=tuple(narrowed),
+        inputs=tuple(_tensor_fact(value) for value in model.graph.input),
+        outputs=tuple(_tensor_fact(value) for value in model.graph.output),
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+        parity=parity,
+        unchecked=tuple(unchecked),
+    )
+
+
+def _tensor_fact(value: onnx.ValueInfoProto) -> TensorFact:
+    kind = value.type.tensor_type
+    return TensorFact(
+        name=value.name,
+        dtype=str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)),
+        shape=tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim),
+    )
+
+
+def _checked_batches(batches: Sequence[tuple[torch.Tensor, ...]], example: Inputs) -> list[Inputs]:
+    checked = [checked_inputs(batch, f"check_inputs[{number}]") for number, batch in enumerate(batches)]
+    kinds = [tensor.dtype for tensor in example]
+    for number, batch in enumerate(checked):
+        found = [tensor.dtype for tensor in batch]
+        if found != kinds:
+            raise ExportError(f"check_inputs[{number}] has the types {found}, but the example has {kinds}.")
+    return checked
+
+
+def _input_names(model: nn.Module, count: int, outputs: Mapping[str, Sequence[str]]) -> list[str]:
+    names = [name for task_names in outputs.values() for name in task_names]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ExportError(f"two tasks give an output named {twice[0]!r}. Rename one of them.")
+    return [f"{name}_input" if name in names else name for name in input_names(model, count)]
+
+
+def _checked_metadata(metadata: Mapping[str, str], outputs: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    own = {
+        "outputs": json.dumps(outputs),
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "disparse-structured": _own_version(),
+    }
+    for key, value in metadata.items():
+        if key in own or key == "dynamic":
+            raise ExportError(
+                f"the metadata key {key!r} is written by the export itself. Choose another key."
+            )
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise ExportError(f"metadata {key!r}: ONNX holds strings only, found a {type(value).__name__}.")
+    return {**metadata, **own}
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("disparse-structured")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    tensors = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"the folder {path.parent} cannot be made: {error}") from error
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder. Give the path of the file to write.")
+
+
+def _failure(model: nn.Module, path: Path, error: ExportError, narrowed: Sequence[str]) -> str:
+    text = str(error)
+    others = [line for line in narrowed if line.partition(": ")[2] != text.removesuffix(".")]
+    wider = f" Wider forms were not possible either: {'; '.join(others)}." if others else ""
+    return f"{type(model).__name__} was not exported, nothing was written to {path}: {text}{wider}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress, warnings and logs off the console; exceptions pass."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(level)

@@ -1,0 +1,74 @@
+"""ONNX Runtime on the CPU: open a file, run it, and say clearly what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+
+from disparse_structured.errors import ExportError
+from disparse_structured.export.reasons import reason
+
+_SILENT = 4
+
+
+def open_session(path: Path, *, threads: int) -> onnxruntime.InferenceSession:
+    """A CPU session that runs on ``threads`` threads, one operator at a time.
+
+    Raises:
+        ExportError: the file is missing, or ONNX Runtime refuses it.
+    """
+    if not path.is_file():
+        raise ExportError(f"there is no ONNX file at {path}. Export the model first.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _SILENT
+    # An idle session's threads would otherwise spin on, and slow down the next session that is timed.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportError(
+            f"ONNX Runtime cannot load {path.name}: {reason(error)}. Its CPU provider lacks kernels for some "
+            "operators, mostly in float64, float16 and bfloat16: export model.float()."
+        ) from error
+
+
+def run_session(session: onnxruntime.InferenceSession, inputs: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    """All outputs of ``session``, in order, on ``inputs`` given in order.
+
+    Raises:
+        ExportError: ONNX Runtime refuses the inputs, or gives a shape that the file does not declare.
+    """
+    feed = feed_of(session, inputs)
+    try:
+        outputs: list[np.ndarray] = session.run(None, feed)
+    except Exception as error:
+        raise ExportError(f"ONNX Runtime refuses {shapes_text(inputs)}: {reason(error)}") from error
+    for declared, output in zip(session.get_outputs(), outputs, strict=True):
+        sizes = zip(declared.shape, output.shape, strict=False)
+        wrong = any(isinstance(size, int) and size != actual for size, actual in sizes)
+        if wrong or len(declared.shape) != output.ndim:
+            raise ExportError(
+                f"on {shapes_text(inputs)} the output {declared.name!r} has the shape {output.shape}, "
+                f"but the file declares {declared.shape}."
+            )
+    return outputs
+
+
+def feed_of(session: onnxruntime.InferenceSession, inputs: Sequence[torch.Tensor]) -> dict[str, np.ndarray]:
+    """``inputs`` as arrays under the input names of ``session``."""
+    names = [declared.name for declared in session.get_inputs()]
+    if len(names) != len(inputs):
+        raise ExportError(f"the ONNX file takes {len(names)} inputs {names}, but {len(inputs)} were given.")
+    return {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+
+
+def shapes_text(inputs: Sequence[torch.Tensor]) -> str:
+    """``"inputs of 2x3x64x64 and 2"``: the shapes, for messages."""
+    shapes = ["x".join(map(str, tensor.shape)) or "a scalar" for tensor in inputs]
+    return f"inputs of {' and '.join(shapes)}"

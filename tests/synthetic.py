@@ -1,0 +1,101 @@
+"""Small structures made by hand: a chain of layers, each as wide as its channel group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from disparse_structured.structure.groups import ChannelGroup, Kind, Member, Proportion, reach_matrix
+
+TASKS = ("seg", "depth", "normal")
+
+
+@dataclass(frozen=True, eq=False)
+class ChainCost:
+    """Layer i costs ``areas[i] * kept(i) * kept(i - 1)`` MACs and the same without the area parameters."""
+
+    widths: tuple[int, ...]
+    areas: tuple[int, ...]
+    fixed: float
+
+    def macs(self, keep: torch.Tensor) -> float:
+        return self._total(keep, self.areas)
+
+    def parameters(self, keep: torch.Tensor) -> float:
+        return self._total(keep, (1,) * len(self.widths))
+
+    def unit_cost(self, kind: str) -> np.ndarray:
+        areas = self.areas if kind == "macs" else (1,) * len(self.widths)
+        every = []
+        for i, width in enumerate(self.widths):
+            before = self.widths[i - 1] if i else 3
+            after = areas[i + 1] * self.widths[i + 1] if i + 1 < len(self.widths) else 0
+            every += [float(areas[i] * before + after)] * width
+        return np.array(every)
+
+    def _total(self, keep: torch.Tensor, areas: tuple[int, ...]) -> float:
+        before, total = 3, self.fixed
+        for area, part in zip(areas, torch.split(keep, list(self.widths)), strict=True):
+            total += area * before * int(part.sum())
+            before = int(part.sum())
+        return float(total)
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    groups: tuple[ChannelGroup, ...]
+    tasks: tuple[str, ...]
+    reach: torch.Tensor
+    constraints: tuple[Proportion, ...]
+    fingerprint: str
+    cost: ChainCost
+
+    @property
+    def units(self) -> int:
+        return self.reach.shape[1]
+
+    def kept(self, keep: torch.Tensor) -> dict[str, int]:
+        return {group.name: int(keep[group.slice].sum()) for group in self.groups}
+
+    def saliency(self, seed: int = 0) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(self.reach.shape, dtype=torch.float64, generator=generator) * self.reach
+
+
+def chain(
+    widths: Sequence[int],
+    *,
+    reach: Sequence[Sequence[str]] | None = None,
+    tasks: tuple[str, ...] = TASKS,
+    kinds: Sequence[Kind] | None = None,
+    areas: Sequence[int] | None = None,
+    constraints: tuple[Proportion, ...] = (),
+    fixed: float = 0.0,
+) -> Chain:
+    """Groups ``net.layer0`` …; every task reaches all of them unless ``reach`` says otherwise."""
+    reach = reach if reach is not None else [tasks] * len(widths)
+    groups, start = [], 0
+    for i, width in enumerate(widths):
+        groups.append(
+            ChannelGroup(
+                name=f"net.layer{i}",
+                units=width,
+                members=(Member(f"net.conv{i}.weight", 0, np.arange(width)[:, None]),),
+                consumers=(),
+                reach=tuple(reach[i]),
+                kind=kinds[i] if kinds else "channel",
+                start=start,
+            )
+        )
+        start += width
+    return Chain(
+        groups=tuple(groups),
+        tasks=tasks,
+        reach=reach_matrix(tuple(groups), tasks),
+        constraints=constraints,
+        fingerprint="c0ffee" * 8,
+        cost=ChainCost(tuple(widths), tuple(areas or [1] * len(widths)), fixed),
+    )
