@@ -99,12 +99,15 @@ def _handler(module: nn.Module, tensor: str, dim: int) -> Handler:
         return tp.prune_groupnorm_out_channels  # type: ignore[no-any-return]
     elif isinstance(module, nn.PReLU):
         return tp.prune_prelu_out_channels  # type: ignore[no-any-return]
-    return TensorPruner({tensor: dim}).prune_out_channels  # type: ignore[no-any-return]
+    return TensorPruner({tensor: dim}).prune_out_channels
 
 
 @dataclass(frozen=True, eq=False)
 class _Cut:
-    """One pruning function on one module; ``positions`` is int64 ``[units, multiplicity]`` in dense coordinates."""
+    """One pruning function on one module.
+
+    ``positions`` is int64 ``[units, multiplicity]`` in dense coordinates, out of ``size``.
+    """
 
     key: tuple[int, str]
     node: Any
@@ -126,10 +129,14 @@ class StructureGroup(Group):  # type: ignore[misc]
         """Removes the group's units everywhere, or those that ``idxs`` of its root belong to."""
         if idxs is not None:
             root = self[0].dep
-            self._DG.get_pruning_group(root.target.module, root.handler, idxs).prune(record_history=record_history)
+            self._DG.get_pruning_group(root.target.module, root.handler, idxs).prune(
+                record_history=record_history
+            )
             return
         if self._version != self._DG.version:
-            raise PlanError("the model was pruned after this group was made. Ask the graph for the group again.")
+            raise PlanError(
+                "the model was pruned after this group was made. Ask the graph for the group again."
+            )
         self._DG._execute(self, self._units, record_history)
 
 
@@ -158,8 +165,12 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
             cut.key: np.ones(cut.size, dtype=bool) for cuts in self._cuts for cut in cuts
         }
         handlers = {cut.handler for cuts in self._cuts for cut in cuts}
-        self._out_channel_pruning_fn |= {handler for handler in handlers if handler.__name__ == "prune_out_channels"}
-        self._in_channel_pruning_fn |= {handler for handler in handlers if handler.__name__ == "prune_in_channels"}
+        self._out_channel_pruning_fn |= {
+            handler for handler in handlers if handler.__name__ == "prune_out_channels"
+        }
+        self._in_channel_pruning_fn |= {
+            handler for handler in handlers if handler.__name__ == "prune_in_channels"
+        }
 
     # Torch-Pruning's interface.
 
@@ -173,13 +184,21 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
             units = np.flatnonzero(self._kept[group.slice]) + group.start
             layers = [cut.node.module for cut in cuts]
             ignored = any(layer is each for layer in layers for each in ignored_layers)
-            if len(units) and not ignored and any(isinstance(layer, tuple(root_module_types)) for layer in layers):
+            if (
+                len(units)
+                and not ignored
+                and any(isinstance(layer, tuple(root_module_types)) for layer in layers)
+            ):
                 yield self.units_group(units)
 
-    def get_pruning_group(self, module: nn.Module, pruning_fn: Handler, idxs: Sequence[int]) -> StructureGroup:
+    def get_pruning_group(
+        self, module: nn.Module, pruning_fn: Handler, idxs: Sequence[int]
+    ) -> StructureGroup:
         """The units that own positions ``idxs`` of what ``pruning_fn`` cuts in ``module``."""
         if module not in self.module2node:
-            raise ValueError(f"module {self._module2name.get(module, module)!r} owns nothing that can be pruned.")
+            raise ValueError(
+                f"module {self._module2name.get(module, module)!r} owns nothing that can be pruned."
+            )
         wanted = {int(idxs)} if isinstance(idxs, int) else {int(i) for i in idxs}
         if _is_depthwise(module):
             pruning_fn = tp.prune_depthwise_conv_out_channels
@@ -262,27 +281,28 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
     def _cuts_of(self, group: ChannelGroup) -> list[_Cut]:
         cuts: dict[tuple[int, str], _Cut] = {}
         for member in group.members:
-            for module, tensor in self._owners[member.parameter]:
-                handler = _handler(module, tensor, member.dim)
-                size = getattr(module, tensor).shape[member.dim]
+            owner: Any
+            for owner, tensor in self._owners[member.parameter]:
+                handler = _handler(owner, tensor, member.dim)
+                size = getattr(owner, tensor).shape[member.dim]
                 positions = member.index
-                if handler == tp.prune_conv_in_channels and module.groups > 1 and not module.transposed:
-                    offsets = np.arange(module.groups) * size
+                if handler == tp.prune_conv_in_channels and owner.groups > 1 and not owner.transposed:
+                    offsets = np.arange(owner.groups) * size
                     positions = (positions[:, :, None] + offsets).reshape(len(positions), -1)
-                    size = module.in_channels
+                    size = owner.in_channels
                 name = handler.__name__
                 if isinstance(handler.__self__, TensorPruner):  # type: ignore[attr-defined]
                     name = f"{tensor}:{member.dim}"
-                key = (id(module), name)
+                key = (id(owner), name)
                 known = cuts.get(key)
                 if known is None:
                     node = self.module2node.setdefault(
-                        module, Node(module, None, self._module2name[module] or type(module).__name__)
+                        owner, Node(owner, None, self._module2name[owner] or type(owner).__name__)
                     )
                     cuts[key] = _Cut(key, node, handler, positions, size)
                 elif not np.array_equal(known.positions, positions):
                     raise PlanError(
-                        f"group {group.name!r}: tensors of {self._module2name[module]!r} disagree on which "
+                        f"group {group.name!r}: tensors of {self._module2name[owner]!r} disagree on which "
                         "positions belong to a unit. Protect this layer and report the model."
                     )
         return list(cuts.values())
@@ -295,7 +315,7 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
         """The cut's positions in the model as it is now; -1 where they are gone."""
         alive = self._alive[cut.key]
         current = np.where(alive, np.cumsum(alive) - 1, -1)
-        return current[cut.positions]
+        return np.asarray(current[cut.positions])
 
     def _follow_numbers(self) -> None:
         """Sets the numbers that the modules' own ``forward`` computes with."""
@@ -361,9 +381,9 @@ class _Traits:
 
     def restore(self, model: nn.Module) -> None:
         for name, owner in self.ties.items():
-            path, _, tensor = name.rpartition(".")
+            path, _, alias = name.rpartition(".")
             source_path, _, source = owner.rpartition(".")
-            setattr(model.get_submodule(path), tensor, getattr(model.get_submodule(source_path), source))
+            setattr(model.get_submodule(path), alias, getattr(model.get_submodule(source_path), source))
         for name, tensor in named_tensors(model)[0].items():
             if isinstance(tensor, nn.Parameter):
                 tensor.requires_grad_(self.requires_grad[name])

@@ -19,12 +19,12 @@ from disparse_structured.structure.analysis import named_tensors
 from disparse_structured.twin import masked_twin
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""Largest deviation from the twin, relative to the output's largest value (to 1 where that is smaller)."""
+"""Largest deviation from the twin, relative to the output's largest value, or to 1 if larger."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """How far the pruned module is from the masked twin, per task, and in which precision that was measured."""
+    """How far the pruned module is from the masked twin, per task, and in which precision."""
 
     dtype: str
     tolerance: float
@@ -68,7 +68,8 @@ def apply(
     """
     keep = plan.keep(structure)
     _check_is_described(model, structure)
-    proof, refused = None, ()
+    proof: Proof | None = None
+    refused: tuple[Refusal, ...] = ()
     if verify:
         judge = Judge(model, structure)
         keep, proof, refused = judge.settle(keep)
@@ -113,7 +114,7 @@ class Judge:
         self._state = {name: tensor.detach() for name, tensor in tensors.items()}
 
     def deviation(self, keep: torch.Tensor) -> dict[str, float]:
-        """Per task, the largest relative difference between pruned module and twin; raises what ``forward`` raises."""
+        """Per task, the largest relative difference from the twin; raises what ``forward`` raises."""
         pruned = cut(self._dense, self._structure, keep)
         twin = masked_twin(self._structure, keep)
         worst = dict.fromkeys(self._structure.tasks, 0.0)
@@ -139,14 +140,15 @@ class Judge:
         return None
 
     def settle(self, keep: torch.Tensor) -> tuple[torch.Tensor, Proof, tuple[Refusal, ...]]:
-        """The largest part of ``keep``'s removals that the module follows, its proof, and what was left alone."""
+        """What of ``keep``'s removals the module follows, the proof, and what was left alone."""
         refused: list[Refusal] = []
         while self.objection(keep) is not None:
             changed = [group.name for group in self._structure.groups if not keep[group.slice].all()]
             found = self._culprits(keep, changed)
             if not found:
                 raise VerificationError(
-                    f"the pruned {type(self._dense).__name__} is not the masked twin: {self.objection(keep)}. "
+                    f"the pruned {type(self._dense).__name__} is not the masked twin: "
+                    f"{self.objection(keep)}. "
                     "No group could be named for it; your model is unchanged. Please report this model."
                 )
             refused.extend(found)

@@ -42,7 +42,8 @@ def masked_twin(structure: Structure, keep: torch.Tensor) -> fx.GraphModule:
         readers[place].append(ZeroAt(dim, np.concatenate(found)))
     nodes = {node.name: node for node in structure.capture.graph.nodes}
     replacements = {
-        name: KeptOnly(nodes[name].target, dim, np.concatenate(found)) for (name, dim), found in normalisers.items()
+        name: KeptOnly(nodes[name].target, dim, np.concatenate(found))
+        for (name, dim), found in normalisers.items()
     }
     return instrumented(structure.capture, readers, replacements)
 
@@ -58,6 +59,7 @@ class ZeroAt(nn.Module):
         self.register_buffer("index", torch.from_numpy(np.sort(index)))
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
+        """``value`` with zeros."""
         return value.index_fill(self.dim, self.index.to(value.device), 0)
 
 
@@ -79,6 +81,7 @@ class KeptOnly(nn.Module):
         *rest: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
+        """The normalisation of the kept channels of ``value``, with the operator's own arguments."""
         width = value.shape[self.dim]
         kept = torch.tensor([i for i in range(width) if i not in self.removed], device=value.device)
         if isinstance(shape_or_groups, list | tuple):
@@ -91,6 +94,3 @@ class KeptOnly(nn.Module):
             arguments.pop()
         result = self.operator(value.index_select(self.dim, kept), shape_or_groups, *arguments, **kwargs)
         return torch.zeros_like(value).index_copy(self.dim, kept, result)
-
-
-

@@ -40,6 +40,11 @@ class KeywordOnly(nn.Module):
         return image * scale
 
 
+class Beside(nn.Module):
+    def forward(self, frame: Tensor, image: Tensor) -> Tensor:
+        return frame + image
+
+
 class PositionalOnly(nn.Module):
     def forward(self, x: Tensor, /, scale: float = 1.0) -> Tensor:
         return x * scale
@@ -74,6 +79,9 @@ Pair = namedtuple("Pair", "image depth")
         pytest.param(Optional(), {"image": A, "labels": B}, ((A,), {"labels": B}), id="all-optional"),
         pytest.param(Optional(), {"pixel_values": A}, ((), {"pixel_values": A}), id="optional-by-name"),
         pytest.param(KeywordOnly(), {"image": A, "y": B}, ((), {"image": A}), id="keyword-only"),
+        pytest.param(
+            Beside(), {"image": A, "input": B}, ((B,), {"image": A}), id="image-is-another-parameter"
+        ),
         pytest.param(PositionalOnly(), {"x": A, "scale": B}, ((A,), {"scale": B}), id="positional-only"),
         pytest.param(Anything(), {"image": A, "y": B}, ((A,), {}), id="var-arguments"),
         pytest.param(One(), UserDict(image=A), ((A,), {}), id="any-mapping"),

@@ -12,7 +12,7 @@ import importlib.metadata
 import io
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -86,6 +86,10 @@ class PrunableStructure(Protocol):
     @property
     def cost(self) -> CostModel:
         """The analytic cost."""
+        ...
+
+    def bound_to(self, names: Iterable[str], /) -> set[str]:
+        """``names`` and every group that a count constraint ties to one of them."""
         ...
 
 
@@ -231,6 +235,31 @@ class Plan:
         for entry in self.groups:
             keep[starts[entry.name] + torch.tensor(entry.removed, dtype=torch.int64)] = False
         return keep
+
+    def without(self, structure: PrunableStructure, names: Iterable[str]) -> Plan:
+        """This plan with the named groups, and those bound to them by a count constraint, left whole.
+
+        The predicted cost is that of what still leaves; votes, budget and provenance are as before.
+
+        Raises:
+            PlanError: a name that is no group of ``structure``, or a plan that does not fit it.
+        """
+        names = tuple(names)
+        known = [group.name for group in structure.groups]
+        for name in names:
+            if name not in known:
+                raise PlanError(_unknown_group(name, known))
+        whole = structure.bound_to(names)
+        groups = tuple(
+            replace(group, removed=()) if group.name in whole else group for group in self.groups
+        )
+        plan = replace(self, groups=groups)
+        keep = plan.keep(structure)
+        return replace(
+            plan,
+            macs=Change(self.macs.before, float(structure.cost.macs(keep))),
+            parameters=Change(self.parameters.before, float(structure.cost.parameters(keep))),
+        )
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, two spaces, unit indices as ranges (``"0-3,7"``)."""

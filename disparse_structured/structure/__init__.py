@@ -1,6 +1,7 @@
 """Structure of a model, read from its exported graph: channel groups, units, reach, count constraints."""
 
 from disparse_structured.structure.analysis import AttributeUpdate, Structure, analyse
+from disparse_structured.structure.counting import count_macs, count_parameters
 from disparse_structured.structure.groups import ChannelGroup, Consumer, Freeze, Member, Proportion
 
 __all__ = [
@@ -12,4 +13,6 @@ __all__ = [
     "Proportion",
     "Structure",
     "analyse",
+    "count_macs",
+    "count_parameters",
 ]

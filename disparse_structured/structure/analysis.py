@@ -58,9 +58,11 @@ class Structure:
 
     @property
     def units(self) -> int:
+        """The number of units over all groups."""
         return self.reach.shape[1]
 
     def group(self, name: str) -> ChannelGroup:
+        """The group called ``name``."""
         return next(group for group in self.groups if group.name == name)
 
     def bound_to(self, names: Iterable[str]) -> set[str]:
@@ -107,14 +109,17 @@ def analyse(model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[T
     constraints, extra = _proportions(numbers.ratios, classes, grouping)
     if extra.size:
         record = FreezeRecord(
-            np.flatnonzero(np.isin(classes, extra)), "a count constraint that is not a ratio of two groups", "", ""
+            np.flatnonzero(np.isin(classes, extra)),
+            "a count constraint that is not a ratio of two groups",
+            "",
+            "",
         )
         numbers.freezes.append(record)
         frozen[extra] = True
         grouping = group_units(trace, classes, frozen, read_reach, names)
         constraints, _ = _proportions(numbers.ratios, classes, grouping)
     table = WidthTable(grouping.units, sum(group.units for group in grouping.groups))
-    batch = _batch_size(example_inputs)
+    batch = batch_size(example_inputs)
     parameters = {name for name, tensor in state.items() if isinstance(tensor, nn.Parameter)}
     products = {
         "macs": table.products([(term.coefficient / batch, term.axes) for term in trace.multiplies]),
@@ -146,7 +151,10 @@ def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, 
     tensors: dict[str, torch.Tensor] = {}
     canonical: dict[str, str] = {}
     first: dict[int, str] = {}
-    for named in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+    for named in (
+        model.named_parameters(remove_duplicate=False),
+        model.named_buffers(remove_duplicate=False),
+    ):
         for name, tensor in named:
             owner = first.setdefault(id(tensor), name)
             canonical[name] = owner
@@ -210,8 +218,11 @@ def _check_reach(captured: Capture, reach: dict[str, frozenset[str]]) -> None:
             )
 
 
-def _batch_size(example_inputs: tuple[Any, ...]) -> int:
-    tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(example_inputs) if isinstance(leaf, torch.Tensor)]
+def batch_size(example_inputs: tuple[Any, ...]) -> int:
+    """The size of the first dimension of the first tensor."""
+    tensors = [
+        leaf for leaf in torch.utils._pytree.tree_leaves(example_inputs) if isinstance(leaf, torch.Tensor)
+    ]
     return next((tensor.shape[0] for tensor in tensors if tensor.ndim), 1)
 
 
@@ -234,11 +245,12 @@ def _proportions(
     reasons: dict[str, str] = {}
     failed: list[int] = []
     for ratio in ratios:
-        sides = [_single_group(count, unit_of_class, grouping.groups) for count in (ratio.numerator, ratio.denominator)]
-        if sides[0] is None or sides[1] is None:
+        above = _single_group(ratio.numerator, unit_of_class, grouping.groups)
+        below = _single_group(ratio.denominator, unit_of_class, grouping.groups)
+        if above is None or below is None:
             failed.extend(each for count in (ratio.numerator, ratio.denominator) for each, _ in count.classes)
             continue
-        (top, top_times), (bottom, bottom_times) = sides
+        (top, top_times), (bottom, bottom_times) = above, below
         # top_times * kept(top) == factor * bottom_times * kept(bottom)
         pair = {top: Fraction(ratio.factor * bottom_times), bottom: Fraction(top_times)}
         merged = shares.get(top, {top: pair[top]})
@@ -255,7 +267,9 @@ def _proportions(
         whole = {name: int(share * denominator) for name, share in merged.items()}
         divisor = gcd(*whole.values())
         proportions.append(
-            Proportion(tuple(whole), tuple(share // divisor for share in whole.values()), reasons[next(iter(whole))])
+            Proportion(
+                tuple(whole), tuple(share // divisor for share in whole.values()), reasons[next(iter(whole))]
+            )
         )
     return tuple(proportions), np.array(sorted(set(failed)), dtype=np.int64)
 
@@ -307,7 +321,10 @@ def _fingerprint(state: dict[str, torch.Tensor], groups: tuple[ChannelGroup, ...
                 group.name,
                 group.units,
                 group.kind,
-                [(m.parameter, m.dim, hashlib.sha256(m.index.tobytes()).hexdigest()[:16]) for m in group.members],
+                [
+                    (m.parameter, m.dim, hashlib.sha256(m.index.tobytes()).hexdigest()[:16])
+                    for m in group.members
+                ],
             )
             for group in groups
         ],

@@ -40,12 +40,14 @@ class Capture:
 
     @property
     def graph(self) -> fx.Graph:
+        """The exported graph."""
         return self.module.graph
 
     @property
     def outputs(self) -> tuple[Any, ...]:
         """The nodes (or constants) that the model returns."""
-        return tuple(self.graph.output_node().args[0])[: self.returned]
+        results: Any = self.graph.output_node().args[0]
+        return tuple(results)[: self.returned]
 
     def task_outputs(self, flat: Sequence[Any]) -> dict[str, tuple[Any, ...]]:
         """``flat``, what the graph returned, by task."""
@@ -128,7 +130,9 @@ def check_supported(model: nn.Module) -> None:
             f"the model is wrapped in {type(model).__name__}. Pass the module inside: model.module."
         )
     if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedModelError("the model is a TorchScript module. Pass the Python module it was made from.")
+        raise UnsupportedModelError(
+            "the model is a TorchScript module. Pass the Python module it was made from."
+        )
     if isinstance(model, torch._dynamo.OptimizedModule):
         raise UnsupportedModelError(
             "the model was compiled by torch.compile. Pass the original module: model._orig_mod."
@@ -136,7 +140,8 @@ def check_supported(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
             raise UnsupportedModelError(
-                f"layer {name!r} is quantised ({type(module).__name__}). Prune the float model, then quantise."
+                f"layer {name!r} is quantised ({type(module).__name__}). "
+                "Prune the float model, then quantise."
             )
 
 
@@ -149,7 +154,7 @@ class _Layout:
 
 
 class _TaskOutputs(nn.Module):
-    """Returns the tasks' tensors, every other tensor of the model's output, and every layer's, as one tuple."""
+    """Returns the tasks' tensors, everything else the model returns, and what every layer computed."""
 
     def __init__(self, model: nn.Module, tasks: Sequence[Task]) -> None:
         super().__init__()
@@ -159,7 +164,9 @@ class _TaskOutputs(nn.Module):
 
     def forward(self, *inputs: Any) -> tuple[torch.Tensor, ...]:
         computed: list[torch.Tensor] = []
-        layers = [module for module in self.modules() if next(module.parameters(recurse=False), None) is not None]
+        layers = [
+            module for module in self.modules() if next(module.parameters(recurse=False), None) is not None
+        ]
         hooks = [
             layer.register_forward_hook(lambda _, __, result: computed.extend(tensor_leaves(result)))
             for layer in layers

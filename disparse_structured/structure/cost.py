@@ -29,7 +29,7 @@ class Widths:
 
     def __call__(self, keep: Keep) -> np.ndarray:
         """float64 ``[rows]`` for bool ``[units]``."""
-        return self.fixed + self.matrix @ np.asarray(keep, dtype=np.float64)
+        return np.asarray(self.fixed + self.matrix @ np.asarray(keep, dtype=np.float64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,7 @@ class Products:
     rows: np.ndarray
 
     def total(self, widths: np.ndarray) -> float:
+        """The sum, for float64 ``[rows]`` widths."""
         return float(self.coefficients @ widths[self.rows].prod(axis=1))
 
     def gradient(self, widths: np.ndarray) -> np.ndarray:
@@ -64,9 +65,11 @@ class CostModel:
     products: dict[Measure, Products]
 
     def macs(self, keep: Keep) -> float:
+        """Multiply-accumulates for one example when ``keep`` (bool ``[units]``) stays."""
         return self.total("macs", keep)
 
     def parameters(self, keep: Keep) -> float:
+        """Number of parameters when ``keep`` (bool ``[units]``) stays."""
         return self.total("parameters", keep)
 
     def total(self, measure: Measure, keep: Keep) -> float:
@@ -90,6 +93,7 @@ class WidthTable:
         self._arrays: list[np.ndarray] = [np.array([-1])]
 
     def row(self, labels: np.ndarray) -> int:
+        """The row of the width that counts ``labels``."""
         units = np.ascontiguousarray(self._units[labels])
         key = units.tobytes()
         if key not in self._rows:
@@ -98,9 +102,11 @@ class WidthTable:
         return self._rows[key]
 
     def is_fixed(self, row: int) -> bool:
+        """Whether no plan changes the width."""
         return bool((self._arrays[row] < 0).all())
 
     def size(self, row: int) -> int:
+        """The width in the dense network."""
         return len(self._arrays[row])
 
     def products(self, terms: Sequence[tuple[float, Sequence[np.ndarray]]]) -> Products:
@@ -121,6 +127,7 @@ class WidthTable:
         return Products(np.array(coefficients), np.array(padded, dtype=np.int64).reshape(len(rows), width))
 
     def finish(self) -> Widths:
+        """All rows so far."""
         from scipy.sparse import csr_array
 
         lengths = [len(units) for units in self._arrays]

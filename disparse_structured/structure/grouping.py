@@ -31,7 +31,11 @@ class Grouping:
 
 
 def group_units(
-    trace: Trace, classes: np.ndarray, frozen: np.ndarray, reach: Sequence[frozenset[str]], tasks: Sequence[str]
+    trace: Trace,
+    classes: np.ndarray,
+    frozen: np.ndarray,
+    reach: Sequence[frozenset[str]],
+    tasks: Sequence[str],
 ) -> Grouping:
     """``reach[i]`` are the tasks behind ``trace.reads[i]``; groups come in order of their first parameter."""
     places = [
@@ -72,7 +76,9 @@ def group_units(
         )
         reads = [(place.read, where) for place, where in zip(places, found, strict=True) if where is not None]
         consumers = tuple(
-            Consumer(trace.reads[i].node, trace.reads[i].arg, trace.reads[i].dim, where, trace.reads[i].normalises)
+            Consumer(
+                trace.reads[i].node, trace.reads[i].arg, trace.reads[i].dim, where, trace.reads[i].normalises
+            )
             for i, where in reads
             if i is not None
         )

@@ -33,6 +33,7 @@ class Axis:
         return np.full(self.size, FROZEN) if self.labels is None else self.labels
 
     def with_labels(self, labels: np.ndarray | None) -> Axis:
+        """The same dimension with other labels."""
         return Axis(self.size if labels is None else len(labels), labels, self.sample)
 
 
@@ -74,21 +75,24 @@ class Labels:
             self.freeze(np.concatenate([first[~free], second[~free]]), reason, operator, module)
 
     def freeze(self, atoms: np.ndarray, reason: str, operator: str, module: str) -> None:
+        """``atoms`` may not go."""
         atoms = np.unique(atoms)
         atoms = atoms[atoms != FROZEN]
         if atoms.size:
             self.freezes.append(FreezeRecord(atoms, reason, operator, module))
 
     def solve(self) -> np.ndarray:
-        """int64 ``[count]``: the class of every atom, by union only; freezes are applied by :meth:`frozen`."""
+        """int64 ``[count]``: the class of every atom by union alone; :meth:`frozen` applies the freezes."""
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
         if not self.edges:
             return np.arange(self.count)
         rows, columns = (np.concatenate(side) for side in zip(*self.edges, strict=True))
-        graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(self.count, self.count))
-        return connected_components(graph, directed=False)[1].astype(np.int64)
+        graph = coo_array(
+            (np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(self.count, self.count)
+        )
+        return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
     def frozen(self, classes: np.ndarray, records: Iterable[FreezeRecord]) -> np.ndarray:
         """bool ``[number of classes]``: which classes hold a frozen atom."""

@@ -19,15 +19,17 @@ from disparse_structured.structure.tracing import Literal
 
 @dataclass(frozen=True)
 class Count:
-    """``fixed`` positions plus ``times`` positions for each surviving class: ``fixed + sum(times * kept)``."""
+    """``fixed`` positions plus ``times`` for each class that stays: ``fixed + sum(times * kept)``."""
 
     fixed: int
     classes: tuple[tuple[int, int], ...] = ()
 
     def scaled(self, factor: int) -> Count:
+        """``factor`` times this count."""
         return Count(self.fixed * factor, tuple((each, times * factor) for each, times in self.classes))
 
     def plus(self, other: Count, sign: int = 1) -> Count:
+        """The sum, or with ``sign`` -1 the difference."""
         total = dict(self.classes)
         for each, times in other.classes:
             total[each] = total.get(each, 0) + sign * times
@@ -35,6 +37,7 @@ class Count:
         return Count(self.fixed + sign * other.fixed, kept)
 
     def divided(self, divisor: int) -> Count | None:
+        """The exact quotient; None if there is a remainder."""
         numbers = [self.fixed, *(times for _, times in self.classes)]
         if divisor == 0 or any(number % divisor for number in numbers):
             return None
@@ -53,7 +56,7 @@ class Ratio:
 
 @dataclass
 class Numbers:
-    """What :func:`follow` finds: attributes with the labels they count, constraints, and labels that must stay."""
+    """What :func:`follow` finds: attributes and the labels they count, constraints, labels that must stay."""
 
     attributes: dict[Attribute, np.ndarray] = field(default_factory=dict)
     ratios: list[Ratio] = field(default_factory=list)
@@ -112,7 +115,14 @@ class _Solver:
                 return None
             factor, reason = required.fixed, f"forward computes {required.fixed} as a quotient of the two"
             left, right = (self.evaluate(side, assigned) for side in (expression.left, expression.right))
-        if left is None or right is None or left.fixed or right.fixed or not left.classes or not right.classes:
+        if (
+            left is None
+            or right is None
+            or left.fixed
+            or right.fixed
+            or not left.classes
+            or not right.classes
+        ):
             return None
         return Ratio(left, right, factor, reason)
 
@@ -125,7 +135,9 @@ class _Solver:
             return [axis.atoms()]
         if isinstance(expression, Arithmetic):
             return [
-                labels for side in (expression.left, expression.right) for labels in self.labels_of(side, attributes)
+                labels
+                for side in (expression.left, expression.right)
+                for labels in self.labels_of(side, attributes)
             ]
         return []
 

@@ -56,6 +56,7 @@ class TracedInt(int):
     expression: Expression
 
     def __new__(cls, value: int, expression: Expression) -> TracedInt:
+        """An ``int`` of ``value`` that remembers ``expression``."""
         traced = super().__new__(cls, value)
         traced.expression = expression
         return traced
@@ -68,16 +69,22 @@ def _expression(value: int) -> Expression:
     return value.expression if isinstance(value, TracedInt) else int(value)
 
 
-def _arithmetic(symbol: str, compute: Callable[[int, int], int]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _arithmetic(
+    symbol: str, compute: Callable[[int, int], int]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     def forward(self: TracedInt, other: Any) -> Any:
         if not isinstance(other, int):
             return compute(int(self), other)
-        return TracedInt(compute(int(self), int(other)), Arithmetic(symbol, self.expression, _expression(other)))
+        return TracedInt(
+            compute(int(self), int(other)), Arithmetic(symbol, self.expression, _expression(other))
+        )
 
     def backward(self: TracedInt, other: Any) -> Any:
         if not isinstance(other, int):
             return compute(other, int(self))
-        return TracedInt(compute(int(other), int(self)), Arithmetic(symbol, _expression(other), self.expression))
+        return TracedInt(
+            compute(int(other), int(self)), Arithmetic(symbol, _expression(other), self.expression)
+        )
 
     return forward, backward
 
@@ -143,7 +150,7 @@ class _Annotator(TorchFunctionMode):
 
 @contextmanager
 def traced_integers(model: nn.Module) -> Iterator[None]:
-    """Within it, ``torch.export`` of ``model`` annotates its graph; the module's attributes are put back after."""
+    """Within it, ``torch.export`` of ``model`` annotates its graph; attributes are put back after."""
     before: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for path, module in model.named_modules():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -70,7 +70,9 @@ class Call:
         self._convert = convert
         schema = getattr(node.target, "_schema", None)
         names = [argument.name for argument in schema.arguments] if schema else []
-        defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()} if schema else {}
+        defaults = (
+            {a.name: a.default_value for a in schema.arguments if a.has_default_value()} if schema else {}
+        )
         self.names = names
         self.raw: dict[str, Any] = {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
 
@@ -82,15 +84,22 @@ class Call:
         return self._convert(self.raw.get(name))
 
     def position(self, name: str) -> int:
+        """The position of the argument ``name`` in the schema."""
         return self.names.index(name)
 
     @property
     def operator(self) -> str:
+        """The name of the operator."""
         target = self.node.target
-        return str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+        return (
+            str(target)
+            if isinstance(target, torch._ops.OpOverload)
+            else getattr(target, "__name__", str(target))
+        )
 
     @property
     def module(self) -> str:
+        """The innermost module of the user's model that the call was made in."""
         return module_path(self.node)
 
     @property
@@ -109,10 +118,12 @@ class Call:
         return found
 
     def expressions(self, literals: Sequence[int]) -> list[Expression]:
+        """Where each of the literal integers came from."""
         return expressions(self.node, [int(literal) for literal in literals])
 
 
 def is_value(item: Any) -> bool:
+    """Whether ``item`` stands for a tensor."""
     return isinstance(item, tuple) and all(isinstance(axis, Axis) for axis in item)
 
 
@@ -173,10 +184,14 @@ class Trace:
 
     # What rules say.
 
-    def unite(self, call: Call, first: np.ndarray, second: np.ndarray, reason: str = "meets a fixed dimension") -> None:
+    def unite(
+        self, call: Call, first: np.ndarray, second: np.ndarray, reason: str = "meets a fixed dimension"
+    ) -> None:
+        """Position by position (broadcast), ``first`` and ``second`` go together."""
         self.labels.unite(first, second, reason, call.operator, call.module)
 
     def freeze(self, call: Call, axes: Iterable[Axis], reason: str) -> None:
+        """No position of ``axes`` may go."""
         for axis in axes:
             if axis.labels is not None:
                 self.labels.freeze(axis.labels, reason, call.operator, call.module)
@@ -192,15 +207,17 @@ class Trace:
             self.literals.append(Literal(expression, axis.atoms(), call.operator, call.module))
 
     def module_number(self, call: Call, name: str, axis: Axis) -> None:
-        """If the module that ``call`` runs in has an integer attribute ``name``, it is the size of ``axis``."""
+        """The integer attribute ``name`` of the call's module, if it has one, is the size of ``axis``."""
         attribute = Attribute(call.module, name)
         if self.has_attribute(attribute):
             self.literal(call, attribute, axis)
 
     def multiply(self, call: Call, coefficient: float, *axes: Axis) -> None:
+        """``coefficient`` multiply-accumulates for every combination of positions of ``axes``."""
         self.multiplies.append(Multiply(call.module, coefficient, tuple(axis.atoms() for axis in axes)))
 
     def kind(self, labels: np.ndarray, kind: Kind) -> None:
+        """Units of ``labels`` are of ``kind``."""
         self.kinds.append((labels[labels != FROZEN], kind))
 
     def join(self, call: Call, axes: Sequence[Axis]) -> Axis:
@@ -243,7 +260,7 @@ class Trace:
     def _call(self, node: fx.Node) -> Any:
         call = Call(node, self._convert)
         if node.target is operator.getitem:
-            container, index = self._convert(node.args[0]), node.args[1]
+            container, index = self._convert(node.args[0]), cast(int, node.args[1])
             return container[index] if isinstance(container, list) else plain(_shape(node))
         packet = node.target.overloadpacket if isinstance(node.target, torch._ops.OpOverload) else node.target
         known = RULES.get(packet)

@@ -65,7 +65,9 @@ def split(trace: Trace, call: Call) -> list[Value]:
             for start, size in zip(bounds, sizes, strict=False)
         ]
     parts = [axis.labels[start : start + size] for start, size in zip(bounds, sizes, strict=False)]
-    literal = next((call.raw[name] for name in ("split_size", "split_sizes", "sizes") if name in call.raw), None)
+    literal = next(
+        (call.raw[name] for name in ("split_size", "split_sizes", "sizes") if name in call.raw), None
+    )
     if isinstance(literal, list | tuple):
         for expression, part in zip(call.expressions(literal), parts, strict=True):
             trace.literal(call, expression, Axis(len(part), part))
@@ -115,7 +117,9 @@ def repeat(trace: Trace, call: Call) -> Value:
     value, counts = call["self"], call["repeats"]
     value = (*plain([1] * (len(counts) - len(value))), *value)
     return tuple(
-        axis if count == 1 else Axis(axis.size * count, None if axis.labels is None else np.tile(axis.labels, count))
+        axis
+        if count == 1
+        else Axis(axis.size * count, None if axis.labels is None else np.tile(axis.labels, count))
         for axis, count in zip(value, counts, strict=True)
     )
 

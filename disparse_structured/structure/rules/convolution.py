@@ -81,7 +81,9 @@ def _finish(trace: Trace, call: Call, value: Value, weight: Value, outputs: Axis
     groups = call["groups"]
     if groups == 1 or weight[1].size > 1 or transposes:
         trace.consume(call, "input", channel, value[channel])
-    places = math.prod(value[channel + 1 + i].size if transposes else shape[channel + 1 + i] for i in range(spatial))
+    places = math.prod(
+        value[channel + 1 + i].size if transposes else shape[channel + 1 + i] for i in range(spatial)
+    )
     coefficient = math.prod(axis.size for axis in weight[2:]) * places * math.prod(shape[:channel])
     per_group = weight[1]
     if transposes:

@@ -11,21 +11,22 @@ from disparse_structured.structure.tracing import Call, Trace, rule
 
 aten = torch.ops.aten
 
-_SAME_SHAPE = """
-abs acos alias asin atan bernoulli ceil celu clamp_min clamp_max clone contiguous cos cosh detach
-detach_ dropout dropout_ alpha_dropout feature_dropout elu erf exp expm1 floor gelu hardsigmoid hardswish hardtanh
-leaky_relu lift_fresh_copy log log1p log2 log_sigmoid logical_not logit mish neg ones_like
-positive rand_like randn_like reciprocal relu relu6 round rsqrt selu sigmoid sign silu sin sinh softplus
-softshrink sqrt square tan tanh tanhshrink threshold to type_as zeros_like full_like isfinite isnan bitwise_not
-hardsigmoid_ hardswish_ hardtanh_ relu_ silu_ leaky_relu_ sigmoid_ gelu_ elu_ mish_ relu6_ _to_copy nan_to_num
-empty_like native_dropout hardshrink float half double lift_fresh fill
-""".split()
+_SAME_SHAPE = (
+    "abs acos alias asin atan bernoulli ceil celu clamp_min clamp_max clone contiguous cos cosh detach "
+    "detach_ dropout dropout_ alpha_dropout feature_dropout elu erf exp expm1 floor gelu hardsigmoid "
+    "hardswish hardtanh leaky_relu lift_fresh_copy log log1p log2 log_sigmoid logical_not logit mish neg "
+    "ones_like positive rand_like randn_like reciprocal relu relu6 round rsqrt selu sigmoid sign silu "
+    "sin sinh softplus softshrink sqrt square tan tanh tanhshrink threshold to type_as zeros_like "
+    "full_like isfinite isnan bitwise_not hardsigmoid_ hardswish_ hardtanh_ relu_ silu_ leaky_relu_ "
+    "sigmoid_ gelu_ elu_ mish_ relu6_ _to_copy nan_to_num empty_like hardshrink float "
+    "half double lift_fresh fill"
+).split()
 
-_BROADCASTING = """
-add sub rsub mul div true_divide floor_divide remainder fmod pow maximum minimum where lerp addcmul addcdiv atan2 clamp
-eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or masked_fill copysign hypot
-add_ sub_ mul_ div_ masked_fill_ clamp_ copy copy_ fmax fmin
-""".split()
+_BROADCASTING = (
+    "add sub rsub mul div true_divide floor_divide remainder fmod pow maximum minimum where lerp addcmul "
+    "addcdiv atan2 clamp eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or "
+    "masked_fill copysign hypot add_ sub_ mul_ div_ masked_fill_ clamp_ copy copy_ fmax fmin"
+).split()
 
 
 @rule(*[getattr(aten, name) for name in (*_SAME_SHAPE, *_BROADCASTING) if hasattr(aten, name)])
@@ -37,7 +38,8 @@ def elementwise(trace: Trace, call: Call) -> Value:
 @rule(aten.prelu)
 def prelu(trace: Trace, call: Call) -> Value:
     """A weight per channel meets dimension 1; a single weight meets nothing."""
-    value, weight = call["self"], call["weight"]
+    value: Value = call["self"]
+    weight = call["weight"]
     if weight[0].size == 1:
         return value
     dim = 1 if len(value) > 1 else 0

@@ -70,5 +70,3 @@ def einsum(trace: Trace, call: Call) -> Value:
         trace.freeze(call, [joined[letter]], f"contracted by einsum {equation!r}")
     trace.multiply(call, 1.0 if len(terms) > 1 else 0.0, *joined.values())
     return tuple(joined[letter] for letter in right)
-
-

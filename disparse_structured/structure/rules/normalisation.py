@@ -25,8 +25,9 @@ def per_channel_statistics(trace: Trace, call: Call) -> Value:
 
 @rule(aten.layer_norm, aten.rms_norm)
 def layer_norm(trace: Trace, call: Call) -> Value:
-    """Statistics over the last dimensions. One normalised dimension may shrink (statistics of what is kept)."""
-    value, shape = call["input"], call["normalized_shape"]
+    """Statistics over the last dimensions. A single one may shrink: the statistics of what is kept."""
+    value: Value = call["input"]
+    shape = call["normalized_shape"]
     if len(shape) != 1:
         for name in ("weight", "bias"):
             tensor = call.get(name)
@@ -67,4 +68,6 @@ def softmax(trace: Trace, call: Call) -> Value:
     """The normalised dimension stays whole; the others pass."""
     value, dim = call["self"], call["dim"]
     trace.freeze(call, [value[dim]], "softmax over it")
-    return tuple(Axis(axis.size, None, axis.sample) if i == dim % len(value) else axis for i, axis in enumerate(value))
+    return tuple(
+        Axis(axis.size, None, axis.sample) if i == dim % len(value) else axis for i, axis in enumerate(value)
+    )

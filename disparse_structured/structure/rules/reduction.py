@@ -38,8 +38,8 @@ def total(trace: Trace, call: Call) -> Value:
 
 
 @rule(
-    aten.mean, aten.amax, aten.amin, aten.var, aten.std, aten.linalg_vector_norm, aten.norm, aten.logsumexp, aten.prod,
-    aten.any, aten.all, aten.argmax, aten.argmin,
+    aten.mean, aten.amax, aten.amin, aten.var, aten.std, aten.linalg_vector_norm, aten.norm, aten.logsumexp,
+    aten.prod, aten.any, aten.all, aten.argmax, aten.argmin,
 )  # fmt: skip
 def statistic(trace: Trace, call: Call) -> Value:
     """The reduced dimensions stay whole: removing positions would change the statistic of the others."""
@@ -50,7 +50,7 @@ def statistic(trace: Trace, call: Call) -> Value:
 
 @rule(aten.max, aten.min, aten.var_mean, aten.std_mean)
 def several(trace: Trace, call: Call) -> list[Value] | Value:
-    """As :func:`statistic`, for operators that return several tensors; ``max`` of two tensors is element-wise."""
+    """As :func:`statistic`, for several results; ``max`` of two tensors is element-wise."""
     if call.raw.get("other") is not None:
         return trace.broadcast(call, call.values())
     value, dims, result = _reduced(call)

@@ -9,12 +9,13 @@ from disparse_structured.structure.tracing import Call, Trace, plain, rule
 
 aten = torch.ops.aten
 
-_NAMES = """
-avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d _adaptive_avg_pool2d lp_pool2d
-max_pool2d_with_indices upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d upsample_linear1d
-upsample_trilinear3d upsample_nearest3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d
-""".split()
+_NAMES = (
+    "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d "
+    "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
+    "_adaptive_avg_pool2d lp_pool2d max_pool2d_with_indices upsample_nearest1d upsample_nearest2d "
+    "upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d upsample_nearest3d "
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d"
+).split()
 
 
 @rule(*[getattr(aten, name) for name in _NAMES if hasattr(aten, name)])

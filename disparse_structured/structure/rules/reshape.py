@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from disparse_structured.structure.groups import Kind
 from disparse_structured.structure.labels import FROZEN, Axis, Value
 from disparse_structured.structure.tracing import Call, Trace, rule
 
@@ -22,7 +23,9 @@ def reshape(trace: Trace, call: Call) -> Value:
     axes: list[Axis] = []
     for source, target in _blocks([axis.size for axis in value], list(shape)):
         first = len(axes)
-        axes.extend(_reshape_block(trace, call, [value[i] for i in source], [shape[i] for i in target], first))
+        axes.extend(
+            _reshape_block(trace, call, [value[i] for i in source], [shape[i] for i in target], first)
+        )
     literal = next((call.raw[name] for name in ("size", "shape", "sizes") if name in call.raw), None)
     if literal is not None:
         start = call["dim"] % len(value) if "dim" in call.raw else 0
@@ -37,7 +40,8 @@ def _blocks(source: list[int], target: list[int]) -> list[tuple[list[int], list[
     blocks = []
     i = j = 0
     while i < len(source) or j < len(target):
-        left, right = [], []
+        left: list[int] = []
+        right: list[int] = []
         products = [1, 1]
         while True:
             if i < len(source) and (not left or products[0] < products[1]):
@@ -80,7 +84,7 @@ def _reshape_block(trace: Trace, call: Call, axes: list[Axis], sizes: list[int],
 
 
 def _owner(trace: Trace, call: Call, axes: list[Axis]) -> int | None:
-    """The one dimension of the block whose labels survive; a merge of two labelled ones freezes the others."""
+    """The dimension of the block whose labels survive; others that have labels are frozen."""
     labelled = [i for i, axis in enumerate(axes) if axis.labels is not None and (axis.labels != FROZEN).any()]
     for i in labelled[1:]:
         trace.freeze(call, [axes[i]], "merged with another prunable dimension")
@@ -111,7 +115,7 @@ def _constant_axis(blocks: np.ndarray, wide: Sequence[int]) -> int | None:
     return None
 
 
-def _kind(node: fx.Node) -> str:
+def _kind(node: fx.Node) -> Kind:
     return "bundle" if _shuffled(node) else "head"
 
 
@@ -140,7 +144,15 @@ def _packed(node: fx.Node, first: int, count: int) -> set[int]:
                 pending.append((user, [order[i] for i in moved]))
             elif target in (aten.contiguous, aten.clone, aten.alias):
                 pending.append((user, order))
-            elif target in (aten.unbind, aten.select, aten.split, aten.chunk, aten.slice, aten.sum, aten.softmax):
+            elif target in (
+                aten.unbind,
+                aten.select,
+                aten.split,
+                aten.chunk,
+                aten.slice,
+                aten.sum,
+                aten.softmax,
+            ):
                 arguments = Call(user, lambda item: item)
                 dims = arguments.raw.get("dim", 0)
                 found.update(order[dim] for dim in (dims if isinstance(dims, list | tuple) else [dims]))
@@ -180,7 +192,7 @@ def _permutation(node: fx.Node, rank: int) -> list[int]:
 @rule(aten.permute, aten.transpose, aten.t, aten.swapaxes, aten.movedim, aten.numpy_T, aten.mT, aten.adjoint)
 def permute(trace: Trace, call: Call) -> Value:
     """Dimensions change places."""
-    value = call["self"]
+    value: Value = call["self"]
     return tuple(value[dim] for dim in _permutation(call.node, len(value)))
 
 
@@ -210,7 +222,17 @@ def expand(trace: Trace, call: Call) -> Value:
     return tuple(result)
 
 
-@rule(aten.zeros, aten.ones, aten.full, aten.empty, aten.rand, aten.randn, aten.new_zeros, aten.new_ones, aten.new_full)
+@rule(
+    aten.zeros,
+    aten.ones,
+    aten.full,
+    aten.empty,
+    aten.rand,
+    aten.randn,
+    aten.new_zeros,
+    aten.new_ones,
+    aten.new_full,
+)
 def constant(trace: Trace, call: Call) -> Value:
     """Fresh positions whose literal sizes must follow what they meet."""
     sizes = call.raw["size"]
@@ -256,4 +278,3 @@ def channel_shuffle(trace: Trace, call: Call) -> Value:
     trace.unite(call, rows, rows[0])
     trace.kind(channel.labels, "bundle")
     return (value[0], Axis(channel.size, rows.T.reshape(-1)), *value[2:])
-

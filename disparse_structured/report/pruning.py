@@ -1,0 +1,144 @@
+"""The facts of one pruning run, as frozen data, and their text view."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from disparse_structured.structure import Freeze
+
+
+@dataclass(frozen=True)
+class CostFacts:
+    """One cost before and after: ``predicted`` by the analytic model, ``counted`` on the pruned model."""
+
+    dense: float
+    predicted: float
+    counted: float
+
+    @property
+    def ratio(self) -> float:
+        """What is left, as a share of the dense cost."""
+        return self.counted / self.dense if self.dense else 1.0
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What one task asked for.
+
+    ``units`` it reaches, ``shared`` of them with another task; ``asked`` is the share of its units that
+    it voted to remove, ``removed`` the share that went.
+    """
+
+    name: str
+    labelled: bool
+    units: int
+    shared: int
+    asked: float
+    removed: float
+
+
+@dataclass(frozen=True)
+class ProofFacts:
+    """Deviation of the pruned module from the masked twin, per task; ``verified`` False if it was switched off."""
+
+    verified: bool
+    dtype: str | None = None
+    tolerance: float | None = None
+    deviation: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RefusedGroup:
+    """A group that was left whole because the module's ``forward`` cannot follow."""
+
+    group: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """Everything a reader of a pruned model may ask: what went, who wanted it, what it saves, how it was proven."""
+
+    model: str
+    plan: str
+    macs: CostFacts
+    parameters: CostFacts
+    tasks: tuple[TaskFacts, ...]
+    groups: int
+    groups_changed: int
+    units: int
+    units_removed: int
+    criterion: str
+    arbiter: str | None
+    ranking: str | None
+    ratio: float | None
+    batches: int
+    samples: int
+    proof: ProofFacts
+    refused: tuple[RefusedGroup, ...]
+    frozen: tuple[Freeze, ...]
+    inputs: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def to_json(self) -> str:
+        """Indented JSON with sorted keys."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._costs()
+        yield self._voters()
+        if self.proof.verified:
+            worst = max(self.proof.deviation.values(), default=0.0)
+            yield Text(f"verified against the masked twin in {self.proof.dtype}: worst deviation {worst:.1e}")
+        else:
+            yield Text("NOT VERIFIED: verification was switched off (verify=False)", style="bold yellow")
+        for refused in self.refused:
+            yield Text(f"left alone: {refused.group}: {refused.reason}", style="yellow")
+
+    def __str__(self) -> str:
+        console = Console(width=100, color_system=None)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+    def _costs(self) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in ("cost", "dense", "pruned", "left"):
+            table.add_column(heading, justify="left" if heading == "cost" else "right")
+        for name, cost in (("MACs", self.macs), ("parameters", self.parameters)):
+            table.add_row(name, f"{cost.dense:,.0f}", f"{cost.counted:,.0f}", f"{cost.ratio:.1%}")
+        return table
+
+    def _voters(self) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in ("task", "labels", "units", "shared", "asked to remove", "removed"):
+            table.add_column(heading, justify="left" if heading in ("task", "labels") else "right")
+        for task in self.tasks:
+            labels = "loss" if task.labelled else "label-free"
+            row = [task.name, labels, str(task.units), str(task.shared)]
+            table.add_row(*row, f"{task.asked:.1%}", f"{task.removed:.1%}")
+        return table
+
+
+def summarise_freezes(freezes: Sequence[Freeze]) -> Table:
+    """What may not shrink, why, and how large it is, largest first; one row for each operator and reason."""
+    merged: dict[tuple[str, str], list[Freeze]] = {}
+    for freeze in freezes:
+        merged.setdefault((freeze.reason, freeze.operator), []).append(freeze)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="frozen")
+    for heading in ("why", "operator", "layers", "largest share of parameters"):
+        table.add_column(heading, justify="right" if heading.startswith("largest") else "left")
+    for (reason, operator), found in merged.items():
+        first = found[0].module or "(model)"
+        layers = first if len(found) == 1 else f"{first} and {len(found) - 1} more"
+        table.add_row(reason, operator, layers, f"{max(each.share for each in found):.2%}")
+    return table
