@@ -85,7 +85,7 @@ class DenseHead(Head):
 class ASPPHead(Head):
     """Parallel atrous convolutions, each with its own predictor, summed: ``[B, outputs, H, W]``.
 
-    The atrous spatial pyramid of DeepLab-v2 (Chen et al., TPAMI 2018, §3.3), which DiSparse uses for
+    The atrous spatial pyramid of DeepLab-v2 (Chen et al., TPAMI 2018, §3.2), which DiSparse uses for
     its dense tasks.
 
     Args:

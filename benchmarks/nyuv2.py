@@ -233,6 +233,8 @@ def write(path: Path, settings: Settings, rows: Sequence[Row]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     settings = Settings(backbone=options.backbone, size=options.size, epochs=options.epochs)
     seeds, fractions = options.seeds, options.macs
     if options.quick:
@@ -247,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for seed in range(seeds):
         rows += compare(settings, seed, train, val, methods, fractions, options.cache)
         write(options.out, settings, rows)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)  # a file has no width to fit
     console.print(table(rows))
     console.print(", ".join(f"{name} {value}" for name, value in machine().items()), style="dim")
     console.print(f"written to {options.out}")
@@ -264,6 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (%(default)s)")
     parser.add_argument("--macs", type=float, nargs="+", default=[0.5, 0.3], help="fractions (0.5 0.3)")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS), help="default: all")
+    parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")
     parser.add_argument("--quick", action="store_true", help="one epoch, one seed, one fraction")
     parser.add_argument("--out", type=Path, default=here.parent / "out" / "nyuv2.json", help="JSON file")
     parser.add_argument("--cache", type=Path, default=here / ".cache", help="trained dense networks")

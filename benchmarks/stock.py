@@ -22,7 +22,7 @@ def macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
         model(*inputs)
     for module, mode in modes:
         module.training = mode
-    return counter.get_total_flops() / 2
+    return float(counter.get_total_flops()) / 2
 
 
 def magnitude(

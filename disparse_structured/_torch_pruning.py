@@ -232,11 +232,10 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
         """The group that removes ``units`` (flat, dense numbering), every module and direction cut once."""
         result = StructureGroup(self, units)
         merged: dict[tuple[int, str], tuple[_Cut, list[np.ndarray], list[np.ndarray]]] = {}
-        single = len({self._group_of(unit) for unit in units.tolist()}) == 1
-        for group, cuts in zip(self.structure.groups, self._cuts, strict=True):
+        touched = self._touched(units)
+        single = len(touched) == 1
+        for group, cuts in touched:
             local = units[(units >= group.start) & (units < group.start + group.units)] - group.start
-            if not len(local):
-                continue
             alive = np.flatnonzero(self._kept[group.slice])
             for cut in cuts:
                 positions = self._current(cut)[local]
@@ -268,7 +267,7 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
                 ]
             )
         self._kept[units] = False
-        for each, cuts in zip(self.structure.groups, self._cuts, strict=True):
+        for each, cuts in self._touched(units):
             gone = ~self._kept[each.slice]
             for cut in cuts:
                 self._alive[cut.key][cut.positions[gone].reshape(-1)] = False
@@ -307,9 +306,11 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
                     )
         return list(cuts.values())
 
-    def _group_of(self, unit: int) -> int:
+    def _touched(self, units: np.ndarray) -> list[tuple[ChannelGroup, list[_Cut]]]:
+        """The groups that ``units`` belong to, with their cuts."""
         starts = [group.start for group in self.structure.groups]
-        return int(np.searchsorted(starts, unit, side="right")) - 1
+        owners = np.unique(np.searchsorted(starts, units, side="right") - 1)
+        return [(self.structure.groups[i], self._cuts[i]) for i in owners.tolist()]
 
     def _current(self, cut: _Cut) -> np.ndarray:
         """The cut's positions in the model as it is now; -1 where they are gone."""

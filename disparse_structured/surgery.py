@@ -16,6 +16,7 @@ from disparse_structured.errors import CaptureError, PlanError, VerificationErro
 from disparse_structured.plan import Plan
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.structure.analysis import named_tensors
+from disparse_structured.structure.capture import own_copy
 from disparse_structured.twin import masked_twin
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -121,7 +122,7 @@ class Judge:
         for inputs in (self._inputs, _other_inputs(self._inputs)):
             with torch.no_grad():
                 expected = self._structure.capture.run(self._state, inputs, twin)
-                output = pruned(*inputs)
+                output = pruned(*pytree.tree_map(own_copy, inputs))
             for task in self._structure.task_objects:
                 actual = task.tensors(output)
                 pairs = zip(actual, expected[task.name], strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,15 @@ class Chain:
 
     def kept(self, keep: torch.Tensor) -> dict[str, int]:
         return {group.name: int(keep[group.slice].sum()) for group in self.groups}
+
+    def bound_to(self, names: Iterable[str]) -> set[str]:
+        found, before = set(names), set[str]()
+        while found != before:
+            before = set(found)
+            for constraint in self.constraints:
+                if found & set(constraint.groups):
+                    found |= set(constraint.groups)
+        return found
 
     def saliency(self, seed: int = 0) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)

@@ -69,7 +69,12 @@ def test_the_remedy_is_part_of_the_refusal() -> None:
 
 
 def test_equal_budgets_are_equal_data() -> None:
-    assert Budget(macs=1e9).facts() == Budget(macs=np.int64(10**9)).facts()
+    structure = net()
+    one, other = (
+        make_plan(structure, structure.saliency(), Budget(macs=count))
+        for count in (50_000.0, np.int64(50_000))
+    )
+    assert one.to_json() == other.to_json()
     assert Budget(macs=0.5, protected="stem").protected == ("stem",)
 
 
@@ -153,6 +158,32 @@ def test_the_least_salient_units_leave_and_the_most_salient_come_back() -> None:
     assert not keep[: int((~keep).sum())].any()
 
 
+def test_between_layers_that_stand_alike_the_more_salient_gets_its_units_back() -> None:
+    structure = chain([32, 32, 32, 32], tasks=("seg",))
+    saliency = structure.saliency() + 1
+    saliency[0, 96:] *= 100
+    kept = []
+    for target in (0.40, 0.45, 0.5, 0.55):
+        keep = search(structure, saliency, Budget(macs=target, round_to=4), ranking=LayerRanking()).keep
+        kept.append(structure.kept(keep))
+    assert all(counts["net.layer3"] == max(counts.values()) for counts in kept)
+    assert any(counts["net.layer3"] > counts["net.layer1"] for counts in kept)
+
+
+def test_per_cost_looks_at_the_cost_of_the_budget() -> None:
+    """A unit of the last layer is dear in MACs and cheap in parameters."""
+    structure = chain([32, 32, 32], areas=[1, 1, 400], tasks=("seg",))
+    saliency = structure.saliency() + 10
+    kept = {
+        kind: structure.kept(
+            search(structure, saliency, Budget(**{kind: 0.5}), ranking=PerCostRanking()).keep
+        )
+        for kind in ("macs", "parameters")
+    }
+    assert kept["macs"]["net.layer2"] < 32
+    assert kept["parameters"]["net.layer2"] == 32
+
+
 def test_weights_reach_the_arbiters_that_use_them() -> None:
     structure = chain([16, 16], tasks=("seg", "depth"))
     saliency = torch.stack([torch.arange(32.0), torch.arange(32.0).flip(0)])
@@ -184,6 +215,18 @@ def test_units_that_no_task_reaches_go_first_and_alone_if_they_suffice() -> None
     found = search(structure, structure.saliency(), Budget(macs=0.9))
     assert structure.kept(found.keep) == {"net.layer0": 16, "net.layer1": 1, "net.layer2": 16}
     assert found.votes.keep.all()
+
+
+def test_protection_holds_against_any_arbiter_and_for_units_that_no_task_reaches() -> None:
+    structure = chain([16, 32, 64], reach=[TASKS, (), TASKS])
+    budget = Budget(macs=0.5, protected=("net.layer0", "net.layer1"))
+
+    def harsh(ballot: Ballot) -> torch.Tensor:
+        return ballot.votes[0] & (torch.arange(ballot.votes.shape[1]) >= 48)
+
+    for arbiter in (*ARBITERS, harsh):
+        kept = structure.kept(search(structure, structure.saliency(), budget, arbiter=arbiter).keep)
+        assert (kept["net.layer0"], kept["net.layer1"]) == (16, 32)
 
 
 def test_the_search_repeats_itself_exactly() -> None:

@@ -191,6 +191,26 @@ def test_a_violated_count_constraint_is_refused_with_its_reason() -> None:
             Plan.of(structure, removals)
 
 
+def test_the_dense_model_satisfies_every_constraint() -> None:
+    """A count that the dense widths do not obey forbids changes, not the model as it is."""
+    structure = two_layers(constraints=(Proportion(("net.layer0", "net.layer1"), (1, 1), "equal widths"),))
+    assert Plan.of(structure, {}).removals == {}
+    assert Plan.of(structure, {"net.layer0": [0, 1], "net.layer1": []}).removals
+    with pytest.raises(PlanError, match="equal widths"):
+        Plan.of(structure, {"net.layer0": [0]})
+
+
+def test_a_plan_without_a_group_leaves_it_and_what_is_bound_to_it_whole() -> None:
+    tied = Proportion(("net.layer0", "net.layer1"), (1, 1), "equal widths")
+    structure = chain([4, 4, 4], constraints=(tied,))
+    plan = Plan.of(structure, {"net.layer0": [0], "net.layer1": [3], "net.layer2": [1, 2]})
+    rest = plan.without(structure, ["net.layer1"])
+    assert rest == Plan.of(structure, {"net.layer2": [1, 2]})
+    assert plan.without(structure, []) == plan
+    with pytest.raises(PlanError, match=r"no channel group 'net.layer9'"):
+        plan.without(structure, ["net.layer9"])
+
+
 def test_keep_must_be_one_bool_a_unit() -> None:
     for keep in (torch.ones(9, dtype=torch.bool), torch.ones(10)):
         with pytest.raises(PlanError, match=r"expected torch.bool \[10\]"):

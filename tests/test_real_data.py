@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import nyuv2 as benchmark
 from benchmarks.data import (
     CARD_TASKS,
     MEAN,
@@ -224,6 +227,48 @@ def test_wrong_arguments_are_refused(folder: Path) -> None:
         cards("dev")
     with pytest.raises(ValueError, match="at least 1 pixel"):
         nyuv2("train", (0, 4))
+
+
+def test_the_benchmark_runs_on_a_small_pack_and_trains_the_dense_network_once(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache, out = folder / "cache", folder / "results" / "nyuv2.json"
+    arguments = ["--quick", "--size", "32x32", "--macs", "0.5", "--methods", "stock-uniform"]
+    arguments += ["--out", str(out), "--cache", str(cache)]
+
+    def run() -> dict[str, Any]:
+        assert benchmark.main(arguments) == 0
+        return json.loads(out.read_text(encoding="utf-8"))
+
+    first = run()
+    (file,) = cache.iterdir()
+    written = file.stat().st_mtime_ns
+    assert run() == first, "a repeated run has the same figures"
+    assert file.stat().st_mtime_ns == written
+    assert {"cpu", "cores", "torch", "torch_threads"} <= first["machine"].keys()
+    assert [(row["method"], row["stage"]) for row in first["rows"]] == [
+        ("dense", "trained"),
+        ("stock-uniform", "pruned"),
+        ("stock-uniform", "fine-tuned"),
+    ]
+    dense, pruned, tuned = first["rows"]
+    assert (dense["macs"], dense["delta_t"]) == (1, 0)
+    assert 0.4 < pruned["macs"] == tuned["macs"] <= 0.5
+    assert dense["figures"] != pruned["figures"] != tuned["figures"]
+    printed = capsys.readouterr().out
+    assert "stock-uniform" in printed
+    assert f"{pruned['figures']['depth']['abs_error']:.3f}" in printed
+
+
+def test_the_benchmark_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    assert benchmark.main(["--quick"]) == 1
+    assert "Set the environment variable DISPARSE_DATA" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        benchmark.main(["--size", "48by64"])
+    assert "'48by64' is no HEIGHTxWIDTH such as 48x64" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -165,11 +165,22 @@ def test_isomorphic_classes_follow_the_slices_and_not_the_widths() -> None:
     odd = dataclasses.replace(
         net.groups[2], members=(*net.groups[2].members, Member("net.conv3.weight", 1, np.arange(4)[:, None]))
     )
-    other = dataclasses.replace(net.groups[0], kind="head")
-    context = ranking_context((*net.groups[:2], odd, other), torch.ones(20, dtype=torch.float64))
-    first, second, third, fourth = (context.isomorphic[i] for i in (0, 4, 12, 16))
-    assert first == second
-    assert len({int(first), int(third), int(fourth)}) == 3
+    (member,) = net.groups[0].members
+    others = [
+        odd,
+        dataclasses.replace(net.groups[0], kind="head"),
+        dataclasses.replace(net.groups[0], members=(dataclasses.replace(member, dim=1),)),
+        dataclasses.replace(
+            net.groups[0], members=(dataclasses.replace(member, index=np.arange(8).reshape(4, 2)),)
+        ),
+        dataclasses.replace(
+            net.groups[0], members=(dataclasses.replace(member, parameter="net.conv0.bias"),)
+        ),
+    ]
+    context = ranking_context((*net.groups[:2], *others), torch.ones(32, dtype=torch.float64))
+    classes = context.isomorphic.tolist()
+    assert classes[:12] == [classes[0]] * 12
+    assert len({classes[0], *classes[12::4]}) == 6
 
 
 def test_normalise_divides_by_the_sum_over_the_own_units() -> None:

@@ -54,7 +54,7 @@ class Budget:
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise BudgetError(f"{name}={count!r} is no width. Use a whole number of units, at least 1.")
         # One form for one budget: 1e9 and 10**9 give the same plan, byte for byte.
-        object.__setattr__(self, given[0], float(self.limit) if self.limit < 1 else int(self.limit))
+        object.__setattr__(self, given[0], float(self.limit))
         patterns = (self.protected,) if isinstance(self.protected, str) else tuple(self.protected)
         object.__setattr__(self, "protected", patterns)
 
@@ -88,7 +88,7 @@ class Budget:
 
     def facts(self) -> tuple[tuple[str, Plain], ...]:
         """The budget as plain data, for plans and reports."""
-        return tuple(sorted(dataclasses.asdict(self).items()))
+        return tuple(dataclasses.asdict(self).items())
 
     def _costs(self) -> dict[CostKind, float | None]:
         return {"macs": self.macs, "parameters": self.parameters}

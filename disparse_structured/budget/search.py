@@ -120,7 +120,7 @@ def search(
     own = structure.reach & free
     standing_of_tasks = standings(scores, own, ranking, context)
     importance = _importance(scores, structure.reach, own.any(dim=0), ranking, context)
-    widths = Widths.of(structure.groups, structure.constraints, budget, structure.reach, free, importance)
+    widths = Widths.of(structure.groups, structure.constraints, budget, structure.reach, importance)
     rerank = _Rerank(ranking, context, free)
     task_weights = _weights(weights, structure.tasks)
 
@@ -190,7 +190,7 @@ def _unreachable(
 
     def least(loose: Budget, decided: torch.Tensor) -> float:
         free = ~protected_units(structure.groups, loose.protected)
-        arguments = (structure.groups, structure.constraints, loose, structure.reach, free, importance)
+        arguments = (structure.groups, structure.constraints, loose, structure.reach, importance)
         return float(cost(Widths.of(*arguments).settle(decided | ~free)))
 
     free = ~protected_units(structure.groups, budget.protected)

@@ -81,18 +81,13 @@ class Widths:
         constraints: Sequence[Proportion],
         rules: WidthRules,
         reach: torch.Tensor,
-        free: torch.Tensor,
         by_importance: torch.Tensor,
     ) -> Widths:
-        """Widths of ``groups``; ``reach`` is bool ``[tasks, units]``, ``free`` bool ``[units]``."""
+        """Widths of ``groups``; ``reach`` is bool ``[tasks, units]``."""
         dense = np.array([group.units for group in groups], dtype=np.int64)
         reached = reach.any(dim=0)
         minimum = np.array(
-            [
-                _minimum(group.units, rules, bool(reached[group.start]), bool(free[group.start]))
-                for group in groups
-            ],
-            dtype=np.int64,
+            [_minimum(group.units, rules, bool(reached[group.start])) for group in groups], dtype=np.int64
         )
         step = np.array([1 if group.kind == "head" else rules.round_to for group in groups], dtype=np.int64)
         places = {group.name: place for place, group in enumerate(groups)}
@@ -143,9 +138,7 @@ class Widths:
         return final
 
 
-def _minimum(units: int, rules: WidthRules, reached: bool, free: bool) -> int:
-    if not free:
-        return units
+def _minimum(units: int, rules: WidthRules, reached: bool) -> int:
     # A floor keeps layers useful; a group that no task reads has no use.
     share = math.ceil(rules.floor * units - 1e-9) if reached else 0
     return min(units, max(1, rules.min_width, share))

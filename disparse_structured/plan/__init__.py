@@ -1,7 +1,8 @@
 """The immutable answer: :class:`Plan`, its parts, and what it reads of a structure."""
 
+from disparse_structured.plan.contracts import CostKind, CostModel, PrunableStructure
 from disparse_structured.plan.parts import SCHEMA, Change, GroupPlan, Plain, Provenance
-from disparse_structured.plan.plan import CostKind, CostModel, Plan, PrunableStructure, package_versions
+from disparse_structured.plan.plan import Plan, package_versions
 
 __all__ = [
     "SCHEMA",

@@ -14,9 +14,7 @@ import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol
 
-import numpy as np
 import torch
 from rich import box
 from rich.console import Console, Group
@@ -25,6 +23,7 @@ from rich.text import Text
 
 from disparse_structured.errors import LoadError, PlanError
 from disparse_structured.plan.canonical import decode, encode
+from disparse_structured.plan.contracts import PrunableStructure
 from disparse_structured.plan.parts import (
     SCHEMA,
     Change,
@@ -35,62 +34,6 @@ from disparse_structured.plan.parts import (
     other_schema,
 )
 from disparse_structured.structure.groups import ChannelGroup, Proportion
-
-CostKind = Literal["macs", "parameters"]
-
-
-class CostModel(Protocol):
-    """The analytic cost of a set of kept units, ``keep`` bool ``[units]``."""
-
-    def macs(self, keep: torch.Tensor, /) -> float:
-        """Multiply-accumulates per forward of one sample."""
-        ...
-
-    def parameters(self, keep: torch.Tensor, /) -> float:
-        """Number of parameters."""
-        ...
-
-    def unit_cost(self, kind: CostKind, /) -> torch.Tensor | np.ndarray:
-        """Float64 ``[units]``: what removing one unit from the dense model saves."""
-        ...
-
-
-class PrunableStructure(Protocol):
-    """What votes, budget and plan read of a model's structure."""
-
-    @property
-    def groups(self) -> tuple[ChannelGroup, ...]:
-        """All channel groups, in the order of the flat unit vectors."""
-        ...
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Task names."""
-        ...
-
-    @property
-    def reach(self) -> torch.Tensor:
-        """Bool ``[tasks, units]``."""
-        ...
-
-    @property
-    def constraints(self) -> tuple[Proportion, ...]:
-        """Count constraints between groups."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the dense model's architecture, hexadecimal."""
-        ...
-
-    @property
-    def cost(self) -> CostModel:
-        """The analytic cost."""
-        ...
-
-    def bound_to(self, names: Iterable[str], /) -> set[str]:
-        """``names`` and every group that a count constraint ties to one of them."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -250,9 +193,7 @@ class Plan:
             if name not in known:
                 raise PlanError(_unknown_group(name, known))
         whole = structure.bound_to(names)
-        groups = tuple(
-            replace(group, removed=()) if group.name in whole else group for group in self.groups
-        )
+        groups = tuple(replace(group, removed=()) if group.name in whole else group for group in self.groups)
         plan = replace(self, groups=groups)
         keep = plan.keep(structure)
         return replace(

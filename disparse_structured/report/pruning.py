@@ -48,7 +48,7 @@ class TaskFacts:
 
 @dataclass(frozen=True)
 class ProofFacts:
-    """Deviation of the pruned module from the masked twin, per task; ``verified`` False if it was switched off."""
+    """Deviation of the pruned module from the masked twin, per task, unless that was switched off."""
 
     verified: bool
     dtype: str | None = None
@@ -66,7 +66,7 @@ class RefusedGroup:
 
 @dataclass(frozen=True)
 class PruningReport:
-    """Everything a reader of a pruned model may ask: what went, who wanted it, what it saves, how it was proven."""
+    """What a reader of a pruned model asks: what went, who wanted it, what it saves, how it was proven."""
 
     model: str
     plan: str

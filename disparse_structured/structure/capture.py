@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +75,7 @@ class Capture:
             elif node.name in self.constants:
                 arguments.append(_like(self.constants[node.name], first))
             else:
-                arguments.append(next(leaves))
+                arguments.append(own_copy(next(leaves)))
         return self.task_outputs((module or self.module)(*arguments))
 
 
@@ -98,20 +100,20 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[T
                 "The forward pass must be one graph: no branches on tensor values, no Python side effects. "
                 "torch.export.export(model, example_inputs, strict=False) reproduces this."
             ) from error
-    signature = exported.graph_signature
-    if signature.buffers_to_mutate:
-        raise CaptureError(
-            f"{type(model).__name__} changes its buffers in eval mode "
-            f"({sorted(signature.buffers_to_mutate.values())[:3]}). Make forward free of such updates."
-        )
     tensors, constants, inputs = {}, {}, []
-    for spec in signature.input_specs:
+    for spec in exported.graph_signature.input_specs:
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             tensors[spec.arg.name] = spec.target.removeprefix(f"{_PREFIX}.")
         elif spec.kind is InputKind.USER_INPUT:
             inputs.append(spec.arg.name)
         else:
             constants[spec.arg.name] = exported.constants.get(spec.target)
+    changed = sorted(tensors[name] for name in _written(exported.graph_module.graph) & tensors.keys())
+    if changed:
+        raise CaptureError(
+            f"{type(model).__name__} changes its own {', '.join(map(repr, changed[:3]))} in eval mode, so "
+            "that no two forward passes are alike. Make such updates in train mode only."
+        )
     return Capture(
         module=exported.graph_module,
         tensors=tensors,
@@ -125,23 +127,23 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[T
 
 def check_supported(model: nn.Module) -> None:
     """Raises :class:`UnsupportedModelError` for wrappers and formats that cannot be pruned as they are."""
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise UnsupportedModelError(
-            f"the model is wrapped in {type(model).__name__}. Pass the module inside: model.module."
-        )
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedModelError(
-            "the model is a TorchScript module. Pass the Python module it was made from."
-        )
-    if isinstance(model, torch._dynamo.OptimizedModule):
-        raise UnsupportedModelError(
-            "the model was compiled by torch.compile. Pass the original module: model._orig_mod."
-        )
     for name, module in model.named_modules():
+        where = f"layer {name!r}" if name else "the model"
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise UnsupportedModelError(
+                f"{where} is wrapped in {type(module).__name__}. Use the module inside: its .module."
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModelError(
+                f"{where} is a TorchScript module. Use the Python module it was made from."
+            )
+        if isinstance(module, torch._dynamo.OptimizedModule):
+            raise UnsupportedModelError(
+                f"{where} was compiled by torch.compile. Use the original module: its ._orig_mod."
+            )
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
             raise UnsupportedModelError(
-                f"layer {name!r} is quantised ({type(module).__name__}). "
-                "Prune the float model, then quantise."
+                f"{where} is quantised ({type(module).__name__}). Prune the float model, then quantise."
             )
 
 
@@ -208,14 +210,35 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporter's own logging of an error that we raise anyway off the terminal."""
-    logger = logging.getLogger("torch")
-    disabled = logger.disabled
-    logger.disabled = True
+    """Keeps what the exporter says of an error, which we raise anyway, off the terminal."""
+    level = logging.root.manager.disable
     try:
-        yield
+        logging.disable(logging.CRITICAL)
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
-        logger.disabled = disabled
+        logging.disable(level)
+
+
+def _written(graph: fx.Graph) -> set[str]:
+    """The placeholders that operators write to, directly or through views."""
+    found: set[str] = set()
+    bases: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.target is operator.getitem:
+            bases[node] = bases.get(node.args[0], node)
+        schema = getattr(node.target, "_schema", None)
+        for argument, value in zip(schema.arguments if schema else (), node.args, strict=False):
+            if argument.alias_info is not None and isinstance(value, fx.Node):
+                bases[node] = bases.get(value, value)
+                if argument.alias_info.is_write:
+                    found.add(bases[node].name)
+    return found
+
+
+def own_copy(argument: Any) -> Any:
+    """A copy: ``forward`` may write to its input."""
+    return argument.clone() if isinstance(argument, torch.Tensor) else argument
 
 
 def _like(constant: Any, first: torch.Tensor | None) -> Any:
@@ -241,7 +264,7 @@ def _reason(error: BaseException) -> str:
     traceback = error.__traceback__
     while traceback is not None:
         path = traceback.tb_frame.f_code.co_filename
-        if "/torch/" not in path and "disparse_structured" not in path:
+        if "/torch/" not in path and "disparse_structured" not in path and not path.startswith("<"):
             place = f" (at {path}:{traceback.tb_lineno}, in {traceback.tb_frame.f_code.co_name})"
         traceback = traceback.tb_next
     return f"{type(error).__name__}: {message}{place}"

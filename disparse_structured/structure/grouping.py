@@ -76,11 +76,8 @@ def group_units(
         )
         reads = [(place.read, where) for place, where in zip(places, found, strict=True) if where is not None]
         consumers = tuple(
-            Consumer(
-                trace.reads[i].node, trace.reads[i].arg, trace.reads[i].dim, where, trace.reads[i].normalises
-            )
-            for i, where in reads
-            if i is not None
+            Consumer(read.node, read.arg, read.dim, where, read.normalises, read.sample)
+            for read, where in ((trace.reads[i], where) for i, where in reads if i is not None)
         )
         reached = frozenset[str]().union(*(reach[i] for i, _ in reads if i is not None))
         groups.append(

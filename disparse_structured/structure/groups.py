@@ -5,7 +5,7 @@ All names are qualified names of the dense model and all indices are in its coor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -33,7 +33,9 @@ class Consumer:
 
     ``node`` reads its argument number ``arg``; ``index`` is int64 ``[units, multiplicity]`` along
     ``dim`` of that argument. A ``normalises`` consumer computes statistics over the channels it reads
-    (layer norm, group norm): its masked twin leaves removed channels out of the statistics.
+    (layer norm, group norm): its masked twin leaves removed channels out of the statistics. ``sample`` is
+    the dimension of the argument along which the examples of the batch lie and, int64, the number of the
+    example at each of its positions; None where no single dimension tells them apart.
     """
 
     node: str
@@ -41,6 +43,7 @@ class Consumer:
     dim: int
     index: np.ndarray
     normalises: bool = False
+    sample: tuple[int, np.ndarray] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +89,6 @@ class Freeze:
     module: str
     parameters: int
     share: float
-    groups: tuple[str, ...] = field(default=())
 
 
 def reach_matrix(groups: tuple[ChannelGroup, ...], tasks: tuple[str, ...]) -> torch.Tensor:

@@ -34,13 +34,18 @@ def rule(*operators: Any) -> Callable[[Rule], Rule]:
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """``node`` contracts over (or normalises over) dimension ``dim`` of its argument ``arg``."""
+    """``node`` contracts over (or normalises over) dimension ``dim`` of its argument ``arg``.
+
+    ``sample`` is the dimension of the argument along which the examples of the batch lie, and the number
+    of the example at each of its positions; None where no single dimension tells them apart.
+    """
 
     node: str
     arg: int
     dim: int
     labels: np.ndarray
     normalises: bool
+    sample: tuple[int, np.ndarray] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +204,9 @@ class Trace:
     def consume(self, call: Call, argument: str, dim: int, axis: Axis, normalises: bool = False) -> None:
         """``call`` contracts over ``axis``, dimension ``dim`` of its ``argument``."""
         if axis.labels is not None:
-            self.reads.append(Read(call.node.name, call.position(argument), dim, axis.labels, normalises))
+            sample = _sample(call[argument], dim)
+            position = call.position(argument)
+            self.reads.append(Read(call.node.name, position, dim, axis.labels, normalises, sample))
 
     def literal(self, call: Call, expression: Expression, axis: Axis) -> None:
         """The number given by ``expression`` is the size of ``axis``."""
@@ -247,7 +254,7 @@ class Trace:
         name = self.capture.tensors.get(node.name)
         if name is None:
             axes = plain(value.shape)
-            if node.name in self.capture.inputs and axes:
+            if node.name in self.capture.inputs and axes and axes[0].size == self._batch_size():
                 first = Axis(axes[0].size, None, np.arange(axes[0].size))
                 return (first, *axes[1:])
             return axes
@@ -256,6 +263,14 @@ class Trace:
                 Axis(size, self.labels.fresh(size) if size > 1 else None) for size in self.shapes[name]
             )
         return self.tensors[name]
+
+    def _batch_size(self) -> int | None:
+        """The first dimension of the first input tensor that has one."""
+        for node in self.capture.graph.find_nodes(op="placeholder"):
+            value = node.meta.get("val")
+            if node.name in self.capture.inputs and isinstance(value, torch.Tensor) and value.ndim:
+                return int(value.shape[0])
+        return None
 
     def _call(self, node: fx.Node) -> Any:
         call = Call(node, self._convert)
@@ -285,6 +300,12 @@ class Trace:
         if isinstance(argument, list | tuple):
             return [self._convert(item) for item in argument]
         return argument
+
+
+def _sample(value: Value, dim: int) -> tuple[int, np.ndarray] | None:
+    """The one dimension of ``value`` besides ``dim`` whose positions belong to known examples."""
+    found = [(i, axis.sample) for i, axis in enumerate(value) if axis.sample is not None and i != dim]
+    return found[0] if len(found) == 1 else None  # type: ignore[return-value]
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

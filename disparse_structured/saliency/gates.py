@@ -1,0 +1,216 @@
+"""Gates on what consumers read, and the derivatives by them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from disparse_structured.structure import Consumer, Structure
+from disparse_structured.structure.instrument import Place, instrumented
+from disparse_structured.structure.tracing import module_path
+
+_CHUNK = 1 << 17
+"""Elements of a product that are computed at a time: they stay in the processor's cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """One dimension of one argument of one operator, and the units whose gates stand in front of it.
+
+    ``positions`` and ``units`` are int64 of equal length: the gate of unit ``units[i]`` (flat over all
+    groups) multiplies position ``positions[i]``. ``sample`` is as in :class:`Consumer`.
+    """
+
+    place: Place
+    dim: int
+    positions: torch.Tensor
+    units: torch.Tensor
+    sample: tuple[int, torch.Tensor] | None
+    layer: str
+
+
+def reads(structure: Structure) -> tuple[Read, ...]:
+    """Every read with gates, in order of the graph.
+
+    Normalising consumers carry none: what they leave out is read, and gated, behind them. An operator
+    that reads a unit twice in one product (both sides of a matrix product) is gated on one side, so
+    that the gate counts once.
+    """
+    positions: dict[tuple[Place, int], list[np.ndarray]] = defaultdict(list)
+    units: dict[tuple[Place, int], list[np.ndarray]] = defaultdict(list)
+    samples: dict[tuple[Place, int], tuple[int, np.ndarray] | None] = {}
+    for group in structure.groups:
+        chosen: dict[str, Consumer] = {}
+        for consumer in group.consumers:
+            known = chosen.get(consumer.node)
+            if not consumer.normalises and (known is None or (known.sample is None and consumer.sample)):
+                chosen[consumer.node] = consumer
+        for consumer in chosen.values():
+            key = (consumer.node, consumer.arg), consumer.dim
+            positions[key].append(consumer.index.reshape(-1))
+            flat = group.start + np.arange(group.units)
+            units[key].append(np.repeat(flat, consumer.index.shape[1]))
+            samples[key] = consumer.sample
+    order = {node.name: (number, node) for number, node in enumerate(structure.capture.graph.nodes)}
+    found = []
+    for key in sorted(positions, key=lambda key: (order[key[0][0]][0], key[0][1], key[1])):
+        place, dim = key
+        sample = samples[key]
+        found.append(
+            Read(
+                place,
+                dim,
+                torch.from_numpy(np.concatenate(positions[key])),
+                torch.from_numpy(np.concatenate(units[key])),
+                None if sample is None else (sample[0], torch.from_numpy(sample[1])),
+                module_path(order[place[0]][1]) or place[0],
+            )
+        )
+    return tuple(found)
+
+
+def gated(structure: Structure, gates: Mapping[Read, nn.Module]) -> fx.GraphModule:
+    """The exported graph with ``gates`` in front of the reads."""
+    readers: dict[Place, list[nn.Module]] = defaultdict(list)
+    for read, gate in gates.items():
+        readers[read.place].append(gate)
+    return instrumented(structure.capture, readers, {})
+
+
+class Recorder:
+    """Where gates leave their gradients during one backward pass.
+
+    ``gradients`` is ``[rows, units]``: a row an example, or one row for the whole batch. ``switch`` is
+    a leaf that every gate depends on: a backward pass towards it visits every gate and no weight.
+    """
+
+    def __init__(self, units: int, layers: Sequence[str], device: torch.device) -> None:
+        self.switch = torch.zeros((), device=device, requires_grad=True)
+        self.layers = layers
+        # Metal has no double precision.
+        self._dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._units = units
+        self.gradients = torch.zeros(0, units, dtype=self._dtype, device=device)
+        self.totals = torch.zeros(len(layers), dtype=self._dtype, device=device)
+        self.per_sample = False
+
+    def clear(self, rows: int, per_sample: bool) -> None:
+        """Before a backward pass."""
+        self.gradients = self.gradients.new_zeros(rows, self._units)
+        self.totals.zero_()
+        self.per_sample = per_sample
+
+    def first_bad_layer(self) -> str | None:
+        """The layer nearest to the loss whose gradient is not finite."""
+        bad = (~self.totals.isfinite()).nonzero()
+        return self.layers[int(bad[-1])] if len(bad) else None
+
+    def add(self, number: int, read: Read, products: torch.Tensor, samples: torch.Tensor | None) -> None:
+        """``products`` are ``[rows, positions along read.dim]``; with ``samples``, whose they are, other rows."""
+        self.totals[number] += products.sum(dtype=self._dtype)
+        products = products.index_select(1, read.positions).to(self._dtype)
+        if samples is not None:
+            products = products.new_zeros(len(self.gradients), products.shape[1]).index_add_(
+                0, samples, products
+            )
+        self.gradients.index_add_(1, read.units, products)
+
+
+class Gate(nn.Module):
+    """Passes its input on; in the backward pass it records the gradient by a factor of 1 in front of it."""
+
+    def __init__(self, number: int, read: Read, recorder: Recorder) -> None:
+        super().__init__()
+        device = recorder.switch.device
+        self.number = number
+        self.read = replace(read, positions=read.positions.to(device), units=read.units.to(device))
+        self.recorder = recorder
+        self._samples = None
+        if read.sample is not None:
+            samples = read.sample[1]
+            self._samples = samples.to(device)
+            # Nearly always position i belongs to example i; then nothing needs to be gathered.
+            self._in_order = bool((samples == torch.arange(len(samples))).all())
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        return _Record.apply(value, self.recorder.switch, self)  # type: ignore[no-any-return, no-untyped-call]
+
+    def record(self, value: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Adds ``value * gradient``, summed over everything but the gate and the sample."""
+        recorder, read, samples = self.recorder, self.read, self._samples
+        if read.sample is None or not recorder.per_sample:
+            products, samples = product_sums(value, gradient, (read.dim,))[None], None
+        else:
+            products = product_sums(value, gradient, (read.sample[0], read.dim))
+            if self._in_order and len(products) == len(recorder.gradients):
+                samples = None
+        recorder.add(self.number, read, products, samples)
+
+
+class _Record(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, switch: torch.Tensor, gate: Gate) -> torch.Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(value)
+        ctx.gate = gate
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor | None) -> tuple[torch.Tensor | None, None, None]:  # type: ignore[override]
+        if gradient is not None:
+            (value,) = ctx.saved_tensors
+            ctx.gate.record(value, gradient)
+        return gradient, None, None
+
+
+class Factor(nn.Module):
+    """Multiplies what is read by the units' gates ``[units]``, for derivatives of higher order."""
+
+    def __init__(self, read: Read, gates: Callable[[], torch.Tensor]) -> None:
+        super().__init__()
+        self.read = read
+        self.gates = gates
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        gates = self.gates()
+        factors = gates.new_ones(value.shape[self.read.dim])
+        factors = factors.index_copy(
+            0, self.read.positions.to(gates.device), gates[self.read.units.to(gates.device)]
+        )
+        shape = [1] * value.ndim
+        shape[self.read.dim] = -1
+        return value * factors.to(value.dtype).view(shape)
+
+
+def product_sums(value: torch.Tensor, gradient: torch.Tensor, kept: tuple[int, ...]) -> torch.Tensor:
+    """``value * gradient`` summed over every dimension but those of ``kept``, in the order of ``kept``.
+
+    A piece at a time along the first dimension: a product as large as the activation would cost more in
+    memory traffic than the arithmetic does.
+    """
+    if value.dtype in (torch.float16, torch.bfloat16):
+        value, gradient = value.float(), gradient.float()
+    kept = tuple(dim % value.ndim for dim in kept)
+    summed = [dim for dim in range(value.ndim) if dim not in kept]
+    pieces = min(len(value), -(-value.numel() // _CHUNK)) if value.is_cpu else 1
+    if pieces <= 1:
+        sums = _sum(value * gradient, summed)
+    else:
+        step = -(-len(value) // pieces)
+        parts = [
+            _sum(one * other, summed)
+            for one, other in zip(value.split(step), gradient.split(step), strict=True)
+        ]
+        sums = torch.cat(parts) if 0 in kept else torch.stack(parts).sum(0)
+    order = sorted(kept)
+    return sums.permute([order.index(dim) for dim in kept])
+
+
+def _sum(product: torch.Tensor, dims: list[int]) -> torch.Tensor:
+    return product.sum(dims) if dims else product

@@ -1,0 +1,352 @@
+"""The probe: what a criterion may ask of a model, a structure and data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from disparse_structured.batches import Inputs, batches, to_device
+from disparse_structured.errors import BatchError, DisparseError, GradientError, PlanError
+from disparse_structured.saliency.feeding import PerShape, arguments, batch_size, described, examples
+from disparse_structured.saliency.gates import Factor, Gate, Read, Recorder, gated, reads
+from disparse_structured.saliency.objectives import (
+    Objective,
+    Packing,
+    Projections,
+    labelled,
+    squared_distance,
+)
+from disparse_structured.saliency.randomness import Isolation, generator, signs
+from disparse_structured.structure import Structure
+from disparse_structured.structure.analysis import named_tensors
+from disparse_structured.structure.capture import evaluating
+from disparse_structured.tasks import Task
+
+
+@dataclass(frozen=True, eq=False)
+class GateGradients:
+    """Gradients of one task by the gates.
+
+    Args:
+        task: the task's row.
+        values: float64 ``[rows, units]`` on the CPU. Each row is the gradient of one sample's own loss,
+            or of the mean loss of a batch. A unit the task does not reach has 0.
+        weight: how many samples each row stands for, divided by the number of projections.
+    """
+
+    task: int
+    values: torch.Tensor
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class GateCurvature:
+    """An estimate of the second derivatives of one task's mean loss over a batch of ``weight`` samples.
+
+    ``diagonal`` is float64 ``[units]`` on the CPU.
+    """
+
+    task: int
+    diagonal: torch.Tensor
+    weight: float
+
+
+@dataclass(eq=False)
+class Probe:
+    """A model, its structure and data, for a criterion to look at; see :func:`measure` for the arguments.
+
+    ``batches`` and ``samples`` count what the last pass through the data read.
+    """
+
+    model: nn.Module
+    structure: Structure
+    data: Iterable[Any] | None = None
+    inputs: Inputs | None = None
+    seed: int = 0
+    projections: int = 1
+    max_batches: int | None = None
+    progress: bool = False
+    batches: int = field(default=0, init=False)
+    samples: int = field(default=0, init=False)
+    notes: tuple[str, ...] = field(default=(), init=False)
+
+    def __post_init__(self) -> None:
+        if self.projections < 1 or (self.max_batches is not None and self.max_batches < 1):
+            raise ValueError(
+                f"projections={self.projections}, max_batches={self.max_batches}: both must be at least 1."
+            )
+        tensors, _ = named_tensors(self.model)
+        self._state = {name: tensor.detach() for name, tensor in tensors.items()}
+        _check_described(self._state, self.structure)
+        floating = [tensor for tensor in self._state.values() if tensor.is_floating_point()]
+        # A task reaches at least one parameter, so there is one.
+        self._device, self._dtype = floating[0].device, floating[0].dtype
+
+    def zeros(self) -> torch.Tensor:
+        """float64 ``[tasks, units]`` of zeros on the CPU."""
+        return torch.zeros(self.structure.reach.shape, dtype=torch.float64)
+
+    def average(self, of: Callable[[torch.Tensor], torch.Tensor], per_sample: bool = True) -> torch.Tensor:
+        """float64 ``[tasks, units]``: the mean over the samples of ``of(gate gradients)``, in one pass."""
+        total = self.zeros()
+        for found in self.gate_gradients(per_sample):
+            total[found.task] += found.weight * of(found.values).sum(dim=0)
+        return total / max(self.samples, 1)
+
+    def gate_gradients(self, per_sample: bool = True) -> Iterator[GateGradients]:
+        """One pass through the data: for each batch one forward pass, for each task one backward pass.
+
+        A backward pass computes gradients by what layers read, none by weights. The loss of a task is
+        taken to be a mean over the samples of a batch of B: with ``per_sample``, a sample's own loss is
+        B times its share. For label-free tasks, ``projections`` passes each.
+
+        If the graph does not tell to which example a position of some read belongs (an operator without
+        a rule, say), examples are run one at a time, and ``notes`` says so.
+        """
+        recorder: Recorder | None = None
+
+        def graph(structure: Structure) -> tuple[tuple[Read, ...], fx.GraphModule]:
+            assert recorder is not None
+            found = reads(structure)
+            gates = {read: Gate(number, read, recorder) for number, read in enumerate(found)}
+            return found, gated(structure, gates)
+
+        recorder = Recorder(
+            self.structure.units, [read.layer for read in reads(self.structure)], self._device
+        )
+        graphs = PerShape(self.model, self.structure, graph)
+        projections = Projections(self.seed)
+
+        def gradients(batch: Any) -> Iterator[GateGradients]:
+            inputs = arguments(self.model, batch, self.inputs)
+            size = batch_size(inputs)
+            found, module = graphs(inputs)
+            unknown = next((read for read in found if read.sample is None), None)
+            if per_sample and size > 1 and unknown is not None:
+                self._note_single_examples(unknown)
+                for example in examples(batch, size):
+                    yield from gradients(example)
+                return
+            outputs = self._run(inputs, module)
+            yield from self._backward(batch, size, outputs, recorder, projections, size if per_sample else 1)
+
+        return self._stream(gradients)
+
+    def curvatures(self, directions: int) -> Iterator[GateCurvature]:
+        """One pass through the data: ``v * (H v)`` for each batch and task, the mean of ``directions``.
+
+        ``H`` is the Hessian of the batch's loss by the gates, ``v`` a vector of random signs; the mean
+        over ``v`` is H's diagonal. Of a label-free task, the loss is half the mean squared distance of
+        its output from itself, so that ``H`` is the Gauss-Newton matrix.
+        """
+        held: dict[str, torch.Tensor] = {}
+
+        def graph(structure: Structure) -> fx.GraphModule:
+            return gated(structure, {read: Factor(read, lambda: held["gates"]) for read in reads(structure)})
+
+        graphs = PerShape(self.model, self.structure, graph)
+        source = generator(self.seed, "directions")
+
+        def curvatures(batch: Any) -> Iterator[GateCurvature]:
+            inputs = arguments(self.model, batch, self.inputs)
+            size = batch_size(inputs)
+            gates = torch.ones(self.structure.units, dtype=self._dtype, device=self._device)
+            held["gates"] = gates.requires_grad_()
+            # The fused attention kernels have no second derivative.
+            with sdpa_kernel(SDPBackend.MATH):
+                outputs = self._run(inputs, graphs(inputs))
+                for row, task in enumerate(self.structure.task_objects):
+                    if task.loss is None:
+                        objective = squared_distance(task, outputs[task.name], size)
+                    else:
+                        objective = labelled(task, self._packings[task.name], outputs[task.name], batch)
+                    drawn = signs(source, directions, self.structure.units).to(gates)
+                    diagonal = _hessian_diagonal(task, objective, held["gates"], drawn)
+                    yield GateCurvature(row, diagonal.cpu().double(), size)
+
+        return self._stream(curvatures)
+
+    def _stream(self, of: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
+        """``of`` every batch, computed where it can disturb nothing, counted once all is done."""
+        if self.data is None:
+            raise BatchError(
+                "the criterion needs data, and none was given. "
+                "Pass data=, an iterable of batches, or use Magnitude() or Random()."
+            )
+        isolation = Isolation(self.seed, self._device)
+        self.batches = self.samples = 0
+        self._packings: dict[str, Packing] = {}
+        with self._bar() as advance:
+            with isolation:
+                stream = iter(islice(batches(self.data), self.max_batches))
+            while True:
+                with isolation, torch.inference_mode(False), torch.enable_grad():
+                    batch = next(stream, _END)
+                    if batch is _END:
+                        return
+                    batch = to_device(batch, self._device, self._dtype)
+                    if not self._packings:
+                        self._pack()
+                    found = list(of(batch))
+                self.batches += 1
+                self.samples += batch_size(arguments(self.model, batch, self.inputs))
+                yield from found
+                advance()
+
+    def _run(self, inputs: tuple[Any, ...], module: fx.GraphModule) -> dict[str, tuple[torch.Tensor, ...]]:
+        try:
+            return self.structure.capture.run(self._state, inputs, module)
+        except (DisparseError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise BatchError(
+                f"{type(self.model).__name__} refuses a batch with inputs {described(inputs)}: "
+                f"{type(error).__name__}: {error}. Change what the loader yields, or pass inputs=, a function "
+                "from a batch to forward's arguments."
+            ) from error
+
+    def _backward(
+        self,
+        batch: Any,
+        size: int,
+        outputs: dict[str, tuple[torch.Tensor, ...]],
+        recorder: Recorder,
+        projections: Projections,
+        rows: int,
+    ) -> Iterator[GateGradients]:
+        """One backward pass for each task and projection over one graph, freed by the last."""
+        passes = [
+            (row, task, number)
+            for row, task in enumerate(self.structure.task_objects)
+            for number in range(self.projections if task.loss is None else 1)
+        ]
+        for row, task, number in passes:
+            if task.loss is None:
+                objective = projections(task, number, outputs[task.name], size)
+            else:
+                objective = labelled(task, self._packings[task.name], outputs[task.name], batch)
+            recorder.clear(rows, rows > 1)
+            _backpropagate(task, objective, recorder, retain=(row, task, number) != passes[-1])
+            # Each sample's own loss is the batch's size times its share of the mean.
+            values = recorder.gradients.cpu().double() * rows
+            weight = size / rows / (self.projections if task.loss is None else 1)
+            yield GateGradients(row, values, weight)
+
+    def _pack(self) -> None:
+        """Learns from the example inputs what each task's loss expects, without a gradient."""
+        tasks = [task for task in self.structure.task_objects if task.loss is not None]
+        if tasks:
+            with evaluating(self.model), torch.no_grad():
+                example = to_device(self.structure.example_inputs, self._device, self._dtype)
+                output = self.model(*example)
+            self._packings = {task.name: Packing(task, output) for task in tasks}
+
+    def _note_single_examples(self, read: Read) -> None:
+        note = (
+            f"examples were run one at a time: at the input of {read.layer!r} the graph does not say to "
+            "which example of a batch a position belongs"
+        )
+        if note not in self.notes:
+            self.notes = (*self.notes, note)
+
+    @contextmanager
+    def _bar(self) -> Iterator[Callable[[], None]]:
+        if not (self.progress and sys.stderr.isatty()):
+            yield lambda: None
+            return
+        total = _length(self.data)
+        if total is not None and self.max_batches is not None:
+            total = min(total, self.max_batches)
+        with Progress(console=Console(stderr=True), transient=True) as shown:
+            line = shown.add_task("saliency", total=total)
+            yield lambda: shown.advance(line)
+
+
+_END = object()
+
+
+def _backpropagate(task: Task, objective: Objective, recorder: Recorder, retain: bool) -> None:
+    if not objective.outputs:
+        return
+    try:
+        torch.autograd.grad(
+            objective.outputs,
+            recorder.switch,
+            objective.gradients,
+            retain_graph=retain,
+            allow_unused=True,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise GradientError(
+            f"task {task.name!r}: the backward pass failed: {error}. Use a loss and layers that autograd supports."
+        ) from error
+    layer = recorder.first_bad_layer()
+    if layer is not None:
+        raise GradientError(
+            f"task {task.name!r}: the gradient at the input of layer {layer!r} is NaN or infinite. Look for a "
+            "square root, logarithm or division at 0 in the loss or behind that layer, or for NaN in the "
+            "batch or the weights."
+        )
+
+
+def _hessian_diagonal(
+    task: Task, objective: Objective, gates: torch.Tensor, directions: torch.Tensor
+) -> torch.Tensor:
+    """``[units]``: the mean over ``directions [n, units]`` of ``v * (H v)``."""
+    total = torch.zeros_like(gates)
+    if not objective.outputs:
+        return total
+    try:
+        (first,) = torch.autograd.grad(
+            objective.outputs, gates, objective.gradients, create_graph=True, allow_unused=True
+        )
+        if first is None or not first.requires_grad:
+            return total
+        for v in directions:
+            (product,) = torch.autograd.grad(first, gates, v, retain_graph=True, allow_unused=True)
+            if product is not None:
+                total += v * product
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise GradientError(
+            f"task {task.name!r}: no second derivative: {error}. Use Fisher(), which needs first ones only."
+        ) from error
+    if not total.isfinite().all():
+        raise GradientError(
+            f"task {task.name!r}: a second derivative is NaN or infinite. Look for a square root, logarithm "
+            "or division at 0, or use Fisher(), which needs first derivatives only."
+        )
+    return total / len(directions)
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+def _check_described(state: dict[str, torch.Tensor], structure: Structure) -> None:
+    tensors: Sequence[tuple[str, str]] = list(structure.capture.tensors.items())
+    nodes = {node.name: node for node in structure.capture.graph.nodes}
+    for placeholder, name in tensors:
+        expected = tuple(nodes[placeholder].meta["val"].shape)
+        found = state.get(name)
+        if found is None or tuple(found.shape) != expected:
+            what = "is missing" if found is None else f"has shape {tuple(found.shape)}, not {expected}"
+            raise PlanError(
+                f"the structure does not describe this model: {name!r} {what}. Analyse the model as it is now."
+            )

@@ -1,0 +1,62 @@
+"""Random numbers that neither disturb the user's generators nor depend on them."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def generator(seed: int, *purpose: object) -> np.random.Generator:
+    """A generator of its own for each seed and purpose, the same in every process."""
+    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+
+
+def signs(source: np.random.Generator, rows: int, count: int) -> torch.Tensor:
+    """int8 ``[rows, count]`` of -1 and 1; drawn row by row, so that two halves equal one whole."""
+    words = source.integers(0, 2**32, size=(rows, -(-count // 32)), dtype=np.uint32)
+    bits = np.unpackbits(words.view(np.uint8), axis=1, count=count)
+    return torch.from_numpy(bits).view(torch.int8).mul_(2).sub_(1)
+
+
+class Isolation:
+    """``with isolation:`` runs on random states of its own; Python's, NumPy's and torch's are put back.
+
+    Its own states start from ``seed`` and go on from one ``with`` to the next. Loaders that shuffle and
+    losses that draw samples are reproducible within.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._cuda = device if device.type == "cuda" else None
+        state = int(generator(seed, "isolation").integers(2**32))
+        self._inside = (
+            random.Random(state).getstate(),
+            np.random.RandomState(state).get_state(),
+            torch.Generator().manual_seed(state).get_state(),
+            None if self._cuda is None else torch.Generator(device).manual_seed(state).get_state(),
+        )
+        self._outside = self._inside
+
+    def __enter__(self) -> None:
+        self._outside = self._states()
+        self._restore(self._inside)
+
+    def __exit__(self, *error: object) -> None:
+        self._inside = self._states()
+        self._restore(self._outside)
+
+    def _states(self) -> Any:
+        cuda = None if self._cuda is None else torch.cuda.get_rng_state(self._cuda)
+        return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+    def _restore(self, states: Any) -> None:
+        python, numpy, cpu, cuda = states
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, self._cuda)  # type: ignore[arg-type]
