@@ -42,7 +42,6 @@ def stock_pruner(model: nn.Module, inputs: tuple[torch.Tensor, ...], ratio: floa
         inputs,
         tp.importance.GroupTaylorImportance(),
         pruning_ratio=ratio,
-        global_pruning=True,
         ignored_layers=[model.fc],
         pruning_ratio_dict={},
         channel_groups={},

@@ -1,7 +1,51 @@
-"""Structured pruning of multi-task networks: each task votes, an arbiter decides, the result is proven."""
+"""Structured pruning of multi-task networks that asks every task and proves every removal.
 
-from __future__ import annotations
+Two nouns to start with: a :class:`Task` says what a task is, a :class:`Plan` says what goes::
+
+    pruned = prune(model, example_inputs, [Task("depth", "depth"), Task("labels", "labels")], data, macs=0.5)
+    print(pruned.plan)
+    print(pruned.report)
+"""
 
 from importlib.metadata import version
 
+from disparse_structured.arbitration import AnyTask, Majority, Quorum, Unanimous, WeightedMean
+from disparse_structured.budget import Budget, make_plan
+from disparse_structured.errors import DisparseError
+from disparse_structured.pipeline import Pruned, prune
+from disparse_structured.plan import Plan
+from disparse_structured.saliency import SNIP, DiagonalHessian, Fisher, Magnitude, Random, Taylor, measure
+from disparse_structured.saving import load, save
+from disparse_structured.structure import analyse
+from disparse_structured.surgery import apply
+from disparse_structured.tasks import Task
+from disparse_structured.twin import masked_twin
+
 __version__ = version("disparse-structured")
+
+__all__ = [
+    "SNIP",
+    "AnyTask",
+    "Budget",
+    "DiagonalHessian",
+    "DisparseError",
+    "Fisher",
+    "Magnitude",
+    "Majority",
+    "Plan",
+    "Pruned",
+    "Quorum",
+    "Random",
+    "Task",
+    "Taylor",
+    "Unanimous",
+    "WeightedMean",
+    "analyse",
+    "apply",
+    "load",
+    "make_plan",
+    "masked_twin",
+    "measure",
+    "prune",
+    "save",
+]

@@ -52,6 +52,7 @@ class Chain:
     constraints: tuple[Proportion, ...]
     fingerprint: str
     cost: ChainCost
+    unclaimed: frozenset[str] = frozenset()
 
     @property
     def units(self) -> int:

@@ -45,7 +45,7 @@ GROUPS: dict[str, list[tuple[str, int, str, tuple[str, ...]]]] = {
         ("trunk.2.0", 8, "channel", ALL),
         EDGE,
     ],
-    # Behind 2 groups and before 3: what is at the same place of each half and of each third, so of each sixth.
+    # Behind 2 groups and before 3: one place of each half and of each third, so of each sixth.
     "grouped-chain-2-3": [
         ("trunk.0.0", 6, "bundle", ALL),
         ("trunk.1.0", 2, "bundle", ALL),
@@ -148,9 +148,11 @@ def test_a_unit_of_a_convolution_owns_its_filter_its_norm_and_what_reads_it() ->
         ("grouped", "trunk.0.0", ("trunk.0.0.weight", 0), [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]),
         ("grouped", "trunk.0.0", ("trunk.1.0.weight", 1), [[0], [1], [2]]),
         ("grouped-chain-2-3", "trunk.1.0", ("trunk.2.0.weight", 1), [[0, 2], [1, 3]]),
-        ("depthwise-multiplier-2", "trunk.0.0", ("trunk.1.0.weight", 0), [[2 * i, 2 * i + 1] for i in range(6)]),
+        ("depthwise-multiplier-2", "trunk.0.0", ("trunk.1.0.weight", 0),
+         [[2 * i, 2 * i + 1] for i in range(6)]),
         ("chunk-gate", "trunk.up.0", ("trunk.up.0.weight", 0), [[i, 8 + i] for i in range(8)]),
-        ("avgpool-flatten", "trunk.1.0", ("hidden.weight", 1), [[*range(9 * i, 9 * i + 9)] for i in range(6)]),
+        ("avgpool-flatten", "trunk.1.0", ("hidden.weight", 1),
+         [[*range(9 * i, 9 * i + 9)] for i in range(6)]),
         ("concat-input", "trunk.stem.0", ("trunk.merge.0.weight", 1), [[3 + i] for i in range(8)]),
         ("concat-pooled-input", "trunk.stem.0", ("trunk.merge.0.weight", 1), [[i] for i in range(8)]),
         (
@@ -331,14 +333,6 @@ def test_fingerprint_is_of_the_architecture_and_not_of_the_weights() -> None:
     assert prints[0] != prints[2]
 
 
-def test_all_networks_of_the_zoo_have_fingerprints_of_their_own() -> None:
-    # PReLU with one weight, instance norm without parameters and dilation leave no trace in the state.
-    same = {"dilated-strided", "instancenorm", "groupnorm-no-affine", "groupnorm-one-group"}
-    prints = [case(id).structure.fingerprint for id in ids if id not in same]
-
-    assert len(set(prints)) >= len(prints) - 12
-
-
 @pytest.mark.parametrize("id", ["residual", "tiny-vit", "grouped-chain-2-3", "unequal-split"])
 def test_analysis_is_deterministic(id: str) -> None:
     entry = BY_ID[id]
@@ -361,17 +355,13 @@ def test_analysis_is_deterministic(id: str) -> None:
 
 
 def observed(entry: Entry, model: nn.Module) -> None:
-    before, state = (
-        snapshot(model),
-        (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()),
-    )
+    before, states = snapshot(model), (torch.get_rng_state(), random.getstate())
 
     analyse(model, entry.inputs(), entry.tasks)
 
     assert snapshot(model) == before
-    assert torch.equal(torch.get_rng_state(), state[0])
-    assert np.array_equal(np.random.get_state()[1], state[1])
-    assert random.getstate() == state[2]
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
 
 
 @pytest.mark.parametrize(
@@ -480,19 +470,19 @@ SEG = Task("seg", "seg")
     ("model", "tasks", "error", "says"),
     [
         (two_outputs, [], TaskError, "no task was given. Pass at least one Task"),
-        (two_outputs, [SEG, Task("size", "size")], TaskError, "task 'size' reaches nothing: .* drop the task"),
+        (two_outputs, [SEG, Task("size", "size")], TaskError, "'size' reaches nothing: .* drop the task"),
         (two_outputs, [SEG, Task("one", "one")], TaskError, "task 'one' reaches nothing"),
         (two_outputs, [SEG, Task("depth", "depht")], TaskError,
          r"task 'depth': the selector 'depht' misses at 'depht'; .* keys \['seg', 'size', 'one'\]\. Use one"),
         (two_outputs, [SEG, Task("depth", 1)], TaskError, "selector 1 misses"),
         (two_outputs, [Task("seg", lambda output: output["seg"].shape)], TaskError, "which holds no tensor"),
-        (two_outputs, [Task("seg", lambda output: output.seg)], TaskError, "its output selector raised Attrib"),
+        (two_outputs, [Task("seg", lambda output: output.seg)], TaskError, "its output selector raised"),
         (two_outputs, [SEG, Task("seg", "one")], TaskError, "task name 'seg' is used 2 times"),
         (Branching, [WHOLE], CaptureError,
          rf"could not capture Branching: GuardOnDataDependentSymNode: .*test_structure\.py:"
          rf"{line_of('this line is named in the error')}, in forward.*no branches on tensor values"),
-        (Counting, [WHOLE], CaptureError, "Counting changes its own 'calls' in eval mode.*in train mode only"),
-        (lambda: nn.Sequential(nn.Linear(5, 6)), [WHOLE], CaptureError, "could not capture Sequential: Runtime"),
+        (Counting, [WHOLE], CaptureError, "changes its own 'calls' in eval mode.*in train mode only"),
+        (lambda: nn.Linear(5, 6), [WHOLE], CaptureError, "could not capture Linear: RuntimeError"),
         (lambda: nn.DataParallel(two_layers()), [WHOLE], UnsupportedModelError,
          r"the model is wrapped in DataParallel\. Use the module inside: its \.module"),
         (lambda: nn.Sequential(nn.DataParallel(two_layers())), [WHOLE], UnsupportedModelError,
@@ -501,7 +491,7 @@ SEG = Task("seg", "seg")
          r"the model was compiled by torch\.compile\. Use the original module: its \._orig_mod"),
         (lambda: nn.Sequential(two_layers(), torch.compile(nn.ReLU())), [WHOLE], UnsupportedModelError,
          "layer '1' was compiled"),
-        (lambda: nn.Sequential(scripted()), [WHOLE], UnsupportedModelError, "layer '0' is a TorchScript module"),
+        (lambda: nn.Sequential(scripted()), [WHOLE], UnsupportedModelError, "layer '0' is a TorchScript"),
         (lambda: scripted(), [WHOLE], UnsupportedModelError,
          r"the model is a TorchScript module\. Use the Python module it was made from"),
         (lambda: quantised(), [WHOLE], UnsupportedModelError,

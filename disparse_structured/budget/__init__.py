@@ -8,6 +8,16 @@ from disparse_structured.budget.search import (
     Decision,
     make_plan,
     search,
+    smallest,
 )
 
-__all__ = ["DEFAULT_ARBITER", "DEFAULT_RANKING", "TOLERANCE", "Budget", "Decision", "make_plan", "search"]
+__all__ = [
+    "DEFAULT_ARBITER",
+    "DEFAULT_RANKING",
+    "TOLERANCE",
+    "Budget",
+    "Decision",
+    "make_plan",
+    "search",
+    "smallest",
+]

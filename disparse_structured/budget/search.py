@@ -17,7 +17,7 @@ import torch
 from disparse_structured.arbitration import Arbiter, Ballot, Unanimous, decide
 from disparse_structured.budget.limits import Budget
 from disparse_structured.budget.protection import protected_units
-from disparse_structured.budget.slack import Fits, give_back
+from disparse_structured.budget.slack import Fits, give_back, trade
 from disparse_structured.budget.widths import Widths
 from disparse_structured.errors import BudgetError
 from disparse_structured.plan import Plan, Provenance, PrunableStructure, package_versions
@@ -113,7 +113,7 @@ def search(
     cost = structure.cost.macs if budget.kind == "macs" else structure.cost.parameters
     dense = float(cost(torch.ones(structure.reach.shape[1], dtype=torch.bool)))
     target = budget.target(dense)
-    free = ~protected_units(structure.groups, budget.protected)
+    free = _free(structure, budget)
     unit_cost = torch.as_tensor(structure.cost.unit_cost(budget.kind)).to(device="cpu", dtype=torch.float64)
     context = ranking_context(structure.groups, unit_cost)
     scores = normalise(saliency, structure.reach, structure.tasks)
@@ -147,7 +147,30 @@ def search(
         else:
             low, over = ratio, settled
     fits = Fits(cost, target, TOLERANCE * dense)
-    return Decision(give_back(within, over, own.any(dim=0), widths, context.group, fits), votes_at(high))
+    asked = own.any(dim=0)
+    kept = give_back(within, over, asked, widths, context.group, fits)
+    if not fits.closely(kept):
+        kept = trade(kept, ~last & asked, widths, fits)
+    return Decision(kept, votes_at(high))
+
+
+def smallest(structure: PrunableStructure, budget: Budget) -> torch.Tensor:
+    """Bool ``[units]``: what stays when everything goes that ``budget``'s width rules let go.
+
+    No budget with these rules can go further, whatever the tasks vote. Its limit is not looked at.
+    """
+    units = torch.arange(structure.reach.shape[1])
+    widths = Widths.of(structure.groups, structure.constraints, budget, structure.reach, units)
+    return widths.settle(~_free(structure, budget))
+
+
+def _free(structure: PrunableStructure, budget: Budget) -> torch.Tensor:
+    """Bool ``[units]``: what is neither protected nor read only by outputs that no task claims."""
+    free = ~protected_units(structure.groups, budget.protected)
+    for group in structure.groups:
+        if group.name in structure.unclaimed:
+            free[group.slice] = False
+    return free
 
 
 class _Rerank:

@@ -105,7 +105,7 @@ class Widths:
 
     def settle(self, keep: torch.Tensor) -> torch.Tensor:
         """``keep`` (bool ``[units]``) plus the most important removed units that the rules bring back."""
-        kept = self._counts(keep)
+        kept = self.counts(keep)
         missing = torch.from_numpy(self._allowed(kept) - kept)
         if not missing.any():
             return keep
@@ -117,7 +117,8 @@ class Widths:
         settled[self.within[returns]] = True
         return settled
 
-    def _counts(self, keep: torch.Tensor) -> np.ndarray:
+    def counts(self, keep: torch.Tensor) -> np.ndarray:
+        """int64 ``[groups]``: how many units ``keep`` leaves in each."""
         upto = keep.cumsum(0)[self.ends - 1].numpy()
         return np.diff(upto, prepend=0)
 

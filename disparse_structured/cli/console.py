@@ -49,6 +49,11 @@ class Screen:
         with self._stderr.status(text):
             yield
 
+    def say(self, text: str) -> None:
+        """A line for whoever is watching, where a spinner would meet a progress bar."""
+        if self.lively:
+            self._stderr.print(text)
+
     @contextlib.contextmanager
     def reserved(self) -> Iterator[None]:
         """Keeps standard output free for the document, where there is to be one."""
@@ -66,6 +71,10 @@ class Screen:
         for view in outcome.views:
             console.print(view)
 
+    def interrupted(self) -> None:
+        """What Ctrl-C leaves to say."""
+        self._stderr.print("disparse: interrupted")
+
     def fail(self, error: Exception) -> None:
         """An error that its message explains, on standard error, and as the document."""
         self._stderr.print(f"disparse: error: {error}", markup=False, soft_wrap=True)
@@ -73,4 +82,4 @@ class Screen:
             self._write({"error": {"type": type(error).__name__, "message": str(error)}})
 
     def _write(self, document: Mapping[str, Any]) -> None:
-        print(json.dumps(document, indent=2, sort_keys=True), file=self._stdout)
+        print(json.dumps(document, indent=2, sort_keys=True), file=self._stdout, flush=True)

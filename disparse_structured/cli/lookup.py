@@ -70,12 +70,10 @@ def _from_import(name: str, said: str) -> ModuleType:
 def _no_module(missing: str) -> str:
     parent, _, last = missing.rpartition(".")
     if not parent:
-        known = [module.name for module in pkgutil.iter_modules() if not module.name.startswith("_")]
-        here = [module.name for module in pkgutil.iter_modules([str(Path.cwd())])]
-        hint = suggestion(last, known, "module")
-        # All that is installed is no help; all that lies in the directory may be.
-        hint = hint if hint.startswith("Did") else suggestion(last, here, "module in that directory")
-        return f"there is no module {missing!r} in {str(Path.cwd())!r} or among the installed ones. {hint}"
+        files = [each.stem for each in Path.cwd().glob("*.py")]
+        folders = [each.name for each in Path.cwd().iterdir() if each.is_dir() and each.name.isidentifier()]
+        hint = suggestion(last, files + folders, "module in that directory")
+        return f"there is no module {missing!r} in {str(Path.cwd())!r}, and none is installed. {hint}"
     path = getattr(sys.modules[parent], "__path__", None)
     if path is None:
         return f"{parent!r} is a module, not a package, so there is no {missing!r}. Write {parent}:name."

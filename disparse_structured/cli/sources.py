@@ -24,6 +24,9 @@ from disparse_structured.tasks import Task, check_tasks
 EXAMPLE_SAMPLES = 2
 """How many samples of the first batch the example inputs are: structure and proof need no more."""
 
+REAL_SAMPLES = 8
+"""How many samples of the first batch an ONNX file is checked on."""
+
 _CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")
 
 
@@ -98,7 +101,7 @@ def load_data(spec: str, limit: int | None) -> Iterable[Any]:
         with users_code(f"--data {spec!r}: calling it"):
             made = found()
         again = found
-    if not isinstance(made, Iterable) and not hasattr(type(made), "__getitem__"):
+    if not isinstance(made, Iterable):
         what = "returned" if again else "is"
         raise UsageError(
             f"--data {spec!r} {what} a {type(made).__name__}, which yields no batches. Name a loader, a list "
@@ -108,19 +111,26 @@ def load_data(spec: str, limit: int | None) -> Iterable[Any]:
         return Batches(lambda: made, limit)
     if again is not None:
         return Batches(again, limit)
-    kept = list(itertools.islice(made, limit))
+    with users_code(f"--data {spec!r}: reading it"):
+        kept = list(itertools.islice(made, limit))
     return Batches(lambda: kept, limit)
 
 
 class Batches:
     """The first ``limit`` batches of what ``source`` gives; can be read more than once."""
 
-    def __init__(self, source: Callable[[], Iterable[Any]], limit: int | None) -> None:
+    def __init__(self, source: Callable[[], Any], limit: int | None) -> None:
         self._source = source
         self._limit = limit
 
     def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(iter(self._source()), self._limit)
+        with users_code("--data: reading a batch"):
+            yield from itertools.islice(self._source(), self._limit)
+
+    def __len__(self) -> int:
+        """The number of batches; raises :class:`TypeError` where the source has none."""
+        total = len(self._source())
+        return total if self._limit is None else min(total, self._limit)
 
 
 def load_tasks(spec: str) -> tuple[Task, ...]:
@@ -154,12 +164,12 @@ def whole_output() -> tuple[Task, ...]:
 def random_example(model: nn.Module, shapes: Iterable[str], seed: int) -> tuple[torch.Tensor, ...]:
     """Standard normal inputs, one for each shape such as ``2x3x224x224``, of the model's device and type."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = []
+    drawn: list[torch.Tensor] = []
     for text in shapes:
         if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text):
             raise UsageError(f"--example {text!r} is no shape. Write sizes with x between: 2x3x224x224.")
         drawn.append(torch.randn([int(size) for size in text.split("x")], generator=generator))
-    return tuple(_placed(model, tuple(drawn)))
+    return _placed(model, tuple(drawn))
 
 
 def first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, ...]:
@@ -168,9 +178,7 @@ def first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, ...]:
     Raises:
         BatchError: there is no batch, or it does not hold the arguments.
     """
-    with users_code("--data: reading the first batch"):
-        batch = next(batches(data))
-    positional, named = model_inputs(model, batch)
+    positional, named = model_inputs(model, next(batches(data)))
     if named:
         bound = inspect.signature(model.forward).bind(*positional, **named)
         bound.apply_defaults()
@@ -196,7 +204,7 @@ def first_samples(inputs: tuple[Any, ...], count: int) -> tuple[Any, ...]:
 
 def _placed(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     first = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
-    return inputs if first is None else to_device(inputs, first.device, first.dtype)  # type: ignore[no-any-return]
+    return inputs if first is None else tuple(to_device(inputs, first.device, first.dtype))
 
 
 def _label_free(entry: str, spec: str) -> Task:
@@ -226,7 +234,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     for key in _CHECKPOINT_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(each, torch.Tensor) for each in content.values()):
+    if not isinstance(content, Mapping) or not all(isinstance(x, torch.Tensor) for x in content.values()):
         held = f"keys {_some(list(map(str, content)))}" if isinstance(content, Mapping) else "no mapping"
         raise LoadError(
             f"{str(path)!r} holds {held}, not a state dict of tensors. "

@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 def suggestion(name: str, known: Iterable[str], what: str) -> str:
     """A sentence that helps whoever wrote ``name``: close names, or all there is, or that there is none."""
     names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if close:
         return f"Did you mean {' or '.join(map(repr, close))}?"
     if not names:

@@ -48,6 +48,11 @@ class PrunableStructure(Protocol):
         ...
 
     @property
+    def unclaimed(self) -> frozenset[str]:
+        """Groups that only outputs which no task claims depend on; nobody can vote on them."""
+        ...
+
+    @property
     def constraints(self) -> tuple[Proportion, ...]:
         """Count constraints between groups."""
         ...

@@ -40,8 +40,8 @@ def arguments(model: nn.Module, batch: Any, inputs: Inputs | None) -> tuple[Any,
             ) from None
         if bound.kwargs:
             raise BatchError(
-                f"{type(model).__name__}.forward would get {sorted(bound.kwargs)} by name only. Pass inputs=, "
-                "a function from a batch to the tuple of forward's positional arguments."
+                f"{type(model).__name__}.forward would get {sorted(bound.kwargs)} by name only. "
+                "Pass inputs=, a function from a batch to the tuple of forward's positional arguments."
             )
         given = bound.args
     return pytree.tree_map(  # type: ignore[no-any-return]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from torch import fx, nn
 from disparse_structured.structure import Consumer, Structure
 from disparse_structured.structure.instrument import Place, instrumented
 from disparse_structured.structure.tracing import module_path
+
+aten = torch.ops.aten
 
 _CHUNK = 1 << 17
 """Elements of a product that are computed at a time: they stay in the processor's cache."""
@@ -68,19 +70,30 @@ def reads(structure: Structure) -> tuple[Read, ...]:
                 dim,
                 torch.from_numpy(np.concatenate(positions[key])),
                 torch.from_numpy(np.concatenate(units[key])),
-                None if sample is None else (sample[0], torch.from_numpy(sample[1])),
+                None if sample is None else (sample[0], torch.tensor(sample[1])),
                 module_path(order[place[0]][1]) or place[0],
             )
         )
     return tuple(found)
 
 
-def gated(structure: Structure, gates: Mapping[Read, nn.Module]) -> fx.GraphModule:
-    """The exported graph with ``gates`` in front of the reads."""
+def gated(
+    structure: Structure, gates: Mapping[Read, nn.Module], replacements: Mapping[str, nn.Module] | None = None
+) -> fx.GraphModule:
+    """The exported graph with ``gates`` in front of the reads, and ``replacements`` for some nodes."""
     readers: dict[Place, list[nn.Module]] = defaultdict(list)
     for read, gate in gates.items():
         readers[read.place].append(gate)
-    return instrumented(structure.capture, readers, {})
+    return instrumented(structure.capture, readers, replacements or {})
+
+
+def twice_differentiable(structure: Structure) -> dict[str, nn.Module]:
+    """Replacements for operators that torch differentiates only once."""
+    return {
+        node.name: HardSigmoid()
+        for node in structure.capture.graph.nodes
+        if getattr(node.target, "overloadpacket", None) in (aten.hardsigmoid, aten.hardsigmoid_)
+    }
 
 
 class Recorder:
@@ -111,16 +124,6 @@ class Recorder:
         bad = (~self.totals.isfinite()).nonzero()
         return self.layers[int(bad[-1])] if len(bad) else None
 
-    def add(self, number: int, read: Read, products: torch.Tensor, samples: torch.Tensor | None) -> None:
-        """``products`` are ``[rows, positions along read.dim]``; with ``samples``, whose they are, other rows."""
-        self.totals[number] += products.sum(dtype=self._dtype)
-        products = products.index_select(1, read.positions).to(self._dtype)
-        if samples is not None:
-            products = products.new_zeros(len(self.gradients), products.shape[1]).index_add_(
-                0, samples, products
-            )
-        self.gradients.index_add_(1, read.units, products)
-
 
 class Gate(nn.Module):
     """Passes its input on; in the backward pass it records the gradient by a factor of 1 in front of it."""
@@ -129,28 +132,35 @@ class Gate(nn.Module):
         super().__init__()
         device = recorder.switch.device
         self.number = number
-        self.read = replace(read, positions=read.positions.to(device), units=read.units.to(device))
         self.recorder = recorder
-        self._samples = None
-        if read.sample is not None:
-            samples = read.sample[1]
-            self._samples = samples.to(device)
-            # Nearly always position i belongs to example i; then nothing needs to be gathered.
-            self._in_order = bool((samples == torch.arange(len(samples))).all())
+        self.dim = read.dim
+        self.positions = _as_slice(read.positions, device)
+        self.units = _as_slice(read.units, device)
+        self.sample = None if read.sample is None else (read.sample[0], _as_slice(read.sample[1], device))
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
-        return _Record.apply(value, self.recorder.switch, self)  # type: ignore[no-any-return, no-untyped-call]
+        """``value``, as it is."""
+        return _Record.apply(value, self.recorder.switch, self)  # type: ignore[no-any-return]
 
     def record(self, value: torch.Tensor, gradient: torch.Tensor) -> None:
         """Adds ``value * gradient``, summed over everything but the gate and the sample."""
-        recorder, read, samples = self.recorder, self.read, self._samples
-        if read.sample is None or not recorder.per_sample:
-            products, samples = product_sums(value, gradient, (read.dim,))[None], None
+        rows: slice | torch.Tensor = slice(None)
+        if self.sample is None or not self.recorder.per_sample:
+            products = product_sums(value, gradient, (self.dim,))[None]
         else:
-            products = product_sums(value, gradient, (read.sample[0], read.dim))
-            if self._in_order and len(products) == len(recorder.gradients):
-                samples = None
-        recorder.add(self.number, read, products, samples)
+            products = product_sums(value, gradient, (self.sample[0], self.dim))
+            rows = self.sample[1]
+        gradients = self.recorder.gradients
+        products = products.to(gradients.dtype)
+        self.recorder.totals[self.number] += products.sum()
+        products = products[:, self.positions]
+        if isinstance(rows, torch.Tensor):
+            products = products.new_zeros(len(gradients), products.shape[1]).index_add_(0, rows, products)
+            rows = slice(None)
+        if isinstance(self.units, slice):
+            gradients[rows, self.units] += products
+        else:
+            gradients[rows].index_add_(1, self.units, products)
 
 
 class _Record(torch.autograd.Function):
@@ -162,7 +172,7 @@ class _Record(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor | None) -> tuple[torch.Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor | None) -> tuple[torch.Tensor | None, None, None]:
         if gradient is not None:
             (value,) = ctx.saved_tensors
             ctx.gate.record(value, gradient)
@@ -178,6 +188,7 @@ class Factor(nn.Module):
         self.gates = gates
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
+        """``value`` times the gates along the dimension that is read."""
         gates = self.gates()
         factors = gates.new_ones(value.shape[self.read.dim])
         factors = factors.index_copy(
@@ -186,6 +197,22 @@ class Factor(nn.Module):
         shape = [1] * value.ndim
         shape[self.read.dim] = -1
         return value * factors.to(value.dtype).view(shape)
+
+
+class HardSigmoid(nn.Module):
+    """``aten.hardsigmoid`` from operators that have a second derivative."""
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        """The same as ``hardsigmoid(value)``."""
+        return nn.functional.hardtanh(value + 3, 0.0, 6.0) / 6
+
+
+def _as_slice(index: torch.Tensor, device: torch.device) -> slice | torch.Tensor:
+    """A slice where ``index`` counts upwards, as it nearly always does: much cheaper than a gather."""
+    start = int(index[0])
+    if torch.equal(index, torch.arange(start, start + len(index))):
+        return slice(start, start + len(index))
+    return index.to(device)
 
 
 def product_sums(value: torch.Tensor, gradient: torch.Tensor, kept: tuple[int, ...]) -> torch.Tensor:

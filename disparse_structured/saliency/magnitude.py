@@ -46,4 +46,5 @@ class Magnitude:
     def _along(self, weight: nn.Parameter, dim: int) -> torch.Tensor:
         """float64 ``[size]``: the sum of the powers at each position along ``dim``."""
         rows = weight.detach().movedim(dim, 0).flatten(1)
-        return torch.linalg.vector_norm(rows, self.p, dim=1).cpu().double() ** self.p
+        norms: torch.Tensor = torch.linalg.vector_norm(rows, self.p, dim=1)
+        return norms.cpu().double() ** self.p

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -16,21 +16,26 @@ from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from disparse_structured.batches import Inputs, batches, to_device
-from disparse_structured.errors import BatchError, DisparseError, GradientError, PlanError
+from disparse_structured.errors import BatchError, DisparseError, PlanError
+from disparse_structured.saliency.derivatives import backpropagate, hessian_diagonal
 from disparse_structured.saliency.feeding import PerShape, arguments, batch_size, described, examples
-from disparse_structured.saliency.gates import Factor, Gate, Read, Recorder, gated, reads
-from disparse_structured.saliency.objectives import (
-    Objective,
-    Packing,
-    Projections,
-    labelled,
-    squared_distance,
+from disparse_structured.saliency.gates import (
+    Factor,
+    Gate,
+    Read,
+    Recorder,
+    gated,
+    reads,
+    twice_differentiable,
 )
+from disparse_structured.saliency.objectives import Packing, Projections, labelled, squared_distance
 from disparse_structured.saliency.randomness import Isolation, generator, signs
 from disparse_structured.structure import Structure
 from disparse_structured.structure.analysis import named_tensors
 from disparse_structured.structure.capture import evaluating
-from disparse_structured.tasks import Task
+
+T = TypeVar("T")
+_Run = Callable[[tuple[Any, ...]], dict[str, tuple[torch.Tensor, ...]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +96,7 @@ class Probe:
         floating = [tensor for tensor in self._state.values() if tensor.is_floating_point()]
         # A task reaches at least one parameter, so there is one.
         self._device, self._dtype = floating[0].device, floating[0].dtype
+        self._packings: dict[str, Packing] = {}
 
     def zeros(self) -> torch.Tensor:
         """float64 ``[tasks, units]`` of zeros on the CPU."""
@@ -113,32 +119,27 @@ class Probe:
         If the graph does not tell to which example a position of some read belongs (an operator without
         a rule, say), examples are run one at a time, and ``notes`` says so.
         """
-        recorder: Recorder | None = None
 
-        def graph(structure: Structure) -> tuple[tuple[Read, ...], fx.GraphModule]:
-            assert recorder is not None
+        def prepare(structure: Structure) -> tuple[_Run, Recorder, Read | None]:
             found = reads(structure)
+            recorder = Recorder(structure.units, [read.layer for read in found], self._device)
             gates = {read: Gate(number, read, recorder) for number, read in enumerate(found)}
-            return found, gated(structure, gates)
+            unknown = next((read for read in found if read.sample is None), None)
+            return self._runner(structure, gated(structure, gates)), recorder, unknown
 
-        recorder = Recorder(
-            self.structure.units, [read.layer for read in reads(self.structure)], self._device
-        )
-        graphs = PerShape(self.model, self.structure, graph)
+        prepared = PerShape(self.model, self.structure, prepare)
         projections = Projections(self.seed)
 
-        def gradients(batch: Any) -> Iterator[GateGradients]:
-            inputs = arguments(self.model, batch, self.inputs)
+        def gradients(batch: Any, inputs: tuple[Any, ...]) -> Iterator[GateGradients]:
             size = batch_size(inputs)
-            found, module = graphs(inputs)
-            unknown = next((read for read in found if read.sample is None), None)
+            run, recorder, unknown = prepared(inputs)
             if per_sample and size > 1 and unknown is not None:
                 self._note_single_examples(unknown)
                 for example in examples(batch, size):
-                    yield from gradients(example)
+                    yield from gradients(example, arguments(self.model, example, self.inputs))
                 return
-            outputs = self._run(inputs, module)
-            yield from self._backward(batch, size, outputs, recorder, projections, size if per_sample else 1)
+            rows = size if per_sample else 1
+            yield from self._backward(batch, size, run(inputs), recorder, projections, rows)
 
         return self._stream(gradients)
 
@@ -151,33 +152,32 @@ class Probe:
         """
         held: dict[str, torch.Tensor] = {}
 
-        def graph(structure: Structure) -> fx.GraphModule:
-            return gated(structure, {read: Factor(read, lambda: held["gates"]) for read in reads(structure)})
+        def prepare(structure: Structure) -> _Run:
+            factors = {read: Factor(read, lambda: held["gates"]) for read in reads(structure)}
+            return self._runner(structure, gated(structure, factors, twice_differentiable(structure)))
 
-        graphs = PerShape(self.model, self.structure, graph)
+        prepared = PerShape(self.model, self.structure, prepare)
         source = generator(self.seed, "directions")
 
-        def curvatures(batch: Any) -> Iterator[GateCurvature]:
-            inputs = arguments(self.model, batch, self.inputs)
+        def curvatures(batch: Any, inputs: tuple[Any, ...]) -> Iterator[GateCurvature]:
             size = batch_size(inputs)
             gates = torch.ones(self.structure.units, dtype=self._dtype, device=self._device)
             held["gates"] = gates.requires_grad_()
-            # The fused attention kernels have no second derivative.
-            with sdpa_kernel(SDPBackend.MATH):
-                outputs = self._run(inputs, graphs(inputs))
-                for row, task in enumerate(self.structure.task_objects):
-                    if task.loss is None:
-                        objective = squared_distance(task, outputs[task.name], size)
-                    else:
-                        objective = labelled(task, self._packings[task.name], outputs[task.name], batch)
-                    drawn = signs(source, directions, self.structure.units).to(gates)
-                    diagonal = _hessian_diagonal(task, objective, held["gates"], drawn)
-                    yield GateCurvature(row, diagonal.cpu().double(), size)
+            with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
+                outputs = prepared(inputs)(inputs)
+            for row, task in enumerate(self.structure.task_objects):
+                if task.loss is None:
+                    objective = squared_distance(task, outputs[task.name], size)
+                else:
+                    objective = labelled(task, self._packings[task.name], outputs[task.name], batch)
+                drawn = signs(source, directions, self.structure.units).to(gates)
+                diagonal = hessian_diagonal(task, objective, gates, drawn)
+                yield GateCurvature(row, diagonal.cpu().double(), size)
 
         return self._stream(curvatures)
 
-    def _stream(self, of: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
-        """``of`` every batch, computed where it can disturb nothing, counted once all is done."""
+    def _stream(self, of: Callable[[Any, tuple[Any, ...]], Iterator[T]]) -> Iterator[T]:
+        """``of`` every batch and its inputs, item by item; the caller runs on the user's random states."""
         if self.data is None:
             raise BatchError(
                 "the criterion needs data, and none was given. "
@@ -185,35 +185,47 @@ class Probe:
             )
         isolation = Isolation(self.seed, self._device)
         self.batches = self.samples = 0
-        self._packings: dict[str, Packing] = {}
         with self._bar() as advance:
-            with isolation:
-                stream = iter(islice(batches(self.data), self.max_batches))
+            stream = self._read(of)
             while True:
                 with isolation, torch.inference_mode(False), torch.enable_grad():
-                    batch = next(stream, _END)
-                    if batch is _END:
-                        return
-                    batch = to_device(batch, self._device, self._dtype)
-                    if not self._packings:
-                        self._pack()
-                    found = list(of(batch))
-                self.batches += 1
-                self.samples += batch_size(arguments(self.model, batch, self.inputs))
-                yield from found
-                advance()
+                    item = next(stream, _END)
+                if item is _END:
+                    return
+                if item is None:
+                    advance()
+                else:
+                    yield item  # type: ignore[misc]
 
-    def _run(self, inputs: tuple[Any, ...], module: fx.GraphModule) -> dict[str, tuple[torch.Tensor, ...]]:
-        try:
-            return self.structure.capture.run(self._state, inputs, module)
-        except (DisparseError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            raise BatchError(
-                f"{type(self.model).__name__} refuses a batch with inputs {described(inputs)}: "
-                f"{type(error).__name__}: {error}. Change what the loader yields, or pass inputs=, a function "
-                "from a batch to forward's arguments."
-            ) from error
+    def _read(self, of: Callable[[Any, tuple[Any, ...]], Iterator[T]]) -> Iterator[T | None]:
+        """``of`` every batch and its inputs, and None after each batch."""
+        assert self.data is not None
+        for batch in islice(batches(self.data), self.max_batches):
+            batch = to_device(batch, self._device, self._dtype)
+            if not self._packings:
+                self._packings = self._pack()
+            inputs = arguments(self.model, batch, self.inputs)
+            yield from of(batch, inputs)
+            self.batches += 1
+            self.samples += batch_size(inputs)
+            yield None
+
+    def _runner(self, structure: Structure, module: fx.GraphModule) -> _Run:
+        """Runs ``module``, made from the graph of ``structure``, with the model's tensors."""
+
+        def run(inputs: tuple[Any, ...]) -> dict[str, tuple[torch.Tensor, ...]]:
+            try:
+                return structure.capture.run(self._state, inputs, module)
+            except (DisparseError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                raise BatchError(
+                    f"{type(self.model).__name__} refuses a batch with inputs {described(inputs)}: "
+                    f"{type(error).__name__}: {error}. Change what the loader yields, or pass inputs=, a "
+                    "function from a batch to forward's arguments."
+                ) from error
+
+        return run
 
     def _backward(
         self,
@@ -236,20 +248,21 @@ class Probe:
             else:
                 objective = labelled(task, self._packings[task.name], outputs[task.name], batch)
             recorder.clear(rows, rows > 1)
-            _backpropagate(task, objective, recorder, retain=(row, task, number) != passes[-1])
+            backpropagate(task, objective, recorder, retain=(row, task, number) != passes[-1])
             # Each sample's own loss is the batch's size times its share of the mean.
             values = recorder.gradients.cpu().double() * rows
             weight = size / rows / (self.projections if task.loss is None else 1)
             yield GateGradients(row, values, weight)
 
-    def _pack(self) -> None:
-        """Learns from the example inputs what each task's loss expects, without a gradient."""
+    def _pack(self) -> dict[str, Packing]:
+        """Learns from the example inputs what the loss of each task that has one expects."""
         tasks = [task for task in self.structure.task_objects if task.loss is not None]
-        if tasks:
-            with evaluating(self.model), torch.no_grad():
-                example = to_device(self.structure.example_inputs, self._device, self._dtype)
-                output = self.model(*example)
-            self._packings = {task.name: Packing(task, output) for task in tasks}
+        if not tasks:
+            return {}
+        with evaluating(self.model), torch.no_grad():
+            example = to_device(self.structure.example_inputs, self._device, self._dtype)
+            output = self.model(*example)
+        return {task.name: Packing(task, output) for task in tasks}
 
     def _note_single_examples(self, read: Read) -> None:
         note = (
@@ -275,63 +288,6 @@ class Probe:
 _END = object()
 
 
-def _backpropagate(task: Task, objective: Objective, recorder: Recorder, retain: bool) -> None:
-    if not objective.outputs:
-        return
-    try:
-        torch.autograd.grad(
-            objective.outputs,
-            recorder.switch,
-            objective.gradients,
-            retain_graph=retain,
-            allow_unused=True,
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise GradientError(
-            f"task {task.name!r}: the backward pass failed: {error}. Use a loss and layers that autograd supports."
-        ) from error
-    layer = recorder.first_bad_layer()
-    if layer is not None:
-        raise GradientError(
-            f"task {task.name!r}: the gradient at the input of layer {layer!r} is NaN or infinite. Look for a "
-            "square root, logarithm or division at 0 in the loss or behind that layer, or for NaN in the "
-            "batch or the weights."
-        )
-
-
-def _hessian_diagonal(
-    task: Task, objective: Objective, gates: torch.Tensor, directions: torch.Tensor
-) -> torch.Tensor:
-    """``[units]``: the mean over ``directions [n, units]`` of ``v * (H v)``."""
-    total = torch.zeros_like(gates)
-    if not objective.outputs:
-        return total
-    try:
-        (first,) = torch.autograd.grad(
-            objective.outputs, gates, objective.gradients, create_graph=True, allow_unused=True
-        )
-        if first is None or not first.requires_grad:
-            return total
-        for v in directions:
-            (product,) = torch.autograd.grad(first, gates, v, retain_graph=True, allow_unused=True)
-            if product is not None:
-                total += v * product
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise GradientError(
-            f"task {task.name!r}: no second derivative: {error}. Use Fisher(), which needs first ones only."
-        ) from error
-    if not total.isfinite().all():
-        raise GradientError(
-            f"task {task.name!r}: a second derivative is NaN or infinite. Look for a square root, logarithm "
-            "or division at 0, or use Fisher(), which needs first derivatives only."
-        )
-    return total / len(directions)
-
-
 def _length(data: Any) -> int | None:
     try:
         return len(data)
@@ -348,5 +304,6 @@ def _check_described(state: dict[str, torch.Tensor], structure: Structure) -> No
         if found is None or tuple(found.shape) != expected:
             what = "is missing" if found is None else f"has shape {tuple(found.shape)}, not {expected}"
             raise PlanError(
-                f"the structure does not describe this model: {name!r} {what}. Analyse the model as it is now."
+                f"the structure does not describe this model: {name!r} {what}. "
+                "Analyse the model as it is now."
             )

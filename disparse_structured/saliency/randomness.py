@@ -51,12 +51,13 @@ class Isolation:
 
     def _states(self) -> Any:
         cuda = None if self._cuda is None else torch.cuda.get_rng_state(self._cuda)
-        return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+        numpy = np.random.get_state()  # noqa: NPY002 (the global one that a user's loader may draw from)
+        return random.getstate(), numpy, torch.get_rng_state(), cuda
 
     def _restore(self, states: Any) -> None:
         python, numpy, cpu, cuda = states
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(numpy)  # noqa: NPY002
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state(cuda, self._cuda)  # type: ignore[arg-type]

@@ -19,13 +19,18 @@ import disparse_structured.structure.rules  # noqa: F401  (registers the operato
 from disparse_structured.errors import TaskError
 from disparse_structured.structure.capture import Capture, capture
 from disparse_structured.structure.cost import CostModel, Products, WidthTable
+from disparse_structured.structure.freezes import summarise
 from disparse_structured.structure.grouping import Grouping, group_units
 from disparse_structured.structure.groups import ChannelGroup, Freeze, Proportion, reach_matrix
-from disparse_structured.structure.labels import FROZEN, FreezeRecord
+from disparse_structured.structure.labels import FreezeRecord
 from disparse_structured.structure.numbers import Count, Ratio, follow
 from disparse_structured.structure.provenance import Attribute
 from disparse_structured.structure.tracing import Trace
 from disparse_structured.tasks import Task, check_tasks
+
+
+_NO_TASK = ""
+"""Stands among the tasks for everything that the model returns."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class AttributeUpdate:
 class Structure:
     """What of a model may shrink, what must shrink together, and who reads it.
 
-    ``reach`` is bool ``[tasks, units]``. ``fingerprint`` identifies the architecture (names, shapes,
+    ``reach`` is bool ``[tasks, units]``. ``unclaimed`` names the groups that no task reaches but an output
+    outside all tasks depends on: nobody votes on them, so they stay. ``fingerprint`` identifies the architecture (names, shapes,
     groups), not the weights.
     """
 
@@ -49,6 +55,7 @@ class Structure:
     frozen: tuple[Freeze, ...]
     constraints: tuple[Proportion, ...]
     reach: torch.Tensor
+    unclaimed: frozenset[str]
     cost: CostModel
     attributes: tuple[AttributeUpdate, ...]
     fingerprint: str
@@ -134,15 +141,29 @@ def analyse(model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[T
     return Structure(
         tasks=names,
         groups=grouping.groups,
-        frozen=_summarise(records, trace, classes, state, parameters),
+        frozen=summarise(
+            records,
+            {name: value for name, value in trace.tensors.items() if name in parameters},
+            classes,
+            sum(state[name].numel() for name in parameters) or 1,
+        ),
         constraints=constraints,
         reach=reach_matrix(grouping.groups, names),
+        unclaimed=_unclaimed(grouping.groups, reach),
         cost=CostModel(table.finish(), products),  # type: ignore[arg-type]
         attributes=attributes,
         fingerprint=_fingerprint(state, grouping.groups),
         capture=captured,
         example_inputs=example_inputs,
         task_objects=tasks,
+    )
+
+
+def _unclaimed(groups: tuple[ChannelGroup, ...], reach: dict[str, frozenset[str]]) -> frozenset[str]:
+    return frozenset(
+        group.name
+        for group in groups
+        if not group.reach and any(reach[consumer.node] for consumer in group.consumers)
     )
 
 
@@ -194,9 +215,10 @@ class _Attributes:
 
 
 def _node_reach(captured: Capture) -> dict[str, frozenset[str]]:
-    """The tasks whose output depends on each node."""
+    """The tasks whose output depends on each node; ``_NO_TASK`` for what the model returns."""
     reach: dict[str, frozenset[str]] = defaultdict(frozenset)
-    for task, nodes in captured.task_outputs(captured.outputs).items():
+    rest = captured.outputs[sum(captured.widths) :]
+    for task, nodes in [*captured.task_outputs(captured.outputs).items(), (_NO_TASK, rest)]:
         for node in nodes:
             if isinstance(node, fx.Node):
                 reach[node.name] |= {task}
@@ -284,33 +306,6 @@ def _single_group(
         if units == set(range(group.start, group.start + group.units)) and len(times) == 1:
             return group.name, times.pop()
     return None
-
-
-def _summarise(
-    records: Sequence[FreezeRecord],
-    trace: Trace,
-    classes: np.ndarray,
-    state: dict[str, torch.Tensor],
-    parameters: set[str],
-) -> tuple[Freeze, ...]:
-    """What each operator froze: parameters (elements of frozen slices), and their share of the network's."""
-    held = np.zeros(int(classes.max()) + 1)
-    for name, value in trace.tensors.items():
-        if name in parameters:
-            for axis in value:
-                if axis.labels is not None:
-                    np.add.at(held, classes[axis.labels], state[name].numel() / axis.size)
-    total = sum(state[name].numel() for name in parameters) or 1
-    touched: dict[tuple[str, str, str], set[int]] = defaultdict(set)
-    for record in records:
-        found = set(np.unique(classes[record.atoms]).tolist()) - {int(classes[FROZEN])}
-        touched[(record.reason, record.operator, record.module)].update(found)
-    freezes = []
-    for (reason, operator, module), found in touched.items():
-        count = int(held[sorted(found)].sum())
-        if count and reason != "kernel dimension of a convolution":
-            freezes.append(Freeze(reason, operator, module, count, min(1.0, count / total)))
-    return tuple(sorted(freezes, key=lambda freeze: (-freeze.parameters, freeze.reason, freeze.module)))
 
 
 def _fingerprint(state: dict[str, torch.Tensor], groups: tuple[ChannelGroup, ...]) -> str:

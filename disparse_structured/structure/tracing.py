@@ -284,15 +284,22 @@ class Trace:
         return known(self, call)
 
     def unknown(self, call: Call, reason: str) -> Any:
-        """Freezes everything that ``call`` reads; what it returns has no labels."""
-        for value in call.values():
+        """Freezes everything that ``call`` reads, and what reads a result of the same shape."""
+        values = call.values()
+        for value in values:
             self.freeze(call, value, reason)
-        result = call.node.meta.get("val")
-        if isinstance(result, torch.Tensor):
-            return plain(result.shape)
-        if isinstance(result, tuple | list):
-            return [plain(leaf.shape) if isinstance(leaf, torch.Tensor) else None for leaf in result]
-        return None
+        known = {tuple(axis.size for axis in value): value for value in reversed(values)}
+
+        def result(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor):
+                return None
+            shape = tuple(leaf.shape)
+            return tuple(Axis(axis.size, axis.labels) for axis in known.get(shape, plain(shape)))
+
+        returned = call.node.meta.get("val")
+        if isinstance(returned, tuple | list):
+            return [result(leaf) for leaf in returned]
+        return result(returned)
 
     def _convert(self, argument: Any) -> Any:
         if isinstance(argument, fx.Node):
@@ -305,7 +312,7 @@ class Trace:
 def _sample(value: Value, dim: int) -> tuple[int, np.ndarray] | None:
     """The one dimension of ``value`` besides ``dim`` whose positions belong to known examples."""
     found = [(i, axis.sample) for i, axis in enumerate(value) if axis.sample is not None and i != dim]
-    return found[0] if len(found) == 1 else None  # type: ignore[return-value]
+    return found[0] if len(found) == 1 else None
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

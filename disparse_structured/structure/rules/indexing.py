@@ -95,4 +95,5 @@ def moved(trace: Trace, call: Call) -> Value:
     value = call["self"]
     dims = [dim % len(value) for dim in (call["dims"] or range(len(value)))]
     trace.freeze(call, [value[dim] for dim in dims], "its positions are moved")
-    return tuple(Axis(axis.size) if i in dims else axis for i, axis in enumerate(value))
+    # Labels of a frozen dimension may stand in any order; dropping them would hide what froze the readers.
+    return tuple(Axis(axis.size, axis.labels) if i in dims else axis for i, axis in enumerate(value))

@@ -270,7 +270,8 @@ def pixel_unshuffle(trace: Trace, call: Call) -> Value:
 @rule(aten.channel_shuffle, aten.native_channel_shuffle)
 def channel_shuffle(trace: Trace, call: Call) -> Value:
     """Groups and positions within them change places; every group stays equally wide."""
-    value, groups = call["self"], call["groups"]
+    value: Value = call["self"]
+    groups = call["groups"]
     channel = value[1]
     if channel.labels is None:
         return value

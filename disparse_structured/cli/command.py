@@ -1,0 +1,192 @@
+"""The ``disparse`` command: its options, and what becomes of errors."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from disparse_structured import __version__
+from disparse_structured.budget import Budget
+from disparse_structured.cli import demo, inspect, names, prune, show
+from disparse_structured.cli.console import Screen
+from disparse_structured.cli.usage import Parser
+from disparse_structured.errors import DisparseError
+
+FAILED, INTERRUPTED, UNREAD = 2, 130, 1
+
+_DEFAULTS = Budget(macs=0.5)
+_PLACES = "package.module:name or path/to/file.py:name"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 2 for an explained error, 130 for Ctrl-C.
+
+    An unexpected exception is a fault of this package and passes through.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    # Known before parsing, because a parsing error is to be a document too.
+    screen = Screen(as_json="--json" in argv)
+    try:
+        arguments = _parser().parse_args(argv)
+        with screen.reserved():
+            outcome = arguments.run(arguments, screen)
+        screen.show(outcome)
+    except DisparseError as error:
+        screen.fail(error)
+        return FAILED
+    except KeyboardInterrupt:
+        screen.interrupted()
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read standard output has seen enough; the interpreter must not flush to it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="disparse", description="Structured pruning of multi-task networks.")
+    parser.add_argument("--version", action="version", version=f"disparse {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_prune(commands)
+    _add_inspect(commands)
+    _add_show(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "prune",
+        help="make a model smaller: every task votes, the arbiter decides",
+        description="Writes plan.json, weights.safetensors, report.json and model.onnx into a folder.",
+    )
+    _add_model(parser, tasks_required=True)
+    parser.add_argument(
+        "--weights", metavar="FILE", help="safetensors, or a torch file of tensors only; must fit exactly"
+    )
+    budget = parser.add_mutually_exclusive_group(required=True)
+    limit = "a fraction of dense, such as 0.5, or a count"
+    budget.add_argument("--macs", type=float, metavar="N", help=f"the MACs to reach: {limit}")
+    budget.add_argument("--parameters", type=float, metavar="N", help=f"the parameters to reach: {limit}")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument(
+        "--criterion", default="fisher", metavar="NAME", help=f"{', '.join(names.CRITERIA)} (default: fisher)"
+    )
+    parser.add_argument(
+        "--arbiter",
+        default="unanimous",
+        metavar="NAME",
+        help=f"{', '.join(names.ARBITERS)}, {names.QUORUM} (default: unanimous)",
+    )
+    parser.add_argument(
+        "--ranking",
+        default="global",
+        metavar="NAME",
+        help=f"how layers compete: {', '.join(names.RANKINGS)} (default: global)",
+    )
+    _add_widths(parser)
+    parser.add_argument("--batches", type=int, metavar="N", help="score on the first N batches only")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+    parser.add_argument(
+        "--no-verify", dest="verify", action="store_false", help="skip the proof against the masked twin"
+    )
+    parser.add_argument("--no-onnx", dest="onnx", action="store_false", help="write no ONNX file")
+    parser.add_argument(
+        "--latency", action="store_true", help="also time dense against pruned in ONNX Runtime"
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of --latency (default: 1)")
+    _finish(parser, prune.run)
+
+
+def _add_inspect(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="what may shrink, what may not and why, and how far a budget could go",
+        description="Reads a model's channel groups. Nothing is scored, changed or written.",
+    )
+    _add_model(parser, tasks_required=False)
+    _add_widths(parser)
+    parser.add_argument(
+        "--budget-steps", action="store_true", help="how far a budget could go, for several floors"
+    )
+    _finish(parser, inspect.run)
+
+
+def _add_show(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser("show", help="print the plan and the report of a saved folder")
+    parser.add_argument("folder", metavar="DIR", help="a folder that `disparse prune` wrote")
+    _finish(parser, show.run)
+
+
+def _add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser("demo", help="prune a real multi-task network, end to end, in minutes")
+    parser.add_argument("--out", default="demo-out", metavar="DIR", help="the folder to write")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+    parser.add_argument("--quick", action="store_true", help="less training: a look at the flow")
+    _finish(parser, demo.run)
+
+
+def _add_model(parser: Parser, *, tasks_required: bool) -> None:
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="FACTORY",
+        help=f"{_PLACES}: a function without arguments that returns the dense model",
+    )
+    parser.add_argument(
+        "--tasks",
+        required=tasks_required,
+        metavar="TASKS",
+        help=f"{_PLACES}: a sequence of Task, or a function that returns one; "
+        "or output names: depth,normals (dict keys), depth=aux.depth (a path), depth=0 (an index)"
+        + ("" if tasks_required else "; by default the whole output is one task"),
+    )
+    parser.add_argument(
+        "--data", metavar="LOADER", help=f"{_PLACES}: batches, or a function that returns them"
+    )
+    parser.add_argument(
+        "--example",
+        nargs="+",
+        metavar="SHAPE",
+        help="shapes of random example inputs, such as 2x3x224x224; by default the first samples of the data",
+    )
+
+
+def _add_widths(parser: Parser) -> None:
+    parser.add_argument(
+        "--floor",
+        type=float,
+        default=_DEFAULTS.floor,
+        metavar="F",
+        help=f"share of every group that stays (default: {_DEFAULTS.floor:g})",
+    )
+    parser.add_argument(
+        "--min-width",
+        type=int,
+        default=_DEFAULTS.min_width,
+        metavar="N",
+        help="units of every group that stay",
+    )
+    parser.add_argument(
+        "--round-to",
+        type=int,
+        default=_DEFAULTS.round_to,
+        metavar="N",
+        help="kept widths are multiples of it",
+    )
+    parser.add_argument(
+        "--protect",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATTERN",
+        help="groups, parameters or modules that keep their width (*, ?, [])",
+    )
+
+
+def _finish(parser: Parser, run: object) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    parser.set_defaults(run=run)

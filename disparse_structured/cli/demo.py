@@ -1,0 +1,16 @@
+"""``disparse demo``: the whole flow on rendered scenes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from disparse_structured.cli.console import Outcome, Screen
+
+
+def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
+    """Trains, prunes, fine-tunes, exports and compares a small network."""
+    from disparse_structured import demo  # pulls in timm and drawing, which no other command needs
+
+    result = demo.run(Path(arguments.out), seed=arguments.seed, quick=arguments.quick, progress=screen.lively)
+    return Outcome(result.to_dict(), [result])

@@ -1,0 +1,119 @@
+"""``disparse inspect``: what of a model may shrink, what may not and why, and how far a budget could go."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.console import RenderableType
+from rich.text import Text
+
+from disparse_structured.budget import Budget, smallest
+from disparse_structured.cli import sources, views
+from disparse_structured.cli.console import Outcome, Screen
+from disparse_structured.cli.usage import UsageError
+from disparse_structured.report.pruning import summarise_freezes
+from disparse_structured.structure import ChannelGroup, Structure, analyse
+
+FLOORS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
+"""The floors that ``--budget-steps`` compares."""
+
+
+def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
+    """Reads the model's structure; nothing is scored or changed."""
+    if not (arguments.example or arguments.data):
+        raise UsageError("the model's inputs are not known. Give --example 2x3x224x224, or --data.")
+    torch.manual_seed(0)
+    with screen.step("building the model"):
+        model = sources.load_model(arguments.model, None)
+        tasks = sources.load_tasks(arguments.tasks) if arguments.tasks else sources.whole_output()
+        if arguments.example:
+            example = sources.random_example(model, arguments.example, seed=0)
+        else:
+            inputs = sources.first_inputs(model, sources.load_data(arguments.data, limit=1))
+            example = sources.first_samples(inputs, sources.EXAMPLE_SAMPLES)
+    with screen.step("reading its structure"):
+        structure = analyse(model, example, tasks)
+    floors = FLOORS if arguments.budget_steps else (arguments.floor,)
+    document = _document(type(model).__name__, structure)
+    document["reachable"] = [_reachable(structure, floor, arguments) for floor in floors]
+    return Outcome(document, _views(document, structure))
+
+
+def _document(model: str, structure: Structure) -> dict[str, Any]:
+    everything = torch.ones(structure.units, dtype=torch.bool)
+    voters = structure.reach.sum(dim=0)
+    unclaimed = sum(group.units for group in structure.groups if group.name in structure.unclaimed)
+    return {
+        "model": model,
+        "fingerprint": structure.fingerprint,
+        "tasks": list(structure.tasks),
+        "macs": structure.cost.macs(everything),
+        "parameters": structure.cost.parameters(everything),
+        "units": {
+            "total": structure.units,
+            "shared": int((voters > 1).sum()),
+            "private": int((voters == 1).sum()),
+            "unclaimed": unclaimed,
+            "dead": int((voters == 0).sum()) - unclaimed,
+        },
+        "groups": [_group(group, group.name in structure.unclaimed) for group in structure.groups],
+        "frozen": [dataclasses.asdict(freeze) for freeze in structure.frozen],
+        "constraints": [dataclasses.asdict(constraint) for constraint in structure.constraints],
+    }
+
+
+def _group(group: ChannelGroup, unclaimed: bool) -> dict[str, Any]:
+    members = [
+        {"parameter": member.parameter, "dim": member.dim, "positions_per_unit": member.index.shape[1]}
+        for member in group.members
+    ]
+    return {
+        "name": group.name,
+        "kind": group.kind,
+        "units": group.units,
+        "reach": list(group.reach),
+        "unclaimed": unclaimed,
+        "members": members,
+    }
+
+
+def _reachable(structure: Structure, floor: float, arguments: argparse.Namespace) -> dict[str, Any]:
+    rules = {
+        "floor": floor,
+        "min_width": arguments.min_width,
+        "round_to": arguments.round_to,
+        "protected": tuple(arguments.protect),
+    }
+    # What stays does not depend on the limit, nor on which cost is limited.
+    keep = smallest(structure, Budget(macs=0.5, **rules))
+    everything = torch.ones_like(keep)
+    found: dict[str, Any] = dict(rules)
+    for name, cost in (("macs", structure.cost.macs), ("parameters", structure.cost.parameters)):
+        least, dense = cost(keep), cost(everything)
+        found[name] = {"least": least, "share": least / dense if dense else 1.0}
+    return found
+
+
+def _views(document: dict[str, Any], structure: Structure) -> Sequence[RenderableType]:
+    units = document["units"]
+    shown: list[RenderableType] = [
+        Text(
+            f"{document['model']}: {document['macs']:,.0f} MACs, {document['parameters']:,.0f} parameters; "
+            f"tasks {', '.join(structure.tasks)}"
+        ),
+        Text(
+            f"{units['total']} units in {len(structure.groups)} groups: {units['shared']} shared, "
+            f"{units['private']} private, {units['dead']} dead, "
+            f"{units['unclaimed']} kept for outputs of no task"
+        ),
+        views.groups(document["groups"], structure.tasks),
+    ]
+    if structure.constraints:
+        shown.append(views.constraints(document["constraints"]))
+    if structure.frozen:
+        shown.append(summarise_freezes(structure.frozen))
+    return [*shown, Text("how far a budget can go:"), views.reachable(document["reachable"])]

@@ -1,0 +1,121 @@
+"""Tables of what the commands found, made from the JSON that they also write."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from disparse_structured.errors import LoadError
+from disparse_structured.report.pruning import CostFacts, ProofFacts, PruningReport, RefusedGroup, TaskFacts
+from disparse_structured.structure import Freeze
+
+_MEMBERS_SHOWN = 3
+
+
+def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
+    """The report whose JSON ``document`` is; what else it holds is ignored.
+
+    Raises:
+        LoadError: an entry is missing or is not what it should be.
+    """
+    fields = [field.name for field in dataclasses.fields(PruningReport)]
+    try:
+        facts = {name: document[name] for name in fields}
+        for name in ("macs", "parameters"):
+            facts[name] = CostFacts(**facts[name])
+        facts["proof"] = ProofFacts(**facts["proof"])
+        for name, kind in (("tasks", TaskFacts), ("refused", RefusedGroup), ("frozen", Freeze)):
+            facts[name] = tuple(kind(**entry) for entry in facts[name])
+        return PruningReport(**facts)
+    except (KeyError, TypeError) as error:
+        raise LoadError(
+            f"{place!r} is no report of this release ({type(error).__name__}: {error}). Prune again, or use "
+            "the release that wrote it."
+        ) from None
+
+
+def attachments(document: Mapping[str, Any]) -> list[RenderableType]:
+    """Views of the entries that the command adds to a report: ``export`` and ``latency``, if there."""
+    views: list[RenderableType] = []
+    if "export" in document:
+        views += _export(document["export"])
+    if "latency" in document:
+        views += _latency(document["latency"])
+    return views
+
+
+def _export(facts: Mapping[str, Any]) -> list[RenderableType]:
+    table = table_of("ONNX output", "worst absolute difference", "worst relative difference", "on batches of")
+    for task in dict.fromkeys(fact["task"] for fact in facts["parity"]):
+        own = [fact for fact in facts["parity"] if fact["task"] == task]
+        sizes = ", ".join(map(str, sorted({fact["batch"] for fact in own})))
+        worst = [max(fact[key] for fact in own) for key in ("max_abs", "max_rel")]
+        table.add_row(Text(task), *(f"{value:.1e}" for value in worst), sizes)
+    size = f"{facts['bytes'] / 1e6:.2f} MB, opset {facts['opset']}, free: {facts['dynamic']}"
+    lines: list[RenderableType] = [table, Text(f"{facts['path']}: {size}; agrees with PyTorch")]
+    return lines + [Text(f"narrower than asked: {line}", style="yellow") for line in facts["narrowed"]]
+
+
+def _latency(facts: Mapping[str, Any]) -> list[RenderableType]:
+    table = table_of("model", "median ms", "quartiles", "speed-up")
+    for model in facts["models"]:
+        quartiles = f"{model['lower_quartile_ms']:.2f} to {model['upper_quartile_ms']:.2f}"
+        table.add_row(
+            model["name"], f"{model['median_ms']:.2f}", quartiles, f"{model['paired_speedup']:.2f} x"
+        )
+    shapes = " and ".join("x".join(map(str, shape)) for shape in facts["input_shapes"])
+    how = f"{facts['rounds']} rounds in turn, threads: {facts['threads']}, input {shapes}"
+    return [table, Text(f"{how}, {facts['runtime']}, {facts['cpu']}")]
+
+
+def groups(entries: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> Table:
+    """The channel groups of a model."""
+    table = table_of("group", "kind", "reach", "members", "units")
+    for entry in entries:
+        names = [f"{member['parameter']}[{member['dim']}]" for member in entry["members"]]
+        more = len(names) - _MEMBERS_SHOWN
+        shown = ", ".join(names[:_MEMBERS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        everyone = len(tasks) > 1 and set(entry["reach"]) == set(tasks)
+        nobody = "no task, but an output" if entry["unclaimed"] else "none"
+        reach = "all" if everyone else ", ".join(entry["reach"]) or nobody
+        table.add_row(Text(entry["name"]), entry["kind"], Text(reach), Text(shown), str(entry["units"]))
+    return table
+
+
+def constraints(entries: Sequence[Mapping[str, Any]]) -> Table:
+    """The count constraints between groups."""
+    table = table_of("groups that keep counts in proportion", "shares", "why")
+    for entry in entries:
+        shares = " : ".join(map(str, entry["shares"]))
+        table.add_row(Text(", ".join(entry["groups"])), shares, Text(entry["reason"]))
+    return table
+
+
+def reachable(entries: Sequence[Mapping[str, Any]]) -> Table:
+    """The least a budget may ask for, for each floor."""
+    table = table_of("floor", "least MACs", "of dense", "least parameters", "of dense")
+    for entry in entries:
+        costs = [
+            cell
+            for kind in ("macs", "parameters")
+            for cell in (f"{entry[kind]['least']:,.0f}", f"{entry[kind]['share']:.1%}")
+        ]
+        table.add_row(f"{entry['floor']:g}", *costs)
+    return table
+
+
+_NUMBERS = ("worst", "median", "quartiles", "speed", "units", "least", "of dense", "shares")
+
+
+def table_of(*headings: str) -> Table:
+    """An empty table in the style of the reports; columns of numbers are aligned to the right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading.startswith(_NUMBERS) else "left")
+    return table

@@ -1,0 +1,68 @@
+"""Which operator froze what share of the parameters."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from disparse_structured.structure.groups import Freeze
+from disparse_structured.structure.labels import FROZEN, FreezeRecord, Value
+
+
+def summarise(
+    records: Iterable[FreezeRecord], parameters: Mapping[str, Value], classes: np.ndarray, total: int
+) -> tuple[Freeze, ...]:
+    """One :class:`Freeze` for each reason, operator and module, largest first.
+
+    It counts the elements of ``parameters`` that lie in a slice that the record freezes, each once, however
+    many of its dimensions are frozen; ``total`` is the number of elements of the whole network.
+    """
+    touched: dict[tuple[str, str, str], list[np.ndarray]] = defaultdict(list)
+    for record in records:
+        if record.reason != "kernel dimension of a convolution":
+            touched[record.reason, record.operator, record.module].append(record.atoms)
+    elements = _Elements.of(parameters.values(), classes)
+    freezes = []
+    for (reason, operator, module), atoms in touched.items():
+        count = elements.held(classes[np.concatenate(atoms)], int(classes[FROZEN]))
+        if count:
+            freezes.append(Freeze(reason, operator, module, count, count / total))
+    return tuple(sorted(freezes, key=lambda freeze: (-freeze.parameters, freeze.reason, freeze.module)))
+
+
+class _Elements:
+    """How many elements of a set of tensors lie in slices of given classes; all dimensions end to end."""
+
+    def __init__(self, sizes: Sequence[Sequence[int]], places: Sequence[tuple[int, np.ndarray]]) -> None:
+        """``places`` are tensor number and class of each position, for each dimension that has labels."""
+        self._numels = np.array([np.prod(size, dtype=np.int64) for size in sizes], dtype=np.int64)
+        self._owner = np.array([owner for owner, _ in places], dtype=np.int64)
+        self._lengths = np.array([len(positions) for _, positions in places], dtype=np.int64)
+        self._place = np.repeat(np.arange(len(places)), self._lengths)
+        self._classes = (
+            np.concatenate([positions for _, positions in places]) if places else np.zeros(0, dtype=np.int64)
+        )
+
+    @classmethod
+    def of(cls, values: Iterable[Value], classes: np.ndarray) -> _Elements:
+        values = list(values)
+        places = [
+            (owner, classes[axis.labels])
+            for owner, value in enumerate(values)
+            for axis in value
+            if axis.labels is not None
+        ]
+        return cls([[axis.size for axis in value] for value in values], places)
+
+    def held(self, found: np.ndarray, fixed: int) -> int:
+        """The elements with a position, in any dimension, whose class is in ``found`` but not ``fixed``."""
+        wanted = np.zeros(max(int(self._classes.max(initial=0)), int(found.max(initial=0))) + 1, dtype=bool)
+        wanted[found] = True
+        if fixed < len(wanted):
+            wanted[fixed] = False
+        hits = np.bincount(self._place[wanted[self._classes]], minlength=len(self._lengths))
+        outside = np.ones(len(self._numels))
+        np.multiply.at(outside, self._owner, 1 - hits / self._lengths)
+        return round(float(self._numels @ (1 - outside)))

@@ -1,0 +1,99 @@
+"""A network of your own, made smaller: one trunk, three heads, trained or not, with or without labels.
+
+Run it as a program:
+
+    python examples/own_model.py
+
+or give its three functions to the command line:
+
+    disparse prune --model examples/own_model.py:build --data examples/own_model.py:batches \
+        --tasks examples/own_model.py:tasks --macs 0.5 --out pruned
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from disparse_structured.losses import cosine, cross_entropy, depth_l1
+from disparse_structured.pipeline import prune
+from disparse_structured.saving import load
+from disparse_structured.scenes import CLASSES, scene_loader
+from disparse_structured.tasks import Task
+
+
+class Block(nn.Module):
+    """A residual block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.second(F.relu(self.norm(self.first(x)))))
+
+
+class Rooms(nn.Module):
+    """Images ``[B, 3, H, W]`` to a dict of maps; any ``forward`` that torch.export takes will do."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, width, 3, stride=2, padding=1),
+            Block(width),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            Block(2 * width),
+        )
+        channels = {"segmentation": len(CLASSES), "depth": 1, "normals": 3}
+        self.heads = nn.ModuleDict(
+            {
+                name: nn.Sequential(nn.Conv2d(2 * width, width, 1), nn.ReLU(), nn.Conv2d(width, count, 1))
+                for name, count in channels.items()
+            }
+        )
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        features = self.trunk(image)
+        size = image.shape[-2:]
+        return {name: F.interpolate(head(features), size) for name, head in self.heads.items()}
+
+
+def build() -> nn.Module:
+    """The dense network, the same at every call. Load your trained weights here, or pass --weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Rooms().eval()
+
+
+def batches() -> Iterable[dict[str, Tensor]]:
+    """Your own DataLoader; a few hundred samples are plenty for the scores."""
+    return scene_loader(count=16, batch_size=4, size=(24, 32))
+
+
+# A loss says how a task's output meets the batch. Without one the task is scored by the response of its
+# own output, so that images alone are enough.
+tasks = (
+    Task("segmentation", "segmentation", lambda output, batch: cross_entropy(output, batch["labels"])),
+    Task("depth", "depth", lambda output, batch: depth_l1(output, batch["depth"])),
+    Task("normals", "normals", lambda output, batch: cosine(output, batch["normals"])),
+)
+
+
+def main() -> None:
+    image = next(iter(batches()))["image"]
+    pruned = prune(build(), image[:2], tasks, batches(), macs=0.5)
+    print(pruned.plan)
+    print(pruned.report)
+    pruned.save("pruned")
+    again = load("pruned", build)
+    for name, output in pruned.model(image).items():
+        assert torch.equal(again(image)[name], output)
+
+
+if __name__ == "__main__":
+    main()
