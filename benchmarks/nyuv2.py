@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import statistics
 import sys
@@ -27,11 +28,24 @@ from torch import Tensor, nn
 from benchmarks import stock
 from benchmarks.data import Batch, DataError, Loader, Samples, flip, nyuv2
 from benchmarks.machine import machine
+from disparse_structured import (
+    Fisher,
+    Magnitude,
+    Majority,
+    Random,
+    Taylor,
+    Unanimous,
+    WeightedMean,
+    prune,
+)
 from disparse_structured.adapters.timm import DenseHead, MultiTask, multitask
+from disparse_structured.arbitration import Arbiter
 from disparse_structured.losses import cosine, cross_entropy, depth_l1
 from disparse_structured.metrics import Depth, Metric, Normals, Segmentation, delta_t
 from disparse_structured.recovery.finetune import finetune
+from disparse_structured.saliency import Criterion
 from disparse_structured.tasks import Loss, Task
+from disparse_structured.votes import GlobalRanking, LayerRanking, PerCostRanking, Ranking
 
 LOSSES: Mapping[str, Loss] = {
     "seg13": lambda output, batch: cross_entropy(output, batch["seg13"]),
@@ -57,18 +71,19 @@ class Settings:
     batch_size: int = 16
     lr: float = 2e-3
     finetune_lr: float = 5e-4
-    head_width: int = 64
+    scored_batches: int = 12
+    head_width: int = 32
     head_levels: tuple[int, ...] = (-4, -3, -2, -1)
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A dense network in eval mode, and all that a method may use to prune it."""
+    """A dense network in eval mode, and all that a method may use to prune it: some training batches."""
 
     model: MultiTask
     inputs: tuple[Tensor, ...]
     tasks: tuple[Task, ...]
-    train: Loader
+    scored: tuple[Batch, ...]
 
 
 Method = Callable[[Case, float], nn.Module]
@@ -83,10 +98,54 @@ def _stock(over_all_layers: bool) -> Method:
     return method
 
 
+def _ours(
+    criterion: Criterion | None = None,
+    arbiter: Arbiter | None = None,
+    ranking: Ranking | None = None,
+    labelled: bool = True,
+) -> Method:
+    def method(case: Case, fraction: float) -> nn.Module:
+        tasks = case.tasks if labelled else tuple(replace(task, loss=None) for task in case.tasks)
+        return prune(
+            case.model,
+            case.inputs,
+            tasks,
+            case.scored,
+            macs=fraction,
+            criterion=criterion or Fisher(),
+            arbiter=arbiter or Unanimous(),
+            ranking=ranking or GlobalRanking(),
+        ).model
+
+    return method
+
+
+def _joint(case: Case, fraction: float) -> nn.Module:
+    """One score for the sum of all losses: what pruning does that does not ask the tasks."""
+    everything = Task("joint", lambda outputs: outputs, joint_loss)
+    return prune(case.model, case.inputs, [everything], case.scored, macs=fraction, criterion=Fisher()).model
+
+
+def joint_loss(outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """The sum of the tasks' losses."""
+    return torch.stack([loss(outputs[name], batch) for name, loss in LOSSES.items()]).sum()
+
+
 METHODS: Mapping[str, Method] = {
     "stock-uniform": _stock(over_all_layers=False),
     "stock-global": _stock(over_all_layers=True),
+    "random": _ours(Random()),
+    "magnitude": _ours(Magnitude()),
+    "joint-fisher": _joint,
+    "taylor": _ours(Taylor()),
+    "fisher": _ours(),
+    "fisher-per-cost": _ours(ranking=PerCostRanking()),
+    "fisher-layer": _ours(ranking=LayerRanking()),
+    "fisher-majority": _ours(arbiter=Majority()),
+    "fisher-mean": _ours(arbiter=WeightedMean()),
+    "label-free": _ours(labelled=False),
 }
+"""Stock Torch-Pruning; then ours, unanimous over all layers unless the name says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +231,11 @@ def compare(
     """The dense network of one seed, and what every method makes of it, before and after fine-tuning."""
     model = dense(settings, seed, train, cache)
     tasks = model.tasks(LOSSES)
-    case = Case(model, model.example_inputs(1), tasks, Loader(train, settings.batch_size))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        shuffled = Loader(train, settings.batch_size, shuffle=True)
+        scored = tuple(itertools.islice(shuffled, settings.scored_batches))
+    case = Case(model, model.example_inputs(1), tasks, scored)
     check = Loader(val, 32)
     figures = evaluate(model, check)
     rows = [Row("dense", 1.0, "trained", seed, 1.0, 1.0, 0.0, figures)]
@@ -281,7 +344,11 @@ def _hw(text: str) -> tuple[int, int]:
 
 
 def _key(settings: Settings, seed: int, samples: int) -> str:
-    used = {name: value for name, value in asdict(settings).items() if not name.startswith("finetune_")}
+    used = {
+        name: value
+        for name, value in asdict(settings).items()
+        if not name.startswith(("finetune_", "scored_"))
+    }
     text = json.dumps([used, seed, samples, torch.__version__], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

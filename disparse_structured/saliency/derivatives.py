@@ -41,16 +41,16 @@ def backpropagate(task: Task, objective: Objective, recorder: Recorder, retain: 
 def hessian_diagonal(
     task: Task, objective: Objective, gates: torch.Tensor, directions: torch.Tensor
 ) -> torch.Tensor:
-    """``[units]``: the mean over ``directions [n, units]`` of ``v * (H v)``."""
+    """``[units]``: the mean over ``directions [n, examples, units]`` of ``v * (H v)``, summed over examples."""
     total = torch.zeros_like(gates)
     if not objective.outputs:
-        return total
+        return total.sum(0)
     try:
         (first,) = torch.autograd.grad(
             objective.outputs, gates, objective.gradients, create_graph=True, allow_unused=True
         )
         if first is None or not first.requires_grad:
-            return total
+            return total.sum(0)
         for v in directions:
             (product,) = torch.autograd.grad(first, gates, v, retain_graph=True, allow_unused=True)
             if product is not None:
@@ -66,4 +66,4 @@ def hessian_diagonal(
             f"task {task.name!r}: a second derivative is NaN or infinite. Look for a square root, logarithm "
             "or division at 0, or use Fisher(), which needs first derivatives only."
         )
-    return total / len(directions)
+    return total.sum(0) / len(directions)

@@ -180,7 +180,7 @@ class _Record(torch.autograd.Function):
 
 
 class Factor(nn.Module):
-    """Multiplies what is read by the units' gates ``[units]``, for derivatives of higher order."""
+    """Multiplies what is read by gates ``[examples, units]``, for derivatives of higher order."""
 
     def __init__(self, read: Read, gates: Callable[[], torch.Tensor]) -> None:
         super().__init__()
@@ -188,15 +188,20 @@ class Factor(nn.Module):
         self.gates = gates
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
-        """``value`` times the gates along the dimension that is read."""
-        gates = self.gates()
-        factors = gates.new_ones(value.shape[self.read.dim])
-        factors = factors.index_copy(
-            0, self.read.positions.to(gates.device), gates[self.read.units.to(gates.device)]
-        )
+        """``value`` times the gates along the dimension that is read, each example its own."""
+        gates, read = self.gates(), self.read
         shape = [1] * value.ndim
-        shape[self.read.dim] = -1
-        return value * factors.to(value.dtype).view(shape)
+        shape[read.dim] = value.shape[read.dim]
+        if read.sample is not None and len(gates) > 1:
+            dim, samples = read.sample
+            gates = gates[samples.to(gates.device)]
+            shape[dim] = len(gates)
+        factors = gates.new_ones(len(gates), value.shape[read.dim])
+        factors = factors.index_copy(
+            1, read.positions.to(gates.device), gates[:, read.units.to(gates.device)]
+        ).to(value.dtype)
+        turned = read.sample is not None and read.sample[0] % value.ndim > read.dim % value.ndim
+        return value * (factors.T if turned else factors).reshape(shape)
 
 
 class HardSigmoid(nn.Module):

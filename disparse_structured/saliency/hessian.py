@@ -23,18 +23,19 @@ class DiagonalHessian:
     whose Hessian is the Gauss-Newton matrix.
 
     Args:
-        directions: sign vectors a batch. The cost and the memory are those of a double backward pass,
-            several times those of the other criteria.
+        directions: sign vectors a sample. The cost and the memory are those of double backward passes,
+            several times those of the other criteria; the noise falls with the root of directions
+            times samples.
     """
 
-    directions: int = 4
+    directions: int = 1
 
     def __post_init__(self) -> None:
         if self.directions < 1:
             raise ValueError(f"directions={self.directions}: at least one is needed.")
 
     def __call__(self, probe: Probe) -> torch.Tensor:
-        """float64 ``[tasks, units]``; depends on how the loader cuts the samples into batches."""
+        """float64 ``[tasks, units]``; the noise depends on how the loader cuts the samples into batches."""
         total = probe.zeros()
         for found in probe.curvatures(self.directions):
             total[found.task] += found.weight * found.diagonal

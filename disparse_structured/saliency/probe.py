@@ -124,8 +124,7 @@ class Probe:
             found = reads(structure)
             recorder = Recorder(structure.units, [read.layer for read in found], self._device)
             gates = {read: Gate(number, read, recorder) for number, read in enumerate(found)}
-            unknown = next((read for read in found if read.sample is None), None)
-            return self._runner(structure, gated(structure, gates)), recorder, unknown
+            return self._runner(structure, gated(structure, gates)), recorder, _unknown(found)
 
         prepared = PerShape(self.model, self.structure, prepare)
         projections = Projections(self.seed)
@@ -134,9 +133,7 @@ class Probe:
             size = batch_size(inputs)
             run, recorder, unknown = prepared(inputs)
             if per_sample and size > 1 and unknown is not None:
-                self._note_single_examples(unknown)
-                for example in examples(batch, size):
-                    yield from gradients(example, arguments(self.model, example, self.inputs))
+                yield from self._one_at_a_time(batch, size, unknown, gradients)
                 return
             rows = size if per_sample else 1
             yield from self._backward(batch, size, run(inputs), recorder, projections, rows)
@@ -144,34 +141,42 @@ class Probe:
         return self._stream(gradients)
 
     def curvatures(self, directions: int) -> Iterator[GateCurvature]:
-        """One pass through the data: ``v * (H v)`` for each batch and task, the mean of ``directions``.
+        """One pass through the data: for each batch and task the mean of ``v * (H v)`` over ``directions``.
 
         ``H`` is the Hessian of the batch's loss by the gates, ``v`` a vector of random signs; the mean
-        over ``v`` is H's diagonal. Of a label-free task, the loss is half the mean squared distance of
-        its output from itself, so that ``H`` is the Gauss-Newton matrix.
+        over ``v`` is H's diagonal. Every example has gates and signs of its own, so that a batch of B
+        averages over B vectors for the price of one (examples run one at a time as in
+        :meth:`gate_gradients`). Of a label-free task, the loss is half the mean squared distance of its
+        output from itself, so that ``H`` is the Gauss-Newton matrix.
         """
         held: dict[str, torch.Tensor] = {}
 
-        def prepare(structure: Structure) -> _Run:
-            factors = {read: Factor(read, lambda: held["gates"]) for read in reads(structure)}
-            return self._runner(structure, gated(structure, factors, twice_differentiable(structure)))
+        def prepare(structure: Structure) -> tuple[_Run, Read | None]:
+            found = reads(structure)
+            factors = {read: Factor(read, lambda: held["gates"]) for read in found}
+            module = gated(structure, factors, twice_differentiable(structure))
+            return self._runner(structure, module), _unknown(found)
 
         prepared = PerShape(self.model, self.structure, prepare)
         source = generator(self.seed, "directions")
 
         def curvatures(batch: Any, inputs: tuple[Any, ...]) -> Iterator[GateCurvature]:
             size = batch_size(inputs)
-            gates = torch.ones(self.structure.units, dtype=self._dtype, device=self._device)
+            run, unknown = prepared(inputs)
+            if size > 1 and unknown is not None:
+                yield from self._one_at_a_time(batch, size, unknown, curvatures)
+                return
+            gates = torch.ones(size, self.structure.units, dtype=self._dtype, device=self._device)
             held["gates"] = gates.requires_grad_()
             with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
-                outputs = prepared(inputs)(inputs)
+                outputs = run(inputs)
             for row, task in enumerate(self.structure.task_objects):
                 if task.loss is None:
                     objective = squared_distance(task, outputs[task.name], size)
                 else:
                     objective = labelled(task, self._packings[task.name], outputs[task.name], batch)
-                drawn = signs(source, directions, self.structure.units).to(gates)
-                diagonal = hessian_diagonal(task, objective, gates, drawn)
+                drawn = signs(source, directions * size, self.structure.units).to(gates)
+                diagonal = hessian_diagonal(task, objective, gates, drawn.view(directions, size, -1))
                 yield GateCurvature(row, diagonal.cpu().double(), size)
 
         return self._stream(curvatures)
@@ -264,13 +269,18 @@ class Probe:
             output = self.model(*example)
         return {task.name: Packing(task, output) for task in tasks}
 
-    def _note_single_examples(self, read: Read) -> None:
+    def _one_at_a_time(
+        self, batch: Any, size: int, read: Read, of: Callable[[Any, tuple[Any, ...]], Iterator[T]]
+    ) -> Iterator[T]:
+        """``of`` every example of ``batch`` as a batch of its own, because of ``read``."""
         note = (
             f"examples were run one at a time: at the input of {read.layer!r} the graph does not say to "
             "which example of a batch a position belongs"
         )
         if note not in self.notes:
             self.notes = (*self.notes, note)
+        for example in examples(batch, size):
+            yield from of(example, arguments(self.model, example, self.inputs))
 
     @contextmanager
     def _bar(self) -> Iterator[Callable[[], None]]:
@@ -286,6 +296,11 @@ class Probe:
 
 
 _END = object()
+
+
+def _unknown(found: Sequence[Read]) -> Read | None:
+    """A read at which the graph does not say which position belongs to which example."""
+    return next((read for read in found if read.sample is None), None)
 
 
 def _length(data: Any) -> int | None:
