@@ -18,11 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from disparse_structured import Task, load, prune
 from disparse_structured.losses import cosine, cross_entropy, depth_l1
-from disparse_structured.pipeline import prune
-from disparse_structured.saving import load
 from disparse_structured.scenes import CLASSES, scene_loader
-from disparse_structured.tasks import Task
 
 
 class Block(nn.Module):

@@ -35,13 +35,13 @@ from disparse_structured.tasks import Task
 from disparse_structured.twin import masked_twin
 from tests.zoo import BY_ID, ZOO, Entry, ids
 
-DATA_DRIVEN: tuple[Criterion, ...] = (Fisher(), Taylor(), SNIP(), DiagonalHessian(directions=1))
+DATA_DRIVEN: tuple[Criterion, ...] = (Fisher(), Taylor(), SNIP(), DiagonalHessian())
 EVERY: tuple[Criterion, ...] = (*DATA_DRIVEN, Magnitude(), Random())
 
 AWKWARD = (
     "plain transposed-grouped weight-from-weight conv1d convnext-block dense-concat channel-shuffle "
-    "unequal-split no-rule-fft avgpool-flatten tiny-vit position-bias-heads bmm-attention tied-transpose "
-    "tied-linears called-twice two-inputs object-output nested-output partial-reach"
+    "no-rule-fft avgpool-flatten tiny-vit bmm-attention tied-transpose called-twice two-inputs "
+    "object-output nested-output partial-reach"
 ).split()
 
 
@@ -196,10 +196,12 @@ def test_examples_that_cannot_be_followed_run_one_at_a_time_and_it_is_said() -> 
     entry = BY_ID["no-rule-cumsum"]
     model = entry.factory()
     structure = analyse(model, entry.inputs(2), entry.tasks)
-    found = measure(model, structure, Fisher(), [entry.inputs(3)], inputs=as_inputs)
-    assert len(found.notes) == 1
-    assert "one at a time" in found.notes[0]
-    assert (found.batches, found.samples) == (1, 3)
+    for criterion in (Fisher(), DiagonalHessian()):
+        found = measure(model, structure, criterion, [entry.inputs(3)])
+        assert len(found.notes) == 1
+        assert "one at a time" in found.notes[0]
+        assert (found.batches, found.samples) == (1, 3)
+    assert measure(model, structure, SNIP(), [entry.inputs(3)]).notes == ()
 
 
 @pytest.mark.parametrize("name", ["plain", "dilated-strided", "residual", "dense-concat", "tiny-vit"])
@@ -337,7 +339,7 @@ def test_hessian_is_exact_where_the_hessian_is_diagonal() -> None:
         return output.pow(4).sum(1).mean()
 
     hessian = torch.autograd.functional.hessian(loss, torch.ones(6, dtype=torch.float64))
-    found = scores(model, structure, DiagonalHessian(directions=1), [x])
+    found = scores(model, structure, DiagonalHessian(), [x])
     torch.testing.assert_close(found[0], torch.diagonal(hessian).clamp_min(0) / 2)
 
 
@@ -346,23 +348,26 @@ def test_hessian_approaches_that_of_plain_autograd(name: str) -> None:
     """Through fused attention and hard sigmoid, which torch differentiates once only."""
     entry = BY_ID[name]
     model = entry.factory(torch.float64)
-    inputs = entry.inputs(2, torch.float64)
+    inputs = entry.inputs(8, torch.float64)
     tasks = with_loss(entry.tasks[:1], lambda output, batch: output.square().sum(1).mean())
     structure = analyse(model, inputs, tasks)
     network = gated_network(model, tasks, inputs)
-    step = 1e-4
+    step = 1e-6  # small, because ReLU has kinks
 
     def slope(gates: Tensor) -> Tensor:
         gates = gates.clone().requires_grad_()
         (output,) = network(inputs, gates)[tasks[0].name]
         return torch.autograd.grad(output.square().sum(1).mean(), gates)[0]
 
-    found = scores(model, structure, DiagonalHessian(directions=400), [inputs], inputs=as_inputs)[0]
-    for unit in found.topk(4).indices.tolist():
-        change = torch.zeros(structure.units, dtype=torch.float64)
-        change[unit] = step
-        second = (slope(1 + change) - slope(1 - change))[unit] / (2 * step)
-        assert float(found[unit]) == pytest.approx(float(second) / 2, rel=0.35)
+    changes = torch.eye(structure.units, dtype=torch.float64) * step
+    exact = torch.stack([(slope(1 + each) - slope(1 - each)) @ each / (2 * step**2) for each in changes])
+
+    def error(directions: int) -> float:
+        criterion = DiagonalHessian(directions)
+        found = scores(model, structure, criterion, [inputs], inputs=as_inputs)[0]
+        return float((found - exact.clamp_min(0) / 2).norm() / (exact / 2).norm())
+
+    assert error(200) < 0.2 < error(1)
 
 
 def test_magnitude_is_the_norm_of_what_makes_and_reads_a_unit() -> None:
@@ -454,7 +459,7 @@ def test_same_seed_same_scores_whatever_the_global_state(criterion: Criterion) -
         assert not torch.equal(scores(model, structure, criterion, loader, seed=6), first)
 
 
-@pytest.mark.parametrize("entry", ZOO[::5], ids=ids[::5])
+@pytest.mark.parametrize("entry", ZOO[::9], ids=ids[::9])
 def test_scores_are_finite_non_negative_and_zero_outside_reach(entry: Entry) -> None:
     model = entry.factory()
     structure = analyse(model, entry.inputs(2), entry.tasks)
@@ -656,7 +661,7 @@ def test_a_batch_that_the_model_refuses_is_named_with_its_shape() -> None:
         (lambda output, batch: 3.0, "'only': its loss returned float; expected"),
         (lambda output, batch: output.mean() * torch.nan, "'only': its loss is nan"),
         (lambda output, batch: output.detach().mean(), "'only': its loss does not depend on its output"),
-        (lambda output, batch: batch["y"], "'only': its loss raised .*Error: .* on outputs"),
+        (lambda output, batch: {}["y"], "'only': its loss raised .*Error: .* on outputs"),
     ],
 )
 def test_a_loss_that_is_none_is_named(loss: Callable[[Any, Any], Any], text: str) -> None:

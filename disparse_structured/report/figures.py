@@ -19,7 +19,7 @@ Image = NDArray[np.float64]
 
 _TILE = 1.45  # inches across; the rest is in tiles
 _HEAD, _NAMES, _GAP, _BREAK, _MARGIN = 0.86, 0.55, 0.035, 0.14, 0.06
-_INK, _FAINT = "#1f2430", "#6b7280"
+_INK, _FAINT, _FRAME = "#1f2430", "#6b7280", "#d5d9e0"
 # Okabe and Ito's colours, told apart with any colour vision, lightened where surfaces are large.
 _PALETTE = "#b9c3cf #e9e2d0 #f7f5ef #e69f00 #009e73 #0072b2 #cc79a7 #d55e00 #56b4e9 #f0e442 #7a4fbf #1f2430"
 
@@ -150,7 +150,8 @@ class _Page:
         place = (x / self.across, 1 - (y + height) / self.down, width / self.across, height / self.down)
         axes = self.figure.add_axes(place)
         axes.imshow(image, interpolation="nearest", aspect="auto")
-        axes.set_axis_off()
+        axes.set(xticks=(), yticks=())
+        axes.spines[:].set(color=_FRAME, linewidth=0.6)
 
     def _text(self, x: float, y: float, text: str, *, color: str = _INK, **style: Any) -> None:
         self.figure.text(x / self.across, 1 - y / self.down, text, color=color, va="baseline", **style)

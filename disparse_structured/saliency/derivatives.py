@@ -41,7 +41,7 @@ def backpropagate(task: Task, objective: Objective, recorder: Recorder, retain: 
 def hessian_diagonal(
     task: Task, objective: Objective, gates: torch.Tensor, directions: torch.Tensor
 ) -> torch.Tensor:
-    """``[units]``: the mean over ``directions [n, examples, units]`` of ``v * (H v)``, summed over examples."""
+    """``[units]``: ``v * (H v)``, summed over examples, averaged over ``directions [n, examples, units]``."""
     total = torch.zeros_like(gates)
     if not objective.outputs:
         return total.sum(0)
