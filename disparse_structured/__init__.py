@@ -20,6 +20,7 @@ from disparse_structured.structure import analyse
 from disparse_structured.surgery import apply
 from disparse_structured.tasks import Task
 from disparse_structured.twin import masked_twin
+from disparse_structured.votes import GlobalRanking, IsomorphicRanking, LayerRanking, PerCostRanking
 
 __version__ = version("disparse-structured")
 
@@ -30,8 +31,12 @@ __all__ = [
     "DiagonalHessian",
     "DisparseError",
     "Fisher",
+    "GlobalRanking",
+    "IsomorphicRanking",
+    "LayerRanking",
     "Magnitude",
     "Majority",
+    "PerCostRanking",
     "Plan",
     "Pruned",
     "Quorum",

@@ -78,19 +78,21 @@ def deviation(actual: Outputs, expected: Outputs) -> float:
 
 
 def random_keep(
-    structure: Structure, seed: int, share: float = 0.5, only: Iterable[str] | None = None
+    structure: Structure, seed: int, share: float | None = None, only: Iterable[str] | None = None
 ) -> Tensor:
-    """Bool ``[units]``: about ``share`` of every group (of ``only``) stays, at least one unit of each.
+    """Bool ``[units]``: about ``share`` of every group (of ``only``) stays, or of each a share of its own.
 
-    Every group loses at least one unit, and count constraints are respected.
+    Every group loses at least one unit and keeps at least one; count constraints are respected.
     """
     generator = np.random.default_rng(seed)
-    counts = {group.name: _about(share, group.units) for group in structure.groups}
+    counts = {group.name: _about(share, group.units, generator) for group in structure.groups}
     for constraint in structure.constraints:
         units = [structure.group(name).units for name in constraint.groups]
         most = min(width // part for width, part in zip(units, constraint.shares, strict=True))
-        for name, part in zip(constraint.groups, constraint.shares, strict=True):
-            counts[name] = _about(share, most) * part
+        times = _about(share, most, generator)
+        counts |= {
+            name: times * part for name, part in zip(constraint.groups, constraint.shares, strict=True)
+        }
     wanted = set(counts) if only is None else structure.bound_to(only)
     keep = torch.ones(structure.units, dtype=torch.bool)
     for group in structure.groups:
@@ -100,11 +102,12 @@ def random_keep(
     return keep
 
 
-def _about(share: float, most: int) -> int:
+def _about(share: float | None, most: int, generator: np.random.Generator) -> int:
+    share = generator.uniform(0.2, 0.9) if share is None else share
     return min(max(round(share * most), 1), most - 1)
 
 
-def random_plan(structure: Structure, seed: int, share: float = 0.5) -> Plan:
+def random_plan(structure: Structure, seed: int, share: float | None = None) -> Plan:
     return Plan.from_keep(structure, random_keep(structure, seed, share))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import runpy
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -89,7 +91,7 @@ class Checks:
     build = staticmethod(build)
 
 
-ready = build()
+ready = Tiny()
 images = [torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
 nothing = []
 number = 3
@@ -109,7 +111,7 @@ def failing():
     raise RuntimeError("the disk is gone")
 
 
-def bad_labels():
+def dicts():
     return [{"image": image} for image in images]
 
 
@@ -551,6 +553,22 @@ def test_a_budget_at_the_inspected_limit_is_met_and_one_below_is_not(tiny, capsy
     assert "cannot be met" in error["message"]
 
 
+def test_count_constraints_are_shown(tiny, capsys):
+    Path("bound.py").write_text(
+        "from tests.zoo import BY_ID\n"
+        "entry = BY_ID['heads-bound-to-width']\n"
+        "build, batches, tasks = entry.factory, [entry.inputs()], entry.tasks\n"
+    )
+    words = "inspect --model bound:build --data bound:batches --tasks bound:tasks".split()
+    assert main([*words, "--json"]) == 0
+    (constraint,) = document_of(capsys)["constraints"]
+    assert constraint["groups"] == ["trunk.embed", "trunk.qkv"]
+    assert constraint["shares"] == [4, 1]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"trunk.embed, trunk.qkv\s+4 : 1\s+forward uses the width", shown)
+
+
 def test_budget_steps_compare_floors(tiny, capsys):
     words = ["inspect", "--model", "tiny:build", "--example", "2x3x8x8", "--budget-steps", "--json"]
     assert main(words) == 0
@@ -589,12 +607,15 @@ def test_protected_layers_and_rounding_limit_what_is_reachable(tiny, capsys):
         ("--model", "tiny.net:build", "'tiny' is a module, not a package, so there is no 'tiny.net'."),
         ("--model", "torch.optmi:SGD", "package 'torch' has no module 'optmi'. Did you mean 'optim'?"),
         ("--model", "tniy.py:build", "there is no file 'tniy.py' in "),
-        ("--model", "tniy.py:build", "Did you mean 'tiny.py'?"),
+        ("--model", "tniy.py:build", "Did you mean 'tiny.py'"),
         ("--model", "absent/a.py:build", "There is no Python file in 'absent' at all."),
         ("--model", "tiny:broken", "calling it raised ValueError: no checkpoint here (at "),
-        ("--model", "tiny:unfinished", "returned a str. It must return the dense torch.nn.Module."),
-        ("--model", "tiny:number", "is a int. Name a factory"),
-        ("--model", "tiny:ByName", "takes ['image'] by name only"),
+        (
+            "--model",
+            "tiny:unfinished",
+            "returned something of type str. It must return the dense torch.nn.Module.",
+        ),
+        ("--model", "tiny:number", "is of type int. Name a factory"),
         ("--model", "tiny:Branching", "torch.export could not capture Branching"),
         (
             "--model",
@@ -603,16 +624,16 @@ def test_protected_layers_and_rounding_limit_what_is_reachable(tiny, capsys):
         ),
         ("--model", "typo.py:x", "raised SyntaxError"),
         ("--data", "tiny:nothing", "yields no batch"),
-        ("--data", "tiny:number", "is a int, which yields no batches"),
+        ("--data", "tiny:number", "is of type int, which yields no batches"),
         ("--data", "tiny:failing", "reading a batch raised RuntimeError: the disk is gone (at "),
         ("--data", "tiny:imagse", "Did you mean 'images'?"),
         ("--tasks", "naer", "the selector 'naer' misses at 'naer'; there the model returns a dict with keys"),
         ("--tasks", "near,near", "task name 'near' is used 2 times"),
         ("--tasks", "near,,far", "'' names no task"),
         ("--tasks", "near=", "'near=' names no task"),
-        ("--tasks", "tiny:number", "is a int. Name a sequence of Task"),
+        ("--tasks", "tiny:number", "is of type int. Name a sequence of Task"),
         ("--tasks", "tiny:images", "expected Task objects, found Tensor"),
-        ("--tasks", "tiny:not_finite", "near"),
+        ("--tasks", "tiny:not_finite", "task 'near': its loss is nan"),
         ("--weights", "absent.pt", "there is no weights file 'absent.pt'"),
         ("--example", "3x", "--example '3x' is no shape."),
         ("--example", "0x3x8x8", "--example '0x3x8x8' is no shape."),
@@ -673,6 +694,11 @@ def test_with_json_an_error_is_the_document(tiny, capsys, words):
     assert error["type"] == ("LoadError" if words.startswith("show") else "UsageError")
 
 
+def test_a_forward_that_takes_its_input_by_name_only_is_refused(tiny, capsys):
+    said = refusal(capsys, *prune_tiny(model="tiny:ByName", data="tiny:dicts"))
+    assert "ByName.forward takes ['image'] by name only" in said
+
+
 def test_a_folder_of_two_runs_is_not_shown(tiny, capsys):
     for seed, folder in (("0", "one"), ("1", "two")):
         words = prune_tiny(
@@ -699,7 +725,7 @@ def test_a_failed_export_leaves_the_proven_model(tiny, capsys):
     ]
 
 
-def test_ctrl_c_and_faults_of_our_own(tiny, capsys):
+def test_ctrl_c(tiny, capsys):
     Path("stops.py").write_text("def build():\n    raise KeyboardInterrupt\n")
     assert main(["inspect", "--model", "stops:build", "--example", "1x3"]) == 130
     assert capsys.readouterr().err == "disparse: interrupted\n"
@@ -721,12 +747,35 @@ def test_version_and_help(capsys):
         assert re.search(text, capsys.readouterr().out)
 
 
-def test_the_installed_command_stops_quietly_when_its_reader_does(tmp_path):
-    command = f"{sys.executable} -m disparse_structured inspect --model {BUILD} --example 2x3x24x32 --json"
-    done = subprocess.run(f"{command} | head -c 1", shell=True, capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout == "{"
-    assert "Traceback" not in done.stderr
-    assert "BrokenPipeError" not in done.stderr
+def test_a_reader_that_has_seen_enough_is_no_fault(tiny, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(["inspect", "--model", "tiny:build", "--example", "2x3x8x8", "--json"]) == 1
+
+
+def test_on_a_terminal_progress_is_shown_beside_the_document(tiny, monkeypatch, capsys):
+    controller, terminal = os.openpty()
+    drawn: list[bytes] = []
+
+    def watch() -> None:
+        # Reading a terminal that nobody writes to any more is an error, not an end.
+        with contextlib.suppress(OSError):
+            while chunk := os.read(controller, 4096):
+                drawn.append(chunk)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with open(terminal, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        assert main(prune_tiny("--no-verify", "--json")) == 0
+    watcher.join(timeout=10)
+    os.close(controller)
+    text = b"".join(drawn).decode()
+    for step in ("building the model", "saliency", "exporting to ONNX"):
+        assert step in text
+    assert document_of(capsys)["folder"] == "out"
 
 
 def test_the_example_runs_as_a_program(tmp_path, monkeypatch, capsys):

@@ -723,3 +723,52 @@ def test_what_a_selector_picks_reaches_the_loss_as_the_model_returns_it() -> Non
     measure(model, structure, Fisher(), [entry.inputs(2)], inputs=as_inputs)
     assert kinds == [pytree.tree_structure(task.pick(output)) for task in entry.tasks]
     assert len(set(map(str, kinds))) > 1
+
+
+class Box:
+    def __init__(self, **content: Any) -> None:
+        vars(self).update(content)
+
+
+class Boxed(Linear3):
+    def forward(self, x: Tensor) -> Box:
+        hidden = self.hidden(x)
+        return Box(
+            flat=Box(logits=self.head(hidden)), nested=Box(logits=self.head(hidden), more=Box(x=hidden))
+        )
+
+
+def test_plain_objects_reach_the_loss_but_not_objects_within_them() -> None:
+    model = Boxed().double().eval()
+    x = torch.randn(5, 4, dtype=torch.float64)
+
+    def loss(picked: Box, batch: Tensor) -> Tensor:
+        return mean_loss(picked.logits, batch)
+
+    found = [
+        scores(model, analyse(model, (x,), [task]), Fisher(), [x])
+        for task in (Task("only", "flat", loss), Task("only", "flat.logits", mean_loss))
+    ]
+    assert torch.equal(*found)
+    structure = analyse(model, (x,), [Task("deep", "nested", loss)])
+    with pytest.raises(
+        TaskError, match=r"'deep': its selector picks a Box that holds a Box; .* point further in"
+    ):
+        measure(model, structure, Fisher(), [x])
+
+
+class NeedsTwo(Linear3):
+    """Refuses a batch of one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) < 2:
+            raise ValueError("at least two")
+        return super().forward(x)
+
+
+def test_a_model_that_takes_no_batch_of_one_is_scored() -> None:
+    model = NeedsTwo().eval()
+    structure = analyse(model, (GOOD,), [Task("only", whole, mean_loss)])
+    assert (measure(model, structure, Fisher(), [GOOD]).scores > 0).all()
+    with pytest.raises(BatchError, match=r"NeedsTwo refuses .*\(1, 4\).*at least two"):
+        measure(model, structure, Fisher(), [GOOD, GOOD[:1]])

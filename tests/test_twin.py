@@ -24,7 +24,7 @@ from tests.plans import Case, case, deviation, random_keep, zeroed
 from tests.zoo import BY_ID, ids, randomise_norms
 
 PLANS: dict[str, Callable[[Case, int], Tensor]] = {
-    "random": lambda animal, seed: random_keep(animal.structure, seed, (0.5, 0.25, 0.8)[seed % 3]),
+    "random": lambda animal, seed: random_keep(animal.structure, seed),
 }
 """Kinds of plans: a dense network and a seed to the units that stay."""
 

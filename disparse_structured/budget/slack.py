@@ -13,7 +13,7 @@ import torch
 from disparse_structured.budget.widths import Widths
 
 _TRADE = 4
-_TRIALS = 3000
+_TRIALS = 6000
 
 
 @dataclass(frozen=True, eq=False)

@@ -83,9 +83,9 @@ def _add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument(
         "--ranking",
-        default="global",
+        default="per-cost",
         metavar="NAME",
-        help=f"how layers compete: {', '.join(names.RANKINGS)} (default: global)",
+        help=f"how layers compete: {', '.join(names.RANKINGS)} (default: per-cost)",
     )
     _add_widths(parser)
     parser.add_argument("--batches", type=int, metavar="N", help="score on the first N batches only")

@@ -10,7 +10,7 @@ from disparse_structured.cli.console import Outcome, Screen
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     """Trains, prunes, fine-tunes, exports and compares a small network."""
-    from disparse_structured import demo  # pulls in timm and drawing, which no other command needs
+    from disparse_structured import demo as room  # brings timm and matplotlib, which only this one needs
 
-    result = demo.run(Path(arguments.out), seed=arguments.seed, quick=arguments.quick, progress=screen.lively)
+    result = room.run(Path(arguments.out), seed=arguments.seed, quick=arguments.quick, progress=screen.lively)
     return Outcome(result.to_dict(), [result])

@@ -41,14 +41,15 @@ def load_model(spec: str, weights: str | None) -> nn.Module:
     if not isinstance(model, nn.Module):
         if not callable(model):
             raise UsageError(
-                f"--model {spec!r} is a {type(model).__name__}. Name a factory: a function without arguments "
-                "that returns the dense torch.nn.Module."
+                f"--model {spec!r} is of type {type(model).__name__}. Name a factory: a function without "
+                "arguments that returns the dense torch.nn.Module."
             )
         with users_code(f"--model {spec!r}: calling it"):
             model = model()
     if not isinstance(model, nn.Module):
         raise UsageError(
-            f"--model {spec!r} returned a {type(model).__name__}. It must return the dense torch.nn.Module."
+            f"--model {spec!r} returned something of type {type(model).__name__}. "
+            "It must return the dense torch.nn.Module."
         )
     if weights is not None:
         load_weights(model, Path(weights))
@@ -102,10 +103,10 @@ def load_data(spec: str, limit: int | None) -> Iterable[Any]:
             made = found()
         again = found
     if not isinstance(made, Iterable):
-        what = "returned" if again else "is"
+        what = "returned something" if again else "is"
         raise UsageError(
-            f"--data {spec!r} {what} a {type(made).__name__}, which yields no batches. Name a loader, a list "
-            "of batches, or a function without arguments that returns one."
+            f"--data {spec!r} {what} of type {type(made).__name__}, which yields no batches. Name a loader, "
+            "a list of batches, or a function without arguments that returns one."
         )
     if not isinstance(made, Iterator):
         return Batches(lambda: made, limit)
@@ -150,8 +151,8 @@ def load_tasks(spec: str) -> tuple[Task, ...]:
         found = (found,)
     if not isinstance(found, Iterable):
         raise UsageError(
-            f"--tasks {spec!r} is a {type(found).__name__}. Name a sequence of Task, or a function that "
-            "returns one; or list output names, such as depth,normals."
+            f"--tasks {spec!r} is of type {type(found).__name__}. Name a sequence of Task, or a function "
+            "that returns one; or list output names, such as depth,normals."
         )
     return check_tasks(list(found))
 

@@ -6,7 +6,7 @@
 :mod:`disparse_structured.demo.flow` is meant to be read: it is what a program of your own would do.
 """
 
-from disparse_structured.demo.flow import FULL, QUICK, Settings, network, run
+from disparse_structured.demo.flow import FULL, QUICK, Settings, evaluate, network, run
 from disparse_structured.demo.result import DemoResult, TaskOutcome
 
-__all__ = ["FULL", "QUICK", "DemoResult", "Settings", "TaskOutcome", "network", "run"]
+__all__ = ["FULL", "QUICK", "DemoResult", "Settings", "TaskOutcome", "evaluate", "network", "run"]

@@ -9,13 +9,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from disparse_structured import scenes
 from disparse_structured.adapters.timm import DenseHead, MultiTask, multitask
+from disparse_structured.arbitration import Unanimous
 from disparse_structured.demo.narrator import Narrator
 from disparse_structured.demo.picture import draw
 from disparse_structured.demo.result import DemoResult, Figures, compare
@@ -25,8 +26,9 @@ from disparse_structured.pipeline import Pruned, prune
 from disparse_structured.recovery.finetune import finetune
 from disparse_structured.report import figures
 from disparse_structured.report.facts import ExportFacts, LatencyFacts
-from disparse_structured.saving import REPORT
-from disparse_structured.structure import count_macs, count_parameters
+from disparse_structured.saliency import Fisher
+from disparse_structured.saving import PLAN, REPORT, WEIGHTS
+from disparse_structured.structure import count_parameters
 
 ONNX, PICTURE = "model.onnx", "picture.png"
 
@@ -35,7 +37,7 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the network is, what it sees, and for how long. The scenes of the four uses are different ones."""
+    """What the network is, how many scenes it sees, and for how long."""
 
     backbone: str = "resnet10t"
     head_width: int = 32
@@ -70,6 +72,15 @@ QUICK = Settings(
 """The same flow in seconds. The network sees too little to be any good."""
 
 
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Rendered scenes: to train on, to vote on, and to judge by. No two of the three share a scene."""
+
+    training: DataLoader[Batch]
+    voting: DataLoader[Batch]
+    held_out: Sequence[Batch]
+
+
 def run(
     out: str | os.PathLike[str], *, seed: int = 0, quick: bool = False, progress: bool = True
 ) -> DemoResult:
@@ -85,61 +96,35 @@ def run(
 
     Raises:
         DisparseError: matplotlib is missing, ``out`` cannot be a folder, or an ONNX file differs from
-            PyTorch. An earlier result in ``out`` is replaced at the end only.
+            PyTorch.
     """
     settings = QUICK if quick else FULL
     figures.require()
     out = _folder(Path(out))
     narrator = Narrator(progress)
-    tasks = scenes.tasks()
-    # Seeds of scenes are streams of their own, so these sets share no scene.
-    training = scenes.scene_loader(
-        settings.training, settings.batch_size, settings.size, seed=3 * seed, shuffle=True
-    )
-    voting = scenes.scene_loader(settings.voting, 16, settings.size, seed=3 * seed + 1)
-    held_out = list(scenes.scene_loader(settings.held_out, 32, settings.size, seed=3 * seed + 2))
+    data = render(settings, seed)
 
     dense = network(settings, seed)
-    with narrator.step("train", f"training {_described(dense)} on {settings.training} rendered scenes"):
-        finetune(
-            dense,
-            tasks,
-            training,
-            epochs=settings.epochs,
-            lr=settings.lr,
-            seed=seed,
-            on_epoch=narrator.losses,
-            progress=progress,
-        )
-    before = evaluate(dense, held_out)
+    with narrator.step("train", f"{settings.epochs} epochs of {settings.training} scenes on {_size(dense)}"):
+        fit(dense, data, settings.epochs, settings.lr, seed, narrator)
+    before = evaluate(dense, data.held_out)
 
     with narrator.step(
-        "prune", f"each task votes; what none of them needs goes, to {settings.macs:.0%} MACs"
+        "prune", f"each task votes, and what none of them needs goes: {settings.macs:.0%} MACs"
     ):
-        pruned = prune(
-            dense, _images(held_out)[:2], tasks, voting, macs=settings.macs, seed=seed, progress=progress
-        )
-    at_once = evaluate(pruned.model, held_out)
+        pruned = shrink(dense, data, settings, seed, narrator)
+    at_once = evaluate(pruned.model, data.held_out)
 
-    with narrator.step("fine-tune", "training what is left a little more"):
-        finetune(
-            pruned.model,
-            tasks,
-            training,
-            epochs=settings.finetune_epochs,
-            lr=settings.finetune_lr,
-            seed=seed,
-            on_epoch=narrator.losses,
-            progress=progress,
-        )
-    after = evaluate(pruned.model, held_out)
+    with narrator.step("fine-tune", f"{settings.finetune_epochs} epochs on {_size(pruned.model)}"):
+        fit(pruned.model, data, settings.finetune_epochs, settings.finetune_lr, seed, narrator)
+    after = evaluate(pruned.model, data.held_out)
 
-    with narrator.step("export", "writing ONNX files, comparing them with PyTorch, timing them"):
-        exports, latency = deploy(dense, pruned, _images(held_out), out, rounds=settings.latency_rounds)
+    with narrator.step("export", "both networks to ONNX, compared with PyTorch, then timed in turn"):
+        exports, latency = deploy(dense, pruned, data.held_out[0]["image"], out, settings.latency_rounds)
 
     result = DemoResult(
         folder=str(out),
-        files=("plan.json", "weights.safetensors", REPORT, ONNX, PICTURE),
+        files=(PLAN, WEIGHTS, REPORT, ONNX, PICTURE),
         plan=pruned.plan,
         report=pruned.report,
         tasks=compare(before, at_once, after),
@@ -153,14 +138,22 @@ def run(
     )
     pruned.save(out)
     _replace(out / REPORT, json.dumps(result.document(), indent=2, sort_keys=True) + "\n")
-    draw(
-        out / PICTURE,
-        result,
-        dense,
-        pruned.model,
-        [scenes.render(i, settings.size) for i in settings.pictured],
-    )
+    pictured = [scenes.render(number, settings.size) for number in settings.pictured]
+    draw(out / PICTURE, result, dense, pruned.model, pictured)
     return result
+
+
+def render(settings: Settings, seed: int = 0) -> Data:
+    """The scenes of one run. Each seed of a loader is a stream of its own."""
+
+    def loader(count: int, batch_size: int, stream: int, shuffle: bool = False) -> DataLoader[Batch]:
+        return scenes.scene_loader(count, batch_size, settings.size, 3 * seed + stream, shuffle=shuffle)
+
+    return Data(
+        training=loader(settings.training, settings.batch_size, 0, shuffle=True),
+        voting=loader(settings.voting, 16, 1),
+        held_out=list(loader(settings.held_out, 32, 2)),
+    )
 
 
 def network(settings: Settings = FULL, seed: int = 0) -> MultiTask:
@@ -176,6 +169,35 @@ def network(settings: Settings = FULL, seed: int = 0) -> MultiTask:
     return model.to(memory_format=torch.channels_last)
 
 
+def fit(model: nn.Module, data: Data, epochs: int, lr: float, seed: int, narrator: Narrator) -> None:
+    """Trains all tasks together, in place."""
+    finetune(
+        model,
+        scenes.tasks(),
+        data.training,
+        epochs=epochs,
+        lr=lr,
+        seed=seed,
+        on_epoch=narrator.losses,
+        progress=narrator.progress,
+    )
+
+
+def shrink(dense: nn.Module, data: Data, settings: Settings, seed: int, narrator: Narrator) -> Pruned:
+    """The smaller network. Each task scores by the Fisher information of its own loss; one veto keeps."""
+    return prune(
+        dense,
+        data.held_out[0]["image"][:2],
+        scenes.tasks(),
+        data.voting,
+        macs=settings.macs,
+        criterion=Fisher(),
+        arbiter=Unanimous(),
+        seed=seed,
+        progress=narrator.progress,
+    )
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Sequence[Batch]) -> Figures:
     """Task name -> the figure that stands for it (:data:`disparse_structured.scenes.HEADLINES`)."""
@@ -189,7 +211,7 @@ def evaluate(model: nn.Module, batches: Sequence[Batch]) -> Figures:
 
 
 def deploy(
-    dense: nn.Module, pruned: Pruned, images: Tensor, out: Path, *, rounds: int
+    dense: nn.Module, pruned: Pruned, images: Tensor, out: Path, rounds: int
 ) -> tuple[dict[str, ExportFacts], LatencyFacts]:
     """Exports both networks, proves both files on ``images [B, 3, H, W]``, and times them on one image.
 
@@ -218,17 +240,9 @@ def deploy(
     return {name: dataclasses.replace(facts, path=ONNX) for name, facts in exports.items()}, latency
 
 
-def _described(model: MultiTask) -> str:
-    macs, parameters = count_macs(model, model.example_inputs()), count_parameters(model)
-    threads = torch.get_num_threads()
-    return (
-        f"a network of {len(model.head_names)} tasks ({macs / 1e6:.0f} M MACs, {parameters / 1e6:.1f} M "
-        f"parameters, {threads} thread{'s' if threads > 1 else ''})"
-    )
-
-
-def _images(batches: Sequence[Batch]) -> Tensor:
-    return batches[0]["image"]
+def _size(model: nn.Module) -> str:
+    parameters, threads = count_parameters(model), torch.get_num_threads()
+    return f"{parameters / 1e6:.1f} M parameters, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _folder(path: Path) -> Path:

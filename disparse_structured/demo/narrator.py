@@ -10,16 +10,17 @@ from rich.console import Console
 
 
 class Narrator:
-    """``seconds`` holds how long each step took, by wall clock."""
+    """Silent unless ``progress``; ``seconds`` holds how long each step took, by the wall clock."""
 
     def __init__(self, progress: bool) -> None:
+        self.progress = progress
         self.seconds: dict[str, float] = {}
         self._console = Console(stderr=True, quiet=not progress, highlight=False)
 
     @contextmanager
     def step(self, name: str, text: str) -> Iterator[None]:
         """Announces a step, and times the body."""
-        self._console.print(f"[bold]{name}[/bold]  {text}")
+        self._console.print(f"[bold]{name}[/bold]: {text}")
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
@@ -28,4 +29,4 @@ class Narrator:
     def losses(self, epoch: int, means: Mapping[str, float]) -> None:
         """Each task's mean loss over an epoch, as the fine-tuning reports it."""
         shown = "  ".join(f"{task} {mean:.3f}" for task, mean in means.items())
-        self._console.print(f"  epoch {epoch + 1}, losses:  {shown}")
+        self._console.print(f"  epoch {epoch + 1}  {shown}")

@@ -99,7 +99,8 @@ class DemoResult:
             "seconds": dict(self.seconds),
         }
         own = {"export": dataclasses.asdict(self.export), "latency": dataclasses.asdict(self.latency)}
-        return json.loads(self.report.to_json()) | own | {"demo": demo}
+        report: dict[str, Any] = json.loads(self.report.to_json())
+        return report | own | {"demo": demo}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``: the folder, its files, and the report."""

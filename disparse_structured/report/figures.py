@@ -117,7 +117,7 @@ class _Page:
         height, width = sights[0].seen.shape[:2]
         rows = len(sights[0].rows)
         self.figure, self.headings = figure, headings
-        self.tall = height / width
+        self.tall = float(height / width)
         self.block = rows * self.tall + (rows - 1) * _GAP
         self.maps_left = _MARGIN + self.block / self.tall + _NAMES
         self.across = self.maps_left + len(headings) * (1 + _GAP) - _GAP + _MARGIN

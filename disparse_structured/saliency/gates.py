@@ -51,7 +51,7 @@ def reads(structure: Structure) -> tuple[Read, ...]:
         chosen: dict[str, Consumer] = {}
         for consumer in group.consumers:
             known = chosen.get(consumer.node)
-            if not consumer.normalises and (known is None or (True)):
+            if not consumer.normalises and (known is None or (known.sample is None and consumer.sample)):
                 chosen[consumer.node] = consumer
         for consumer in chosen.values():
             key = (consumer.node, consumer.arg), consumer.dim

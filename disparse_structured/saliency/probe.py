@@ -260,13 +260,16 @@ class Probe:
             yield GateGradients(row, values, weight)
 
     def _pack(self) -> dict[str, Packing]:
-        """Learns from the example inputs what the loss of each task that has one expects."""
+        """Learns from one example input what the loss of each task that has one expects."""
         tasks = [task for task in self.structure.task_objects if task.loss is not None]
         if not tasks:
             return {}
+        inputs = to_device(self.structure.example_inputs, self._device, self._dtype)
         with evaluating(self.model), torch.no_grad():
-            example = to_device(self.structure.example_inputs, self._device, self._dtype)
-            output = self.model(*example)
+            try:
+                output = self.model(*next(examples(inputs, batch_size(inputs))))
+            except Exception:  # some networks take no batch of one
+                output = self.model(*inputs)
         return {task.name: Packing(task, output) for task in tasks}
 
     def _one_at_a_time(

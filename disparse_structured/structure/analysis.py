@@ -19,6 +19,7 @@ import disparse_structured.structure.rules  # noqa: F401  (registers the operato
 from disparse_structured.errors import TaskError
 from disparse_structured.structure.capture import Capture, capture
 from disparse_structured.structure.cost import CostModel, Products, WidthTable
+from disparse_structured.structure.effects import Effects
 from disparse_structured.structure.freezes import summarise
 from disparse_structured.structure.grouping import Grouping, group_units
 from disparse_structured.structure.groups import ChannelGroup, Freeze, Proportion, reach_matrix
@@ -27,7 +28,6 @@ from disparse_structured.structure.numbers import Count, Ratio, follow
 from disparse_structured.structure.provenance import Attribute
 from disparse_structured.structure.tracing import Trace
 from disparse_structured.tasks import Task, check_tasks
-
 
 _NO_TASK = ""
 """Stands among the tasks for everything that the model returns."""
@@ -46,8 +46,8 @@ class Structure:
     """What of a model may shrink, what must shrink together, and who reads it.
 
     ``reach`` is bool ``[tasks, units]``. ``unclaimed`` names the groups that no task reaches but an output
-    outside all tasks depends on: nobody votes on them, so they stay. ``fingerprint`` identifies the architecture (names, shapes,
-    groups), not the weights.
+    outside all tasks depends on: nobody votes on them, so they stay. ``fingerprint`` identifies the
+    architecture (names, shapes, groups), not the weights.
     """
 
     tasks: tuple[str, ...]
@@ -222,10 +222,11 @@ def _node_reach(captured: Capture) -> dict[str, frozenset[str]]:
         for node in nodes:
             if isinstance(node, fx.Node):
                 reach[node.name] |= {task}
+    sources = Effects.of(captured.graph).sources
     for node in reversed(captured.graph.nodes):
         if node.op == "output":
             continue
-        for source in node.all_input_nodes:
+        for source in sources[node]:
             reach[source.name] |= reach[node.name]
     return reach
 

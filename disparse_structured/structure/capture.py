@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,9 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from disparse_structured.errors import CaptureError, TaskError, UnsupportedModelError
+from disparse_structured.structure.effects import Effects
 from disparse_structured.structure.provenance import traced_integers
+from disparse_structured.structure.regions import inline_regions
 from disparse_structured.tasks import Task
 
 _PREFIX = "model"
@@ -108,7 +109,9 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[T
             inputs.append(spec.arg.name)
         else:
             constants[spec.arg.name] = exported.constants.get(spec.target)
-    changed = sorted(tensors[name] for name in _written(exported.graph_module.graph) & tensors.keys())
+    inline_regions(exported.graph_module)
+    written = Effects.of(exported.graph_module.graph).written
+    changed = sorted(tensors[name] for name in written & tensors.keys())
     if changed:
         raise CaptureError(
             f"{type(model).__name__} changes its own {', '.join(map(repr, changed[:3]))} in eval mode, so "
@@ -198,10 +201,14 @@ def tensor_leaves(output: Any) -> list[torch.Tensor]:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """``model`` in eval mode; every module's own mode is restored after."""
+    """``model`` in eval mode; every module's own mode is restored after.
+
+    The flags are set one by one: a ``train()`` of the user's own may do more (merge weights, say).
+    """
     modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
+        for module, _ in modes:
+            module.training = False
         yield
     finally:
         for module, mode in modes:
@@ -218,22 +225,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
-
-
-def _written(graph: fx.Graph) -> set[str]:
-    """The placeholders that operators write to, directly or through views."""
-    found: set[str] = set()
-    bases: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        if node.target is operator.getitem:
-            bases[node] = bases.get(node.args[0], node)
-        schema = getattr(node.target, "_schema", None)
-        for argument, value in zip(schema.arguments if schema else (), node.args, strict=False):
-            if argument.alias_info is not None and isinstance(value, fx.Node):
-                bases[node] = bases.get(value, value)
-                if argument.alias_info.is_write:
-                    found.add(bases[node].name)
-    return found
 
 
 def own_copy(argument: Any) -> Any:

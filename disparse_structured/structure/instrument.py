@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from disparse_structured.structure.capture import Capture
+from disparse_structured.structure.effects import Effects
 
 Place = tuple[str, int]
 """A node of the graph and the position of one of its arguments."""
@@ -22,7 +23,7 @@ def instrumented(
     of ``replacements`` becomes a call of that module with the node's arguments.
     """
     graph = fx.Graph()
-    modules: dict[str, nn.Module] = {}
+    modules: dict[str, Any] = {}
     copies: dict[fx.Node, fx.Node] = {}
 
     def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
@@ -34,6 +35,8 @@ def instrumented(
     for node in capture.graph.nodes:
         if node.op == "output" or (node.op != "placeholder" and node not in needed):
             continue
+        if node.op == "get_attr":
+            modules[str(node.target)] = getattr(capture.module, str(node.target))
         args = list(fx.map_arg(node.args, copies.__getitem__))
         kwargs = dict(fx.map_arg(node.kwargs, copies.__getitem__))
         for position in range(len(args)):
@@ -44,7 +47,7 @@ def instrumented(
         else:
             copies[node] = graph.create_node(node.op, node.target, tuple(args), kwargs, node.name)
     graph.output(fx.map_arg(_task_results(capture), copies.__getitem__))
-    return fx.GraphModule(nn.ModuleDict(modules), graph)
+    return fx.GraphModule(modules, graph)
 
 
 def _task_results(capture: Capture) -> tuple[Any, ...]:
@@ -52,12 +55,13 @@ def _task_results(capture: Capture) -> tuple[Any, ...]:
 
 
 def _needed(capture: Capture) -> set[fx.Node]:
-    """The nodes that the tasks' outputs depend on."""
+    """The nodes that the tasks' outputs depend on, in-place writes to what they read included."""
+    sources = Effects.of(capture.graph).sources
     needed: set[fx.Node] = set()
     pending = [item for item in _task_results(capture) if isinstance(item, fx.Node)]
     while pending:
         node = pending.pop()
         if node not in needed:
             needed.add(node)
-            pending.extend(node.all_input_nodes)
+            pending.extend(sources[node])
     return needed

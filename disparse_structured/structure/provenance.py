@@ -100,6 +100,15 @@ for _symbol, _method, _compute in (
     setattr(TracedInt, f"__r{_method}__", _backward)
 
 
+def _leaves(arguments: Any) -> Iterator[Any]:
+    """The leaves of a call's arguments, bounds of slices among them."""
+    for leaf in pytree.tree_leaves(arguments):
+        if isinstance(leaf, slice):
+            yield from (leaf.start, leaf.stop, leaf.step)
+        else:
+            yield leaf
+
+
 class _Annotator(TorchFunctionMode):
     """Writes the integer arguments of every call, with their expressions, onto the graph nodes it makes."""
 
@@ -127,7 +136,7 @@ class _Annotator(TorchFunctionMode):
         result = func(*args, **kwargs)
         integers = [
             (int(leaf), _expression(leaf))
-            for leaf in pytree.tree_leaves((args, kwargs))
+            for leaf in _leaves((args, kwargs))
             if isinstance(leaf, int) and not isinstance(leaf, bool)
         ]
         if integers:

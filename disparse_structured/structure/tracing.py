@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from disparse_structured.structure.capture import Capture
 from disparse_structured.structure.groups import Kind
@@ -73,6 +74,7 @@ class Call:
     def __init__(self, node: fx.Node, convert: Callable[[Any], Any]) -> None:
         self.node = node
         self._convert = convert
+        self.asked = False
         schema = getattr(node.target, "_schema", None)
         names = [argument.name for argument in schema.arguments] if schema else []
         defaults = (
@@ -124,6 +126,7 @@ class Call:
 
     def expressions(self, literals: Sequence[int]) -> list[Expression]:
         """Where each of the literal integers came from."""
+        self.asked = True
         return expressions(self.node, [int(literal) for literal in literals])
 
 
@@ -183,7 +186,7 @@ class Trace:
                 self.annotated[number] = value
         for output in self.capture.outputs:
             if isinstance(output, fx.Node):
-                for axis in self.values[output.name]:
+                for axis in self.values[output.name] or ():
                     self.labels.freeze(axis.atoms(), "the network's output", "output", "")
         return self
 
@@ -274,6 +277,8 @@ class Trace:
 
     def _call(self, node: fx.Node) -> Any:
         call = Call(node, self._convert)
+        if any(_is_dynamic(each) for each in (node, *node.all_input_nodes)):
+            return self._data_dependent(call)
         if node.target is operator.getitem:
             container, index = self._convert(node.args[0]), cast(int, node.args[1])
             return container[index] if isinstance(container, list) else plain(_shape(node))
@@ -281,7 +286,38 @@ class Trace:
         known = RULES.get(packet)
         if known is None:
             return self.unknown(call, f"no rule for {call.operator}")
-        return known(self, call)
+        value = known(self, call)
+        if not call.asked:
+            self._keep_constants(call)
+        return self._without_single_positions(call, value)
+
+    def _keep_constants(self, call: Call) -> None:
+        """Integers that no rule asked about must not follow a width: the operator's result would change."""
+        leaves = pytree.tree_leaves((call.node.args, call.node.kwargs))
+        for integer in {leaf for leaf in leaves if type(leaf) is int and leaf > 0}:
+            (expression,) = call.expressions([integer])
+            self.literal(call, expression, Axis(integer))
+
+    def _without_single_positions(self, call: Call, value: Any) -> Any:
+        """One position broadcasts and squeezes, none does not: dimensions of size 1 stay whole."""
+        if isinstance(value, list):
+            return [self._without_single_positions(call, each) for each in value]
+        if not is_value(value) or all(axis.size != 1 or axis.labels is None for axis in value):
+            return value
+        single = [axis for axis in value if axis.size == 1]
+        self.freeze(call, single, "a dimension of size 1")
+        return tuple(Axis(1, None, axis.sample) if axis.size == 1 else axis for axis in value)
+
+    def _data_dependent(self, call: Call) -> Any:
+        """Freezes everything that a call with sizes unknown before it runs reads, and labels no result."""
+        for value in call.values():
+            self.freeze(call, value, "a size depends on the data")
+        returned = call.node.meta.get("val")
+        known = [
+            plain(leaf.shape) if isinstance(leaf, torch.Tensor) and not _has_unknown_size(leaf) else None
+            for leaf in (returned if isinstance(returned, tuple | list) else [returned])
+        ]
+        return known if isinstance(returned, tuple | list) else known[0]
 
     def unknown(self, call: Call, reason: str) -> Any:
         """Freezes everything that ``call`` reads, and what reads a result of the same shape."""
@@ -313,6 +349,14 @@ def _sample(value: Value, dim: int) -> tuple[int, np.ndarray] | None:
     """The one dimension of ``value`` besides ``dim`` whose positions belong to known examples."""
     found = [(i, axis.sample) for i, axis in enumerate(value) if axis.sample is not None and i != dim]
     return found[0] if len(found) == 1 else None
+
+
+def _is_dynamic(node: fx.Node) -> bool:
+    return any(_has_unknown_size(leaf) for leaf in pytree.tree_leaves(node.meta.get("val")))
+
+
+def _has_unknown_size(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and not all(isinstance(size, int) for size in leaf.shape)
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

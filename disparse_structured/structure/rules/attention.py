@@ -24,6 +24,8 @@ def scaled_dot_product_attention(trace: Trace, call: Call) -> Value:
     if mask is not None:
         trace.freeze(call, mask[-2:], "token dimension of attention")
         leading = trace.broadcast(call, [leading, mask[:-2]])
+    if mask is not None or call.get("is_causal"):
+        trace.freeze(call, [query[-2]], "token dimension of attention")
     trace.multiply(call, query[-2].size * key[-2].size * query[-1].size, *leading)
     trace.multiply(call, query[-2].size * key[-2].size, *leading, value[-1])
     return (*leading, query[-2], value[-1])

@@ -21,6 +21,8 @@ def replaced(value: Value, dim: int, axis: Axis) -> Value:
 def cat(trace: Trace, call: Call) -> Value:
     """Labels are put behind each other along ``dim`` and meet in every other dimension."""
     values = [value for value in call["tensors"] if not (len(value) == 1 and value[0].size == 0)]
+    if not values:
+        return plain(call.shapes[0])
     rank = len(values[0])
     dim = call["dim"] % rank
     axes = []
@@ -71,15 +73,20 @@ def split(trace: Trace, call: Call) -> list[Value]:
     if isinstance(literal, list | tuple):
         for expression, part in zip(call.expressions(literal), parts, strict=True):
             trace.literal(call, expression, Axis(len(part), part))
-    elif len(set(sizes)) == 1:
+    elif len(set(sizes)) == 1 and not _split_at_positions(call):
         for part in parts[1:]:
             trace.unite(call, parts[0], part)
         trace.kind(axis.labels, "bundle")
         if isinstance(literal, int):
             trace.literal(call, call.expressions([literal])[0], Axis(len(parts[0]), parts[0]))
     else:
-        trace.freeze(call, [axis], "split into unequal parts by a count")
+        trace.freeze(call, [axis], "split into unequal parts, or at positions")
     return [replaced(value, dim, Axis(len(part), part)) for part in parts]
+
+
+def _split_at_positions(call: Call) -> bool:
+    """Whether ``tensor_split`` was given where to cut, which does not follow the width."""
+    return any(name in call.raw for name in ("indices", "tensor_indices_or_sections"))
 
 
 @rule(aten.unbind)

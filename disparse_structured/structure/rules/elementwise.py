@@ -16,7 +16,7 @@ _SAME_SHAPE = (
     "detach_ dropout dropout_ alpha_dropout feature_dropout elu erf exp expm1 floor gelu hardsigmoid "
     "hardswish hardtanh leaky_relu lift_fresh_copy log log1p log2 log_sigmoid logical_not logit mish neg "
     "ones_like positive rand_like randn_like reciprocal relu relu6 round rsqrt selu sigmoid sign silu "
-    "sin sinh softplus softshrink sqrt square tan tanh tanhshrink threshold to type_as zeros_like "
+    "sin sinh softplus softshrink sqrt square tan tanh tanhshrink threshold zeros_like "
     "full_like isfinite isnan bitwise_not hardsigmoid_ hardswish_ hardtanh_ relu_ silu_ leaky_relu_ "
     "sigmoid_ gelu_ elu_ mish_ relu6_ _to_copy nan_to_num empty_like hardshrink float "
     "half double lift_fresh fill"
@@ -33,6 +33,12 @@ _BROADCASTING = (
 def elementwise(trace: Trace, call: Call) -> Value:
     """Labels pass; where two operands meet they unite; a fixed operand of the same size freezes."""
     return trace.broadcast(call, call.values())
+
+
+@rule(aten.to, aten.type_as)
+def cast(trace: Trace, call: Call) -> Value:
+    """Labels pass; a second tensor gives no more than its type and its device."""
+    return call["self"]  # type: ignore[no-any-return]
 
 
 @rule(aten.prelu)

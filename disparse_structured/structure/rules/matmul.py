@@ -14,6 +14,8 @@ aten = torch.ops.aten
 def linear(trace: Trace, call: Call) -> Value:
     """``input[..., i] weight[o, i]``: i unites, the output takes o."""
     value, weight = call["input"], call["weight"]
+    if len(weight) != 2:
+        return trace.unknown(call, "linear layer with a vector of weights")  # type: ignore[no-any-return]
     trace.unite(call, value[-1].atoms(), weight[1].atoms(), "the network's input")
     outputs = weight[0]
     bias = call["bias"]

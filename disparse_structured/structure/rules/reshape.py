@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 
@@ -20,6 +21,8 @@ aten = torch.ops.aten
 def reshape(trace: Trace, call: Call) -> Value:
     """Splits and merges dimensions block by block; literal sizes must follow what they count."""
     value, shape = call["self"], call.shapes[0]
+    if math.prod(axis.size for axis in value) != math.prod(shape):
+        return trace.unknown(call, "view as elements of another size")  # type: ignore[no-any-return]
     axes: list[Axis] = []
     for source, target in _blocks([axis.size for axis in value], list(shape)):
         first = len(axes)

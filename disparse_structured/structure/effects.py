@@ -1,0 +1,51 @@
+"""In-place operators of an exported graph: who writes to whose memory, and what depends on it."""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+
+
+@dataclass(frozen=True)
+class Effects:
+    """``sources`` gives what a node depends on, its arguments and every earlier in-place write to their memory.
+
+    ``written`` are the names of the nodes whose memory is written to, directly or through views.
+    """
+
+    sources: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
+    written: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, graph: fx.Graph) -> Effects:
+        """Reads aliases and writes off the operators' schemas."""
+        effects = cls()
+        bases: dict[fx.Node, fx.Node] = {}
+        writers: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+        for node in graph.nodes:
+            inputs = node.all_input_nodes
+            earlier = [writer for each in inputs for writer in writers.get(bases.get(each, each), ())]
+            effects.sources[node] = tuple(dict.fromkeys([*inputs, *earlier]))
+            if node.target is operator.getitem:
+                bases[node] = bases.get(node.args[0], node)
+            for argument, value in _arguments(node):
+                if argument.alias_info is None or not isinstance(value, fx.Node):
+                    continue
+                bases[node] = bases.get(value, value)
+                if argument.alias_info.is_write:
+                    effects.written.add(bases[node].name)
+                    writers[bases[node]].append(node)
+        return effects
+
+
+def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
+    """The arguments of the operator's schema with what ``node`` passes for them."""
+    schema = getattr(node.target, "_schema", None)
+    for position, argument in enumerate(schema.arguments if schema else ()):
+        given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+        yield argument, given
