@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import nn
 
 from disparse_structured import saving
@@ -80,7 +83,8 @@ def prune(
     budget = budget or Budget(macs=macs, parameters=parameters)
     criterion = criterion or Fisher()
     example_inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    structure = analyse(model, example_inputs, tasks)
+    with _step("reading the structure", progress):
+        structure = analyse(model, example_inputs, tasks)
     if data is None:
         data, inputs = _example_as_data(example_inputs, tasks), _as_they_are
     saliency = measure(model, structure, criterion, data, inputs=inputs, seed=seed, progress=progress)
@@ -94,8 +98,20 @@ def prune(
         criterion=criterion,
         seed=seed,
     )
-    operation = apply(model, plan, structure, verify=verify, inplace=inplace)
-    return Pruned(operation.model, operation.plan, report_on(structure, saliency, operation))
+    with _step("cutting and proving" if verify else "cutting", progress):
+        operation = apply(model, plan, structure, verify=verify, inplace=inplace)
+        report = report_on(structure, saliency, operation)
+    return Pruned(operation.model, operation.plan, report)
+
+
+@contextlib.contextmanager
+def _step(text: str, progress: bool) -> Iterator[None]:
+    """A spinner on standard error while the body runs, where somebody is watching."""
+    if progress and sys.stderr.isatty():
+        with Console(stderr=True).status(text):
+            yield
+    else:
+        yield
 
 
 def report_on(structure: Structure, saliency: Saliency, operation: Operation) -> PruningReport:

@@ -49,11 +49,6 @@ class Screen:
         with self._stderr.status(text):
             yield
 
-    def say(self, text: str) -> None:
-        """A line for whoever is watching, where a spinner would meet a progress bar."""
-        if self.lively:
-            self._stderr.print(text)
-
     @contextlib.contextmanager
     def reserved(self) -> Iterator[None]:
         """Keeps standard output free for the document, where there is to be one."""

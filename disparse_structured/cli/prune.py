@@ -59,7 +59,6 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     torch.manual_seed(arguments.seed)
     with screen.step("building the model"):
         subject = _subject(arguments)
-    screen.say("structure, saliency, votes, surgery, proof")
     pruned = prune(
         subject.model,
         subject.example,
