@@ -114,7 +114,7 @@ def _ours(
             macs=fraction,
             criterion=criterion or Fisher(),
             arbiter=arbiter or Unanimous(),
-            ranking=ranking or GlobalRanking(),
+            ranking=ranking or PerCostRanking(),
         ).model
 
     return method
@@ -139,13 +139,13 @@ METHODS: Mapping[str, Method] = {
     "joint-fisher": _joint,
     "taylor": _ours(Taylor()),
     "fisher": _ours(),
-    "fisher-per-cost": _ours(ranking=PerCostRanking()),
-    "fisher-layer": _ours(ranking=LayerRanking()),
     "fisher-majority": _ours(arbiter=Majority()),
     "fisher-mean": _ours(arbiter=WeightedMean()),
+    "fisher-global": _ours(ranking=GlobalRanking()),
+    "fisher-layer": _ours(ranking=LayerRanking()),
     "label-free": _ours(labelled=False),
 }
-"""Stock Torch-Pruning; then ours, unanimous over all layers unless the name says otherwise."""
+"""Stock Torch-Pruning; then ours, unanimous and ranked per cost unless the name says otherwise."""
 
 
 @dataclass(frozen=True)

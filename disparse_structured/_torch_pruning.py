@@ -102,6 +102,24 @@ def _handler(module: nn.Module, tensor: str, dim: int) -> Handler:
     return TensorPruner({tensor: dim}).prune_out_channels
 
 
+def _cut_by(handler: Handler, module: Any, dim: int) -> list[tuple[str, int]]:
+    """The tensors, with dimensions, that Torch-Pruning's ``handler`` cuts at once.
+
+    It may serve only where all of them are the module's own and shrink alike: not where a weight is
+    computed from other parameters, or a bias is used apart from its layer.
+    """
+    if isinstance(handler.__self__, TensorPruner):  # type: ignore[attr-defined]
+        return []
+    if handler in (tp.prune_conv_in_channels, tp.prune_linear_in_channels):
+        return [("weight", dim)]
+    if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.GroupNorm):
+        tracked = ["running_mean", "running_var"] if getattr(module, "track_running_stats", False) else []
+        return [(name, 0) for name in [*tracked, *(["weight", "bias"] if module.affine else [])]]
+    transposed = isinstance(module, nn.modules.conv._ConvNd) and module.transposed
+    biased = getattr(module, "bias", None) is not None
+    return [("weight", 1 if transposed else 0), *([("bias", 0)] if biased else [])]
+
+
 @dataclass(frozen=True, eq=False)
 class _Cut:
     """One pruning function on one module.
@@ -116,6 +134,21 @@ class _Cut:
     size: int
 
 
+_SCORED = (
+    tp.prune_conv_out_channels,
+    tp.prune_conv_in_channels,
+    tp.prune_linear_out_channels,
+    tp.prune_linear_in_channels,
+    tp.prune_batchnorm_out_channels,
+    tp.prune_layernorm_out_channels,
+)
+
+
+def _is_scored(cut: _Cut) -> bool:
+    """Whether Torch-Pruning's importances look at this cut."""
+    return cut.handler in _SCORED and cut.node.module.weight is not None
+
+
 class StructureGroup(Group):  # type: ignore[misc]
     """A Torch-Pruning group made of our units, in the coordinates of the model as it is now."""
 
@@ -126,18 +159,21 @@ class StructureGroup(Group):  # type: ignore[misc]
         self._version = graph.version
 
     def prune(self, idxs: Sequence[int] | None = None, record_history: bool = True) -> None:
-        """Removes the group's units everywhere, or those that ``idxs`` of its root belong to."""
-        if idxs is not None:
-            root = self[0].dep
-            self._DG.get_pruning_group(root.target.module, root.handler, idxs).prune(
-                record_history=record_history
-            )
-            return
+        """Removes the group's units everywhere, or those that ``idxs`` of its root belong to.
+
+        Raises:
+            PlanError: the model was pruned since the group was made, so its indices are of another model.
+        """
         if self._version != self._DG.version:
             raise PlanError(
                 "the model was pruned after this group was made. Ask the graph for the group again."
             )
-        self._DG._execute(self, self._units, record_history)
+        if idxs is None:
+            self._DG._execute(self, self._units, record_history)
+        else:
+            root = self[0].dep
+            some = self._DG.get_pruning_group(root.target.module, root.handler, idxs)
+            some.prune(record_history=record_history)
 
 
 class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
@@ -229,33 +265,49 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
     # What surgery uses.
 
     def units_group(self, units: np.ndarray) -> StructureGroup:
-        """The group that removes ``units`` (flat, dense numbering), every module and direction cut once."""
+        """The group that removes ``units`` (flat, dense numbering, ascending).
+
+        ``root_idxs`` number the units of the group from 0. The importances size their result by the first
+        entry they know, so that one has one index a unit: where every slice is wider, a slice in parts.
+        """
         result = StructureGroup(self, units)
-        merged: dict[tuple[int, str], tuple[_Cut, list[np.ndarray], list[np.ndarray]]] = {}
+        entries: dict[tuple[int, str], tuple[_Cut, list[np.ndarray], list[np.ndarray]]] = {}
         touched = self._touched(units)
-        single = len(touched) == 1
         for group, cuts in touched:
             local = units[(units >= group.start) & (units < group.start + group.units)] - group.start
-            alive = np.flatnonzero(self._kept[group.slice])
+            numbers = np.searchsorted(units, local + group.start)
             for cut in cuts:
                 positions = self._current(cut)[local]
-                roots = np.searchsorted(alive, local) if single else local + group.start
-                _, found, numbers = merged.setdefault(cut.key, (cut, [], []))
-                found.append(positions.reshape(-1))
-                numbers.append(np.repeat(roots, positions.shape[1]))
-        ordered = sorted(merged.values(), key=lambda item: sum(map(len, item[1])) != len(units))
-        for i, (cut, found, numbers) in enumerate(ordered):
-            kind = _LayerNormDependency if cut.handler == tp.prune_layernorm_out_channels else Dependency
-            dependency = kind(cut.handler, cut.handler, source=cut.node, target=cut.node)
-            result.add_dep(dependency, np.concatenate(found).tolist())
-            item = _helpers.GroupItem(dependency, result[i].idxs)
-            item.root_idxs = np.concatenate(numbers).tolist()
-            result[i] = item
+                _, found, numbered = entries.setdefault(cut.key, (cut, [], []))
+                found.append(positions)
+                numbered.append(np.repeat(numbers, positions.shape[1]))
+        ordered = sorted(
+            entries.values(), key=lambda entry: (not _is_scored(entry[0]), sum(map(np.size, entry[1])))
+        )
+        for i, (cut, found, numbered) in enumerate(ordered):
+            if i == 0 and len(touched) == 1:
+                for column in found[0].T:
+                    self._add(result, cut, column, np.arange(len(column)))
+            else:
+                index = np.concatenate([positions.reshape(-1) for positions in found])
+                self._add(result, cut, index, np.concatenate(numbered))
         return result
+
+    def _add(self, group: StructureGroup, cut: _Cut, index: np.ndarray, numbers: np.ndarray) -> None:
+        kind = _LayerNormDependency if cut.handler == tp.prune_layernorm_out_channels else Dependency
+        dependency = kind(cut.handler, cut.handler, source=cut.node, target=cut.node)
+        item = _helpers.GroupItem(dependency, index.tolist())
+        item.root_idxs = numbers.tolist()
+        group.add_dep(dependency, item.idxs)
+        group[len(group) - 1] = item
 
     def _execute(self, group: StructureGroup, units: np.ndarray, record_history: bool) -> None:
         before = _Traits.of(self.model)
+        whole: dict[tuple[int, Handler], tuple[Any, list[int]]] = {}
         for dependency, idxs in group:
+            key = (id(dependency.target.module), dependency.handler)
+            whole.setdefault(key, (dependency, []))[1].extend(idxs)
+        for dependency, idxs in whole.values():
             dependency(sorted(idxs))
         if record_history and len(group):
             root = group[0]
@@ -279,10 +331,18 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
 
     def _cuts_of(self, group: ChannelGroup) -> list[_Cut]:
         cuts: dict[tuple[int, str], _Cut] = {}
+        owned = {
+            (owner, tensor, member.dim): member.index
+            for member in group.members
+            for owner, tensor in self._owners[member.parameter]
+        }
         for member in group.members:
             owner: Any
             for owner, tensor in self._owners[member.parameter]:
                 handler = _handler(owner, tensor, member.dim)
+                reached = [owned.get((owner, *each)) for each in _cut_by(handler, owner, member.dim)]
+                if any(index is None or not np.array_equal(index, member.index) for index in reached):
+                    handler = TensorPruner({tensor: member.dim}).prune_out_channels
                 size = getattr(owner, tensor).shape[member.dim]
                 positions = member.index
                 if handler == tp.prune_conv_in_channels and owner.groups > 1 and not owner.transposed:
@@ -293,17 +353,11 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
                 if isinstance(handler.__self__, TensorPruner):  # type: ignore[attr-defined]
                     name = f"{tensor}:{member.dim}"
                 key = (id(owner), name)
-                known = cuts.get(key)
-                if known is None:
+                if key not in cuts:
                     node = self.module2node.setdefault(
                         owner, Node(owner, None, self._module2name[owner] or type(owner).__name__)
                     )
                     cuts[key] = _Cut(key, node, handler, positions, size)
-                elif not np.array_equal(known.positions, positions):
-                    raise PlanError(
-                        f"group {group.name!r}: tensors of {self._module2name[owner]!r} disagree on which "
-                        "positions belong to a unit. Protect this layer and report the model."
-                    )
         return list(cuts.values())
 
     def _touched(self, units: np.ndarray) -> list[tuple[ChannelGroup, list[_Cut]]]:
@@ -332,12 +386,16 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
                 numbers[attribute.index] = width
                 setattr(module, attribute.name, type(getattr(module, attribute.name))(numbers))
         for node in self.module2node.values():
-            _describe_convolution(node.module)
+            _describe(node.module)
 
 
-def _describe_convolution(module: nn.Module) -> None:
-    """A convolution's channel counts, from its weight."""
-    if isinstance(module, nn.modules.conv._ConvNd):
+def _describe(module: nn.Module) -> None:
+    """A layer's channel counts, from its weight."""
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.modules.conv._ConvNd):
         first, second = module.weight.shape[:2]
         if module.transposed:
             module.in_channels, module.out_channels = first, second * module.groups

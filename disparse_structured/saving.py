@@ -23,6 +23,7 @@ from disparse_structured.surgery import apply
 from disparse_structured.tasks import Task
 
 PLAN, WEIGHTS, REPORT = "plan.json", "weights.safetensors", "report.json"
+_PLAIN = int | float | str | None
 
 
 def save(folder: str | Path, model: nn.Module, plan: Plan, report: PruningReport) -> None:
@@ -42,8 +43,15 @@ def save(folder: str | Path, model: nn.Module, plan: Plan, report: PruningReport
     _write(folder / REPORT, report.to_json())
 
 
-def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
+def load(
+    folder: str | Path, factory: Callable[[], nn.Module], inputs: tuple[Any, ...] | None = None
+) -> nn.Module:
     """The pruned model of ``folder``: ``factory`` builds the dense one, the plan is replayed, weights loaded.
+
+    A model that was pruned twice takes ``lambda: load(first_folder, factory)`` as the second's factory.
+
+    Args:
+        inputs: example inputs as given to ``prune``, where the report could not describe them.
 
     Raises:
         LoadError: a file is missing or does not belong to the others, or the weights do not fit.
@@ -66,26 +74,41 @@ def load(folder: str | Path, factory: Callable[[], nn.Module]) -> nn.Module:
         )
     dense = factory()
     everything = Task("output", lambda output: output)
-    structure = analyse(dense, example_inputs(report["inputs"]), [everything])
+    structure = analyse(dense, inputs or example_inputs(report["inputs"]), [everything])
     model = apply(dense, plan, structure, verify=False).model
     _load_weights(model, weights, folder)
     return model
 
 
 def describe_inputs(inputs: tuple[Any, ...]) -> dict[str, Any]:
-    """Example inputs as JSON: shapes and types of tensors, other values as they are."""
+    """Example inputs as JSON: shapes and types of tensors, other values as they are.
+
+    Types that JSON has no word for are named instead; :func:`example_inputs` then asks for the inputs.
+    """
     leaves, spec = pytree.tree_flatten(inputs)
+    odd = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, torch.Tensor | _PLAIN)]
+    try:
+        tree = pytree.treespec_dumps(spec)
+    except NotImplementedError as error:
+        odd.append(str(error).partition(" because ")[0])
+    if odd:
+        return {"unknown": odd}
     described = [
         {"shape": list(leaf.shape), "dtype": str(leaf.dtype).removeprefix("torch.")}
         if isinstance(leaf, torch.Tensor)
         else {"value": leaf}
         for leaf in leaves
     ]
-    return {"leaves": described, "tree": pytree.treespec_dumps(spec)}
+    return {"leaves": described, "tree": tree}
 
 
 def example_inputs(description: dict[str, Any]) -> tuple[Any, ...]:
     """Inputs of the shapes and types that :func:`describe_inputs` wrote; tensors are zeros."""
+    if "unknown" in description:
+        raise LoadError(
+            f"the model's inputs could not be written down ({', '.join(description['unknown'])}). "
+            "Pass inputs=, the example inputs that the model was pruned with, to load()."
+        )
     leaves = [
         torch.zeros(leaf["shape"], dtype=getattr(torch, leaf["dtype"])) if "shape" in leaf else leaf["value"]
         for leaf in description["leaves"]

@@ -81,6 +81,8 @@ class Task:
 
 def check_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
     """``tasks`` as a tuple, refused if empty or with a name twice."""
+    if isinstance(tasks, Task):
+        raise TaskError("tasks= is a single Task. Pass a list: tasks=[Task(...)].")
     tasks = tuple(tasks)
     if not tasks:
         raise TaskError("no task was given. Pass at least one Task(name, output).")

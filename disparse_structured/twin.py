@@ -42,7 +42,7 @@ def masked_twin(structure: Structure, keep: torch.Tensor) -> fx.GraphModule:
         readers[place].append(ZeroAt(dim, np.concatenate(found)))
     nodes = {node.name: node for node in structure.capture.graph.nodes}
     replacements = {
-        name: KeptOnly(nodes[name].target, dim, np.concatenate(found))
+        name: _kept_only(nodes[name].target, dim, np.concatenate(found))
         for (name, dim), found in normalisers.items()
     }
     return instrumented(structure.capture, readers, replacements)
@@ -61,6 +61,31 @@ class ZeroAt(nn.Module):
     def forward(self, value: torch.Tensor) -> torch.Tensor:
         """``value`` with zeros."""
         return value.index_fill(self.dim, self.index.to(value.device), 0)
+
+
+def _kept_only(operator: Any, dim: int, removed: np.ndarray) -> nn.Module:
+    per_channel = operator.overloadpacket in (aten.batch_norm, aten.instance_norm)
+    return (KeptPositions if per_channel else KeptOnly)(operator, dim, removed)
+
+
+class KeptPositions(nn.Module):
+    """A batch or instance normalisation whose statistics leave out positions of dimension ``dim``."""
+
+    def __init__(self, operator: Any, dim: int, removed: np.ndarray) -> None:
+        super().__init__()
+        self.operator = operator
+        self.dim = dim
+        self.removed = set(removed.tolist())
+
+    def forward(self, value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The normalisation of the kept positions of ``value``; zeros elsewhere."""
+        kept = _others(value.shape[self.dim], self.removed, value.device)
+        result = self.operator(value.index_select(self.dim, kept), *args, **kwargs)
+        return torch.zeros_like(value).index_copy(self.dim, kept, result)
+
+
+def _others(width: int, removed: set[int], device: torch.device) -> torch.Tensor:
+    return torch.tensor([i for i in range(width) if i not in removed], device=device)
 
 
 class KeptOnly(nn.Module):
@@ -82,8 +107,7 @@ class KeptOnly(nn.Module):
         **kwargs: Any,
     ) -> torch.Tensor:
         """The normalisation of the kept channels of ``value``, with the operator's own arguments."""
-        width = value.shape[self.dim]
-        kept = torch.tensor([i for i in range(width) if i not in self.removed], device=value.device)
+        kept = _others(value.shape[self.dim], self.removed, value.device)
         if isinstance(shape_or_groups, list | tuple):
             shape_or_groups = [len(kept)]
         affine = [

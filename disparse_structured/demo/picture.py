@@ -29,10 +29,7 @@ def draw(
     draw_comparison(
         path,
         [_sight(scene, {"dense": dense, "pruned": pruned}) for scene in pictured],
-        {
-            task.name: f"{task.name}\n{task.label} {task.text('dense')} → {task.text('finetuned')}"
-            for task in result.tasks
-        },
+        {task.name: f"{task.name}\n{task.summary}" for task in result.tasks},
         title="Five tasks, one network, half the computation",
         subtitle=result.headline,
     )

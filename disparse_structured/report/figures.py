@@ -131,7 +131,7 @@ class _Page:
             name, _, detail = heading.partition("\n")
             middle = self._left(column) + 0.5
             self._text(middle, _HEAD - 0.21, name, size=11.5, weight="bold", ha="center")
-            self._text(middle, _HEAD - 0.065, detail, size=9.5, color=_FAINT, ha="center")
+            self._text(middle, _HEAD - 0.065, detail, size=9, color=_FAINT, ha="center")
 
     def scene(self, number: int, sight: Sight) -> None:
         top = _HEAD + number * (self.block + _BREAK)

@@ -52,6 +52,15 @@ class Capture:
         results: Any = self.graph.output_node().args[0]
         return tuple(results)[: self.returned]
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter and buffer when the graph was made, by name."""
+        placeholders = self.graph.find_nodes(op="placeholder")
+        return {
+            self.tensors[node.name]: tuple(node.meta["val"].shape)
+            for node in placeholders
+            if node.name in self.tensors
+        }
+
     def task_outputs(self, flat: Sequence[Any]) -> dict[str, tuple[Any, ...]]:
         """``flat``, what the graph returned, by task."""
         outputs, start = {}, 0
@@ -130,6 +139,10 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[T
 
 def check_supported(model: nn.Module) -> None:
     """Raises :class:`UnsupportedModelError` for wrappers and formats that cannot be pruned as they are."""
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            f"the model is a {type(model).__name__}, not a torch.nn.Module. Wrap what it does in a module."
+        )
     for name, module in model.named_modules():
         where = f"layer {name!r}" if name else "the model"
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):

@@ -13,13 +13,15 @@ from torch import fx
 
 @dataclass(frozen=True)
 class Effects:
-    """``sources`` gives what a node depends on, its arguments and every earlier in-place write to their memory.
+    """``sources`` is what a node depends on: its arguments and all earlier in-place writes to their memory.
 
-    ``written`` are the names of the nodes whose memory is written to, directly or through views.
+    ``written`` are the names of the nodes whose memory is written to, directly or through views;
+    ``overwritten`` the pairs of a node and an argument whose memory is written to after the node read it.
     """
 
     sources: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
     written: set[str] = field(default_factory=set)
+    overwritten: set[tuple[fx.Node, fx.Node]] = field(default_factory=set)
 
     @classmethod
     def of(cls, graph: fx.Graph) -> Effects:
@@ -27,6 +29,7 @@ class Effects:
         effects = cls()
         bases: dict[fx.Node, fx.Node] = {}
         writers: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+        readers: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = defaultdict(list)
         for node in graph.nodes:
             inputs = node.all_input_nodes
             earlier = [writer for each in inputs for writer in writers.get(bases.get(each, each), ())]
@@ -40,6 +43,9 @@ class Effects:
                 if argument.alias_info.is_write:
                     effects.written.add(bases[node].name)
                     writers[bases[node]].append(node)
+                    effects.overwritten.update(readers.pop(bases[node], ()))
+            for each in inputs:
+                readers[bases.get(each, each)].append((node, each))
         return effects
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from disparse_structured.structure.capture import Capture
 from disparse_structured.structure.effects import Effects
+
+aten = torch.ops.aten
 
 Place = tuple[str, int]
 """A node of the graph and the position of one of its arguments."""
@@ -31,7 +34,8 @@ def instrumented(
         modules[name] = module
         return graph.call_module(name, args, kwargs)
 
-    needed = _needed(capture)
+    effects = Effects.of(capture.graph)
+    needed = _needed(capture, effects)
     for node in capture.graph.nodes:
         if node.op == "output" or (node.op != "placeholder" and node not in needed):
             continue
@@ -40,7 +44,11 @@ def instrumented(
         args = list(fx.map_arg(node.args, copies.__getitem__))
         kwargs = dict(fx.map_arg(node.kwargs, copies.__getitem__))
         for position in range(len(args)):
-            for module in readers.get((node.name, position), ()):
+            found = readers.get((node.name, position), ())
+            if found and (node, node.args[position]) in effects.overwritten:
+                # A gate remembers what it read; a later in-place write must not change it.
+                args[position] = graph.call_function(aten.clone.default, (args[position],))
+            for module in found:
                 args[position] = call(module, (args[position],), {})
         if node.name in replacements:
             copies[node] = call(replacements[node.name], tuple(args), kwargs)
@@ -54,14 +62,13 @@ def _task_results(capture: Capture) -> tuple[Any, ...]:
     return capture.outputs[: sum(capture.widths)]
 
 
-def _needed(capture: Capture) -> set[fx.Node]:
+def _needed(capture: Capture, effects: Effects) -> set[fx.Node]:
     """The nodes that the tasks' outputs depend on, in-place writes to what they read included."""
-    sources = Effects.of(capture.graph).sources
     needed: set[fx.Node] = set()
     pending = [item for item in _task_results(capture) if isinstance(item, fx.Node)]
     while pending:
         node = pending.pop()
         if node not in needed:
             needed.add(node)
-            pending.extend(sources[node])
+            pending.extend(effects.sources[node])
     return needed

@@ -50,7 +50,8 @@ def _inline(graph: fx.Graph, node: fx.Node, inner: fx.Graph, arguments: tuple[An
         for each in inner.nodes:
             if each.op not in ("placeholder", "output"):
                 copies[each] = graph.node_copy(each, copies.__getitem__)
-    results = fx.map_arg(inner.output_node().args[0], copies.__getitem__)
+    results: Any = fx.map_arg(inner.output_node().args[0], copies.__getitem__)
     for user in list(node.users):
-        user.replace_all_uses_with(results[user.args[1]])
+        index: Any = user.args[1]
+        user.replace_all_uses_with(results[index])
         graph.erase_node(user)

@@ -20,7 +20,17 @@ def per_channel_statistics(trace: Trace, call: Call) -> Value:
         if tensor is not None:
             channel = trace.join(call, [channel, tensor[0]])
     trace.module_number(call, "num_features", channel)
+    if call.get("training") or call.get("use_input_stats"):
+        _statistics_over(trace, call, value)
     return (value[0], channel, *value[2:])
+
+
+def _statistics_over(trace: Trace, call: Call, value: Value) -> None:
+    """Of the other dimensions (a weight's inputs, say) one may shrink: the statistics of what is kept."""
+    others = [dim for dim in range(len(value)) if dim != 1 and value[dim].labels is not None]
+    for dim in others[:1]:
+        trace.consume(call, "input", dim, value[dim], normalises=True)
+    trace.freeze(call, [value[dim] for dim in others[1:]], "a statistic is taken over it")
 
 
 @rule(aten.layer_norm, aten.rms_norm)
