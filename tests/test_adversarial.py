@@ -380,8 +380,15 @@ def test_numbers_in_a_list_follow_and_stay_plain_integers() -> None:
         lambda self, x: x / x.shape[-1] ** 0.5,
         lambda self, x: x.relu() if self.dim == 8 and x.shape[-1] == 8 else x,
         lambda self, x: x if x.shape[-1] == 8 else x * float("nan"),
+        lambda self, x: x + torch.tensor([[float("inf")], *[[0.0]] * 4]) if x.shape[-1] == 8 else x,
     ],
-    ids=["scale-of-an-attribute", "scale-of-the-width", "branch-on-the-width", "nan-below-the-width"],
+    ids=[
+        "scale-of-an-attribute",
+        "scale-of-the-width",
+        "branch-on-the-width",
+        "nan-below-the-width",
+        "infinite-at-full-width",
+    ],
 )
 def test_what_shifts_with_the_width_is_refused_by_name(forward: Callable[[Numbers, Tensor], Tensor]) -> None:
     operation = applied(Numbers(forward), (torch.randn(2, 5, 6),))
@@ -415,7 +422,7 @@ def test_layers_know_their_new_widths() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.table = nn.Embedding(11, 8, padding_idx=0)
-            self.mix = nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 8))
+            self.mix = nn.Sequential(nn.Linear(8, 10), nn.ReLU(), parametrised(nn.Linear(10, 8), Doubled()))
             self.out = nn.Linear(8, 11, bias=False)
             self.out.weight = self.table.weight
 
@@ -428,6 +435,7 @@ def test_layers_know_their_new_widths() -> None:
     assert pruned.out.weight is pruned.table.weight
     assert repr(pruned.table) == "Embedding(11, 4, padding_idx=0)"
     assert repr(pruned.mix[0]) == "Linear(in_features=4, out_features=5, bias=True)"
+    assert (pruned.mix[2].in_features, pruned.mix[2].out_features) == (5, 4)
     assert repr(pruned.out) == "Linear(in_features=4, out_features=11, bias=False)"
 
 

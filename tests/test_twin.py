@@ -203,8 +203,16 @@ def backbone(name: str) -> Case:
     torch.manual_seed(0)
     model = multitask(name, HEADS, image_size=64)
     randomise_norms(model)
+    awaken(model)
     inputs = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     return Case.of(model.double().eval(), (inputs,), model.tasks())
+
+
+def awaken(model: nn.Module) -> None:
+    """Layer scales start so near to zero that their blocks compute nothing: give them what training might."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("gamma"):
+            nn.init.uniform_(parameter, 0.2, 0.8)
 
 
 @pytest.mark.parametrize("plan_kind", PLANS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 import torch
-from torch import fx
 
 from disparse_structured.structure.labels import Axis, Value
 from disparse_structured.structure.rules.concatenation import replaced
@@ -61,8 +60,6 @@ def select(trace: Trace, call: Call) -> Value:
 def index(trace: Trace, call: Call) -> Value:
     """Indexed dimensions stay whole; the others pass, if the indices stand next to each other."""
     value, indices = call["self"], call["indices"]
-    if any(_is_mask(node) for node in call.raw["indices"]):
-        return trace.unknown(call, "indexed by a mask")  # type: ignore[no-any-return]
     used = [i for i, item in enumerate(indices) if item is not None]
     adjacent = used == list(range(used[0], used[-1] + 1))
     if not adjacent:
@@ -74,10 +71,6 @@ def index(trace: Trace, call: Call) -> Value:
     shape = call.shapes[0]
     middle = plain(shape[used[0] : len(shape) - after])
     return (*value[: used[0]], *middle, *value[used[-1] + 1 :])
-
-
-def _is_mask(index: fx.Node | None) -> bool:
-    return index is not None and index.meta["val"].dtype in (torch.bool, torch.uint8)
 
 
 @rule(aten.index_select)
