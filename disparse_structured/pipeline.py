@@ -17,7 +17,7 @@ from disparse_structured import saving
 from disparse_structured.arbitration import Arbiter
 from disparse_structured.batches import Inputs
 from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget, make_plan
-from disparse_structured.errors import BatchError
+from disparse_structured.errors import BatchError, PlanError
 from disparse_structured.plan import Plan
 from disparse_structured.report.pruning import CostFacts, ProofFacts, PruningReport, RefusedGroup, TaskFacts
 from disparse_structured.saliency import Criterion, Fisher, Saliency, measure
@@ -80,6 +80,12 @@ def prune(
         DisparseError: one of its subclasses, naming what was found and what to do; ``model`` is unchanged.
     """
     tasks = check_tasks(tasks)
+    _check_callables(criterion=criterion, arbiter=arbiter, ranking=ranking)
+    if data is not None and not isinstance(data, Iterable):
+        raise BatchError(
+            f"data is {type(data).__name__} {data!r}, which cannot be iterated. "
+            "Pass a loader or a list of batches."
+        )
     budget = budget or Budget(macs=macs, parameters=parameters)
     criterion = criterion or Fisher()
     example_inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
@@ -102,6 +108,15 @@ def prune(
         operation = apply(model, plan, structure, verify=verify, inplace=inplace)
         report = report_on(structure, saliency, operation)
     return Pruned(operation.model, operation.plan, report)
+
+
+def _check_callables(**choices: object) -> None:
+    for name, choice in choices.items():
+        if choice is not None and not callable(choice):
+            raise PlanError(
+                f"{name}={choice!r} is no {name}: it cannot be called. Pass an object, such as Fisher(), "
+                "Unanimous() or PerCostRanking(), or a callable of that signature."
+            )
 
 
 @contextlib.contextmanager

@@ -436,8 +436,8 @@ def test_make_plan_writes_down_what_was_asked_and_found() -> None:
     assert plan.macs.after == structure.cost.macs(found.keep)
     assert dict(plan.budget)["macs"] == 0.5
     made = plan.provenance
-    found = (made.arbiter, made.ranking, made.criterion)
-    assert found == ("Quorum(k=2)", "PerCostRanking()", "GlobalRanking")
+    named = (made.arbiter, made.ranking, made.criterion)
+    assert named == ("Quorum(k=2)", "PerCostRanking()", "GlobalRanking")
     assert (made.seed, made.ratio) == (3, found.votes.ratio)
     again = make_plan(
         structure, structure.saliency(), Budget(macs=0.5), arbiter=Quorum(2), criterion=GlobalRanking, seed=3
