@@ -7,13 +7,14 @@ statistics, because the smaller network will not have them.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 
-from disparse_structured.structure import Structure
+from disparse_structured.structure import Consumer, Structure
 from disparse_structured.structure.instrument import Place, instrumented
 
 aten = torch.ops.aten
@@ -24,28 +25,41 @@ def masked_twin(structure: Structure, keep: torch.Tensor) -> fx.GraphModule:
 
     ``keep`` is bool ``[units]``, True = keep.
     """
+    readers: dict[Place, list[nn.Module]] = defaultdict(list)
+    for (place, dim), positions in removed_reads(structure, keep).items():
+        readers[place].append(ZeroAt(dim, positions))
+    return instrumented(structure.capture, readers, kept_statistics(structure, keep))
+
+
+def removed_reads(structure: Structure, keep: torch.Tensor) -> dict[tuple[Place, int], np.ndarray]:
+    """The places and dimensions that read units which ``keep`` removes, and at which positions (sorted)."""
+    found: dict[tuple[Place, int], list[np.ndarray]] = defaultdict(list)
+    for consumer, positions in _removed(structure, keep):
+        if not consumer.normalises:
+            found[(consumer.node, consumer.arg), consumer.dim].append(positions)
+    return {key: np.sort(np.concatenate(positions)) for key, positions in found.items()}
+
+
+def kept_statistics(structure: Structure, keep: torch.Tensor) -> dict[str, nn.Module]:
+    """Replacements for the normalisers that read units which ``keep`` removes, by node."""
+    found: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
+    for consumer, positions in _removed(structure, keep):
+        if consumer.normalises:
+            found[consumer.node, consumer.dim].append(positions)
+    nodes = {node.name: node for node in structure.capture.graph.nodes}
+    return {
+        name: _kept_only(nodes[name].target, dim, np.concatenate(positions))
+        for (name, dim), positions in found.items()
+    }
+
+
+def _removed(structure: Structure, keep: torch.Tensor) -> Iterator[tuple[Consumer, np.ndarray]]:
     keep_units = np.asarray(keep, dtype=bool)
-    removed: dict[tuple[Place, int], list[np.ndarray]] = defaultdict(list)
-    normalisers: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
     for group in structure.groups:
         gone = ~keep_units[group.slice]
-        if not gone.any():
-            continue
-        for consumer in group.consumers:
-            positions = consumer.index[gone].reshape(-1)
-            if consumer.normalises:
-                normalisers[consumer.node, consumer.dim].append(positions)
-            else:
-                removed[(consumer.node, consumer.arg), consumer.dim].append(positions)
-    readers: dict[Place, list[nn.Module]] = defaultdict(list)
-    for (place, dim), found in removed.items():
-        readers[place].append(ZeroAt(dim, np.concatenate(found)))
-    nodes = {node.name: node for node in structure.capture.graph.nodes}
-    replacements = {
-        name: _kept_only(nodes[name].target, dim, np.concatenate(found))
-        for (name, dim), found in normalisers.items()
-    }
-    return instrumented(structure.capture, readers, replacements)
+        if gone.any():
+            for consumer in group.consumers:
+                yield consumer, consumer.index[gone].reshape(-1)
 
 
 class ZeroAt(nn.Module):
@@ -56,7 +70,7 @@ class ZeroAt(nn.Module):
     def __init__(self, dim: int, index: np.ndarray) -> None:
         super().__init__()
         self.dim = dim
-        self.register_buffer("index", torch.from_numpy(np.sort(index)))
+        self.register_buffer("index", torch.from_numpy(index))
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
         """``value`` with zeros."""

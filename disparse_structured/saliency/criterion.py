@@ -60,6 +60,7 @@ def measure(
     seed: int = 0,
     projections: int = 1,
     max_batches: int | None = None,
+    keep: torch.Tensor | None = None,
     progress: bool = False,
 ) -> Saliency:
     """Scores every unit of ``structure`` for every task.
@@ -74,6 +75,8 @@ def measure(
         seed: for random projections, random scores, and whatever a loader or a loss draws.
         projections: random projections a batch for each label-free task; each is one more backward pass.
         max_batches: read no more than these.
+        keep: bool ``[units]``; units that are False read as zeros, as in the masked twin. Their gate
+            gradients say what switching them on would do. All are on by default.
         progress: show a progress bar if standard error is a terminal.
 
     Raises:
@@ -91,6 +94,7 @@ def measure(
         projections=projections,
         max_batches=max_batches,
         progress=progress,
+        keep=keep,
     )
     name = _name(criterion)
     scores = _checked(criterion(probe), structure, name)

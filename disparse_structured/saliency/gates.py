@@ -14,6 +14,7 @@ from torch import fx, nn
 from disparse_structured.structure import Consumer, Structure
 from disparse_structured.structure.instrument import Place, instrumented
 from disparse_structured.structure.tracing import module_path
+from disparse_structured.twin import ZeroAt, kept_statistics, removed_reads
 
 aten = torch.ops.aten
 
@@ -78,13 +79,25 @@ def reads(structure: Structure) -> tuple[Read, ...]:
 
 
 def gated(
-    structure: Structure, gates: Mapping[Read, nn.Module], replacements: Mapping[str, nn.Module] | None = None
+    structure: Structure,
+    gates: Mapping[Read, nn.Module],
+    keep: torch.Tensor,
+    replacements: Mapping[str, nn.Module] | None = None,
 ) -> fx.GraphModule:
-    """The exported graph with ``gates`` in front of the reads, and ``replacements`` for some nodes."""
+    """The masked twin of ``keep`` with ``gates`` in front of the reads, and ``replacements`` for some nodes.
+
+    A gate masks what it stands in front of itself; reads without a gate are masked here.
+    """
     readers: dict[Place, list[nn.Module]] = defaultdict(list)
     for read, gate in gates.items():
         readers[read.place].append(gate)
-    return instrumented(structure.capture, readers, replacements or {})
+    guarded = {(read.place, read.dim) for read in gates}
+    for (place, dim), positions in removed_reads(structure, keep).items():
+        if (place, dim) not in guarded:
+            readers[place].append(ZeroAt(dim, positions))
+    return instrumented(
+        structure.capture, readers, {**(replacements or {}), **kept_statistics(structure, keep)}
+    )
 
 
 def twice_differentiable(structure: Structure) -> dict[str, nn.Module]:
@@ -126,11 +139,17 @@ class Recorder:
 
 
 class Gate(nn.Module):
-    """Passes its input on; in the backward pass it records the gradient by a factor of 1 in front of it."""
+    """Passes its input on; in the backward pass it records the gradient by a factor in front of it.
 
-    def __init__(self, number: int, read: Read, recorder: Recorder) -> None:
+    The factor is 1 for units of ``keep`` (bool ``[units]``) and 0 for the others, whose positions are read
+    as zeros: their gradient says what switching them on would do.
+    """
+
+    def __init__(self, number: int, read: Read, recorder: Recorder, keep: torch.Tensor) -> None:
         super().__init__()
         device = recorder.switch.device
+        off = read.positions[~keep[read.units]]
+        self.off = off.to(device) if len(off) else None
         self.number = number
         self.recorder = recorder
         self.dim = read.dim
@@ -139,7 +158,7 @@ class Gate(nn.Module):
         self.sample = None if read.sample is None else (read.sample[0], _as_slice(read.sample[1], device))
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
-        """``value``, as it is."""
+        """``value``, with zeros where units are off."""
         return _Record.apply(value, self.recorder.switch, self)  # type: ignore[no-any-return]
 
     def record(self, value: torch.Tensor, gradient: torch.Tensor) -> None:
@@ -169,13 +188,16 @@ class _Record(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(value)
         ctx.gate = gate
-        return value
+        return value if gate.off is None else value.index_fill(gate.dim, gate.off, 0)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor | None) -> tuple[torch.Tensor | None, None, None]:
         if gradient is not None:
             (value,) = ctx.saved_tensors
-            ctx.gate.record(value, gradient)
+            gate = ctx.gate
+            gate.record(value, gradient)
+            if gate.off is not None:
+                gradient = gradient.index_fill(gate.dim, gate.off, 0)
         return gradient, None, None
 
 

@@ -81,6 +81,7 @@ class Probe:
     projections: int = 1
     max_batches: int | None = None
     progress: bool = False
+    keep: torch.Tensor | None = None
     batches: int = field(default=0, init=False)
     samples: int = field(default=0, init=False)
     notes: tuple[str, ...] = field(default=(), init=False)
@@ -89,6 +90,13 @@ class Probe:
         if self.projections < 1 or (self.max_batches is not None and self.max_batches < 1):
             raise ValueError(
                 f"projections={self.projections}, max_batches={self.max_batches}: both must be at least 1."
+            )
+        units = self.structure.units
+        self._kept = torch.ones(units, dtype=torch.bool) if self.keep is None else self.keep.cpu()
+        if self._kept.dtype != torch.bool or self._kept.shape != (units,):
+            raise PlanError(
+                f"keep is {self._kept.dtype} {list(self._kept.shape)}, expected torch.bool [{units}]: "
+                "one entry per unit of the structure, True = keep."
             )
         tensors, _ = named_tensors(self.model)
         self._state = {name: tensor.detach() for name, tensor in tensors.items()}
@@ -123,8 +131,8 @@ class Probe:
         def prepare(structure: Structure) -> tuple[_Run, Recorder, Read | None]:
             found = reads(structure)
             recorder = Recorder(structure.units, [read.layer for read in found], self._device)
-            gates = {read: Gate(number, read, recorder) for number, read in enumerate(found)}
-            return self._runner(structure, gated(structure, gates)), recorder, _unknown(found)
+            gates = {read: Gate(number, read, recorder, self._kept) for number, read in enumerate(found)}
+            return self._runner(structure, gated(structure, gates, self._kept)), recorder, _unknown(found)
 
         prepared = PerShape(self.model, self.structure, prepare)
         projections = Projections(self.seed)
@@ -154,7 +162,7 @@ class Probe:
         def prepare(structure: Structure) -> tuple[_Run, Read | None]:
             found = reads(structure)
             factors = {read: Factor(read, lambda: held["gates"]) for read in found}
-            module = gated(structure, factors, twice_differentiable(structure))
+            module = gated(structure, factors, self._kept, twice_differentiable(structure))
             return self._runner(structure, module), _unknown(found)
 
         prepared = PerShape(self.model, self.structure, prepare)
@@ -166,7 +174,7 @@ class Probe:
             if size > 1 and unknown is not None:
                 yield from self._one_at_a_time(batch, size, unknown, curvatures)
                 return
-            gates = torch.ones(size, self.structure.units, dtype=self._dtype, device=self._device)
+            gates = self._kept.to(self._device, self._dtype).repeat(size, 1)
             held["gates"] = gates.requires_grad_()
             with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
                 outputs = run(inputs)
