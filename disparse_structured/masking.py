@@ -79,6 +79,7 @@ class Masks:
         self._vault = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self.keep = torch.ones(structure.units, dtype=torch.bool)
         self._structure = structure
+        self._off = self._find_off()
 
     def switch(self, keep: torch.Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Makes ``keep`` (bool ``[units]``) the units that are on.
@@ -90,10 +91,11 @@ class Masks:
             PlanError: a unit of a held group would go.
         """
         for group in self._structure.groups:
-            if group.name in self.held and not keep[group.slice].all():
+            removed = int((~keep[group.slice]).sum())
+            if group.name in self.held and removed:
                 raise PlanError(
-                    f"group {group.name!r} cannot be masked, and the mask removes {int((~keep[group.slice]).sum())} "
-                    "of its units. Leave the groups of Masks.held whole."
+                    f"group {group.name!r} cannot be masked, and the mask removes {removed} of its units. "
+                    "Leave the groups of Masks.held whole."
                 )
         with torch.no_grad():
             for name, slices in self._slices.items():
@@ -108,21 +110,21 @@ class Masks:
                     if optimizer is not None:
                         _forget(optimizer, weight, slices.dim, back)
         self.keep = keep.clone()
+        self._off = self._find_off()
 
     def enforce(self) -> None:
         """Zero what reads units that are off: call it after whatever changed the weights."""
         with torch.no_grad():
-            for weight, dim, off in self._off():
-                weight.index_fill_(dim, off, 0)
+            for part in self._off.values():
+                part.weight.mul_(part.factor)
 
     @contextmanager
     def revealed(self) -> Iterator[None]:
         """Within, weights are as if every unit were on: for scoring with ``keep=``, which masks itself."""
         with torch.no_grad():
-            for name, slices in self._slices.items():
-                weight = self._weights[name]
-                off = slices.of(~self.keep).to(weight.device)
-                weight.index_copy_(slices.dim, off, self._vault[name].index_select(slices.dim, off))
+            for name, part in self._off.items():
+                values = self._vault[name].index_select(part.dim, part.positions)
+                part.weight.index_copy_(part.dim, part.positions, values)
         try:
             yield
         finally:
@@ -137,11 +139,32 @@ class Masks:
         self.keep = state["keep"].cpu().clone()
         for name, vault in self._vault.items():
             vault.copy_(state["vault"][name])
+        self._off = self._find_off()
 
-    def _off(self) -> Iterator[tuple[nn.Parameter, int, torch.Tensor]]:
+    def _find_off(self) -> dict[str, _Off]:
+        found = {}
         for name, slices in self._slices.items():
             weight = self._weights[name]
-            yield weight, slices.dim, slices.of(~self.keep).to(weight.device)
+            positions = slices.of(~self.keep).to(weight.device)
+            if len(positions):
+                shape = [1] * weight.ndim
+                shape[slices.dim] = -1
+                factor = weight.new_ones(weight.shape[slices.dim]).index_fill(0, positions, 0)
+                found[name] = _Off(weight, slices.dim, positions, factor.view(shape))
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Off:
+    """The positions of a weight that are off; ``factor`` broadcasts to 0 there and to 1 elsewhere.
+
+    A product with it takes half as long as filling the positions, as rows of a convolution are short.
+    """
+
+    weight: nn.Parameter
+    dim: int
+    positions: torch.Tensor
+    factor: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +256,9 @@ def _held(model: nn.Module, structure: Structure, readers: Mapping[str, list[_Re
     return frozenset(group.name for group in structure.groups if group.name not in fine)
 
 
-def _forget(optimizer: torch.optim.Optimizer, weight: nn.Parameter, dim: int, positions: torch.Tensor) -> None:
+def _forget(
+    optimizer: torch.optim.Optimizer, weight: nn.Parameter, dim: int, positions: torch.Tensor
+) -> None:
     for value in optimizer.state.get(weight, {}).values():
         if isinstance(value, torch.Tensor) and value.shape == weight.shape:
             value.index_fill_(dim, positions, 0)

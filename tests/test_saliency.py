@@ -772,3 +772,48 @@ def test_a_model_that_takes_no_batch_of_one_is_scored() -> None:
     assert (measure(model, structure, Fisher(), [GOOD]).scores > 0).all()
     with pytest.raises(BatchError, match=r"NeedsTwo refuses .*\(1, 4\).*at least two"):
         measure(model, structure, Fisher(), [GOOD, GOOD[:1]])
+
+
+def test_gates_of_units_that_are_off_say_what_switching_them_on_would_do() -> None:
+    """Against finite differences of the masked twin's own loss, for units on and off."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 5, 3), nn.Tanh(), nn.Conv2d(5, 2, 1)
+    ).double()
+    data = [torch.randn(4, 3, 8, 8, dtype=torch.float64)]
+    task = Task("all", lambda output: output, lambda output, batch: output.square().mean())
+    structure = analyse(model, (data[0],), [task])
+    keep = torch.ones(structure.units, dtype=torch.bool)
+    keep[::3] = False
+    found = measure(model, structure, SNIP(), data, keep=keep).scores[0]
+    group = {unit: g for g in structure.groups for unit in range(g.start, g.slice.stop)}
+    readers = {"0": model[2], "2": model[4]}
+    weights = {name: module.weight.detach().clone() for name, module in readers.items()}
+
+    def loss(gates: torch.Tensor) -> float:
+        with torch.no_grad():
+            for unit, gate in enumerate(gates):
+                owner = group[unit].name
+                reader = readers[owner.split(".")[0]]
+                column = unit - group[unit].start
+                reader.weight[:, column] = gate * weights[owner.split(".")[0]][:, column]
+            value = float(model(data[0]).square().mean())
+            for name, module in readers.items():
+                module.weight.copy_(weights[name])
+        return value
+
+    step = 1e-6
+    for unit in range(structure.units):
+        up, down = keep.double(), keep.double()
+        up[unit] += step
+        down[unit] -= step
+        slope = (loss(up) - loss(down)) / (2 * step)
+        assert float(found[unit]) == pytest.approx(abs(slope), rel=1e-5, abs=1e-10)
+
+
+def test_a_mask_of_another_size_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+    data = [torch.randn(3, 4)]
+    structure = analyse(model, (data[0],), [Task("all", lambda output: output)])
+    with pytest.raises(PlanError, match=r"expected torch.bool \[6\]"):
+        measure(model, structure, SNIP(), data, keep=torch.ones(5, dtype=torch.bool))

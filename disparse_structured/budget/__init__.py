@@ -7,6 +7,7 @@ from disparse_structured.budget.search import (
     TOLERANCE,
     Decision,
     make_plan,
+    plan_of,
     search,
     smallest,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "Budget",
     "Decision",
     "make_plan",
+    "plan_of",
     "search",
     "smallest",
 ]

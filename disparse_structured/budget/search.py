@@ -71,16 +71,30 @@ def make_plan(
 ) -> Plan:
     """:func:`search`, written down as a :class:`Plan`; ``criterion`` and ``seed`` are only named in it."""
     found = search(structure, saliency, budget, ranking=ranking, arbiter=arbiter, weights=weights)
+    return plan_of(structure, found, budget, ranking=ranking, arbiter=arbiter, criterion=criterion, seed=seed)
+
+
+def plan_of(
+    structure: PrunableStructure,
+    decision: Decision,
+    budget: Budget,
+    *,
+    ranking: Ranking,
+    arbiter: Arbiter,
+    criterion: object = None,
+    seed: int | None = None,
+) -> Plan:
+    """``decision`` as a :class:`Plan`; everything else is only named in it."""
     return Plan.from_keep(
         structure,
-        found.keep,
-        votes=found.votes.keep,
+        decision.keep,
+        votes=decision.votes.keep,
         budget=budget.facts(),
         provenance=Provenance(
             criterion=None if criterion is None else _name(criterion),
             arbiter=_name(arbiter),
             ranking=_name(ranking),
-            ratio=found.votes.ratio,
+            ratio=decision.votes.ratio,
             seed=seed,
             versions=package_versions(),
         ),
@@ -95,6 +109,7 @@ def search(
     ranking: Ranking = DEFAULT_RANKING,
     arbiter: Arbiter = DEFAULT_ARBITER,
     weights: Iterable[float] | None = None,
+    stay: torch.Tensor | None = None,
 ) -> Decision:
     """The common ratio at which the decision meets the budget, with the slack handed back.
 
@@ -106,6 +121,7 @@ def search(
         structure: groups, reach, count constraints and cost of the dense model.
         saliency: ``[tasks, units]``, finite and >= 0.
         weights: one per task, >= 0, for arbiters that use them; ones by default.
+        stay: bool ``[units]``; nobody may vote on units that are True.
 
     Raises:
         BudgetError: the budget is no less than the dense cost, or cannot be met (says how far it can go).
@@ -116,6 +132,8 @@ def search(
     dense = float(cost(torch.ones(structure.reach.shape[1], dtype=torch.bool)))
     target = budget.target(dense)
     free = _free(structure, budget)
+    if stay is not None:
+        free &= ~stay
     unit_cost = torch.as_tensor(structure.cost.unit_cost(budget.kind)).to(device="cpu", dtype=torch.float64)
     context = ranking_context(structure.groups, unit_cost)
     scores = normalise(saliency, structure.reach, structure.tasks)

@@ -1,0 +1,104 @@
+"""Pruned while training: units go, and units come back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from disparse_structured.arbitration import Arbiter, Unanimous
+from disparse_structured.batches import Inputs
+from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget, smallest
+from disparse_structured.regimes.masked import MaskedRegime
+from disparse_structured.regimes.panel import Panel
+from disparse_structured.regimes.physical import as_arguments
+from disparse_structured.saliency import Criterion, Fisher
+from disparse_structured.structure import analyse
+from disparse_structured.tasks import Task, check_tasks
+from disparse_structured.votes import Ranking
+
+
+class Dynamic(MaskedRegime):
+    """Prune and regrow: the network is within its budget from the first step to the last.
+
+    Every ``every`` steps, until ``until`` of all steps, a share of the budget changes hands, which falls
+    from ``fraction`` to zero along a cosine (RigL: Evci et al., ICML 2020). One scoring of the masked
+    network serves both ways: what is on is dropped by the arbiter on the tasks' votes to remove; what is
+    off (or was just dropped) comes back by the gradients of its gates, if any task asks (DiSparse, Sun et
+    al., CVPR 2022). A unit returns with the weights it left with.
+
+    Args:
+        model: a freshly initialised (or trained) dense network. It is trained and masked in place.
+        steps: how many optimiser steps training will take.
+        every: steps between two exchanges.
+        fraction: share of the budget's cost that the first exchange moves, in (0, 1).
+        until: share of ``steps`` after which the mask is fixed, in (0, 1].
+        batches: how many batches of ``data`` one exchange reads; 1 as in RigL.
+        example_inputs, tasks, data, budget, criterion, arbiter, ranking, inputs, seed: as in
+            :class:`disparse_structured.regimes.Pretrained`. Example inputs of the batches' own shape save
+            an export at every exchange.
+
+    Raises:
+        BudgetError: the budget cannot be met; ``model`` is unchanged.
+        ValueError: a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: tuple[Any, ...] | torch.Tensor,
+        tasks: Sequence[Task],
+        data: Iterable[Any],
+        *,
+        budget: Budget,
+        steps: int,
+        every: int = 100,
+        fraction: float = 0.3,
+        until: float = 0.75,
+        criterion: Criterion | None = None,
+        arbiter: Arbiter = DEFAULT_ARBITER,
+        ranking: Ranking = DEFAULT_RANKING,
+        inputs: Inputs | None = None,
+        seed: int = 0,
+        batches: int | None = 1,
+    ) -> None:
+        if steps < 1 or every < 1 or not 0 < fraction < 1 or not 0 < until <= 1:
+            raise ValueError(
+                f"steps={steps}, every={every}, fraction={fraction}, until={until}: steps and every must be "
+                "at least 1, fraction between 0 and 1, until above 0 and at most 1."
+            )
+        structure = analyse(model, as_arguments(example_inputs), check_tasks(tasks))
+        criterion = criterion or Fisher()
+        super().__init__(
+            model, Panel(structure, data, budget, criterion, arbiter, ranking, inputs, seed, batches)
+        )
+        self.every, self.fraction, self.last = every, fraction, until * steps
+        saliency = self.score()
+        self.adopt(self.panel.decide(saliency.scores), saliency)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keeps the mask, and exchanges units when it is time."""
+        self.masks.enforce()
+        self.steps_taken += 1
+        if self.steps_taken % self.every == 0 and self.steps_taken < self.last:
+            self._exchange(optimizer)
+
+    @property
+    def moving(self) -> float:
+        """The share of the budget that an exchange would move now."""
+        return self.fraction / 2 * (1 + math.cos(math.pi * min(self.steps_taken / self.last, 1.0)))
+
+    def _exchange(self, optimizer: torch.optim.Optimizer) -> None:
+        panel = self.panel
+        least = panel.cost(smallest(panel.structure, panel.budget)) / panel.dense
+        lower = max(panel.share * (1 - self.moving), least)
+        if lower >= panel.share:
+            return
+        saliency = self.score()
+        dropped = panel.decide(saliency.scores.masked_fill(~self.keep, 0.0), panel.within(lower))
+        survivors = self.keep & dropped.keep
+        # Unanimity read backwards: a unit stays off only if every task leaves it off.
+        self.adopt(panel.decide(saliency.scores, arbiter=Unanimous(), stay=survivors), saliency, optimizer)

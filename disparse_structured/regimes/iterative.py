@@ -1,0 +1,110 @@
+"""Pruned in stages, with training in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from disparse_structured.arbitration import Arbiter
+from disparse_structured.batches import Inputs
+from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget
+from disparse_structured.errors import BudgetError
+from disparse_structured.pipeline import Pruned
+from disparse_structured.regimes.masked import MaskedRegime
+from disparse_structured.regimes.panel import Panel
+from disparse_structured.regimes.physical import as_arguments
+from disparse_structured.saliency import Criterion, Fisher
+from disparse_structured.structure import analyse
+from disparse_structured.tasks import Task, check_tasks
+from disparse_structured.votes import Ranking
+
+
+class Iterative(MaskedRegime):
+    """A trained network loses its units in stages; every stage scores what is left anew.
+
+    The first stage comes at once, the next ones after every ``every`` steps of training. Stage i of n
+    leaves the share ``share ** (i / n)`` of the dense cost, so that each takes the same proportion of what
+    is there (iterative magnitude pruning's schedule: Frankle and Carbin, ICLR 2019). A unit that has gone
+    scores zero for every task.
+
+    Args:
+        model: the trained dense network. It is trained and masked in place: pass a copy to keep it.
+        stages: how many, at least 1.
+        every: steps of training between two stages.
+        example_inputs, tasks, data, budget, criterion, arbiter, ranking, inputs, seed, batches: as in
+            :class:`disparse_structured.regimes.Pretrained`.
+
+    Raises:
+        BudgetError: the budget cannot be met; ``model`` is unchanged.
+        ValueError: ``stages`` or ``every`` is below 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: tuple[Any, ...] | torch.Tensor,
+        tasks: Sequence[Task],
+        data: Iterable[Any],
+        *,
+        budget: Budget,
+        stages: int,
+        every: int,
+        criterion: Criterion | None = None,
+        arbiter: Arbiter = DEFAULT_ARBITER,
+        ranking: Ranking = DEFAULT_RANKING,
+        inputs: Inputs | None = None,
+        seed: int = 0,
+        batches: int | None = None,
+    ) -> None:
+        if stages < 1 or every < 1:
+            raise ValueError(f"stages={stages} and every={every}: both must be at least 1.")
+        structure = analyse(model, as_arguments(example_inputs), check_tasks(tasks))
+        criterion = criterion or Fisher()
+        super().__init__(
+            model, Panel(structure, data, budget, criterion, arbiter, ranking, inputs, seed, batches)
+        )
+        self.stages, self.every = stages, every
+        self._check_reachable()
+        self._advance(None)
+
+    @property
+    def stage(self) -> int:
+        """How many stages are done."""
+        return self._scorings
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keeps the mask, and every ``every`` steps takes the next stage."""
+        self.masks.enforce()
+        self.steps_taken += 1
+        if self.steps_taken % self.every == 0 and self.stage < self.stages:
+            self._advance(optimizer)
+
+    def finish(self) -> Pruned:
+        """See :class:`Regime`; stages that training was too short for are taken now."""
+        while self.stage < self.stages:
+            self._advance(None)
+        return super().finish()
+
+    def _advance(self, optimizer: torch.optim.Optimizer | None) -> None:
+        saliency = self.score()
+        budget = self.panel.budget
+        if self.stage < self.stages:
+            budget = self.panel.within(self.panel.share ** (self.stage / self.stages))
+        scores = saliency.scores.masked_fill(~self.keep, 0.0)
+        self.adopt(self.panel.decide(scores, budget), saliency, optimizer)
+
+    def _check_reachable(self) -> None:
+        """The last budget must be within reach before the first stage changes anything."""
+        try:
+            self.panel.decide(self.structure.reach.to(torch.float64))
+        except BudgetError as error:
+            held = sorted(self.masks.held)
+            if not held:
+                raise
+            raise BudgetError(
+                f"{error} Masks cannot hold {len(held)} groups ({', '.join(held[:3])}…), which keep their "
+                "width in this regime: a normalisation takes statistics over them. Pretrained() can cut them."
+            ) from None

@@ -1,0 +1,95 @@
+"""What the regimes share that decide more than once: the dense network trains, with units switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from disparse_structured.budget import Decision
+from disparse_structured.errors import LoadError
+from disparse_structured.masking import Masks
+from disparse_structured.pipeline import Pruned, report_on
+from disparse_structured.regimes.panel import Panel
+from disparse_structured.regimes.regime import Regime
+from disparse_structured.saliency import Saliency
+from disparse_structured.surgery import apply
+from disparse_structured.votes import Votes
+
+
+class MaskedRegime(Regime):
+    """Trains the user's own module, in place: what reads a unit that is off is zero after every step.
+
+    Groups that masks cannot hold (``masks.held``) keep their width.
+    """
+
+    def __init__(self, model: nn.Module, panel: Panel) -> None:
+        self.model = model
+        self.structure = panel.structure
+        self.masks = Masks(model, panel.structure)
+        # Nobody votes on what cannot be switched off and on.
+        open_to_vote = replace(panel.structure, unclaimed=panel.structure.unclaimed | self.masks.held)
+        self.panel = replace(panel, structure=open_to_vote)
+        self.steps_taken = 0
+        self._scorings = 0
+        self._last: tuple[Decision, Saliency] | None = None
+
+    def score(self) -> Saliency:
+        """The next scoring, of the network as it is masked now."""
+        with self.masks.revealed():
+            found = self.panel.score(self.model, self._scorings, self.masks.keep)
+        self._scorings += 1
+        return found
+
+    def adopt(
+        self, decision: Decision, saliency: Saliency, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Makes ``decision`` the mask from now on."""
+        self.masks.switch(decision.keep, optimizer)
+        self._last = decision, saliency
+
+    @property
+    def keep(self) -> torch.Tensor:
+        """Bool ``[units]``: what is on."""
+        return self.masks.keep
+
+    def finish(self) -> Pruned:
+        """See :class:`Regime`."""
+        assert self._last is not None  # every constructor decides once
+        decision, saliency = self._last
+        operation = apply(self.model, self.panel.plan(decision), self.structure)
+        return Pruned(operation.model, operation.plan, report_on(self.structure, saliency, operation))
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :class:`Regime`."""
+        assert self._last is not None
+        decision, saliency = self._last
+        return {
+            "steps_taken": self.steps_taken,
+            "scorings": self._scorings,
+            "masks": self.masks.state_dict(),
+            "fingerprint": self.structure.fingerprint,
+            "votes": decision.votes.keep,
+            "standing": decision.votes.standing,
+            "ratio": decision.votes.ratio,
+            "scores": saliency.scores,
+            "read": [saliency.batches, saliency.samples],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See :class:`Regime`; raises :class:`LoadError` for the state of another model."""
+        if state["fingerprint"] != self.structure.fingerprint:
+            raise LoadError(
+                "the saved state is of another model (its channel groups differ). "
+                "Construct the regime from the model that the run was started with."
+            )
+        assert self._last is not None
+        self.steps_taken, self._scorings = state["steps_taken"], state["scorings"]
+        self.masks.load_state_dict(state["masks"])
+        votes = Votes(state["votes"].cpu(), state["ratio"], state["standing"].cpu())
+        batches, samples = state["read"]
+        saliency = replace(self._last[1], scores=state["scores"].cpu(), batches=batches, samples=samples)
+        self._last = Decision(self.masks.keep, votes), saliency

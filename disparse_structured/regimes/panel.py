@@ -1,0 +1,104 @@
+"""Who decides, and by what: the part that all regimes share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from disparse_structured.arbitration import Arbiter
+from disparse_structured.batches import Inputs
+from disparse_structured.budget import Budget, Decision, plan_of, search
+from disparse_structured.plan import Plan
+from disparse_structured.regimes.processes import on_main
+from disparse_structured.saliency import Criterion, Saliency, measure
+from disparse_structured.structure import Structure
+from disparse_structured.votes import Ranking
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """A structure, the data to score its units on, and the rules of the vote.
+
+    ``batches`` limits how much of ``data`` one scoring reads. Every scoring iterates ``data`` anew, under
+    random states of its own that follow from ``seed`` and the scoring's number, so that a loader that
+    shuffles shows other samples each time, and the same ones when a run is repeated or resumed.
+    """
+
+    structure: Structure
+    data: Iterable[Any]
+    budget: Budget
+    criterion: Criterion
+    arbiter: Arbiter
+    ranking: Ranking
+    inputs: Inputs | None
+    seed: int
+    batches: int | None
+
+    @property
+    def dense(self) -> float:
+        """The limited cost of the dense network."""
+        return self.cost(torch.ones(self.structure.units, dtype=torch.bool))
+
+    @property
+    def share(self) -> float:
+        """The budget as a share of the dense cost."""
+        return self.budget.target(self.dense) / self.dense
+
+    def cost(self, keep: torch.Tensor) -> float:
+        """The limited cost of ``keep``, bool ``[units]``."""
+        return self.structure.cost.total(self.budget.kind, keep)
+
+    def within(self, share: float) -> Budget:
+        """The budget with another limit, a share of the dense cost in (0, 1)."""
+        limits: dict[str, Any] = {self.budget.kind: share}
+        return replace(self.budget, **limits)
+
+    def score(self, model: nn.Module, number: int = 0, keep: torch.Tensor | None = None) -> Saliency:
+        """Scoring number ``number``, of the network with the units of ``keep``; the same in all processes."""
+        return on_main(
+            lambda: measure(
+                model,
+                self.structure,
+                self.criterion,
+                self.data,
+                inputs=self.inputs,
+                seed=self.seed + number,
+                max_batches=self.batches,
+                keep=keep,
+            )
+        )
+
+    def decide(
+        self,
+        scores: torch.Tensor,
+        budget: Budget | None = None,
+        *,
+        arbiter: Arbiter | None = None,
+        stay: torch.Tensor | None = None,
+    ) -> Decision:
+        """What the tasks vote on ``scores`` (``[tasks, units]``), as :func:`budget.search` does it."""
+        return search(
+            self.structure,
+            scores,
+            budget or self.budget,
+            ranking=self.ranking,
+            arbiter=arbiter or self.arbiter,
+            weights=[task.weight for task in self.structure.task_objects],
+            stay=stay,
+        )
+
+    def plan(self, decision: Decision) -> Plan:
+        """``decision``, written down."""
+        return plan_of(
+            self.structure,
+            decision,
+            self.budget,
+            ranking=self.ranking,
+            arbiter=self.arbiter,
+            criterion=self.criterion,
+            seed=self.seed,
+        )
