@@ -14,7 +14,16 @@ from disparse_structured.budget import Budget, make_plan
 from disparse_structured.errors import DisparseError
 from disparse_structured.pipeline import Pruned, prune
 from disparse_structured.plan import Plan
-from disparse_structured.saliency import SNIP, DiagonalHessian, Fisher, Magnitude, Random, Taylor, measure
+from disparse_structured.saliency import (
+    SNIP,
+    DiagonalHessian,
+    Fisher,
+    Learned,
+    Magnitude,
+    Random,
+    Taylor,
+    measure,
+)
 from disparse_structured.saving import load, save
 from disparse_structured.structure import analyse
 from disparse_structured.surgery import apply
@@ -34,6 +43,7 @@ __all__ = [
     "GlobalRanking",
     "IsomorphicRanking",
     "LayerRanking",
+    "Learned",
     "Magnitude",
     "Majority",
     "PerCostRanking",

@@ -265,6 +265,22 @@ def test_a_unit_returns_because_one_task_asks() -> None:
     assert bool(regime.keep[wanted.unit])
 
 
+def test_coming_back_may_have_a_criterion_of_its_own() -> None:
+    seen: list[Tensor] = []
+
+    def grow(probe: Probe) -> Tensor:
+        assert probe.keep is not None
+        seen.append(probe.keep)
+        return torch.arange(probe.structure.units).expand_as(probe.structure.reach).double()
+
+    regime = _dynamic(_model(), grow=grow, every=1)
+    before = regime.keep
+    next(_train(regime, 1, _optimizer(regime)))
+    returned = ~before & regime.keep
+    assert torch.equal(seen[0], before)
+    assert bool(returned.any())
+
+
 def test_what_moves_falls_along_a_cosine_and_then_stops() -> None:
     regime = _dynamic(_model(), fraction=0.4, steps=20, every=5, until=0.8)
     optimizer = _optimizer(regime)

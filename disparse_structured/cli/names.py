@@ -7,7 +7,16 @@ from typing import TypeVar
 
 from disparse_structured.arbitration import AnyTask, Arbiter, Majority, Quorum, Unanimous, WeightedMean
 from disparse_structured.cli.usage import UsageError, suggestion
-from disparse_structured.saliency import SNIP, Criterion, DiagonalHessian, Fisher, Magnitude, Random, Taylor
+from disparse_structured.saliency import (
+    SNIP,
+    Criterion,
+    DiagonalHessian,
+    Fisher,
+    Learned,
+    Magnitude,
+    Random,
+    Taylor,
+)
 from disparse_structured.votes import (
     GlobalRanking,
     IsomorphicRanking,
@@ -21,6 +30,7 @@ CRITERIA: Mapping[str, Criterion] = {
     "taylor": Taylor(),
     "snip": SNIP(),
     "obd": DiagonalHessian(),
+    "learned": Learned(),
     "l1": Magnitude(p=1),
     "l2": Magnitude(p=2),
     "random": Random(),

@@ -25,16 +25,17 @@ class Dynamic(MaskedRegime):
     """Prune and regrow: the network is within its budget from the first step to the last.
 
     Every ``every`` steps, until ``until`` of all steps, a share of the budget changes hands, which falls
-    from ``fraction`` to zero along a cosine (RigL: Evci et al., ICML 2020). One scoring of the masked
-    network serves both ways: what is on is dropped by the arbiter on the tasks' votes to remove; what is
-    off (or was just dropped) comes back by the gradients of its gates, if any task asks (DiSparse, Sun et
-    al., CVPR 2022). A unit returns with the weights it left with.
+    from ``fraction`` to zero along a cosine (RigL: Evci et al., ICML 2020). What is on is dropped
+    by the arbiter on the tasks' votes to remove; what is off, or was just dropped, comes back by its gate's
+    gradients, if any task asks (DiSparse, Sun et al., CVPR 2022). Both read one scoring of the masked
+    network. A unit returns with the weights it left with.
 
     Args:
         model: a freshly initialised (or trained) dense network. It is trained and masked in place.
         steps: how many optimiser steps training will take.
         every: steps between two exchanges.
         fraction: share of the budget's cost that the first exchange moves, in (0, 1).
+        grow: scores for coming back, where they are not ``criterion``'s; read in a second scoring.
         until: share of ``steps`` after which the mask is fixed, in (0, 1].
         batches: how many batches of ``data`` one exchange reads; 1 as in RigL.
         example_inputs, tasks, data, budget, criterion, arbiter, ranking, inputs, seed: as in
@@ -59,6 +60,7 @@ class Dynamic(MaskedRegime):
         fraction: float = 0.3,
         until: float = 0.75,
         criterion: Criterion | None = None,
+        grow: Criterion | None = None,
         arbiter: Arbiter = DEFAULT_ARBITER,
         ranking: Ranking = DEFAULT_RANKING,
         inputs: Inputs | None = None,
@@ -76,6 +78,7 @@ class Dynamic(MaskedRegime):
             model, Panel(structure, data, budget, criterion, arbiter, ranking, inputs, seed, batches)
         )
         self.every, self.fraction, self.last = every, fraction, until * steps
+        self.grow = grow
         saliency = self.score()
         self.adopt(self.panel.decide(saliency.scores), saliency)
 
@@ -100,5 +103,7 @@ class Dynamic(MaskedRegime):
         saliency = self.score()
         dropped = panel.decide(saliency.scores.masked_fill(~self.keep, 0.0), panel.within(lower))
         survivors = self.keep & dropped.keep
+        if self.grow is not None:
+            saliency = self.score(self.grow)
         # Unanimity read backwards: a unit stays off only if every task leaves it off.
         self.adopt(panel.decide(saliency.scores, arbiter=Unanimous(), stay=survivors), saliency, optimizer)

@@ -15,7 +15,7 @@ from disparse_structured.masking import Masks
 from disparse_structured.pipeline import Pruned, report_on
 from disparse_structured.regimes.panel import Panel
 from disparse_structured.regimes.regime import Regime
-from disparse_structured.saliency import Saliency
+from disparse_structured.saliency import Criterion, Saliency
 from disparse_structured.surgery import apply
 from disparse_structured.votes import Votes
 
@@ -37,10 +37,11 @@ class MaskedRegime(Regime):
         self._scorings = 0
         self._last: tuple[Decision, Saliency] | None = None
 
-    def score(self) -> Saliency:
-        """The next scoring, of the network as it is masked now."""
+    def score(self, criterion: Criterion | None = None) -> Saliency:
+        """The next scoring, of the network as it is masked now; by the panel's criterion or another."""
+        panel = self.panel if criterion is None else replace(self.panel, criterion=criterion)
         with self.masks.revealed():
-            found = self.panel.score(self.model, self._scorings, self.masks.keep)
+            found = panel.score(self.model, self._scorings, self.masks.keep)
         self._scorings += 1
         return found
 

@@ -9,6 +9,7 @@ its own output stand in for the loss (see :mod:`disparse_structured.saliency.obj
 from disparse_structured.saliency.criterion import Criterion, Saliency, measure
 from disparse_structured.saliency.fisher import Fisher
 from disparse_structured.saliency.hessian import DiagonalHessian
+from disparse_structured.saliency.learned import Learned
 from disparse_structured.saliency.magnitude import Magnitude
 from disparse_structured.saliency.probe import GateCurvature, GateGradients, Probe
 from disparse_structured.saliency.random import Random
@@ -22,6 +23,7 @@ __all__ = [
     "Fisher",
     "GateCurvature",
     "GateGradients",
+    "Learned",
     "Magnitude",
     "Probe",
     "Random",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
 
 from disparse_structured.errors import TaskError
-from disparse_structured.saliency.feeding import PerShape
+from disparse_structured.saliency.feeding import PerShape, batch_size
 from disparse_structured.saliency.gates import Factor, gated, reads
 from disparse_structured.saliency.objectives import labelled
 from disparse_structured.saliency.probe import Probe
@@ -19,43 +20,48 @@ from disparse_structured.tasks import Task
 Outputs = dict[str, tuple[torch.Tensor, ...]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class MiniBatch:
-    """One mini-batch: what each task wants of it, as a function of the gates.
+    """One mini-batch, and what each task's objective on it is as a function of the gates."""
 
-    Args:
-        number: how many came before it, over all passes.
-        objective: ``(task row, gates [units]) -> scalar``: the task's loss with the gates multiplying
-            what consumers read, or of a label-free task the squared distance of its output from the
-            output of the network as it is, divided by the squared norm of that. Differentiable.
-    """
+    probe: Probe
+    batch: Any
+    run: Callable[[torch.Tensor], Outputs]
+    _dense: Outputs = field(default_factory=dict, init=False)
 
-    number: int
-    objective: Callable[[int, torch.Tensor], torch.Tensor]
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs, and gates have to be."""
+        return self.probe._device
+
+    def objective(self, row: int, gates: torch.Tensor) -> torch.Tensor:
+        """The objective of task ``row``, a scalar, with ``gates`` ``[units]`` on what consumers read.
+
+        A task's loss; of a label-free task, the squared distance of its output from that of the network
+        as it is, divided by the squared norm of the latter.
+        """
+        task = self.probe.structure.task_objects[row]
+        outputs = self.run(gates)[task.name]
+        if task.loss is not None:
+            found = labelled(task, self.probe._packings[task.name], outputs, self.batch)
+            # A loss that no gate reaches is a constant as far as they are concerned.
+            return found.outputs[0] if found.outputs else gates.new_zeros(())
+        if not self._dense:
+            with torch.no_grad():
+                self._dense.update(self.run(self.probe._kept.to(gates)))
+        return _relative_distance(task, outputs, self._dense[task.name])
 
 
 def run_mini_batches(probe: Probe, steps: int, of: Callable[[MiniBatch], None]) -> None:
-    """``of`` each of ``steps`` mini-batches of the probe's data, read again from its start at its end.
+    """``of`` each of ``steps`` mini-batches of the probe's data, which is read again when it ends.
 
-    ``of`` runs on the probe's own random states, with gradients enabled. ``probe.batches`` and
-    ``probe.samples`` are those of the longest pass.
+    ``of`` runs on the probe's own random states, with gradients enabled, on the probe's device. After it,
+    ``probe.batches`` and ``probe.samples`` are those of the longest pass.
 
     Raises:
         BatchError: no data, no batch, or a second pass is needed over an iterator that is used up.
     """
-    done = 0
-    read = (0, 0)
-    while done < steps:
-        for _ in _one_pass(probe, done, steps, of):
-            done += 1
-            if done == steps:
-                break
-        read = max(read, (probe.batches, probe.samples))
-    probe.batches, probe.samples = read
-
-
-def _one_pass(probe: Probe, first: int, steps: int, of: Callable[[MiniBatch], None]) -> Iterator[int]:
-    # Friends of Probe, next to its methods of the same form (gate_gradients, curvatures).
+    # A friend of Probe, beside its methods of the same form: gate_gradients and curvatures.
     held: dict[str, torch.Tensor] = {}
 
     def prepare(structure: Structure) -> Callable[[tuple[Any, ...]], Outputs]:
@@ -63,32 +69,23 @@ def _one_pass(probe: Probe, first: int, steps: int, of: Callable[[MiniBatch], No
         return probe._runner(structure, gated(structure, factors, probe._kept))
 
     prepared = PerShape(probe.model, probe.structure, prepare)
-    numbers = iter(range(first, steps))
 
     def step(batch: Any, inputs: tuple[Any, ...]) -> Iterator[int]:
-        run = prepared(inputs)
-        dense: Outputs = {}
+        network = prepared(inputs)
 
-        def outputs(gates: torch.Tensor) -> Outputs:
-            held["gates"] = gates[None]
-            return run(inputs)
+        def run(gates: torch.Tensor) -> Outputs:
+            held["gates"] = gates[None]  # one row for all examples
+            return network(inputs)
 
-        def objective(row: int, gates: torch.Tensor) -> torch.Tensor:
-            task = probe.structure.task_objects[row]
-            if task.loss is not None:
-                found = labelled(task, probe._packings[task.name], outputs(gates)[task.name], batch)
-                # A loss that no gate reaches is a constant as far as they are concerned.
-                return found.outputs[0] if found.outputs else gates.new_zeros(())
-            if not dense:
-                with torch.no_grad():
-                    dense.update(outputs(probe._kept.to(gates)))
-            return _relative_distance(task, outputs(gates)[task.name], dense[task.name])
+        of(MiniBatch(probe, batch, run))
+        yield batch_size(inputs)
 
-        number = next(numbers)
-        of(MiniBatch(number, objective))
-        yield number
-
-    return probe._stream(step)
+    done, longest = 0, (0, 0)
+    while done < steps:
+        sizes = list(islice(probe._stream(step), steps - done))
+        done += len(sizes)
+        longest = max(longest, (len(sizes), sum(sizes)))
+    probe.batches, probe.samples = longest
 
 
 def _relative_distance(

@@ -1,0 +1,185 @@
+"""The methods that benchmarks compare, in each regime: who decides what goes, and on what evidence.
+
+Structure, budget, surgery, training and data are the same for all; see :class:`Method`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+from benchmarks.joint import joint_task
+from benchmarks.rivals import ConflictTaylor, CosPrune
+from benchmarks.stock_scores import Kind, StockScores
+from disparse_structured.arbitration import Arbiter, WeightedMean
+from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING
+from disparse_structured.saliency import SNIP, Criterion, Fisher, Learned, Magnitude, Random
+from disparse_structured.tasks import Task, check_tasks
+from disparse_structured.votes import (
+    GlobalRanking,
+    IsomorphicRanking,
+    LayerRanking,
+    Ranking,
+)
+
+RegimeName = Literal["pretrained", "static", "dynamic"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the tables.
+
+    Args:
+        name: unique within its regime.
+        criterion, arbiter, ranking: how units are scored, votes decided, and layers compared; by default
+            unanimously and per cost.
+        joint: one task, the weighted sum of all losses, stands for all: the tasks are not asked.
+        stages: prune this many times with fine-tuning between (pretrained only).
+        grow: by what units come back, if not by ``criterion`` (dynamic only).
+        rewind: after the decision, weights go back to those before any training.
+        source: the paper that the decision is from, and what is different here.
+    """
+
+    name: str
+    regime: RegimeName
+    criterion: Criterion
+    arbiter: Arbiter = DEFAULT_ARBITER
+    ranking: Ranking = DEFAULT_RANKING
+    joint: bool = False
+    stages: int = 1
+    rewind: bool = False
+    grow: Criterion | None = None
+    source: str = ""
+
+    @property
+    def key(self) -> str:
+        """``regime/name``."""
+        return f"{self.regime}/{self.name}"
+
+    def voters(self, tasks: Sequence[Task]) -> tuple[Task, ...]:
+        """The tasks to prune for: ``tasks``, or the joint one."""
+        return (joint_task(tasks),) if self.joint else check_tasks(tasks)
+
+
+_DISPARSE = "Sun et al., DiSparse, CVPR 2022, on units"
+_IMP = "Han et al., Learning both weights and connections, NIPS 2015, on units"
+_LTH = "Frankle, Carbin, The lottery ticket hypothesis, ICLR 2019, on units"
+_STOCK = "Fang et al., DepGraph, CVPR 2023 (Torch-Pruning's scores)"
+_CHANCE = "chance: what everything must beat"
+
+_PRETRAINED = (
+    Method("disparse", "pretrained", Fisher(), source=_DISPARSE),
+    Method("disparse-iterative", "pretrained", Fisher(), stages=3, source=_DISPARSE),
+    Method("random", "pretrained", Random(), joint=True, source=_CHANCE),
+    Method(
+        "magnitude-uniform",
+        "pretrained",
+        Magnitude(),
+        ranking=LayerRanking(),
+        joint=True,
+        source="Li et al., Pruning filters for efficient ConvNets, ICLR 2017",
+    ),
+    Method("imp", "pretrained", Magnitude(), ranking=LayerRanking(), joint=True, stages=5, source=_IMP),
+    Method(
+        "lth",
+        "pretrained",
+        Magnitude(),
+        ranking=LayerRanking(),
+        joint=True,
+        stages=5,
+        rewind=True,
+        source=_LTH,
+    ),
+    Method(
+        "joint-fisher",
+        "pretrained",
+        Fisher(),
+        joint=True,
+        source="ours without the votes: one score for the sum of all losses",
+    ),
+    Method(
+        "adapmtl",
+        "pretrained",
+        Learned(),
+        arbiter=WeightedMean(),
+        ranking=GlobalRanking(),
+        source="Xiang et al., AdapMTL, ACM MM 2024: learned soft thresholds, here with weights frozen",
+    ),
+    Method(
+        "cosprune",
+        "pretrained",
+        CosPrune(),
+        ranking=GlobalRanking(),
+        joint=True,
+        source="Garg et al., arXiv 2304.06840, one-shot; heads lose the share that the trunk does",
+    ),
+    Method(
+        "conflict-taylor",
+        "pretrained",
+        ConflictTaylor(),
+        ranking=GlobalRanking(),
+        joint=True,
+        source="Wang et al., arXiv 2511.05557, after the abstract",
+    ),
+)
+
+_KINDS: tuple[Kind, ...] = ("magnitude", "taylor", "hessian")
+_RANKINGS: Mapping[str, Ranking] = {
+    "uniform": LayerRanking(),
+    "global": GlobalRanking(),
+    "isomorphic": IsomorphicRanking(),
+}
+
+_STOCK_METHODS = tuple(
+    Method(
+        f"stock-{kind}-{name}", "pretrained", StockScores(kind), ranking=ranking, joint=True, source=_STOCK
+    )
+    for kind, (name, ranking) in product(_KINDS, _RANKINGS.items())
+)
+
+_STATIC = (
+    Method("disparse", "static", SNIP(), source=_DISPARSE),
+    Method(
+        "snip-joint", "static", SNIP(), joint=True, source="Lee et al., SNIP, ICLR 2019, on gates of units"
+    ),
+    Method("random", "static", Random(), joint=True, source=_CHANCE),
+    Method(
+        "magnitude-uniform",
+        "static",
+        Magnitude(),
+        ranking=LayerRanking(),
+        joint=True,
+        source="magnitude at initialisation",
+    ),
+)
+
+_DYNAMIC = (
+    Method("disparse", "dynamic", Fisher(), source=_DISPARSE),
+    Method(
+        "rigl-joint",
+        "dynamic",
+        Magnitude(),
+        grow=SNIP(),
+        ranking=LayerRanking(),
+        joint=True,
+        source="Evci et al., RigL, ICML 2020: drops by magnitude, grows by gradient; uniform widths, its "
+        "simpler variant, in place of Erdős–Rényi",
+    ),
+    Method(
+        "set-random",
+        "dynamic",
+        Magnitude(),
+        grow=Random(),
+        ranking=LayerRanking(),
+        joint=True,
+        source="Mocanu et al., SET, Nature Communications 2018: drops by magnitude, grows by chance; "
+        "uniform widths",
+    ),
+)
+
+METHODS: Mapping[str, Method] = {
+    method.key: method for method in (*_PRETRAINED, *_STOCK_METHODS, *_STATIC, *_DYNAMIC)
+}
+"""By :attr:`Method.key`, in the order of the tables."""
