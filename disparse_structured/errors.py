@@ -19,6 +19,10 @@ class BatchError(DisparseError):
     """The data gives no batch, or batches that the model refuses."""
 
 
+class DataError(DisparseError):
+    """A data set's files are missing, damaged, or not of the layout that they should be."""
+
+
 class UnsupportedModelError(DisparseError):
     """The model is of a kind that cannot be pruned as it is (``DataParallel``, compiled, quantised)."""
 

@@ -21,11 +21,20 @@ IGNORED_LABEL = 255
 """The class index of pixels that nobody annotated, as in Cityscapes, Pascal VOC and NYU-v2."""
 
 
-def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    """Mean cross-entropy of logits ``[B, C, H, W]`` against int64 labels ``[B, H, W]``; 255 is ignored."""
+def cross_entropy(output: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy of logits ``[B, C, H, W]`` against int64 labels ``[B, H, W]``; 255 is ignored.
+
+    ``class_weights [C]`` makes it the mean weighted by the label's class, as torch's is.
+    """
     _same_shape("cross_entropy", (output.shape[0], *output.shape[2:]), tuple(target.shape), output, target)
-    counted = (target != IGNORED_LABEL).sum().clamp(min=1)
-    return F.cross_entropy(output, target, ignore_index=IGNORED_LABEL, reduction="sum") / counted
+    known = target != IGNORED_LABEL
+    weight = None if class_weights is None else class_weights.to(output)
+    total = F.cross_entropy(output, target, weight, ignore_index=IGNORED_LABEL, reduction="sum")
+    if weight is None:
+        return total / known.sum().clamp(min=1)
+    # An empty sum stays 0, and so does the loss over it.
+    counted = weight[torch.where(known, target, 0)].where(known, 0.0).sum()
+    return total / torch.where(counted > 0, counted, 1.0)
 
 
 def depth_l1(output: Tensor, target: Tensor) -> Tensor:

@@ -27,42 +27,104 @@ class Metric(Protocol):
         """The figures over all batches so far."""
 
 
+class _Confusion:
+    """Counts of (class in the truth, class predicted), with one more column for what is no number."""
+
+    def __init__(self, name: str, classes: int, ignored: int | None) -> None:
+        self._name = name
+        self._ignored = ignored
+        self._counts = torch.zeros(classes, classes + 1, dtype=torch.int64)
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add logits ``[B, C, ...]`` and labels ``[B, ...]``."""
+        classes = len(self._counts)
+        _check_shapes(self._name, output, target, (len(output), *output.shape[2:]))
+        output = output.detach()
+        # A diverged network's NaN would win the argmax, and might even be right.
+        predicted = output.argmax(dim=1).masked_fill(output.isnan().any(dim=1), classes).cpu()
+        truth = target.cpu()
+        if output.shape[1] != classes:
+            raise TaskError(
+                f"{self._name}: the output has {output.shape[1]} classes, the metric {classes}. "
+                "Give the metric the model's number of classes."
+            )
+        if self._ignored is not None:
+            counts = truth != self._ignored
+            predicted, truth = predicted[counts], truth[counts]
+        strange = truth[(truth < 0) | (truth >= classes)]
+        if strange.numel():
+            ignored = "" if self._ignored is None else f" or {self._ignored} (ignored)"
+            raise TaskError(
+                f"{self._name}: found class {int(strange[0])}, expected 0 to {classes - 1}{ignored}. "
+                "Give the metric the model's number of classes, and mark unknown labels as ignored."
+            )
+        pairs = torch.bincount(
+            truth.flatten() * (classes + 1) + predicted.flatten(), minlength=classes**2 + classes
+        )
+        self._counts += pairs.view_as(self._counts)
+
+    @property
+    def hits(self) -> Tensor:
+        return self._counts.diagonal().double()
+
+    @property
+    def truths(self) -> Tensor:
+        return self._counts.sum(1).double()
+
+    @property
+    def predictions(self) -> Tensor:
+        return self._counts[:, :-1].sum(0).double()
+
+
 class Segmentation:
     """``miou`` and ``pixel_accuracy``, from a confusion matrix of ``classes`` x ``classes``.
 
     ``update`` takes logits ``[B, C, H, W]`` and int64 labels ``[B, H, W]``; 255 is ignored. The mean
     of the intersection over union goes over the classes that occur in the truth or the prediction.
-    Raises :class:`TaskError` for a label that is no class.
+    (DiSparse's code leaves out every class without a single hit, which a worse network can profit from,
+    and averages accuracy over batches.) Raises :class:`TaskError` for a label that is no class.
     """
 
     def __init__(self, classes: int) -> None:
-        self.confusion = torch.zeros(classes, classes, dtype=torch.int64)
+        self._confusion = _Confusion("segmentation", classes, IGNORED_LABEL)
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch."""
-        classes = len(self.confusion)
-        _check_shapes("segmentation", output, target, (len(output), *output.shape[2:]))
-        predicted, truth = output.detach().argmax(dim=1).cpu(), target.cpu()
-        counts = truth != IGNORED_LABEL
-        predicted, truth = predicted[counts], truth[counts]
-        highest = max((int(values.max()) for values in (predicted, truth) if values.numel()), default=0)
-        if highest >= classes or (truth < 0).any():
-            raise TaskError(
-                f"segmentation: found class {highest if highest >= classes else int(truth.min())}, "
-                f"expected 0 to {classes - 1} or {IGNORED_LABEL} (ignored). "
-                "Give Segmentation the model's number of classes, and mark unknown pixels with 255."
-            )
-        pairs = torch.bincount(truth * classes + predicted, minlength=classes * classes)
-        self.confusion += pairs.view(classes, classes)
+        self._confusion.update(output, target)
 
     def compute(self) -> dict[str, float]:
         """``miou`` and ``pixel_accuracy``, in 0..1."""
-        hits = self.confusion.diagonal().double()
-        union = self.confusion.sum(0) + self.confusion.sum(1) - hits
+        hits, truths = self._confusion.hits, self._confusion.truths
+        union = truths + self._confusion.predictions - hits
         present = union > 0
         return {
             "miou": (hits[present] / union[present]).mean().item(),
-            "pixel_accuracy": (hits.sum() / self.confusion.sum()).item(),
+            "pixel_accuracy": (hits.sum() / truths.sum()).item(),
+        }
+
+
+class Classification:
+    """``accuracy`` (share of samples) and ``class_accuracy`` (mean over the classes that occur in the truth).
+
+    ``update`` takes logits ``[B, C]`` and int64 labels ``[B]``; ``ignored`` marks samples without a label
+    (None: there are none, and every label is a class). Raises :class:`TaskError` for a label that is no
+    class.
+    """
+
+    def __init__(self, classes: int, ignored: int | None = IGNORED_LABEL) -> None:
+        self._confusion = _Confusion("classification", classes, ignored)
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add a batch."""
+        self._confusion.update(output, target)
+
+    def compute(self) -> dict[str, float]:
+        """``accuracy`` and ``class_accuracy``, in 0..1."""
+        hits, truths = self._confusion.hits, self._confusion.truths
+        present = truths > 0
+        return {
+            "accuracy": (hits.sum() / truths.sum()).item(),
+            "class_accuracy": (hits[present] / truths[present]).mean().item(),
         }
 
 
@@ -118,7 +180,8 @@ class Normals:
         across = torch.linalg.cross(found, truth).norm(dim=-1)
         angle = torch.rad2deg(torch.atan2(across, (found * truth).sum(dim=-1)))
         angle[(found == 0).all(dim=-1)] = 90.0
-        bins = (angle * self._BINS_PER_DEGREE).long().clamp(max=len(self._histogram) - 1)
+        # A diverged network's NaN makes the mean NaN, and is as wrong as can be for the rest.
+        bins = (angle.nan_to_num(180.0) * self._BINS_PER_DEGREE).long().clamp(max=len(self._histogram) - 1)
         self._histogram += torch.bincount(bins, minlength=len(self._histogram))
         self._sum += angle.sum().item()
         self._within += torch.stack([(angle < limit).sum() for limit in self._LIMITS])

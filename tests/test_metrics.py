@@ -1,4 +1,4 @@
-"""Metrics and losses of dense tasks, against cases worked by hand."""
+"""Metrics and losses, against cases worked by hand and against TorchMetrics."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torchmetrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from disparse_structured import losses
 from disparse_structured.errors import TaskError
-from disparse_structured.metrics import Depth, MeanError, Metric, Normals, Segmentation, delta_t
+from disparse_structured.metrics import (
+    Classification,
+    Depth,
+    MeanError,
+    Metric,
+    Normals,
+    Segmentation,
+    delta_t,
+)
 
 
 def logits(labels: list[int], classes: int) -> Tensor:
@@ -36,6 +46,122 @@ def test_segmentation_by_hand() -> None:
     metric.update(logits([0, 0, 1, 2, 2, 0], 4), torch.tensor([[[0, 1, 1, 2, 0, 255]]]))
     # IoU: class 0: 1 / 3 (one hit, one missed, one false), class 1: 1 / 2, class 2: 1 / 2.
     assert metric.compute() == pytest.approx({"miou": (1 / 3 + 1 / 2 + 1 / 2) / 3, "pixel_accuracy": 3 / 5})
+
+
+def test_a_class_that_is_never_hit_counts_as_zero() -> None:
+    metric = Segmentation(3)
+    metric.update(logits([0, 0, 2], 3), torch.tensor([[[0, 1, 255]]]))
+    # Class 0: 1 / 2, class 1: 0 / 1; class 2 was predicted on a void pixel only.
+    assert metric.compute() == pytest.approx({"miou": 0.25, "pixel_accuracy": 0.5})
+
+
+def test_classification_by_hand() -> None:
+    metric = Classification(4)
+    metric.update(logits([0, 0, 1], 4)[0, :, 0].T, torch.tensor([0, 1, 1]))
+    metric.update(logits([2, 3, 0], 4)[0, :, 0].T, torch.tensor([0, 255, 0]))
+    # 3 of 5; class 0: 2 of 3, class 1: 1 of 2, classes 2 and 3 never asked for.
+    assert metric.compute() == pytest.approx({"accuracy": 3 / 5, "class_accuracy": (2 / 3 + 1 / 2) / 2})
+
+
+def test_classification_with_more_than_255_classes_counts_class_255() -> None:
+    output, target = torch.zeros(2, 300), torch.tensor([255, 0])
+    output[:, 255] = 1
+    metric = Classification(300, ignored=None)
+    metric.update(output, target)
+    assert metric.compute()["accuracy"] == 0.5
+    with pytest.raises(TaskError, match=r"found class 300, expected 0 to 299\. Give"):
+        metric.update(output, torch.tensor([300, 0]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_segmentation_is_that_of_torchmetrics(seed: int) -> None:
+    torch.manual_seed(seed)
+    output, target = torch.randn(4, 7, 9, 11), torch.randint(0, 5, (4, 9, 11))
+    output[:, 6] = -9.0  # class 6 is neither there nor predicted, class 5 is predicted only
+    target[torch.rand(target.shape) < 0.3] = 255
+    iou = MulticlassJaccardIndex(7, average="macro", ignore_index=255)
+    accuracy = MulticlassAccuracy(7, average="micro", ignore_index=255)
+    metric = Segmentation(7)
+    for some_output, some_target in zip(output.split(2), target.split(2), strict=True):
+        for each in (metric, iou, accuracy):
+            each.update(some_output, some_target)
+    assert metric.compute() == pytest.approx(
+        {"miou": iou.compute().item(), "pixel_accuracy": accuracy.compute().item()}, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_classification_is_that_of_torchmetrics(seed: int) -> None:
+    torch.manual_seed(seed)
+    output, target = torch.randn(40, 4), torch.randint(0, 4, (40,))
+    target[::5] = 255
+    metric = Classification(4)
+    micro = MulticlassAccuracy(4, average="micro", ignore_index=255)
+    macro = MulticlassAccuracy(4, average="macro", ignore_index=255)
+    for each in (metric, micro, macro):
+        each.update(output, target)
+    assert metric.compute() == pytest.approx(
+        {"accuracy": micro.compute().item(), "class_accuracy": macro.compute().item()}, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_errors_are_those_of_torchmetrics(seed: int) -> None:
+    torch.manual_seed(seed)
+    output, target = torch.rand(3, 1, 5, 7) * 4 + 0.1, torch.rand(3, 1, 5, 7) * 4 + 0.1
+    target[torch.rand(target.shape) < 0.3] = 0
+    known = target > 0
+    mean, relative = torchmetrics.MeanAbsoluteError(), torchmetrics.MeanAbsolutePercentageError()
+    for each in (mean, relative):
+        each.update(output[known], target[known])
+    depth = Depth()
+    depth.update(output, target)
+    found = depth.compute()
+    assert found["abs_error"] == pytest.approx(mean.compute().item(), rel=1e-5)
+    assert found["rel_error"] == pytest.approx(relative.compute().item(), rel=1e-5)
+
+    unknown = torch.where(known, target, math.nan)
+    error = MeanError()
+    error.update(output, unknown)
+    assert error.compute()["l1"] == pytest.approx(mean.compute().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_angles_are_those_of_torchmetrics(seed: int) -> None:
+    torch.manual_seed(seed)
+    truth = torch.nn.functional.normalize(torch.randn(2, 3, 6, 8), dim=1)
+    output = (truth + 0.4 * torch.randn_like(truth)) * 3
+    truth[:, :, 0] = 0
+    known = truth.abs().sum(1) > 0
+    cosine = torchmetrics.CosineSimilarity(reduction="none")
+    cosine.update(output.movedim(1, -1)[known].double(), truth.movedim(1, -1)[known].double())
+    angles = cosine.compute().clamp(-1, 1).acos().rad2deg()
+    metric = Normals()
+    metric.update(output, truth)
+    found = metric.compute()
+    assert found["mean_angle"] == pytest.approx(angles.mean().item(), rel=1e-5)
+    assert found["median_angle"] == pytest.approx(angles.quantile(0.5).item(), abs=0.006)
+    for limit in (11.25, 22.5, 30.0):
+        share = (angles < limit).double().mean().item()
+        assert 0 < share < 1
+        assert found[f"within_{limit:g}"] == pytest.approx(share)
+
+
+def test_a_diverged_network_gets_no_credit() -> None:
+    nan = torch.full((1, 3, 1, 4), math.nan)
+    segmentation, classification, normals, depth = Segmentation(3), Classification(3), Normals(), Depth()
+    segmentation.update(nan, torch.tensor([[[0, 0, 1, 255]]]))
+    assert segmentation.compute() == {"miou": 0.0, "pixel_accuracy": 0.0}
+    classification.update(nan[:, :, 0, 0], torch.tensor([0]))
+    assert classification.compute() == {"accuracy": 0.0, "class_accuracy": 0.0}
+    normals.update(nan, vectors(*[(0.0, 0.0, 1.0)] * 4))
+    angles = normals.compute()
+    assert math.isnan(angles["mean_angle"])
+    assert (angles["median_angle"], angles["within_30"]) == (pytest.approx(180, abs=0.01), 0.0)
+    depth.update(nan[:, :1], torch.ones(1, 1, 1, 4))
+    figures = depth.compute()
+    assert math.isnan(figures["abs_error"])
+    assert figures["delta3"] == 0.0
 
 
 def test_depth_by_hand() -> None:
@@ -94,6 +220,10 @@ CASES: dict[str, tuple[Callable[[], Metric], Callable[[int], tuple[Tensor, Tenso
         lambda: Segmentation(5),
         lambda n: (torch.randn(n, 5, 4, 6), torch.randint(0, 5, (n, 4, 6))),
     ),
+    "classification": (
+        lambda: Classification(5),
+        lambda n: (torch.randn(n, 5), torch.randint(0, 5, (n,))),
+    ),
     "depth": (Depth, lambda n: (torch.rand(n, 1, 4, 6) * 3, torch.rand(n, 1, 4, 6) * 3)),
     "normals": (Normals, lambda n: (torch.randn(n, 3, 4, 6), torch.randn(n, 3, 4, 6))),
     "l1": (MeanError, lambda n: (torch.randn(n, 1, 4, 6), torch.randn(n, 1, 4, 6))),
@@ -143,6 +273,11 @@ def test_a_label_that_is_no_class_is_refused() -> None:
         Segmentation(3).update(logits([0, 1], 3), torch.tensor([[[1, -1]]]))
 
 
+def test_an_output_of_another_number_of_classes_is_refused() -> None:
+    with pytest.raises(TaskError, match="segmentation: the output has 3 classes, the metric 13"):
+        Segmentation(13).update(logits([0, 1], 3), torch.tensor([[[1, 1]]]))
+
+
 def test_delta_t_by_hand() -> None:
     dense = {"segmentation": 0.4, "depth": 2.0, "normals": 20.0}
     pruned = {"segmentation": 0.3, "depth": 2.2, "normals": 15.0}
@@ -172,6 +307,18 @@ def test_losses_by_hand() -> None:
     found = vectors((0.0, 0.0, 5.0), (0.0, 2.0, 0.0), (0.0, 0.0, -3.0), (1.0, 1.0, 1.0))
     truth = vectors((0.0, 0.0, 1.0), (0.0, 0.0, 1.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0))
     assert losses.cosine(found, truth).item() == pytest.approx((0 + 1 + 2) / 3)
+
+
+@pytest.mark.parametrize("void", [0.0, 0.4])
+def test_cross_entropy_with_class_weights_is_torchs(void: float) -> None:
+    torch.manual_seed(0)
+    output, target = torch.randn(2, 5, 6, 7), torch.randint(0, 5, (2, 6, 7))
+    target[torch.rand(target.shape) < void] = losses.IGNORED_LABEL
+    weights = torch.tensor([1.0, 0.0, 2.0, 0.5, 3.0])
+    expected = torch.nn.functional.cross_entropy(output, target, weights, ignore_index=255)
+    torch.testing.assert_close(losses.cross_entropy(output, target, weights), expected)
+    nothing = losses.cross_entropy(output, torch.ones_like(target), weights)
+    assert nothing.item() == 0, "only pixels that weigh nothing"
 
 
 IGNORED = {
