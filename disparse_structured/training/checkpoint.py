@@ -1,0 +1,108 @@
+"""One file that holds all of a run, replaced as a whole, read without running code from it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from disparse_structured.errors import LoadError
+from disparse_structured.tasks import Task
+from disparse_structured.training.recipe import Recipe
+
+FORMAT = 1
+
+
+class Checkpoint:
+    """The file at ``path``, for the run that ``identity`` describes."""
+
+    def __init__(self, path: str | Path, identity: Mapping[str, str]) -> None:
+        self._path = Path(path)
+        self._identity = dict(identity)
+        self._readable = False
+
+    def read(self) -> dict[str, Any] | None:
+        """What :meth:`write` was given last, on the CPU; None where there is no file.
+
+        Raises:
+            LoadError: the file is no checkpoint, or another run's; the message names a difference.
+        """
+        if not self._path.exists():
+            return None
+        try:
+            found = torch.load(self._path, map_location="cpu", weights_only=True)
+            form, theirs, content = found["format"], found["identity"], found["content"]
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
+            raise LoadError(
+                f"{self._path} is no checkpoint of a training run ({type(error).__name__}). "
+                "Remove it, or name another file."
+            ) from error
+        if form != FORMAT:
+            raise LoadError(f"{self._path} has format {form}, this version reads {FORMAT}. Remove the file.")
+        for key in [*self._identity, *theirs]:
+            ours, its = self._identity.get(key, "absent"), theirs.get(key, "absent")
+            if ours != its:
+                raise LoadError(
+                    f"{self._path} belongs to another run: {key} is {its} there and {ours} here. "
+                    "Ask for what that run was asked for, remove the file, or name another one."
+                )
+        return dict(content)
+
+    def write(self, content: Mapping[str, Any]) -> None:
+        """Replaces the file by one with ``content``; at no moment is there half a file.
+
+        Raises:
+            TypeError: ``content`` holds what could not be read back without running code.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self._path.with_name(f".{self._path.name}.draft")
+        with draft.open("wb") as file:
+            torch.save({"format": FORMAT, "identity": self._identity, "content": dict(content)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if not self._readable:
+            _check_readable(draft)
+            self._readable = True
+        os.replace(draft, self._path)
+
+
+def identity(
+    recipe: Recipe, tasks: Sequence[Task], model: nn.Module, batches: int, validated: bool
+) -> dict[str, str]:
+    """What two runs must have in common for one to go on where the other was: by name, as text."""
+    facts: dict[str, object] = {
+        name: getattr(recipe, name)
+        for name in ("epochs", "lr", "weight_decay", "precision", "patience", "seed")
+    }
+    facts |= {name: _called(getattr(recipe, name)) for name in ("optimizer", "schedule")}
+    facts["tasks"] = [(task.name, task.weight, task.loss is not None) for task in tasks]
+    distillation = recipe.distillation
+    facts["distillation"] = distillation and (distillation.weight, sorted(distillation.losses))
+    facts["number of batches"] = batches
+    facts["validation"] = validated
+    for name, parameter in model.named_parameters():
+        facts[f"parameter {name}"] = (tuple(parameter.shape), parameter.requires_grad)
+    return {name: str(value) for name, value in facts.items()}
+
+
+def _called(function: Any) -> str:
+    return (
+        "the default" if function is None else getattr(function, "__qualname__", type(function).__qualname__)
+    )
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        torch.load(path, map_location="meta", weights_only=True)
+    except pickle.UnpicklingError as error:
+        path.unlink()
+        raise TypeError(
+            "the checkpoint could not be read back: the state_dict() of the companion, the optimizer or the "
+            "schedule holds more than tensors, numbers, strings, None, dicts, lists and tuples. "
+            f"Change that, or train without checkpoint=. ({error})"
+        ) from error

@@ -1,0 +1,82 @@
+"""Learning from a teacher, usually the dense network (Hinton et al., 2015), task by task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from disparse_structured.errors import TaskError
+
+DistillationLoss = Callable[[Any, Any], Tensor]
+"""From what a task picks of the student's output and of the teacher's to a scalar."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Keeps every task near what ``teacher`` says on the same inputs; no ground truth is needed.
+
+    Args:
+        teacher: runs in eval mode without gradients, on the device and in the type that it has. Its modes
+            are restored afterwards.
+        weight: of the sum of the tasks' distillation losses beside their own losses. ``Task.weight`` makes
+            up for the scales of the tasks' own losses, so it does not apply here.
+        losses: by task name, in place of :func:`relative_error`.
+    """
+
+    teacher: nn.Module
+    weight: float = 1.0
+    losses: Mapping[str, DistillationLoss] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"distillation weight is {self.weight}; it must be above 0.")
+
+
+def relative_error(student: Any, teacher: Any) -> Tensor:
+    """Squared error over the teacher's variance, mean over the floating-point tensors of two outputs.
+
+    1 is the error of one who always says the teacher's mean. Metres, logits and unit vectors thus count
+    alike, so that tasks need no weights against each other, as they would with a plain squared error.
+
+    Raises:
+        TaskError: the outputs are not alike, or hold no floating-point tensor.
+    """
+    ours, theirs = _tensors(student), _tensors(teacher)
+    if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs] or not ours:
+        raise TaskError(
+            f"student and teacher return tensors of shapes {[tuple(t.shape) for t in ours]} and "
+            f"{[tuple(t.shape) for t in theirs]}, which cannot be compared. "
+            "Pass Distillation(..., losses={task name: function of (student, teacher)})."
+        )
+    return torch.stack([_relative(one, other) for one, other in zip(ours, theirs, strict=True)]).mean()
+
+
+def _relative(student: Tensor, teacher: Tensor) -> Tensor:
+    variance, power = teacher.var(correction=0), teacher.square().mean()
+    # A constant output has no variance to speak of; its own size is the scale then, or 1 if it is zero.
+    scale = torch.where(variance > 1e-6 * power, variance, torch.where(power > 0, power, 1.0))
+    return (student - teacher).square().mean() / scale
+
+
+def _tensors(picked: Any) -> list[Tensor]:
+    leaves = pytree.tree_leaves(picked)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Eval mode within; every module's own mode comes back."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
