@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,21 @@ def save(folder: str | Path, model: nn.Module, plan: Plan, report: PruningReport
     os.replace(draft, folder / WEIGHTS)
     _write(folder / PLAN, plan.to_json())
     _write(folder / REPORT, report.to_json())
+
+
+def extend_report(folder: str | Path, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds ``entries``, plain data, to the ``report.json`` of a folder that :func:`save` wrote.
+
+    Returns:
+        All that the report holds now.
+
+    Raises:
+        LoadError: there is no such report, or it is not JSON.
+    """
+    path = Path(folder) / REPORT
+    document = {**_read(path), **entries}
+    _write(path, json.dumps(document, indent=2, sort_keys=True))
+    return document
 
 
 def load(
@@ -143,5 +158,5 @@ def _write(path: Path, text: str) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise LoadError(f"{str(path)!r} is not valid JSON: {error}. Save the model again.") from None
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise LoadError(f"{str(path)!r} cannot be read as JSON: {error}. Save the model again.") from None

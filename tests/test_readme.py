@@ -32,6 +32,14 @@ def test_the_python_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.Monk
     assert 0.49 <= report.macs.ratio <= 0.5
 
 
+def test_the_code_of_the_regimes_page_runs() -> None:
+    page = (ROOT / "docs" / "regimes.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL):
+        exec(compile(block, "regimes.md", "exec"), names)
+    assert names["pruned"].report.macs.ratio <= 0.3  # type: ignore[attr-defined]
+
+
 def test_links_and_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):

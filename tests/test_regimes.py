@@ -358,6 +358,14 @@ def test_the_state_of_another_run_is_refused() -> None:
             make(_model()).load_state_dict(state)
 
 
+@MASKED
+def test_the_state_of_other_settings_is_refused(make: Callable[..., Regime]) -> None:
+    state = make(_model()).state_dict()
+    for other in (make(_model(), budget=Budget(macs=0.5)), make(_model(), every=7)):
+        with pytest.raises(LoadError, match="other settings"):
+            other.load_state_dict(state)
+
+
 @pytest.mark.parametrize(
     "options",
     [{"steps": 0}, {"every": 0}, {"fraction": 0.0}, {"fraction": 1.0}, {"until": 0.0}, {"until": 2.0}],

@@ -55,6 +55,10 @@ class Screen:
         with contextlib.redirect_stdout(sys.stderr) if self._as_json else contextlib.nullcontext():
             yield
 
+    def say(self, text: str) -> None:
+        """A line of news, on standard error."""
+        self._stderr.print(text, markup=False, soft_wrap=True)
+
     def show(self, outcome: Outcome) -> None:
         """The result, on standard output."""
         if self._as_json:

@@ -29,7 +29,7 @@ from disparse_structured.recovery.finetune import finetune
 from disparse_structured.report import figures
 from disparse_structured.report.facts import ExportFacts, LatencyFacts
 from disparse_structured.saliency import Fisher
-from disparse_structured.saving import PLAN, REPORT, WEIGHTS
+from disparse_structured.saving import PLAN, REPORT, WEIGHTS, extend_report
 from disparse_structured.structure import count_parameters
 
 ONNX, PICTURE = "model.onnx", "picture.png"
@@ -148,7 +148,7 @@ def _flow(settings: Settings, seed: int, out: Path, narrator: Narrator) -> DemoR
         seconds=narrator.seconds,
     )
     pruned.save(out)
-    _replace(out / REPORT, json.dumps(result.document(), indent=2, sort_keys=True) + "\n")
+    extend_report(out, result.document())
     pictured = [scenes.render(number, settings.size) for number in settings.pictured]
     draw(out / PICTURE, result, dense, pruned.model, pictured)
     return result
@@ -272,10 +272,3 @@ def _folder(path: Path) -> Path:
     except OSError as error:
         raise DisparseError(f"the folder {str(path)!r} cannot be made: {error}. Give another one.") from error
     return path
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes ``path`` at once or not at all."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(draft, path)

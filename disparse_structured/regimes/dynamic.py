@@ -82,6 +82,11 @@ class Dynamic(MaskedRegime):
         saliency = self.score()
         self.adopt(self.panel.decide(saliency.scores), saliency)
 
+    @property
+    def schedule(self) -> str:
+        """See :class:`MaskedRegime`."""
+        return f"every {self.every} steps until {self.last:g}, fraction {self.fraction}"
+
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keeps the mask, and exchanges units when it is time."""
         self.masks.enforce()

@@ -75,6 +75,11 @@ class Iterative(MaskedRegime):
         """How many stages are done."""
         return self._scorings
 
+    @property
+    def schedule(self) -> str:
+        """See :class:`MaskedRegime`."""
+        return f"{self.stages} stages, every {self.every} steps"
+
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keeps the mask, and every ``every`` steps takes the next stage."""
         self.masks.enforce()

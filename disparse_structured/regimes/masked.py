@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -64,6 +65,17 @@ class MaskedRegime(Regime):
         operation = apply(self.model, self.panel.plan(decision), self.structure)
         return Pruned(operation.model, operation.plan, report_on(self.structure, saliency, operation))
 
+    @property
+    @abc.abstractmethod
+    def schedule(self) -> str:
+        """When this regime decides, in words; runs of other schedules do not resume one another."""
+
+    def _settings(self) -> str:
+        panel = self.panel
+        rules = (type(rule).__name__ for rule in (panel.criterion, panel.arbiter, panel.ranking))
+        budget = ", ".join(f"{name}={value}" for name, value in panel.budget.facts() if value is not None)
+        return f"{budget}; {', '.join(rules)}; seed {panel.seed}; {self.schedule}"
+
     def state_dict(self) -> dict[str, Any]:
         """See :class:`Regime`."""
         assert self._last is not None
@@ -73,6 +85,7 @@ class MaskedRegime(Regime):
             "scorings": self._scorings,
             "masks": self.masks.state_dict(),
             "fingerprint": self.structure.fingerprint,
+            "settings": self._settings(),
             "votes": decision.votes.keep,
             "standing": decision.votes.standing,
             "ratio": decision.votes.ratio,
@@ -86,6 +99,11 @@ class MaskedRegime(Regime):
             raise LoadError(
                 "the saved state is of another model (its channel groups differ). "
                 "Construct the regime from the model that the run was started with."
+            )
+        if state["settings"] != self._settings():
+            raise LoadError(
+                f"the saved state is of a regime with other settings: {state['settings']}, not "
+                f"{self._settings()}. Construct it with those, or start anew."
             )
         assert self._last is not None
         self.steps_taken, self._scorings = state["steps_taken"], state["scorings"]

@@ -1,0 +1,218 @@
+"""``disparse train``: every regime to a proven ONNX file, killed and resumed, on one process and on two."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from disparse_structured.cli import main
+
+CODE = '''
+"""Two regression tasks on noise."""
+
+import time
+
+import torch
+from torch import nn
+
+from disparse_structured import Task
+
+PAUSE = 0.0
+
+
+class Net(nn.Module):
+    def __init__(self, width=12):
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()
+        )
+        self.dense = nn.Conv2d(width, 2, 1)
+        self.label = nn.Linear(width, 3)
+
+    def forward(self, image):
+        shared = self.trunk(image)
+        return {"dense": self.dense(shared), "label": self.label(shared.mean((2, 3)))}
+
+
+class Loader:
+    """Shuffles by the global random state, and takes its time."""
+
+    def __init__(self, pause=0.0):
+        self.pause = pause
+
+    def __len__(self):
+        return 6
+
+    def __iter__(self):
+        for seed in torch.randperm(6).tolist():
+            time.sleep(self.pause)
+            image = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+            yield {"image": image, "dense": image[:, :2], "label": image.mean((2, 3))}
+
+
+build = Net
+loader = Loader()
+slow = Loader(0.03)
+tasks = [
+    Task("dense", "dense", lambda output, batch: (output - batch["dense"]).square().mean()),
+    Task("label", "label", lambda output, batch: (output - batch["label"]).square().mean()),
+]
+'''
+
+REGIMES = {
+    "pretrained": ["--regime", "pretrained"],
+    "iterative": ["--regime", "pretrained", "--stages", "3"],
+    "static": ["--regime", "static"],
+    "dynamic": ["--regime", "dynamic", "--every", "4"],
+}
+EVERY = pytest.mark.parametrize("regime", REGIMES)
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    file = tmp_path / "net.py"
+    file.write_text(CODE, encoding="utf-8")
+    return file
+
+
+def _arguments(code: Path, out: Path, regime: str, data: str = "loader", epochs: int = 4) -> list[str]:
+    named = {"--model": "build", "--tasks": "tasks", "--data": data}
+    given = [part for option, name in named.items() for part in (option, f"{code}:{name}")]
+    rest = ["--macs", "0.5", "--epochs", str(epochs), "--out", str(out), "--checkpoint-every", "2"]
+    return ["train", *given, *REGIMES[regime], *rest]
+
+
+def _plan(out: Path) -> str:
+    return (out / "plan.json").read_text(encoding="utf-8")
+
+
+def _report(out: Path) -> Any:
+    return json.loads((out / "report.json").read_text(encoding="utf-8"))
+
+
+@EVERY
+def test_a_regime_ends_in_a_small_proven_file(code: Path, tmp_path: Path, regime: str) -> None:
+    out = tmp_path / "out"
+    assert main(_arguments(code, out, regime)) == 0
+    report = _report(out)
+    assert report["proof"]["verified"]
+    assert report["macs"]["counted"] <= 0.5 * report["macs"]["dense"]
+    training = report["training"]
+    assert training["steps"] == 24
+    assert all(losses[-1] < losses[0] for losses in training["losses"].values())
+    session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    assert {output.name for output in session.get_outputs()} == {"dense", "label"}
+    if regime in ("static", "pretrained"):
+        assert training["trained_parameters"] == report["parameters"]["counted"]
+
+
+@EVERY
+def test_killed_and_started_again_it_comes_to_the_same(code: Path, tmp_path: Path, regime: str) -> None:
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    assert main([*_arguments(code, whole, regime), "--no-onnx"]) == 0
+    command = [
+        sys.executable,
+        "-m",
+        "disparse_structured",
+        *_arguments(code, torn, regime, "slow"),
+        "--no-onnx",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    checkpoint = torn / "checkpoint.pt"
+    while not checkpoint.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (torn / "plan.json").exists()
+    assert main([*_arguments(code, torn, regime), "--no-onnx"]) == 0
+    assert _plan(torn) == _plan(whole)
+    weights = [load_file(out / "weights.safetensors") for out in (torn, whole)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    losses = [_report(out)["training"]["losses"] for out in (torn, whole)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("regime", ["static", "dynamic"])
+def test_two_processes_come_to_the_plan_of_one(code: Path, tmp_path: Path, regime: str) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert main([*_arguments(code, alone, regime), "--no-onnx"]) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "disparse_structured", *_arguments(code, together, regime), "--no-onnx"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert _plan(together) == _plan(alone)
+    weights = [load_file(out / "weights.safetensors") for out in (together, alone)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_distilled_from_the_dense_network_without_losses(code: Path, tmp_path: Path) -> None:
+    arguments = _arguments(code, tmp_path / "out", "pretrained")
+    arguments[arguments.index(f"{code}:tasks")] = "dense,label"
+    assert main([*arguments, "--distill", "1.0", "--no-onnx"]) == 0
+    training = _report(tmp_path / "out")["training"]
+    assert all(values[-1] < values[0] for values in training["distillation"].values())
+
+
+def test_a_teacher_is_read_from_a_file(code: Path, tmp_path: Path) -> None:
+    namespace: dict[str, Any] = {}
+    exec(compile(CODE, str(code), "exec"), namespace)
+    save_file(namespace["build"]().state_dict(), tmp_path / "teacher.safetensors")
+    arguments = _arguments(code, tmp_path / "out", "static")
+    teacher = ["--distill", "0.5", "--teacher", str(tmp_path / "teacher.safetensors"), "--no-onnx"]
+    assert main([*arguments, *teacher]) == 0
+
+
+def test_training_stops_when_validation_says_so(code: Path, tmp_path: Path) -> None:
+    arguments = _arguments(code, tmp_path / "out", "static", epochs=8)
+    judged = ["--validation", f"{code}:loader", "--patience", "1", "--lr", "0.3", "--no-onnx"]
+    assert main([*arguments, *judged]) == 0
+    training = _report(tmp_path / "out")["training"]
+    assert training["stopped_early"]
+    assert training["epochs"] < 8
+
+
+def test_a_folder_of_another_run_is_refused(
+    code: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main([*_arguments(code, out, "dynamic"), "--no-onnx"]) == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    other = _arguments(code, out, "dynamic")
+    other[other.index("0.5")] = "0.4"
+    assert main([*other, "--no-onnx"]) == 2
+    assert "other settings" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--regime", "static", "--stages", "2"], "--stages belongs to"),
+        (["--regime", "pretrained", "--stages", "0"], "at least 1"),
+        (["--regime", "dynamic", "--distill", "1"], "--teacher FILE"),
+        (["--regime", "pretrained", "--teacher", "x"], "--distill"),
+        (["--regime", "pretrained", "--patience", "2"], "--validation"),
+        (["--regime", "pretrained", "--epochs", "0"], "epochs"),
+        (["--regime", "pretrained", "--lr", "-1"], "lr"),
+        (["--regime", "sometimes"], "invalid choice"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(
+    code: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main([*_arguments(code, tmp_path / "out", "pretrained"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "plan.json").exists()
