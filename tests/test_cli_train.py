@@ -205,6 +205,7 @@ def test_a_folder_of_another_run_is_refused(
         (["--regime", "dynamic", "--distill", "1"], "--teacher FILE"),
         (["--regime", "pretrained", "--teacher", "x"], "--distill"),
         (["--regime", "pretrained", "--patience", "2"], "--validation"),
+        (["--stages", "2", "--patience", "2", "--validation", "x"], "before the last stage"),
         (["--regime", "pretrained", "--epochs", "0"], "epochs"),
         (["--regime", "pretrained", "--lr", "-1"], "lr"),
         (["--regime", "sometimes"], "invalid choice"),

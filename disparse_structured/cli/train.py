@@ -83,6 +83,11 @@ def _check(arguments: argparse.Namespace) -> None:
             f"--distill needs a trained network, and --regime {arguments.regime} begins with an untrained "
             "one. Give its weights by --teacher FILE."
         )
+    if arguments.patience is not None and arguments.stages > 1:
+        raise UsageError(
+            "--patience brings back the best epoch, which may lie before the last stage. Fine-tune after "
+            "--stages with a run of its own."
+        )
     if arguments.patience is not None and not arguments.validation:
         raise UsageError("--patience needs data to judge by. Give --validation.")
 

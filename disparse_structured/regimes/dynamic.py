@@ -38,6 +38,7 @@ class Dynamic(MaskedRegime):
         grow: scores for coming back, where they are not ``criterion``'s; read in a second scoring.
         until: share of ``steps`` after which the mask is fixed, in (0, 1].
         batches: how many batches of ``data`` one exchange reads; 1 as in RigL.
+        first_batches: how many the first decision reads, which has none before it to improve on.
         example_inputs, tasks, data, budget, criterion, arbiter, ranking, inputs, seed: as in
             :class:`disparse_structured.regimes.Pretrained`. Example inputs of the batches' own shape save
             an export at every exchange.
@@ -66,6 +67,7 @@ class Dynamic(MaskedRegime):
         inputs: Inputs | None = None,
         seed: int = 0,
         batches: int | None = 1,
+        first_batches: int | None = 16,
     ) -> None:
         if steps < 1 or every < 1 or not 0 < fraction < 1 or not 0 < until <= 1:
             raise ValueError(
@@ -79,7 +81,7 @@ class Dynamic(MaskedRegime):
         )
         self.every, self.fraction, self.last = every, fraction, until * steps
         self.grow = grow
-        saliency = self.score()
+        saliency = self.score(batches=first_batches)
         self.adopt(self.panel.decide(saliency.scores), saliency)
 
     @property
@@ -109,6 +111,6 @@ class Dynamic(MaskedRegime):
         dropped = panel.decide(saliency.scores.masked_fill(~self.keep, 0.0), panel.within(lower))
         survivors = self.keep & dropped.keep
         if self.grow is not None:
-            saliency = self.score(self.grow)
+            saliency = self.score(criterion=self.grow)
         # Unanimity read backwards: a unit stays off only if every task leaves it off.
         self.adopt(panel.decide(saliency.scores, arbiter=Unanimous(), stay=survivors), saliency, optimizer)

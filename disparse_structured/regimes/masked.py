@@ -16,7 +16,7 @@ from disparse_structured.masking import Masks
 from disparse_structured.pipeline import Pruned, report_on
 from disparse_structured.regimes.panel import Panel
 from disparse_structured.regimes.regime import Regime
-from disparse_structured.saliency import Criterion, Saliency
+from disparse_structured.saliency import Saliency
 from disparse_structured.surgery import apply
 from disparse_structured.votes import Votes
 
@@ -38,9 +38,9 @@ class MaskedRegime(Regime):
         self._scorings = 0
         self._last: tuple[Decision, Saliency] | None = None
 
-    def score(self, criterion: Criterion | None = None) -> Saliency:
-        """The next scoring, of the network as it is masked now; by the panel's criterion or another."""
-        panel = self.panel if criterion is None else replace(self.panel, criterion=criterion)
+    def score(self, **otherwise: Any) -> Saliency:
+        """The next scoring, of the network as it is masked now, by the panel with ``otherwise`` replaced."""
+        panel = replace(self.panel, **otherwise)
         with self.masks.revealed():
             found = panel.score(self.model, self._scorings, self.masks.keep)
         self._scorings += 1
