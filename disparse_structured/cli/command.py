@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 from disparse_structured import __version__
 from disparse_structured.budget import Budget
-from disparse_structured.cli import demo, inspect, names, prune, show
+from disparse_structured.cli import demo, inspect, names, prune, relate, show, train
 from disparse_structured.cli.console import Screen
 from disparse_structured.cli.usage import Parser
 from disparse_structured.errors import DisparseError
+from disparse_structured.relatedness import RATIO, UNIT_RATIO
 
 FAILED, INTERRUPTED, UNREAD = 2, 130, 1
 
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
         with screen.reserved():
             outcome = arguments.run(arguments, screen)
-        screen.show(outcome)
+        if outcome is not None:
+            screen.show(outcome)
     except DisparseError as error:
         screen.fail(error)
         return FAILED
@@ -51,7 +53,9 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"disparse {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_prune(commands)
+    _add_train(commands)
     _add_inspect(commands)
+    _add_relate(commands)
     _add_show(commands)
     _add_demo(commands)
     return parser
@@ -64,16 +68,92 @@ def _add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
         description="Writes plan.json, weights.safetensors, report.json and model.onnx into a folder.",
     )
     _add_model(parser, tasks_required=True)
+    _add_weights(parser)
+    _add_budget(parser)
+    _add_rules(parser, "fisher")
+    _add_widths(parser)
+    parser.add_argument("--batches", type=int, metavar="N", help="score on the first N batches only")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+    parser.add_argument(
+        "--no-verify", dest="verify", action="store_false", help="skip the proof against the masked twin"
+    )
+    _add_delivery(parser)
+    _finish(parser, prune.run)
+
+
+def _add_train(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="prune before, at the start of, or during training, and train",
+        description="Trains under a pruning regime and writes what `disparse prune` writes. The folder's "
+        "checkpoint.pt lets the same command go on after an interruption, to the same result. torchrun "
+        "spreads the training over processes.",
+    )
+    _add_model(parser, tasks_required=True)
+    _add_weights(parser)
+    parser.add_argument(
+        "--regime",
+        required=True,
+        choices=train.REGIMES,
+        help="pretrained: a trained model, then fine-tuning; static: at initialisation; dynamic: units go "
+        "and come back while training",
+    )
+    _add_budget(parser)
+    parser.add_argument("--epochs", type=int, required=True, metavar="N", help="passes over --data")
+    parser.add_argument("--lr", type=float, default=1e-3, metavar="X", help="peak rate (default: 0.001)")
+    parser.add_argument("--weight-decay", type=float, default=0.01, metavar="X", help="(default: 0.01)")
+    parser.add_argument("--validation", metavar="LOADER", help="as --data: judged after each epoch")
+    parser.add_argument("--patience", type=int, metavar="N", help="stop N epochs after the best --validation")
+    parser.add_argument("--distill", type=float, metavar="W", help="learn from the dense model, by weight W")
+    parser.add_argument("--teacher", metavar="FILE", help="weights of the model to distil from")
+    parser.add_argument(
+        "--precision",
+        default="32-true",
+        choices=("32-true", "bf16-mixed", "16-mixed"),
+        help="of training (default: 32-true)",
+    )
+    parser.add_argument("--stages", type=int, default=1, metavar="N", help="pretrained: prune in N stages")
+    parser.add_argument("--every", type=int, metavar="N", help="steps between two stages or exchanges")
+    _add_rules(parser, None)
+    _add_widths(parser)
+    parser.add_argument(
+        "--scoring-batches",
+        type=int,
+        default=8,
+        metavar="N",
+        help="batches of --data that one scoring reads (default: 8)",
+    )
+    parser.add_argument(
+        "--checkpoint-every", type=int, default=100, metavar="N", help="steps between two (default: 100)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+    _add_delivery(parser)
+    parser.set_defaults(batches=None)
+    _finish(parser, train.run)
+
+
+def _add_weights(parser: Parser) -> None:
     parser.add_argument(
         "--weights", metavar="FILE", help="safetensors, or a torch file of tensors only; must fit exactly"
     )
+
+
+def _add_budget(parser: Parser) -> None:
     budget = parser.add_mutually_exclusive_group(required=True)
     limit = "a fraction of dense, such as 0.5, or a count"
     budget.add_argument("--macs", type=float, metavar="N", help=f"the MACs to reach: {limit}")
     budget.add_argument("--parameters", type=float, metavar="N", help=f"the parameters to reach: {limit}")
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+
+
+def _add_rules(parser: Parser, criterion: str | None) -> None:
+    """Criterion, arbiter and ranking; None stands for the regime's own criterion."""
+    default = "snip at initialisation, else fisher" if criterion is None else criterion
     parser.add_argument(
-        "--criterion", default="fisher", metavar="NAME", help=f"{', '.join(names.CRITERIA)} (default: fisher)"
+        "--criterion",
+        default=criterion,
+        metavar="NAME",
+        help=f"{', '.join(names.CRITERIA)} (default: {default})",
     )
     parser.add_argument(
         "--arbiter",
@@ -87,18 +167,14 @@ def _add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
         metavar="NAME",
         help=f"how layers compete: {', '.join(names.RANKINGS)} (default: per-cost)",
     )
-    _add_widths(parser)
-    parser.add_argument("--batches", type=int, metavar="N", help="score on the first N batches only")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
-    parser.add_argument(
-        "--no-verify", dest="verify", action="store_false", help="skip the proof against the masked twin"
-    )
+
+
+def _add_delivery(parser: Parser) -> None:
     parser.add_argument("--no-onnx", dest="onnx", action="store_false", help="write no ONNX file")
     parser.add_argument(
         "--latency", action="store_true", help="also time dense against pruned in ONNX Runtime"
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of --latency (default: 1)")
-    _finish(parser, prune.run)
 
 
 def _add_inspect(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -113,6 +189,45 @@ def _add_inspect(commands: argparse._SubParsersAction[Parser]) -> None:
         "--budget-steps", action="store_true", help="how far a budget could go, for several floors"
     )
     _finish(parser, inspect.run)
+
+
+def _add_relate(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "relate",
+        help="how related the tasks are: what they keep alike, layer by layer",
+        description="Writes relatedness.json and figures into a folder; the published values stand beside.",
+    )
+    _add_model(parser, tasks_required=True)
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="trained weights: safetensors, or torch files of tensors only; one run each",
+    )
+    parser.add_argument("--trained", action="store_true", help="the factory returns a trained model")
+    parser.add_argument(
+        "--ratio",
+        type=float,
+        metavar="R",
+        help="the share that every task gives up "
+        f"(default: {RATIO:g} of the weights, as published, and {UNIT_RATIO:g} of the units)",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="untrained networks to draw (default: 3)"
+    )
+    parser.add_argument(
+        "--level", default="both", metavar="LEVEL", help=f"{', '.join(relate.LEVELS)} or both (default: both)"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument(
+        "--criterion", default="fisher", metavar="NAME", help="of units, as of `prune` (default: fisher)"
+    )
+    parser.add_argument(
+        "--ranking", default="layer", metavar="NAME", help="of units, as of `prune` (default: layer)"
+    )
+    parser.add_argument("--batches", type=int, metavar="N", help="score on the first N batches only")
+    _finish(parser, relate.run)
 
 
 def _add_show(commands: argparse._SubParsersAction[Parser]) -> None:

@@ -1,0 +1,175 @@
+"""``disparse relate``: how alike the tasks' kept sets are, layer by layer, before and after training."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from rich.text import Text
+from torch import nn
+
+from disparse_structured.cli import names, sources
+from disparse_structured.cli.console import Outcome, Screen
+from disparse_structured.cli.usage import UsageError
+from disparse_structured.relatedness import (
+    PUBLISHED,
+    Level,
+    Relatedness,
+    draw_affinity,
+    draw_layers,
+    fresh,
+    relate,
+)
+from disparse_structured.report import figures
+from disparse_structured.tasks import Task
+
+RESULT = "relatedness.json"
+LEVELS: tuple[Level, ...] = get_args(Level)
+BOTH = "both"
+_BEFORE, _AFTER = "before training", "after training"
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is related: the model as the factory builds it, and all that scoring needs."""
+
+    model: nn.Module
+    trained: Sequence[nn.Module]
+    tasks: tuple[Task, ...]
+    data: Any
+    example: tuple[Any, ...]
+
+
+def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
+    """Relates the tasks at every level and moment that was asked for; writes the result and its figures."""
+    figures.require()
+    if arguments.seeds < 1:
+        raise UsageError(f"--seeds {arguments.seeds}: at least one network is needed.")
+    if arguments.level not in (*LEVELS, BOTH):
+        raise UsageError(f"--level {arguments.level!r} is unknown. Use {', '.join(LEVELS)} or {BOTH}.")
+    folder = _folder(Path(arguments.out))
+    torch.manual_seed(0)
+    with screen.step("building the model"):
+        subject = _subject(arguments)
+    levels = LEVELS if arguments.level == BOTH else (arguments.level,)
+    found = [result for level in levels for result in _results(subject, level, arguments, screen)]
+    files = [*_drawn(found, folder), RESULT]
+    document = _document(found)
+    _write(folder / RESULT, document)
+    written = Text(f"written to {folder}: {', '.join(files)}")
+    return Outcome({"folder": str(folder), "files": files, **document}, [*found, written])
+
+
+def _subject(arguments: argparse.Namespace) -> _Subject:
+    if not arguments.data:
+        raise UsageError(
+            "there is nothing to score on. Give --data, batches with what the tasks' losses need."
+        )
+    model = sources.load_model(arguments.model, None)
+    trained = [model] if arguments.trained else []
+    for path in arguments.weights:
+        trained.append(copy.deepcopy(model))
+        sources.load_weights(trained[-1], Path(path))
+    data = sources.load_data(arguments.data, arguments.batches)
+    if arguments.example:
+        example = sources.random_example(model, arguments.example, seed=0)
+    else:
+        example = sources.first_samples(sources.first_inputs(model, data), sources.EXAMPLE_SAMPLES)
+    return _Subject(model, trained, sources.load_tasks(arguments.tasks), data, example)
+
+
+def _results(
+    subject: _Subject, level: Level, arguments: argparse.Namespace, screen: Screen
+) -> list[Relatedness]:
+    """Before training, on weights drawn anew for each seed; after it, one run for each set of weights."""
+    common: dict[str, Any] = {
+        "example_inputs": subject.example,
+        "tasks": subject.tasks,
+        "data": subject.data,
+        "level": level,
+        "ratio": arguments.ratio,
+        "criterion": names.criterion(arguments.criterion),
+        "ranking": names.ranking(arguments.ranking),
+    }
+    # Weights are looked at as published: with the batch's own statistics. Votes are cast in eval mode.
+    settled = subject.data if level == "unit" else None
+    moments: list[tuple[str, Callable[[int], nn.Module], int, bool]] = [
+        (_BEFORE, lambda seed: fresh(subject.model, seed, settled), arguments.seeds, True)
+    ]
+    if subject.trained:
+        moments.append((_AFTER, lambda seed: subject.trained[seed], len(subject.trained), False))
+    found = []
+    for moment, model, runs, batch_statistics in moments:
+        with screen.step(f"relating {level}s {moment}"):
+            found.append(
+                relate(model, seeds=range(runs), batch_statistics=batch_statistics, moment=moment, **common)
+            )
+    return found
+
+
+def _drawn(found: Sequence[Relatedness], folder: Path) -> list[str]:
+    """The figures' names: one of the layers a level, one of the affinities a level and moment."""
+    files = []
+    for level in dict.fromkeys(result.level for result in found):
+        own = [result for result in found if result.level == level]
+        files.append(f"layers-{level}.png")
+        draw_layers(folder / files[-1], own)
+        for result in own:
+            files.append(f"affinity-{level}-{result.moment.partition(' ')[0]}.png")
+            draw_affinity(folder / files[-1], result)
+    return files
+
+
+def _document(found: Sequence[Relatedness]) -> dict[str, Any]:
+    published = [
+        dataclasses.asdict(each)
+        | {"watershed": each.watershed, "kept": 0.078, "level": "weight", "moment": _BEFORE}
+        for each in PUBLISHED
+    ]
+    return {"results": [_entry(result) for result in found], "published": published}
+
+
+def _entry(result: Relatedness) -> dict[str, Any]:
+    mark = result.watershed
+    layers = zip(result.layers, result.iou, result.by_chance, strict=True)
+    return {
+        "relatedness": json.loads(result.to_json()),
+        "total": _number(result.total),
+        "chance": _number(result.chance),
+        "layers": [
+            {"name": layer.name, "size": layer.size, "iou": _number(value), "by_chance": _number(chance)}
+            for layer, value, chance in layers
+        ],
+        "affinity": result.affinity,
+        "correlation": result.correlation,
+        "watershed": None if mark is None else dataclasses.asdict(mark),
+        "dendrogram": [dataclasses.asdict(merge) for merge in result.dendrogram],
+    }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if value == value else None
+
+
+def _folder(folder: Path) -> Path:
+    """``folder``, made now: nobody wants to hear after an hour that it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {str(folder)!r}: no such folder can be made ({error}).") from None
+    return folder
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
+    os.replace(draft, path)

@@ -1,0 +1,70 @@
+"""A network as it was before training: the same architecture with weights drawn anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from disparse_structured.batches import Inputs, batches, call_model, to_device
+from disparse_structured.saliency.randomness import Isolation
+from disparse_structured.specimen import copied
+from disparse_structured.structure.capture import evaluating
+
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+_NORMALISERS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def fresh(
+    model: nn.Module,
+    seed: int,
+    data: Iterable[Any] | None = None,
+    *,
+    inputs: Inputs | None = None,
+    max_batches: int | None = None,
+) -> nn.Module:
+    """A copy of ``model`` with new weights; ``model`` and the global random states are left alone.
+
+    Convolutions and linear layers get Xavier's normal initialisation (Glorot and Bengio, AISTATS 2010), as
+    in DiSparse's published analysis, and zero biases; normalisations start anew. Other parameters stay.
+
+    Args:
+        data: if given, running statistics become the mean over these batches, so that the network can be
+            looked at in eval mode.
+
+    Raises:
+        BatchError: ``data`` has no batch, or one that the model refuses.
+    """
+    model = copied(model)
+    first = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    generator = torch.Generator().manual_seed(seed)
+    with Isolation(seed, first.device), torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, _LAYERS):
+                drawn = torch.empty(
+                    module.weight.shape
+                )  # on the CPU, so that a seed means the same everywhere
+                module.weight.copy_(nn.init.xavier_normal_(drawn, generator=generator))
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, _NORMALISERS):
+                module.reset_parameters()
+        if data is not None:
+            _settle(model, first, islice(batches(data), max_batches), inputs)
+    return model
+
+
+def _settle(model: nn.Module, first: torch.Tensor, data: Iterable[Any], inputs: Inputs | None) -> None:
+    """Running statistics become plain means over the batches."""
+    counted = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    momenta = [module.momentum for module in counted]
+    with evaluating(model):
+        for module in counted:
+            module.training, module.momentum = True, None
+        for batch in data:
+            call_model(model, to_device(batch, first.device, first.dtype), inputs)
+    for module, momentum in zip(counted, momenta, strict=True):
+        module.momentum = momentum

@@ -1,0 +1,162 @@
+"""Kept sets of single weights, as DiSparse analyses them: connection sensitivity, task by task."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from disparse_structured.batches import Inputs, batches, to_device
+from disparse_structured.errors import BatchError, DisparseError, GradientError, TaskError
+from disparse_structured.relatedness.overlap import KeptSets, keep_top
+from disparse_structured.relatedness.published import RATIO
+from disparse_structured.relatedness.result import Layer
+from disparse_structured.saliency.feeding import arguments, batch_size, described
+from disparse_structured.saliency.objectives import Objective, Packing, Projections, labelled
+from disparse_structured.saliency.randomness import Isolation
+from disparse_structured.structure.analysis import named_tensors
+from disparse_structured.structure.capture import Capture, capture, evaluating
+from disparse_structured.tasks import Task, check_tasks
+
+
+def weight_sets(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    tasks: Sequence[Task],
+    data: Iterable[Any],
+    *,
+    ratio: float = RATIO,
+    inputs: Inputs | None = None,
+    seed: int = 0,
+    max_batches: int | None = None,
+    batch_statistics: bool = False,
+) -> KeptSets:
+    """What every task keeps of the weights it reaches: the ``1 - ratio`` largest sensitivities.
+
+    The sensitivity of weight ``w`` is ``sum over batches of |w * dL/dw|`` of the task's loss (SNIP, Lee et
+    al., ICLR 2019, for each task by itself; summed over batches as in DiSparse's released code). Weights
+    are parameters with two dimensions or more; the trunk's and the task's own compete together. A task
+    without a loss is read by a random projection of its output.
+
+    Args:
+        model: left as it is: weights, gradients, buffers, modes and global random states.
+        batch_statistics: batch normalisation uses the batch's own statistics, as the published analysis at
+            random initialisation does, where running ones mean nothing yet; else the network is in eval
+            mode. Needs more than one value a channel.
+
+    Raises:
+        BatchError: no batch, or one that the model refuses.
+        TaskError: a loss that is no finite scalar of its output.
+        GradientError: a gradient is NaN or infinite; names task and weight.
+    """
+    tasks = check_tasks(tasks)
+    state, canonical = named_tensors(model)
+    names = _in_order(capture(model, example_inputs, tasks), state, canonical)
+    if not names:
+        raise TaskError("the tasks reach no weight of two dimensions or more. Use units: level='unit'.")
+    subject = _Subject(model, names, seed, batch_statistics, inputs)
+    scores = [[torch.zeros_like(state[name]) for name in names] for _ in tasks]
+    reached = torch.zeros(len(tasks), len(names), dtype=torch.bool)
+    device = state[names[0]].device
+    with subject.ready(), Isolation(seed, device), torch.inference_mode(False), torch.enable_grad():
+        for batch in islice(batches(data), max_batches):
+            batch = to_device(batch, device, state[names[0]].dtype)
+            for row, gradients in enumerate(subject.gradients(tasks, batch)):
+                for column, gradient in enumerate(gradients):
+                    if gradient is not None:
+                        reached[row, column] = True
+                        scores[row][column] += (gradient * state[names[column]].detach()).abs()
+    used = reached.any(dim=0).nonzero().flatten().tolist()
+    names, reached = [names[column] for column in used], reached[:, used]
+    sizes = [state[name].numel() for name in names]
+    flat = torch.stack([torch.cat([row[column].flatten() for column in used]).cpu() for row in scores])
+    items = torch.repeat_interleave(reached, torch.tensor(sizes), dim=1)
+    keep = torch.zeros_like(items)
+    for row, own in enumerate(items):
+        if own.any():
+            keep[row, own] = keep_top(flat[row, own], ratio)
+    layers = tuple(Layer(name, size) for name, size in zip(names, sizes, strict=True))
+    return KeptSets(tuple(task.name for task in tasks), layers, reached, keep, flat)
+
+
+def _in_order(captured: Capture, state: dict[str, torch.Tensor], canonical: dict[str, str]) -> list[str]:
+    """The weights that ``forward`` uses, in the order in which it first does."""
+    place = {node: number for number, node in enumerate(captured.graph.nodes)}
+    first: dict[str, int] = {}
+    for node in captured.graph.find_nodes(op="placeholder"):
+        if node.name not in captured.tensors or not node.users:
+            continue
+        name = canonical[captured.tensors[node.name]]
+        tensor = state[name]
+        if isinstance(tensor, nn.Parameter) and tensor.ndim > 1 and tensor.is_floating_point():
+            first[name] = min(first.get(name, len(place)), *(place[user] for user in node.users))
+    return sorted(first, key=lambda name: first[name])
+
+
+@dataclass
+class _Subject:
+    """The model with weights to differentiate by; buffers are copies, which a forward pass may write to."""
+
+    model: nn.Module
+    names: Sequence[str]
+    seed: int
+    batch_statistics: bool
+    inputs: Inputs | None
+
+    def __post_init__(self) -> None:
+        parameters = dict(self.model.named_parameters())
+        self.parameters = {name: tensor.detach() for name, tensor in parameters.items()}
+        self.weights = [self.parameters[name].requires_grad_() for name in self.names]
+        self.buffers = {name: tensor.clone() for name, tensor in self.model.named_buffers()}
+        self.projections = Projections(self.seed)
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[None]:
+        """Eval mode, but for batch normalisation if it is to use the batch's statistics."""
+        with evaluating(self.model):
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._NormBase):
+                    module.training = self.batch_statistics
+            yield
+
+    def gradients(self, tasks: Sequence[Task], batch: Any) -> Iterator[Sequence[torch.Tensor | None]]:
+        """By each weight, for one task after the other; None for weights that the task does not reach."""
+        given = arguments(self.model, batch, self.inputs)
+        try:
+            output = torch.func.functional_call(self.model, (self.parameters, self.buffers), given)
+        except (DisparseError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise BatchError(
+                f"{type(self.model).__name__} refuses a batch with inputs {described(given)}: "
+                f"{type(error).__name__}: {error}. Change what the loader yields, or pass inputs=, a "
+                "function from a batch to forward's arguments."
+            ) from error
+        for task in tasks:
+            yield self._of(task, self._objective(task, output, batch, batch_size(given)))
+
+    def _objective(self, task: Task, output: Any, batch: Any, size: int) -> Objective:
+        tensors = task.tensors(output)
+        if task.loss is None:
+            return self.projections(task, 0, tensors, size)
+        return labelled(task, Packing(task, output), tensors, batch)
+
+    def _of(self, task: Task, objective: Objective) -> Sequence[torch.Tensor | None]:
+        if not objective.outputs:
+            return [None] * len(self.weights)
+        found = torch.autograd.grad(
+            objective.outputs, self.weights, objective.gradients, retain_graph=True, allow_unused=True
+        )
+        for name, gradient in zip(self.names, found, strict=True):
+            if gradient is not None and not gradient.isfinite().all():
+                raise GradientError(
+                    f"task {task.name!r}: the gradient by {name!r} is NaN or infinite. Look for a square "
+                    "root, logarithm or division at 0 in the loss or behind that layer, or for NaN in the "
+                    "batch or the weights."
+                )
+        return found
