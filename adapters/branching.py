@@ -13,7 +13,7 @@ import torch
 from timm.models import FeatureListNet
 from torch import Tensor, nn
 
-from disparse_structured.adapters.timm import MultiTask, _Maps
+from disparse_structured.adapters.timm import Maps, MultiTask
 from disparse_structured.errors import TaskError, UnsupportedModelError
 
 
@@ -70,8 +70,8 @@ def _children(model: MultiTask) -> list[str]:
     found = model.backbone if isinstance(model, MultiTask) else model
     if isinstance(found, _Branches):
         raise UnsupportedModelError("the trunk has branches already. Branch the model that it was made from.")
-    if not isinstance(found, _Maps) or not isinstance(found.net, FeatureListNet):
-        kind = type(found.net if isinstance(found, _Maps) else found).__name__
+    if not isinstance(found, Maps) or not isinstance(found.net, FeatureListNet):
+        kind = type(found.net if isinstance(found, Maps) else found).__name__
         raise UnsupportedModelError(
             f"a trunk of type {kind} does not run its children one after the other, so that it cannot be cut "
             "between two. Use multitask(...) on a backbone whose timm features are a FeatureListNet, such as "
@@ -96,7 +96,7 @@ class _Branches(nn.Module):
 
     def __init__(self, trunk: nn.Module, shared: int, branches: int) -> None:
         super().__init__()
-        assert isinstance(trunk, _Maps)
+        assert isinstance(trunk, Maps)
         assert isinstance(trunk.net, FeatureListNet)
         names = list(trunk.net)
         self.channels_last = trunk.channels_last

@@ -134,10 +134,10 @@ def multitask(
     else:
         net = build(pretrained=pretrained)
     input_size = (timm_kwargs.get("in_chans", channels), height, width)
-    return MultiTask(_Maps(net), net.feature_info.channels(), heads, input_size)
+    return MultiTask(Maps(net), net.feature_info.channels(), heads, input_size)
 
 
-class _Maps(nn.Module):
+class Maps(nn.Module):
     """timm's feature list with channels in dimension 1, whatever the backbone prefers."""
 
     def __init__(self, net: nn.Module) -> None:

@@ -12,8 +12,10 @@ from importlib.metadata import version
 from disparse_structured.arbitration import AnyTask, Majority, Quorum, Unanimous, WeightedMean
 from disparse_structured.budget import Budget, make_plan
 from disparse_structured.errors import DisparseError
+from disparse_structured.extraction import Extracted, extract
 from disparse_structured.pipeline import Pruned, prune
 from disparse_structured.plan import Plan
+from disparse_structured.relatedness import Relatedness, relate
 from disparse_structured.saliency import (
     SNIP,
     DiagonalHessian,
@@ -39,6 +41,7 @@ __all__ = [
     "Budget",
     "DiagonalHessian",
     "DisparseError",
+    "Extracted",
     "Fisher",
     "GlobalRanking",
     "IsomorphicRanking",
@@ -51,16 +54,19 @@ __all__ = [
     "Pruned",
     "Quorum",
     "Random",
+    "Relatedness",
     "Task",
     "Taylor",
     "Unanimous",
     "WeightedMean",
     "analyse",
     "apply",
+    "extract",
     "load",
     "make_plan",
     "masked_twin",
     "measure",
     "prune",
+    "relate",
     "save",
 ]
