@@ -13,7 +13,7 @@ from typing import Literal
 from benchmarks.joint import joint_task
 from benchmarks.rivals import ConflictTaylor, CosPrune
 from benchmarks.stock_scores import Kind, StockScores
-from disparse_structured.arbitration import Arbiter, WeightedMean
+from disparse_structured.arbitration import Arbiter, Majority, WeightedMean
 from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING
 from disparse_structured.saliency import SNIP, Criterion, Fisher, Learned, Magnitude, Random
 from disparse_structured.tasks import Task, check_tasks
@@ -64,6 +64,7 @@ class Method:
 
 
 _DISPARSE = "Sun et al., DiSparse, CVPR 2022, on units"
+_ARBITER = "ours: DiSparse's votes, another arbiter"
 _IMP = "Han et al., Learning both weights and connections, NIPS 2015, on units"
 _LTH = "Frankle, Carbin, The lottery ticket hypothesis, ICLR 2019, on units"
 _STOCK = "Fang et al., DepGraph, CVPR 2023 (Torch-Pruning's scores)"
@@ -71,6 +72,8 @@ _CHANCE = "chance: what everything must beat"
 
 _PRETRAINED = (
     Method("disparse", "pretrained", Fisher(), source=_DISPARSE),
+    Method("disparse-majority", "pretrained", Fisher(), Majority(), source=_ARBITER),
+    Method("disparse-mean", "pretrained", Fisher(), WeightedMean(), source=_ARBITER),
     Method("disparse-iterative", "pretrained", Fisher(), stages=3, source=_DISPARSE),
     Method("random", "pretrained", Random(), joint=True, source=_CHANCE),
     Method(

@@ -1,0 +1,172 @@
+"""The data sets of the tables: samples, losses, figures, and the dense network on them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks import nyuv2 as dense_tasks
+from benchmarks.data import CARD_TASKS, Batch, Loader, Samples, cards, flip, nyuv2
+from benchmarks.tables.cells import Figures
+from benchmarks.tables.settings import Setup
+from disparse_structured.adapters.deeplab import deeplab
+from disparse_structured.adapters.timm import DenseHead, Head, LinearHead, MultiTask, multitask
+from disparse_structured.metrics import Depth, Metric, Normals, Segmentation
+from disparse_structured.tasks import Loss
+
+
+class Accuracy:
+    """``accuracy``: the share of logits ``[B, C]`` whose largest is the label ``[B]``."""
+
+    def __init__(self) -> None:
+        self._right = 0
+        self._count = 0
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        self._right += int((output.argmax(1).cpu() == target.cpu()).sum())
+        self._count += len(target)
+
+    def compute(self) -> dict[str, float]:
+        return {"accuracy": self._right / self._count if self._count else float("nan")}
+
+
+class HeadMaker(Protocol):
+    """From a width to the description of a head."""
+
+    def __call__(self, width: int) -> Head: ...
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The one metric of a task that tables show and ΔT is made of."""
+
+    task: str
+    metric: str
+    title: str
+    higher_is_better: bool
+    digits: int
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A data set with its tasks.
+
+    Args:
+        title: for headings.
+        figures: one a task, in the order of the columns.
+        losses, metrics, heads: by task.
+        train: the samples that are trained on.
+        check: the samples that are reported on.
+        augment: what training does to a batch.
+    """
+
+    title: str
+    figures: tuple[Figure, ...]
+    losses: Mapping[str, Loss]
+    metrics: Mapping[str, Callable[[], Metric]]
+    heads: Mapping[str, HeadMaker]
+    train: Samples
+    check: Samples
+    augment: Callable[[Batch], Batch] | None = None
+
+    def headline(self, figures: Figures) -> dict[str, float]:
+        """The one figure a task."""
+        return {each.task: figures[each.task][each.metric] for each in self.figures}
+
+    @property
+    def directions(self) -> dict[str, bool]:
+        """Task to whether higher is better."""
+        return {each.task: each.higher_is_better for each in self.figures}
+
+    def evaluate(self, model: nn.Module) -> dict[str, dict[str, float]]:
+        """All metrics over the samples that are reported on, in eval mode; modes are restored."""
+        metrics = {name: make() for name, make in self.metrics.items()}
+        modes = [(module, module.training) for module in model.modules()]
+        device = next(model.parameters()).device
+        model.eval()
+        with torch.no_grad():
+            for batch in Loader(self.check, 64):
+                outputs = model(batch["image"].to(device))
+                for name, metric in metrics.items():
+                    metric.update(outputs[name].cpu(), batch[name])
+        for module, mode in modes:
+            module.training = mode
+        return {name: metric.compute() for name, metric in metrics.items()}
+
+    def build(self, setup: Setup, seed: int) -> MultiTask:
+        """The untrained network of a seed; torch's global random state stays as it is."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if setup.backbone == "deeplab":
+                outputs = {name: dense_tasks.OUTPUTS[name] for name in self.heads}
+                return deeplab(outputs, image_size=setup.size, head_width=setup.head_width)
+            heads = {name: head(setup.head_width) for name, head in self.heads.items()}
+            options: dict[str, Any] = dict(setup.options)
+            return multitask(setup.backbone, heads, image_size=setup.size, **options)
+
+
+NYUV2_FIGURES = tuple(
+    Figure(task, metric, dense_tasks.COLUMNS[task], dense_tasks.HIGHER_IS_BETTER[task], digits)
+    for (task, metric), digits in zip(dense_tasks.HEADLINE.items(), (3, 3, 1), strict=True)
+)
+CARD_FIGURES = tuple(Figure(task, "accuracy", f"{task} ↑", True, 3) for task in CARD_TASKS)
+FIGURES: Mapping[str, tuple[Figure, ...]] = {"nyuv2": NYUV2_FIGURES, "cards": CARD_FIGURES}
+TITLES: Mapping[str, str] = {"nyuv2": "NYU-v2", "cards": "Card photographs"}
+
+
+@functools.cache
+def problem(setup: Setup) -> Problem:
+    """The data of a setup, read once a process; raises :class:`benchmarks.data.DataError`."""
+    return {"nyuv2": _nyuv2, "cards": _cards}[setup.dataset](setup)
+
+
+def _nyuv2(setup: Setup) -> Problem:
+    return Problem(
+        TITLES["nyuv2"],
+        NYUV2_FIGURES,
+        dense_tasks.LOSSES,
+        {"seg13": lambda: Segmentation(13), "depth": Depth, "normals": Normals},
+        {name: _dense_head(outputs) for name, outputs in dense_tasks.OUTPUTS.items()},
+        _some(nyuv2("train", setup.size), setup),
+        nyuv2("val", setup.size),
+        flip,
+    )
+
+
+def _cards(setup: Setup) -> Problem:
+    """Reported on the photographs of another camera: on the same camera's all methods are near 1."""
+    return Problem(
+        TITLES["cards"],
+        CARD_FIGURES,
+        {name: _classification(name) for name in CARD_TASKS},
+        dict.fromkeys(CARD_TASKS, Accuracy),
+        {name: lambda width: LinearHead(3) for name in CARD_TASKS},
+        _some(_resized(cards("train"), setup.size), setup),
+        _resized(cards("shift"), setup.size),
+    )
+
+
+def _dense_head(outputs: int) -> HeadMaker:
+    return lambda width: DenseHead(outputs, width, (-4, -3, -2, -1))
+
+
+def _classification(name: str) -> Loss:
+    return lambda output, batch: F.cross_entropy(output, batch[name])
+
+
+def _some(samples: Samples, setup: Setup) -> Samples:
+    """The first ``setup.samples`` of an order that no seed of a run changes."""
+    if setup.samples is None:
+        return samples
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
+    return Samples(samples[order[: setup.samples]])
+
+
+def _resized(samples: Samples, size: tuple[int, int]) -> Samples:
+    return Samples({**samples.tensors, "image": F.adaptive_avg_pool2d(samples.tensors["image"], size)})
