@@ -20,7 +20,7 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types contracts unit sweep bench coverage clean distclean
+.PHONY: help demo test lint format types contracts unit sweep bench tables coverage clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,11 @@ bench: $(RUN_STAMP) ## the benchmarks that need no data: tables and JSON
 	@echo "== benchmarks"
 	$(BIN)/python -m benchmarks.saliency
 	$(BIN)/python -m benchmarks.planning
+
+tables: $(RUN_STAMP) ## DiSparse's tables at desk scale: an hour on two cores; needs the data packs
+	$(BIN)/python -m benchmarks.disparse_tables
+	$(BIN)/python -m benchmarks.disparse_tables --only loss-scale
+	$(BIN)/python -m benchmarks.disparse_tables --only branch
 
 coverage: $(DEV_STAMP) ## the tests in one process, with coverage
 	$(ONE_THREAD) $(BIN)/coverage run -m pytest $(ARGS)

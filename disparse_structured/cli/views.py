@@ -41,13 +41,24 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
 
 
 def attachments(document: Mapping[str, Any]) -> list[RenderableType]:
-    """Views of the entries that the command adds to a report: ``export`` and ``latency``, if there."""
+    """Views of what commands add to a report: ``training``, ``export`` and ``latency``, if there."""
     views: list[RenderableType] = []
+    if "training" in document:
+        views += _training(document["training"])
     if "export" in document:
         views += _export(document["export"])
     if "latency" in document:
         views += _latency(document["latency"])
     return views
+
+
+def _training(facts: Mapping[str, Any]) -> list[RenderableType]:
+    table = table_of("task", "loss of the first epoch", "loss of the last")
+    for task, losses in facts["losses"].items():
+        table.add_row(Text(task), f"{losses[0]:.4g}", f"{losses[-1]:.4g}")
+    stopped = ", stopped early" if facts["stopped_early"] else ""
+    how = f"{facts['regime']} regime, {facts['schedule']}: {facts['epochs']} epochs, {facts['steps']} steps"
+    return [table, Text(how + stopped)]
 
 
 def _export(facts: Mapping[str, Any]) -> list[RenderableType]:
