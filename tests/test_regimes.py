@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from disparse_structured.arbitration import Majority
 from disparse_structured.budget import Budget
 from disparse_structured.errors import BudgetError, LoadError
 from disparse_structured.export import export_onnx
+from disparse_structured.pipeline import Pruned
 from disparse_structured.regimes import Dynamic, Iterative, Pretrained, Regime, Static
 from disparse_structured.saliency import SNIP, Fisher, Probe
 from disparse_structured.structure import analyse, count_macs
@@ -132,6 +134,13 @@ def _run(regime: Regime, steps: int = 24) -> Regime:
     return regime
 
 
+@functools.cache
+def _whole(make: Make) -> tuple[Regime, Pruned]:
+    """One undisturbed run of each regime, shared by the tests that only look at it."""
+    regime = _run(make(_model()))
+    return regime, regime.finish()
+
+
 def _compare(one: nn.Module, other: nn.Module) -> float:
     with torch.no_grad():
         a, b = (model.eval()(*EXAMPLE) for model in (one, other))
@@ -140,8 +149,7 @@ def _compare(one: nn.Module, other: nn.Module) -> float:
 
 @EVERY
 def test_the_result_is_small_and_computes_what_was_trained(make: Make) -> None:
-    regime = _run(make(_model()))
-    pruned = regime.finish()
+    regime, pruned = _whole(make)
     dense, small = (count_macs(model, EXAMPLE) for model in (_model(), pruned.model))
     assert 0.38 <= small / dense <= 0.4
     assert pruned.report.proof.verified
@@ -176,7 +184,7 @@ def test_every_step_trains_what_the_result_will_be(make: Make) -> None:
 
 @EVERY
 def test_the_same_run_twice_is_the_same(make: Make) -> None:
-    one, other = (_run(make(_model())).finish() for _ in range(2))
+    one, other = _whole(make)[1], _run(make(_model())).finish()
     assert one.plan == other.plan
     assert all(
         torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True)
@@ -186,7 +194,7 @@ def test_the_same_run_twice_is_the_same(make: Make) -> None:
 @EVERY
 @pytest.mark.parametrize("at", [3, 13])
 def test_a_resumed_run_is_the_uninterrupted_one(make: Make, at: int, tmp_path: Path) -> None:
-    whole = _run(make(_model())).finish()
+    _, whole = _whole(make)
     first = make(_model())
     optimizer = _optimizer(first)
     for _ in _train(first, at, optimizer):
@@ -315,7 +323,7 @@ def test_a_louder_loss_changes_no_plan(factor: float, regime: type[Pretrained], 
 def test_all_regimes_export_files_of_one_size(tmp_path: Path) -> None:
     sizes = {}
     for name, make in REGIMES.items():
-        pruned = _run(make(_model())).finish()
+        _, pruned = _whole(make)
         outputs = {task.name: task.tensors for task in _tasks()}
         facts = export_onnx(pruned.model.eval(), EXAMPLE, tmp_path / f"{name}.onnx", outputs=outputs)
         assert facts.parity
