@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks import disparse_tables as command
 from benchmarks.baselines import METHODS
 from benchmarks.data import VARIABLE
 from benchmarks.tables import branches, experiment, figures, loudness, ranks, views
 from benchmarks.tables.cells import DENSE, Cell, Figures, Row, RowError, described, read
-from benchmarks.tables.problems import Accuracy, problem
+from benchmarks.tables.problems import problem
 from benchmarks.tables.runner import Plant, table_cells, work
 from benchmarks.tables.settings import NYUV2, SCALES, Scale
 
@@ -214,14 +213,6 @@ def test_branches_show_where_the_trunk_was_cut() -> None:
     cut = cells_of(table, "shares up to the watershed (shared before layer3)")
     assert cut == ["-2.0 ± 0.0"] * 3 + ["-2.0 (1 of 2 seeds)"]
     assert cells_of(table, "shares nothing") == ["not run"] * 4
-
-
-def test_accuracy_counts_over_batches() -> None:
-    metric = Accuracy()
-    assert np.isnan(metric.compute()["accuracy"])
-    metric.update(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
-    metric.update(torch.tensor([[3.0, 1.0]]), torch.tensor([0]))
-    assert metric.compute() == {"accuracy": pytest.approx(2 / 3)}
 
 
 def test_a_plot_is_drawn_of_what_is_there(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,6 +40,18 @@ def test_the_code_of_the_regimes_page_runs() -> None:
     for block in re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL):
         exec(compile(block, "regimes.md", "exec"), names)
     assert names["pruned"].report.macs.ratio <= 0.3  # type: ignore[attr-defined]
+
+
+def test_the_code_of_the_relatedness_page_runs() -> None:
+    page = (ROOT / "docs" / "relatedness.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL):
+        exec(compile(block, "relatedness.md", "exec"), names)
+    images = names["images"][0]
+    with torch.no_grad():
+        dense, branched = names["model"].eval()(images), names["branched"].eval()(images)
+    assert all(torch.equal(branched[task], dense[task]) for task in dense)
+    assert names["alone"].parameters[1] < names["alone"].parameters[0]
 
 
 def test_links_and_make_targets_exist() -> None:

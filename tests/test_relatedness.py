@@ -522,6 +522,17 @@ def test_figures_are_written_and_differ_with_what_they_show(tmp_path: Path) -> N
     assert written["one.png"] != written["two.png"]
 
 
+def test_layers_without_values_and_curves_without_a_watershed_are_drawn(tmp_path: Path) -> None:
+    runs = tuple(overlap(sets([[1, 0, 0], [1, 0, 0]], (1, 2)), seed) for seed in range(2))
+    layers = (Layer("first", 1), Layer("second", 2))
+    found = Relatedness("Net", "unit", "", "hand", 0.5, ("t0", "t1"), layers, runs)
+    assert found.watershed is None
+
+    draw_layers(tmp_path / "gaps.png", [found, found])
+
+    assert (tmp_path / "gaps.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_figure_of_nothing_or_of_two_networks_is_refused(tmp_path: Path) -> None:
     longer = json.loads(result(PAIRS).to_json())
     longer["layers"][0]["name"] = "another"

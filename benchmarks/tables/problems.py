@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks import nyuv2 as dense_tasks
 from benchmarks.data import CARD_TASKS, Batch, Loader, Samples, cards, flip, nyuv2
@@ -17,23 +17,8 @@ from benchmarks.tables.cells import Figures
 from benchmarks.tables.settings import Setup
 from disparse_structured.adapters.deeplab import deeplab
 from disparse_structured.adapters.timm import DenseHead, Head, LinearHead, MultiTask, multitask
-from disparse_structured.metrics import Depth, Metric, Normals, Segmentation
+from disparse_structured.metrics import Classification, Depth, Metric, Normals, Segmentation
 from disparse_structured.tasks import Loss
-
-
-class Accuracy:
-    """``accuracy``: the share of logits ``[B, C]`` whose largest is the label ``[B]``."""
-
-    def __init__(self) -> None:
-        self._right = 0
-        self._count = 0
-
-    def update(self, output: Tensor, target: Tensor) -> None:
-        self._right += int((output.argmax(1).cpu() == target.cpu()).sum())
-        self._count += len(target)
-
-    def compute(self) -> dict[str, float]:
-        return {"accuracy": self._right / self._count if self._count else float("nan")}
 
 
 class HeadMaker(Protocol):
@@ -145,7 +130,7 @@ def _cards(setup: Setup) -> Problem:
         TITLES["cards"],
         CARD_FIGURES,
         {name: _classification(name) for name in CARD_TASKS},
-        dict.fromkeys(CARD_TASKS, Accuracy),
+        dict.fromkeys(CARD_TASKS, lambda: Classification(3)),
         {name: lambda width: LinearHead(3) for name in CARD_TASKS},
         _some(_resized(cards("train"), setup.size), setup),
         _resized(cards("shift"), setup.size),

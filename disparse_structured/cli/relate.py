@@ -18,6 +18,7 @@ from torch import nn
 
 from disparse_structured.cli import names, sources
 from disparse_structured.cli.console import Outcome, Screen
+from disparse_structured.cli.delivery import writable
 from disparse_structured.cli.usage import UsageError
 from disparse_structured.relatedness import (
     PUBLISHED,
@@ -55,7 +56,8 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         raise UsageError(f"--seeds {arguments.seeds}: at least one network is needed.")
     if arguments.level not in (*LEVELS, BOTH):
         raise UsageError(f"--level {arguments.level!r} is unknown. Use {', '.join(LEVELS)} or {BOTH}.")
-    folder = _folder(Path(arguments.out))
+    folder = writable(Path(arguments.out))
+    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     with screen.step("building the model"):
         subject = _subject(arguments)
@@ -158,15 +160,6 @@ def _entry(result: Relatedness) -> dict[str, Any]:
 def _number(value: float) -> float | None:
     """JSON has no NaN."""
     return value if value == value else None
-
-
-def _folder(folder: Path) -> Path:
-    """``folder``, made now: nobody wants to hear after an hour that it cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {str(folder)!r}: no such folder can be made ({error}).") from None
-    return folder
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:

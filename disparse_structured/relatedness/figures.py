@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,11 +41,13 @@ def draw_layers(path: str | os.PathLike[str], results: Sequence[Relatedness], *,
     figure, canvas = _figure(max(6.4, min(12.0, 2.6 + 0.24 * len(first.layers))), 4.4)
     axes = figure.add_subplot()
     x = np.arange(len(first.layers))
-    if first.level == "weight":
-        _published(axes, first)
     for number, found in enumerate(results):
         _curve(axes, x, found, number)
-    _dress_layers(axes, first)
+    for number, found in enumerate(results):
+        _watershed(axes, found, number, len(results))
+    if first.level == "weight":
+        _published(axes, first)
+    _dress_layers(axes, results)
     axes.set_title(
         title or f"What {_listed(first.tasks)} keep alike", loc="left", fontsize=12, weight="bold", color=_INK
     )
@@ -101,26 +104,32 @@ def _curve(axes: Any, x: Any, found: Relatedness, number: int) -> None:
     colour = _COLOURS[number % len(_COLOURS)]
     runs = np.array([[np.nan if v is None else v for v in run.layers] for run in found.runs], dtype=float)
     mean, side = np.array(found.iou), _beside(found)
-    label = f"{found.moment or found.level}: total {found.total:.3f}"
+    name = found.moment or found.level
     if len(runs) > 1:
-        label += f"\n(band: {len(runs)} seeds, least to most)"
         low, high = np.fmin.reduce(runs), np.fmax.reduce(runs)
         axes.fill_between(x[~side], low[~side], high[~side], color=colour, alpha=0.18, linewidth=0)
     style = {"color": colour, "marker": "o", "markersize": 3.4, "zorder": 3}
-    axes.plot(x[~side], mean[~side], linewidth=1.8, label=label, **style)
-    chance = np.array(found.by_chance)[~side]
-    axes.plot(
-        x[~side], chance, color=colour, linewidth=0.9, alpha=0.55, label=f"by chance: {found.chance:.3f}"
-    )
+    axes.plot(x[~side], mean[~side], linewidth=1.8, label=f"{name}: total {found.total:.3f}", **style)
     axes.plot(x[side], mean[side], linewidth=0, markerfacecolor="white", **style)
+    chance = np.array(found.by_chance)[~side]
+    style = {"color": colour, "linewidth": 0.9, "alpha": 0.55}
+    axes.plot(x[~side], chance, label=f"by chance: {found.chance:.3f}", **style)
+
+
+def _watershed(axes: Any, found: Relatedness, number: int, of: int) -> None:
+    """A dashed line; of several at one place, the dashes take turns. A band where most resamples put it."""
     mark = found.watershed
-    if mark is not None:
-        style = {"color": colour, "linewidth": 1.1, "linestyle": (0, (5, 2)), "zorder": 2}
-        axes.axvline(mark.position - 0.5, label=f"watershed: {_short(mark.layer)}", **style)
-        if mark.support:  # several runs: where most resamples put it
-            names = [layer.name for layer in found.layers]
-            span = names.index(mark.low) - 0.7, names.index(mark.high) - 0.3
-            axes.axvspan(*span, color=colour, alpha=0.08, linewidth=0)
+    if mark is None:
+        return
+    colour = _COLOURS[number % len(_COLOURS)]
+    dashes = (4 * number, (4, 4 * (of - 1) or 2))
+    name = f"watershed {found.moment}".rstrip()
+    style = {"color": colour, "linewidth": 1.2, "linestyle": dashes, "zorder": 2}
+    axes.axvline(mark.position - 0.5, label=f"{name}: {_short(mark.layer)}", **style)
+    if mark.low != mark.high:
+        names = [layer.name for layer in found.layers]
+        span = names.index(mark.low) - 0.7, names.index(mark.high) - 0.3
+        axes.axvspan(*span, color=colour, alpha=0.08, linewidth=0)
 
 
 def _published(axes: Any, found: Relatedness) -> None:
@@ -142,20 +151,33 @@ def _beside(found: Relatedness) -> Any:
     )
 
 
-def _dress_layers(axes: Any, found: Relatedness) -> None:
-    names = [_short(layer.name) for layer in found.layers]
+def _dress_layers(axes: Any, results: Sequence[Relatedness]) -> None:
+    first = results[0]
+    names = [_short(layer.name) for layer in first.layers]
     step = -(-len(names) // _LAYERS_NAMED)
-    axes.set_xticks(range(0, len(names), step), names[::step], rotation=90, fontsize=_FONT - 2)
-    axes.set_ylim(-0.02, 1.02)
+    axes.set_xticks(range(0, len(names), step), names[::step], rotation=90)
+    axes.set_ylim(-0.02, _top(results))
     axes.set_xlim(-0.6, len(names) - 0.4)
-    axes.set_ylabel(f"IoU of kept {found.level}s", fontsize=_FONT + 1, color=_INK)
-    kept = f"{1 - found.ratio:.1%} kept by every task"
-    axes.set_xlabel(f"layer, in order of execution ({kept})", fontsize=_FONT + 1, color=_INK)
+    axes.set_ylabel(f"IoU of kept {first.level}s", fontsize=_FONT, color=_INK)
+    said = [f"{1 - first.ratio:.1%} kept by every task"]
+    if max(len(found.runs) for found in results) > 1:
+        said.append("bands: all seeds")
+    if _beside(first).any():
+        said.append("hollow: shortcuts")
+    axes.set_xlabel(f"layer, in order of execution\n({'; '.join(said)})", fontsize=_FONT, color=_INK)
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_FAINT)
-    axes.tick_params(colors=_INK)
+    axes.tick_params(colors=_INK, labelsize=_FONT)
+    axes.tick_params(axis="x", labelsize=_FONT - 2)
+
+
+def _top(results: Sequence[Relatedness]) -> float:
+    """The upper end of the axis: the next fifth above all that is drawn, so that small values are read."""
+    drawn = [value for found in results for run in found.runs for value in (*run.layers, *run.by_chance)]
+    highest = max((value for value in drawn if value is not None), default=1.0)
+    return 0.02 + min(1.0, math.ceil(5 * highest) / 5)
 
 
 def _tree(axes: Any, found: Relatedness, order: Sequence[int]) -> None:
@@ -174,7 +196,7 @@ def _tree(axes: Any, found: Relatedness, order: Sequence[int]) -> None:
     axes.set_xlim(-0.5, len(order) - 0.5)
     axes.set_ylim(0, max(height.values()) * 1.08 or 1.0)
     axes.set_xticks([])
-    axes.set_ylabel("1 - IoU", fontsize=_FONT, color=_INK)
+    axes.set_ylabel("1 \N{MINUS SIGN} IoU", fontsize=_FONT, color=_INK)
     axes.tick_params(labelsize=_FONT - 1, colors=_INK)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.spines["left"].set_color(_FAINT)
