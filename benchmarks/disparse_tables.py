@@ -33,10 +33,12 @@ OPENING = """# DiSparse's tables on units
 seed is a JSON file in [tables](tables). ΔT is the mean over tasks of the relative change against the dense
 network of the same seed, in percent, up is good; figures are mean ± sample standard deviation over seeds.
 All methods of a regime have the same structure, budget, surgery, data order and training; only the decision
-differs. MACs and parameters are counted on the finished networks; a budget counts as met from below within one
-percent of the dense MACs. NYU-v2 is the pack with 13 classes (the paper has 40); cards are reported on another
-camera's photographs. Cityscapes and Tiny-Taskonomy have readers, but were not run: the data was not at hand. Bold is the best mean of a column among
-the pruned networks; where deviations overlap it says little.
+differs. MACs and parameters are counted on the finished networks; a budget counts as met from below within
+one percent of the dense MACs. Bold is the best mean of a column among the pruned networks; where deviations
+overlap it says little.
+
+NYU-v2 is the pack with 13 classes (the paper has 40); cards are reported on another camera's photographs.
+Cityscapes and Tiny-Taskonomy have readers, but were not run: the data was not at hand.
 """
 
 

@@ -65,7 +65,8 @@ class Masks:
     Attributes:
         keep: bool ``[units]``, True = on.
         held: names of the groups that cannot be switched by zeros in weights (a layer or group
-            normalisation takes statistics over them, or a product of activations reads them); they stay on.
+            normalisation takes statistics over them, a product of activations reads them, or one weight
+            reads them and, along its other dimension, another group); they stay on.
     """
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:
@@ -74,9 +75,9 @@ class Masks:
         readers = _readers(structure)
         self.held = _held(model, structure, readers)
         self._slices = _slices(structure, readers, self.held)
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        self._weights = {name: parameters[name] for name in self._slices}
-        self._vault = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        # Owners rather than tensors: a module may be given others (another device, another type).
+        self._owners = {name: _owner(model, name) for name in self._slices}
+        self._vault = {name: self._weight(name).detach().clone() for name in self._slices}
         self.keep = torch.ones(structure.units, dtype=torch.bool)
         self._structure = structure
         self._off = self._find_off()
@@ -99,7 +100,8 @@ class Masks:
                 )
         with torch.no_grad():
             for name, slices in self._slices.items():
-                weight, vault = self._weights[name], self._vault[name]
+                weight = self._weight(name)
+                vault = self._vault[name] = self._vault[name].to(weight)
                 gone = slices.of(self.keep & ~keep).to(weight.device)
                 back = slices.of(keep & ~self.keep).to(weight.device)
                 if len(gone):
@@ -115,16 +117,19 @@ class Masks:
     def enforce(self) -> None:
         """Zero what reads units that are off: call it after whatever changed the weights."""
         with torch.no_grad():
-            for part in self._off.values():
-                part.weight.mul_(part.factor)
+            for name in self._off:
+                weight = self._weight(name)
+                weight.mul_(self._part(name, weight).factor)
 
     @contextmanager
     def revealed(self) -> Iterator[None]:
         """Within, weights are as if every unit were on: for scoring with ``keep=``, which masks itself."""
         with torch.no_grad():
-            for name, part in self._off.items():
-                values = self._vault[name].index_select(part.dim, part.positions)
-                part.weight.index_copy_(part.dim, part.positions, values)
+            for name in self._off:
+                weight = self._weight(name)
+                part = self._part(name, weight)
+                values = self._vault[name].to(weight).index_select(part.dim, part.positions)
+                weight.index_copy_(part.dim, part.positions, values)
         try:
             yield
         finally:
@@ -141,16 +146,29 @@ class Masks:
             vault.copy_(state["vault"][name])
         self._off = self._find_off()
 
+    def _weight(self, name: str) -> torch.Tensor:
+        owner, leaf = self._owners[name]
+        weight: torch.Tensor = getattr(owner, leaf)
+        return weight
+
+    def _part(self, name: str, weight: torch.Tensor) -> _Off:
+        """What is off of a weight, on the device and in the type that it has now."""
+        part = self._off[name]
+        if part.factor.device != weight.device or part.factor.dtype != weight.dtype:
+            part = _Off(part.dim, part.positions.to(weight.device), part.factor.to(weight))
+            self._off[name] = part
+        return part
+
     def _find_off(self) -> dict[str, _Off]:
         found = {}
         for name, slices in self._slices.items():
-            weight = self._weights[name]
+            weight = self._weight(name)
             positions = slices.of(~self.keep).to(weight.device)
             if len(positions):
                 shape = [1] * weight.ndim
                 shape[slices.dim] = -1
                 factor = weight.new_ones(weight.shape[slices.dim]).index_fill(0, positions, 0)
-                found[name] = _Off(weight, slices.dim, positions, factor.view(shape))
+                found[name] = _Off(slices.dim, positions, factor.view(shape))
         return found
 
 
@@ -161,7 +179,6 @@ class _Off:
     A product with it takes half as long as filling the positions, as rows of a convolution are short.
     """
 
-    weight: nn.Parameter
     dim: int
     positions: torch.Tensor
     factor: torch.Tensor
@@ -189,7 +206,22 @@ def _readers(structure: Structure) -> dict[str, list[_Reader]]:
             for member in group.members
             if (member.parameter, member.dim) in places
         ]
-    return found
+    return _along_one_dimension(found)
+
+
+def _along_one_dimension(readers: Mapping[str, list[_Reader]]) -> dict[str, list[_Reader]]:
+    """Without the groups that read a weight of which another reads the other dimension (tied weights)."""
+    dims: dict[str, set[int]] = defaultdict(set)
+    for found in readers.values():
+        for reader in found:
+            dims[reader.weight].add(reader.dim)
+    crossed = {weight for weight, found in dims.items() if len(found) > 1}
+    return {name: found for name, found in readers.items() if crossed.isdisjoint(r.weight for r in found)}
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
 
 
 def _weight_read_by(node: fx.Node, structure: Structure) -> tuple[str, int] | None:
@@ -236,7 +268,8 @@ def _held(model: nn.Module, structure: Structure, readers: Mapping[str, list[_Re
         tensors, _ = named_tensors(specimen.model)
         state = {name: tensor.detach() for name, tensor in tensors.items()}
         for name, slices in off.items():
-            state[name] = state[name].index_fill(slices.dim, slices.of(~keep), 0)
+            positions = slices.of(~keep).to(state[name].device)
+            state[name] = state[name].index_fill(slices.dim, positions, 0)
         deviation = specimen.deviation(
             lambda inputs: specimen.structure.capture.run(state, inputs),
             lambda inputs: specimen.run(inputs, twin),
@@ -249,7 +282,7 @@ def _held(model: nn.Module, structure: Structure, readers: Mapping[str, list[_Re
         if len(groups) == 1:
             return groups
         half = len(groups) // 2
-        return wrong(groups[:half]) + wrong(groups[half:])
+        return (wrong(groups[:half]) + wrong(groups[half:])) or groups  # right alone, wrong together
 
     refused = {group.name for group in wrong(candidates)}
     fine = {group.name for group in candidates} - refused
@@ -257,7 +290,7 @@ def _held(model: nn.Module, structure: Structure, readers: Mapping[str, list[_Re
 
 
 def _forget(
-    optimizer: torch.optim.Optimizer, weight: nn.Parameter, dim: int, positions: torch.Tensor
+    optimizer: torch.optim.Optimizer, weight: torch.Tensor, dim: int, positions: torch.Tensor
 ) -> None:
     for value in optimizer.state.get(weight, {}).values():
         if isinstance(value, torch.Tensor) and value.shape == weight.shape:

@@ -12,6 +12,7 @@ from disparse_structured.errors import PlanError
 from disparse_structured.masking import Masks
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.structure.analysis import named_tensors
+from disparse_structured.tasks import Task
 from disparse_structured.twin import masked_twin
 from tests.plans import deviation, random_keep
 from tests.zoo import ZOO, Entry
@@ -134,3 +135,67 @@ def test_what_a_normalisation_averages_over_is_held() -> None:
     with pytest.raises(PlanError, match="cannot be masked"):
         masks.switch(keep)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class _Tied(nn.Module):
+    """An autoencoder with one weight, between two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wide = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 1)
+        self.weight = nn.Parameter(torch.randn(12, 8, 1, 1))
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.wide(torch.relu(self.stem(x))))
+        coded = torch.relu(nn.functional.conv2d(x, self.weight))
+        out: Tensor = self.head(torch.relu(nn.functional.conv_transpose2d(coded, self.weight)))
+        return out
+
+
+class _Fixed(nn.Module):
+    """A filter that is not trained, and no parameter, reads the first convolution."""
+
+    filter: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 2, 1)
+        self.register_buffer("filter", torch.randn(4, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(nn.functional.conv2d(torch.relu(self.stem(x)), self.filter))
+        return out
+
+
+@pytest.mark.parametrize(("kind", "held"), [(_Tied, {"weight", "wide"}), (_Fixed, set())])
+def test_tied_and_fixed_weights(kind: type[nn.Module], held: set[str]) -> None:
+    torch.manual_seed(0)
+    model = kind().double()
+    inputs = (torch.randn(2, 3, 4, 4, dtype=torch.float64),)
+    structure = analyse(model, inputs, [Task("all", lambda output: output)])
+    before = _weights(model)
+    masks = Masks(model, structure)
+    assert masks.held == held
+    keep = _maskable(structure, masks, seed=1)
+    assert not keep.all()
+    wanted = _twin(structure, model, inputs, keep)
+    masks.switch(keep)
+    assert deviation(_outputs(structure, model, inputs), wanted) <= 1e-9
+    masks.switch(torch.ones_like(keep))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_masks_follow_a_model_of_another_type_and_with_other_tensors() -> None:
+    model, structure = _chain()
+    dense = _weights(model)
+    masks = Masks(model, structure)
+    keep = _maskable(structure, masks, seed=2)
+    masks.switch(keep)
+    zeros = {name: value == 0 for name, value in model.state_dict().items() if value.ndim > 1}
+    model.double().load_state_dict({name: value.double() for name, value in dense.items()}, assign=True)
+    masks.enforce()
+    for name, off in zeros.items():
+        assert bool((model.state_dict()[name][off] == 0).all())
+    masks.switch(torch.ones_like(keep))
+    assert all(torch.equal(value, dense[name].double()) for name, value in model.state_dict().items())

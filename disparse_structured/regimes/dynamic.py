@@ -82,7 +82,9 @@ class Dynamic(MaskedRegime):
         self.every, self.fraction, self.last = every, fraction, until * steps
         self.grow = grow
         saliency = self.score(batches=first_batches)
-        self.adopt(self.panel.decide(saliency.scores), saliency)
+        with self.explaining():
+            decision = self.panel.decide(saliency.scores)
+        self.adopt(decision, saliency)
 
     @property
     def schedule(self) -> str:
@@ -104,7 +106,8 @@ class Dynamic(MaskedRegime):
     def _exchange(self, optimizer: torch.optim.Optimizer) -> None:
         panel = self.panel
         least = panel.cost(smallest(panel.structure, panel.budget)) / panel.dense
-        lower = max(panel.share * (1 - self.moving), least)
+        # A share may be rounded down: one step up, it allows the cost that it was made from.
+        lower = max(panel.share * (1 - self.moving), math.nextafter(least, 1.0))
         if lower >= panel.share:
             return
         saliency = self.score()

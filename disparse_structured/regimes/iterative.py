@@ -11,7 +11,6 @@ from torch import nn
 from disparse_structured.arbitration import Arbiter
 from disparse_structured.batches import Inputs
 from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget
-from disparse_structured.errors import BudgetError
 from disparse_structured.pipeline import Pruned
 from disparse_structured.regimes.masked import MaskedRegime
 from disparse_structured.regimes.panel import Panel
@@ -67,7 +66,9 @@ class Iterative(MaskedRegime):
             model, Panel(structure, data, budget, criterion, arbiter, ranking, inputs, seed, batches)
         )
         self.stages, self.every = stages, every
-        self._check_reachable()
+        # The last budget must be within reach before the first stage changes anything.
+        with self.explaining():
+            self.panel.decide(self.structure.reach.to(torch.float64))
         self._advance(None)
 
     @property
@@ -100,16 +101,3 @@ class Iterative(MaskedRegime):
             budget = self.panel.within(self.panel.share ** (self.stage / self.stages))
         scores = saliency.scores.masked_fill(~self.keep, 0.0)
         self.adopt(self.panel.decide(scores, budget), saliency, optimizer)
-
-    def _check_reachable(self) -> None:
-        """The last budget must be within reach before the first stage changes anything."""
-        try:
-            self.panel.decide(self.structure.reach.to(torch.float64))
-        except BudgetError as error:
-            held = sorted(self.masks.held)
-            if not held:
-                raise
-            raise BudgetError(
-                f"{error} Masks cannot hold {len(held)} groups ({', '.join(held[:3])}…), which keep their "
-                "width in this regime: a normalisation takes statistics over them. Pretrained() can cut them."
-            ) from None

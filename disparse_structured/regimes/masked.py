@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
-from dataclasses import replace
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from disparse_structured.budget import Decision
-from disparse_structured.errors import LoadError
+from disparse_structured.errors import BatchError, BudgetError, LoadError
 from disparse_structured.masking import Masks
 from disparse_structured.pipeline import Pruned, report_on
 from disparse_structured.regimes.panel import Panel
@@ -28,6 +30,11 @@ class MaskedRegime(Regime):
     """
 
     def __init__(self, model: nn.Module, panel: Panel) -> None:
+        if isinstance(panel.data, Iterator):
+            raise BatchError(
+                f"the data is a {type(panel.data).__name__}, which can be read only once, and this regime "
+                "reads it anew whenever it decides. Pass a DataLoader or a list of batches."
+            )
         self.model = model
         self.structure = panel.structure
         self.masks = Masks(model, panel.structure)
@@ -62,8 +69,23 @@ class MaskedRegime(Regime):
         """See :class:`Regime`."""
         assert self._last is not None  # every constructor decides once
         decision, saliency = self._last
+        self.masks.enforce()  # averaged weights may have been loaded since the last step
         operation = apply(self.model, self.panel.plan(decision), self.structure)
         return Pruned(operation.model, operation.plan, report_on(self.structure, saliency, operation))
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Says of a budget that cannot be met within what this regime cannot reach."""
+        try:
+            yield
+        except BudgetError as error:
+            held = sorted(self.masks.held)
+            if not held:
+                raise
+            raise BudgetError(
+                f"{error} Masks cannot hold {len(held)} groups ({', '.join(held[:3])}…), which keep their "
+                "width in this regime: a normalisation takes statistics over them. Pretrained() can cut them."
+            ) from None
 
     @property
     @abc.abstractmethod
@@ -72,7 +94,7 @@ class MaskedRegime(Regime):
 
     def _settings(self) -> str:
         panel = self.panel
-        rules = (type(rule).__name__ for rule in (panel.criterion, panel.arbiter, panel.ranking))
+        rules = (_called(rule) for rule in (panel.criterion, panel.arbiter, panel.ranking))
         budget = ", ".join(f"{name}={value}" for name, value in panel.budget.facts() if value is not None)
         return f"{budget}; {', '.join(rules)}; seed {panel.seed}; {self.schedule}"
 
@@ -95,9 +117,9 @@ class MaskedRegime(Regime):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See :class:`Regime`; raises :class:`LoadError` for the state of another model."""
-        if state["fingerprint"] != self.structure.fingerprint:
+        if state.get("fingerprint") != self.structure.fingerprint:
             raise LoadError(
-                "the saved state is of another model (its channel groups differ). "
+                "the saved state is of another model (its channel groups differ), or another regime. "
                 "Construct the regime from the model that the run was started with."
             )
         if state["settings"] != self._settings():
@@ -112,3 +134,10 @@ class MaskedRegime(Regime):
         batches, samples = state["read"]
         saliency = replace(self._last[1], scores=state["scores"].cpu(), batches=batches, samples=samples)
         self._last = Decision(self.masks.keep, votes), saliency
+
+
+def _called(rule: object) -> str:
+    """A rule with its settings, if it has any; no memory addresses."""
+    if inspect.isroutine(rule) or inspect.isclass(rule):
+        return str(rule.__qualname__)
+    return repr(rule) if is_dataclass(rule) and fields(rule) else type(rule).__name__

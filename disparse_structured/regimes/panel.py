@@ -14,6 +14,7 @@ from disparse_structured.batches import Inputs
 from disparse_structured.budget import Budget, Decision, plan_of, search
 from disparse_structured.plan import Plan
 from disparse_structured.regimes.processes import on_main
+from disparse_structured.regimes.reading import undisturbed
 from disparse_structured.saliency import Criterion, Saliency, measure
 from disparse_structured.structure import Structure
 from disparse_structured.votes import Ranking
@@ -25,7 +26,8 @@ class Panel:
 
     ``batches`` limits how much of ``data`` one scoring reads. Every scoring iterates ``data`` anew, under
     random states of its own that follow from ``seed`` and the scoring's number, so that a loader that
-    shuffles shows other samples each time, and the same ones when a run is repeated or resumed.
+    shuffles shows other samples each time, and the same ones when a run is repeated or resumed. Whoever
+    trains on the same loader notices nothing of it.
     """
 
     structure: Structure
@@ -59,18 +61,22 @@ class Panel:
 
     def score(self, model: nn.Module, number: int = 0, keep: torch.Tensor | None = None) -> Saliency:
         """Scoring number ``number``, of the network with the units of ``keep``; the same in all processes."""
-        return on_main(
-            lambda: measure(
-                model,
-                self.structure,
-                self.criterion,
-                self.data,
-                inputs=self.inputs,
-                seed=self.seed + number,
-                max_batches=self.batches,
-                keep=keep,
-            )
-        )
+        seed = self.seed + number
+
+        def scored() -> Saliency:
+            with undisturbed(self.data, seed):
+                return measure(
+                    model,
+                    self.structure,
+                    self.criterion,
+                    self.data,
+                    inputs=self.inputs,
+                    seed=seed,
+                    max_batches=self.batches,
+                    keep=keep,
+                )
+
+        return on_main(scored)
 
     def decide(
         self,

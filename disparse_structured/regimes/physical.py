@@ -43,7 +43,7 @@ class _Physical(Regime):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Checks that this regime came to the same plan; raises :class:`LoadError` if not."""
-        if state["plan"] != self._pruned.plan.to_json():
+        if state.get("plan") != self._pruned.plan.to_json():
             raise LoadError(
                 "the saved run trained the network of another plan. Construct the regime from the same "
                 "model, weights, data, budget and seed as then, or start anew."
