@@ -65,6 +65,7 @@ tables: $(RUN_STAMP) ## DiSparse's tables at desk scale: an hour on two cores; n
 	$(BIN)/python -m benchmarks.disparse_tables
 	$(BIN)/python -m benchmarks.disparse_tables --only loss-scale
 	$(BIN)/python -m benchmarks.disparse_tables --only branch
+	$(BIN)/python -m benchmarks.disparse_tables --only variants
 
 coverage: $(DEV_STAMP) ## the tests in one process, with coverage
 	$(ONE_THREAD) $(BIN)/coverage run -m pytest $(ARGS)

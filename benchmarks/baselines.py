@@ -15,7 +15,7 @@ from benchmarks.rivals import ConflictTaylor, CosPrune
 from benchmarks.stock_scores import Kind, StockScores
 from disparse_structured.arbitration import Arbiter, Majority, WeightedMean
 from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING
-from disparse_structured.saliency import SNIP, Criterion, Fisher, Learned, Magnitude, Random
+from disparse_structured.saliency import SNIP, Criterion, Fisher, Learned, Magnitude, Random, Taylor
 from disparse_structured.tasks import Task, check_tasks
 from disparse_structured.votes import (
     GlobalRanking,
@@ -68,6 +68,12 @@ _ARBITER = "ours: DiSparse's votes, another arbiter"
 _IMP = "Han et al., Learning both weights and connections, NIPS 2015, on units"
 _LTH = "Frankle, Carbin, The lottery ticket hypothesis, ICLR 2019, on units"
 _STOCK = "Fang et al., DepGraph, CVPR 2023 (Torch-Pruning's scores)"
+_OWN: tuple[tuple[RegimeName, Criterion], ...] = (("pretrained", Fisher()), ("static", SNIP()))
+_RANKINGS: Mapping[str, Ranking] = {
+    "uniform": LayerRanking(),
+    "isomorphic": IsomorphicRanking(),
+    "global": GlobalRanking(),
+}
 _CHANCE = "chance: what everything must beat"
 
 _PRETRAINED = (
@@ -182,7 +188,22 @@ _DYNAMIC = (
     ),
 )
 
+_VARIANTS = (
+    *(
+        Method(f"disparse-{name}", regime, criterion, ranking=ranking, source=_DISPARSE)
+        for regime, criterion in _OWN
+        for name, ranking in _RANKINGS.items()
+    ),
+    Method("disparse-mean", "static", SNIP(), WeightedMean(), source=_ARBITER),
+    Method("disparse-majority", "static", SNIP(), Majority(), source=_ARBITER),
+    Method("disparse-fisher", "static", Fisher(), source=_DISPARSE),
+    Method("disparse-taylor", "pretrained", Taylor(), source=_DISPARSE),
+)
+
 METHODS: Mapping[str, Method] = {
     method.key: method for method in (*_PRETRAINED, *_STOCK_METHODS, *_STATIC, *_DYNAMIC)
 }
 """By :attr:`Method.key`, in the order of the tables."""
+
+VARIANTS: Mapping[str, Method] = {method.key: method for method in _VARIANTS}
+"""What else was tried for our own rows: other rankings, arbiters and criteria."""

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.baselines import METHODS
+from benchmarks.baselines import METHODS, VARIANTS
 from benchmarks.data import DataError
-from benchmarks.tables import branches, figures, loudness, ranks, views
+from benchmarks.tables import branches, figures, loudness, ranks, variants, views
 from benchmarks.tables.cells import Cell, Row, RowError
 from benchmarks.tables.problems import TITLES
 from benchmarks.tables.runner import Plant, table_cells, work
@@ -24,7 +24,7 @@ from benchmarks.tables.settings import REGIMES, SCALES, Scale
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "docs" / "results"
-EXTRAS = {"loss-scale": loudness, "branch": branches}
+EXTRAS = {"loss-scale": loudness, "branch": branches, "variants": variants}
 PARTS = ("tables", *EXTRAS, "views")
 
 OPENING = """# DiSparse's tables on units
@@ -88,6 +88,8 @@ def write_views(plant: Plant, out: Path) -> Path:
         views.place(document, f"{scale.name} loss-scale", _loud_section(scale, found), OPENING)
     if any(cell.trunk for cell in found):
         views.place(document, f"{scale.name} branch", _branch_section(scale, found), OPENING)
+    if any(cell.method in VARIANTS for cell in found):
+        views.place(document, f"{scale.name} variants", _variants_section(scale, found), OPENING)
     if scale.name in ("desk", "paper"):
         views.place(document, "ranks", _ranks_section(plant, out), OPENING)
     return document
@@ -148,6 +150,18 @@ def _branch_section(scale: Scale, found: Mapping[Cell, Row]) -> str:
     ]
     for setup in scale.setups:
         parts += [f"### {TITLES[setup.dataset]}", branches.view(scale, setup.dataset, found)]
+    return "\n\n".join(parts)
+
+
+def _variants_section(scale: Scale, found: Mapping[Cell, Row]) -> str:
+    parts = [
+        f"## What else was tried ({scale.name})",
+        f"DiSparse's own rows with other rankings, arbiters and criteria, −{variants.REMOVED:.0%} MACs; "
+        "those of the tables are unanimous and per cost, by Fisher on trained networks and by SNIP at "
+        "initialisation.",
+    ]
+    for setup in scale.setups:
+        parts += [f"### {TITLES[setup.dataset]}", variants.view(scale, setup.dataset, found)]
     return "\n\n".join(parts)
 
 

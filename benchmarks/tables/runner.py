@@ -15,13 +15,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.baselines import METHODS, Method
+from benchmarks.baselines import METHODS, VARIANTS, Method
 from benchmarks.tables import experiment
 from benchmarks.tables.cells import DENSE, Cell, Row, RowError, read, rows, settings_hash
 from benchmarks.tables.problems import problem
 from benchmarks.tables.settings import REGIMES, Scale
 
 Say = Callable[[str], None]
+
+KNOWN = {**METHODS, **VARIANTS}
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Plant:
         """Whether the row is of the settings as they are now."""
         cell = row.cell
         setups = {setup.dataset: setup for setup in self.scale.setups}
-        if cell.dataset not in setups or not (cell.method == DENSE or cell.method in METHODS):
+        if cell.dataset not in setups or not (cell.method == DENSE or cell.method in KNOWN):
             return False
         told = experiment.description(_method(cell))
         return row.settings == settings_hash(cell, setups[cell.dataset], told)
@@ -156,7 +158,7 @@ def _drain(
 
 
 def _method(cell: Cell) -> Method | None:
-    return None if cell.method == DENSE else METHODS[cell.method]
+    return None if cell.method == DENSE else KNOWN[cell.method]
 
 
 def _lacks(plant: Plant, cell: Cell) -> bool:
