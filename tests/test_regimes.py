@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from disparse_structured.arbitration import Majority, Quorum
 from disparse_structured.budget import Budget, smallest
+from disparse_structured.cli import main
 from disparse_structured.errors import BatchError, BudgetError, LoadError
 from disparse_structured.export import export_onnx
 from disparse_structured.pipeline import Pruned
@@ -539,3 +540,14 @@ def test_the_state_of_another_regime_is_refused() -> None:
     for one, other in ((_static, _dynamic), (_dynamic, _static), (_dynamic, _iterative)):
         with pytest.raises(LoadError):
             one(_model()).load_state_dict(other(_model()).state_dict())
+
+
+@pytest.mark.parametrize("option", ["--every", "--scoring-batches", "--checkpoint-every", "--distill"])
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_the_command_refuses_numbers_below_one(
+    option: str, number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject = ["--model", "code:build", "--tasks", "code:tasks", "--data", "code:data"]
+    wanted = ["--regime", "dynamic", "--macs", "0.5", "--epochs", "1", "--out", str(tmp_path / "out")]
+    assert main(["train", *subject, *wanted, option, number]) == 2
+    assert f"{option} {number}" in capsys.readouterr().err

@@ -74,8 +74,12 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("there is nothing to train on. Give --data.")
     if arguments.stages != 1 and arguments.regime != "pretrained":
         raise UsageError(f"--stages belongs to --regime pretrained, not to {arguments.regime}.")
-    if arguments.stages < 1:
-        raise UsageError(f"--stages {arguments.stages}: there is at least 1.")
+    for option in ("stages", "every", "scoring_batches", "checkpoint_every"):
+        count = getattr(arguments, option)
+        if count is not None and count < 1:
+            raise UsageError(f"--{option.replace('_', '-')} {count}: there is at least 1.")
+    if arguments.distill is not None and not arguments.distill > 0:
+        raise UsageError(f"--distill {arguments.distill:g}: the weight must be above 0.")
     if arguments.teacher and not arguments.distill:
         raise UsageError("--teacher names the weights to distil from. Give --distill WEIGHT too.")
     if arguments.distill and not arguments.teacher and arguments.regime != "pretrained":
