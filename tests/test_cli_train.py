@@ -69,6 +69,23 @@ tasks = [
 ]
 '''
 
+SET = """
+from torch.utils.data import DataLoader
+
+
+class Images(torch.utils.data.Dataset):
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        image = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(index))
+        return {"image": image, "dense": image[:2], "label": image.mean((1, 2))}
+
+
+own = torch.Generator().manual_seed(7)
+workers = DataLoader(Images(), 4, shuffle=True, generator=own, num_workers=1, persistent_workers=True)
+"""
+
 REGIMES = {
     "pretrained": ["--regime", "pretrained"],
     "iterative": ["--regime", "pretrained", "--stages", "3"],
@@ -182,6 +199,18 @@ def test_training_stops_when_validation_says_so(code: Path, tmp_path: Path) -> N
     training = _report(tmp_path / "out")["training"]
     assert training["stopped_early"]
     assert training["epochs"] < 8
+
+
+def test_a_dataloader_with_workers_and_a_generator_is_read_as_it_is(code: Path, tmp_path: Path) -> None:
+    """Scoring reads it too, in the middle of an epoch, and leaves no trace."""
+    code.write_text(CODE + SET, encoding="utf-8")
+    for name in ("one", "other"):
+        arguments = _arguments(code, tmp_path / name, "dynamic", "workers", epochs=2)
+        assert main([*arguments, "--no-onnx"]) == 0
+    one, other = (_report(tmp_path / name)["training"] for name in ("one", "other"))
+    assert one["steps"] == 12
+    assert one["losses"] == other["losses"]
+    assert _plan(tmp_path / "one") == _plan(tmp_path / "other")
 
 
 def test_a_folder_of_another_run_is_refused(

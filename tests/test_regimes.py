@@ -373,11 +373,14 @@ def test_normalised_widths_are_held_and_a_budget_that_needs_them_says_so() -> No
 
 
 def test_the_state_of_another_run_is_refused() -> None:
-    for make in REGIMES.values():
-        state = make(_model()).state_dict()
-        state = {key: "another" if key in ("plan", "fingerprint") else value for key, value in state.items()}
+    regimes = {name: make(_model()) for name, make in REGIMES.items()}
+    states = {name: regime.state_dict() for name, regime in regimes.items()}
+    for name, other in (("pretrained", "static"), ("static", "pretrained"), ("static", "dynamic")):
+        with pytest.raises(LoadError, match="another plan"):
+            regimes[name].load_state_dict(states[other])
+    for name in ("iterative", "dynamic"):
         with pytest.raises(LoadError, match="another"):
-            make(_model()).load_state_dict(state)
+            regimes[name].load_state_dict({**states[name], "fingerprint": "of another model"})
 
 
 @MASKED

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
 
 from disparse_structured.batches import batches, model_inputs, to_device
 from disparse_structured.cli.lookup import find, users_code
@@ -108,6 +109,8 @@ def load_data(spec: str, limit: int | None) -> Iterable[Any]:
             f"--data {spec!r} {what} of type {type(made).__name__}, which yields no batches. Name a loader, "
             "a list of batches, or a function without arguments that returns one."
         )
+    if isinstance(made, DataLoader) and limit is None:
+        return made  # training asks it about its samplers, generators and workers
     if not isinstance(made, Iterator):
         return Batches(lambda: made, limit)
     if again is not None:

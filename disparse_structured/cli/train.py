@@ -122,6 +122,8 @@ def _regime(arguments: argparse.Namespace, given: Subject, steps: int) -> Regime
         kind: Callable[..., Regime] = Dynamic
         every = arguments.every or max(1, min(100, steps // _EXCHANGES))
         extra: dict[str, Any] = {"steps": steps, "every": every}
+        # An exchange reads one batch, as in RigL; the first decision has nothing to improve on.
+        extra |= {"first_batches": arguments.scoring_batches, "batches": 1}
     elif arguments.regime == "static":
         kind, extra = Static, {}
     elif arguments.stages > 1:
@@ -141,8 +143,7 @@ def _regime(arguments: argparse.Namespace, given: Subject, steps: int) -> Regime
         arbiter=names.arbiter(arguments.arbiter),
         ranking=names.ranking(arguments.ranking),
         seed=arguments.seed,
-        batches=arguments.scoring_batches,
-        **extra,
+        **{"batches": arguments.scoring_batches, **extra},
     )
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from disparse_structured.arbitration import Arbiter, Unanimous
 from disparse_structured.batches import Inputs
 from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget, smallest
-from disparse_structured.regimes.masked import MaskedRegime
+from disparse_structured.regimes.masked import MaskedRegime, called
 from disparse_structured.regimes.panel import Panel
 from disparse_structured.regimes.physical import as_arguments
 from disparse_structured.saliency import Criterion, Fisher
@@ -89,7 +89,8 @@ class Dynamic(MaskedRegime):
     @property
     def schedule(self) -> str:
         """See :class:`MaskedRegime`."""
-        return f"every {self.every} steps until {self.last:g}, fraction {self.fraction}"
+        grown = "" if self.grow is None else f", grown by {called(self.grow)}"
+        return f"every {self.every} steps until {self.last:g}, fraction {self.fraction}{grown}"
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Keeps the mask, and exchanges units when it is time."""

@@ -94,9 +94,9 @@ class MaskedRegime(Regime):
 
     def _settings(self) -> str:
         panel = self.panel
-        rules = (_called(rule) for rule in (panel.criterion, panel.arbiter, panel.ranking))
+        rules = (called(rule) for rule in (panel.criterion, panel.arbiter, panel.ranking))
         budget = ", ".join(f"{name}={value}" for name, value in panel.budget.facts() if value is not None)
-        return f"{budget}; {', '.join(rules)}; seed {panel.seed}; {self.schedule}"
+        return f"{budget}; {', '.join(rules)}; seed {panel.seed}; {panel.batches} batches; {self.schedule}"
 
     def state_dict(self) -> dict[str, Any]:
         """See :class:`Regime`."""
@@ -136,7 +136,7 @@ class MaskedRegime(Regime):
         self._last = Decision(self.masks.keep, votes), saliency
 
 
-def _called(rule: object) -> str:
+def called(rule: object) -> str:
     """A rule with its settings, if it has any; no memory addresses."""
     if inspect.isroutine(rule) or inspect.isclass(rule):
         return str(rule.__qualname__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from disparse_structured.batches import Inputs
 from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget
 from disparse_structured.errors import LoadError
 from disparse_structured.pipeline import Pruned, report_on
+from disparse_structured.plan import Plan
 from disparse_structured.regimes.panel import Panel
 from disparse_structured.regimes.regime import Regime
 from disparse_structured.saliency import SNIP, Criterion, Fisher
@@ -23,8 +24,27 @@ from disparse_structured.votes import Ranking
 
 
 class _Physical(Regime):
-    def __init__(self, model: nn.Module, panel: Panel) -> None:
-        self.structure = panel.structure
+    criterion: ClassVar[Criterion]
+    """By what units are scored unless the caller says otherwise."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: tuple[Any, ...] | torch.Tensor,
+        tasks: Sequence[Task],
+        data: Iterable[Any],
+        *,
+        budget: Budget,
+        criterion: Criterion | None = None,
+        arbiter: Arbiter = DEFAULT_ARBITER,
+        ranking: Ranking = DEFAULT_RANKING,
+        inputs: Inputs | None = None,
+        seed: int = 0,
+        batches: int | None = None,
+    ) -> None:
+        self.structure = analyse(model, as_arguments(example_inputs), check_tasks(tasks))
+        criterion = criterion or self.criterion
+        panel = Panel(self.structure, data, budget, criterion, arbiter, ranking, inputs, seed, batches)
         saliency = panel.score(model)
         operation = apply(model, panel.plan(panel.decide(saliency.scores)), self.structure)
         self._pruned = Pruned(operation.model, operation.plan, report_on(self.structure, saliency, operation))
@@ -43,7 +63,9 @@ class _Physical(Regime):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Checks that this regime came to the same plan; raises :class:`LoadError` if not."""
-        if state.get("plan") != self._pruned.plan.to_json():
+        # What goes counts, not the versions of packages that a plan names too.
+        saved = Plan.from_json(state["plan"]).groups if "plan" in state else None
+        if saved != self._pruned.plan.groups:
             raise LoadError(
                 "the saved run trained the network of another plan. Construct the regime from the same "
                 "model, weights, data, budget and seed as then, or start anew."
@@ -65,26 +87,7 @@ class Pretrained(_Physical):
         DisparseError: as :func:`disparse_structured.prune` does; ``model`` is unchanged.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        example_inputs: tuple[Any, ...] | torch.Tensor,
-        tasks: Sequence[Task],
-        data: Iterable[Any],
-        *,
-        budget: Budget,
-        criterion: Criterion | None = None,
-        arbiter: Arbiter = DEFAULT_ARBITER,
-        ranking: Ranking = DEFAULT_RANKING,
-        inputs: Inputs | None = None,
-        seed: int = 0,
-        batches: int | None = None,
-    ) -> None:
-        structure = analyse(model, as_arguments(example_inputs), check_tasks(tasks))
-        criterion = criterion or Fisher()
-        super().__init__(
-            model, Panel(structure, data, budget, criterion, arbiter, ranking, inputs, seed, batches)
-        )
+    criterion = Fisher()
 
 
 class Static(_Physical):
@@ -95,26 +98,7 @@ class Static(_Physical):
     initialised network.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        example_inputs: tuple[Any, ...] | torch.Tensor,
-        tasks: Sequence[Task],
-        data: Iterable[Any],
-        *,
-        budget: Budget,
-        criterion: Criterion | None = None,
-        arbiter: Arbiter = DEFAULT_ARBITER,
-        ranking: Ranking = DEFAULT_RANKING,
-        inputs: Inputs | None = None,
-        seed: int = 0,
-        batches: int | None = None,
-    ) -> None:
-        structure = analyse(model, as_arguments(example_inputs), check_tasks(tasks))
-        criterion = criterion or SNIP()
-        super().__init__(
-            model, Panel(structure, data, budget, criterion, arbiter, ranking, inputs, seed, batches)
-        )
+    criterion = SNIP()
 
 
 def as_arguments(example_inputs: tuple[Any, ...] | torch.Tensor) -> tuple[Any, ...]:

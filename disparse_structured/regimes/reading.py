@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
+
+from disparse_structured.training.streams import generators
 
 
 @contextmanager
@@ -20,7 +21,7 @@ def undisturbed(data: Iterable[Any], seed: int) -> Iterator[None]:
     if not isinstance(data, DataLoader):
         yield
         return
-    states = [(own, own.get_state()) for own in _generators(data)]
+    states = [(own, own.get_state()) for own in generators(data)]
     readers, data._iterator = data._iterator, None
     for own, _ in states:
         own.manual_seed(seed)
@@ -30,9 +31,3 @@ def undisturbed(data: Iterable[Any], seed: int) -> Iterator[None]:
         data._iterator = readers
         for own, state in states:
             own.set_state(state)
-
-
-def _generators(loader: DataLoader[Any]) -> list[torch.Generator]:
-    parts = [loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)]
-    owned = [getattr(part, "generator", None) for part in parts]
-    return list({id(own): own for own in owned if isinstance(own, torch.Generator)}.values())

@@ -68,7 +68,7 @@ def read_epoch(
 @contextmanager
 def kept_generators(loader: Iterable[Any]) -> Iterator[None]:
     """Puts the states of a DataLoader's own generators back at the end."""
-    states = [(own, own.get_state()) for own in _generators(loader)]
+    states = [(own, own.get_state()) for own in generators(loader)]
     try:
         yield
     finally:
@@ -83,7 +83,7 @@ def _announce(loader: Iterable[Any], seed: int, epoch: int, fresh: bool) -> None
         set_epoch = getattr(part, "set_epoch", None)
         if callable(set_epoch):
             set_epoch(epoch)
-    for index, own in enumerate(_generators(loader)):
+    for index, own in enumerate(generators(loader)):
         own.manual_seed(_number(seed, "generator", epoch, index))
     if fresh and loader.persistent_workers:
         loader._iterator = None
@@ -94,7 +94,8 @@ def _samplers(loader: DataLoader[Any]) -> list[Any]:
     return list({id(part): part for part in parts if part is not None}.values())
 
 
-def _generators(loader: Iterable[Any]) -> list[torch.Generator]:
+def generators(loader: Iterable[Any]) -> list[torch.Generator]:
+    """The generators that a DataLoader and its samplers own, each once; none of other loaders."""
     if not isinstance(loader, DataLoader):
         return []
     owned = [getattr(part, "generator", None) for part in (loader, *_samplers(loader))]
