@@ -237,6 +237,8 @@ def test_a_folder_of_another_run_is_refused(
         (["--stages", "2", "--patience", "2", "--validation", "x"], "before the last stage"),
         (["--regime", "pretrained", "--epochs", "0"], "epochs"),
         (["--regime", "pretrained", "--lr", "-1"], "lr"),
+        (["--regime", "dynamic", "--fraction", "1"], "--fraction 1"),
+        (["--regime", "dynamic", "--until", "0"], "--until 0"),
         (["--regime", "sometimes"], "invalid choice"),
     ],
 )

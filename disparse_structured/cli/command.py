@@ -114,6 +114,20 @@ def _add_train(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument("--stages", type=int, default=1, metavar="N", help="pretrained: prune in N stages")
     parser.add_argument("--every", type=int, metavar="N", help="steps between two stages or exchanges")
+    parser.add_argument(
+        "--fraction",
+        type=float,
+        default=0.3,
+        metavar="F",
+        help="dynamic: share of the budget that the first exchange moves (default: 0.3)",
+    )
+    parser.add_argument(
+        "--until",
+        type=float,
+        default=0.75,
+        metavar="F",
+        help="dynamic: share of all steps after which the mask is fixed (default: 0.75)",
+    )
     _add_rules(parser, None)
     _add_widths(parser)
     parser.add_argument(

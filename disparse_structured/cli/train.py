@@ -78,6 +78,11 @@ def _check(arguments: argparse.Namespace) -> None:
         count = getattr(arguments, option)
         if count is not None and count < 1:
             raise UsageError(f"--{option.replace('_', '-')} {count}: there is at least 1.")
+    if not (0 < arguments.fraction < 1 and 0 < arguments.until <= 1):
+        raise UsageError(
+            f"--fraction {arguments.fraction:g}, --until {arguments.until:g}: shares of the budget, below 1, "
+            "and of all steps, at most 1; both above 0."
+        )
     if arguments.distill is not None and not arguments.distill > 0:
         raise UsageError(f"--distill {arguments.distill:g}: the weight must be above 0.")
     if arguments.teacher and not arguments.distill:
@@ -124,6 +129,7 @@ def _regime(arguments: argparse.Namespace, given: Subject, steps: int) -> Regime
         extra: dict[str, Any] = {"steps": steps, "every": every}
         # An exchange reads one batch, as in RigL; the first decision has nothing to improve on.
         extra |= {"first_batches": arguments.scoring_batches, "batches": 1}
+        extra |= {"fraction": arguments.fraction, "until": arguments.until}
     elif arguments.regime == "static":
         kind, extra = Static, {}
     elif arguments.stages > 1:
