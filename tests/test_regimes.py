@@ -305,12 +305,14 @@ def test_what_moves_falls_along_a_cosine_and_then_stops() -> None:
     assert torch.equal(masks[-1], masks[15])
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(share=st.floats(0.2, 0.8), fraction=st.floats(0.1, 0.9), every=st.integers(1, 5))
 def test_the_budget_holds_at_every_exchange(share: float, fraction: float, every: int) -> None:
     regime = _dynamic(_model(), budget=Budget(macs=share), fraction=fraction, every=every)
+    # One percent of the dense cost, or what the dearest unit costs, which may be the only one to spare.
+    slack = max(0.01, float(regime.structure.cost.unit_cost("macs").max()) / regime.panel.dense)
     for _ in _train(regime, 8, _optimizer(regime)):
-        assert share - 0.02 <= regime.panel.cost(regime.keep) / regime.panel.dense <= share
+        assert share - slack <= regime.panel.cost(regime.keep) / regime.panel.dense <= share
 
 
 @pytest.mark.parametrize("factor", [0.05, 20.0])

@@ -471,7 +471,7 @@ class Wide(Net):
         pytest.param({"tasks": TASKS[:1]}, r"tasks is .*'sign'.* there and .*'sum'.* here", id="tasks"),
         pytest.param({"loader": data(5)}, "number of batches is 6 there and 5 here", id="batches"),
         pytest.param({"validation": data(1)}, "validation is False there and True here", id="validation"),
-        pytest.param({"companion": Shrinker()}, "companion is None there and Shrinker here", id="companion"),
+        pytest.param({"companion": Shrinker()}, "companion is False there and True here", id="companion"),
         pytest.param(
             {"model": Wide()},
             r"parameter heads\.sum\.bias is \(\(1,\), True\) there and absent here",

@@ -13,7 +13,7 @@ from torch import nn
 
 from disparse_structured.errors import LoadError
 from disparse_structured.tasks import Task
-from disparse_structured.training.recipe import Companion, Recipe
+from disparse_structured.training.recipe import Recipe
 
 FORMAT = 1
 
@@ -77,7 +77,7 @@ def identity(
     model: nn.Module,
     batches: int,
     validated: bool,
-    companion: Companion | None,
+    accompanied: bool,
 ) -> dict[str, str]:
     """What two runs must have in common for one to go on where the other was: by name, as text."""
     facts: dict[str, object] = {
@@ -90,7 +90,7 @@ def identity(
     facts["distillation"] = distillation and (distillation.weight, sorted(distillation.losses))
     facts["number of batches"] = batches
     facts["validation"] = validated
-    facts["companion"] = None if companion is None else type(companion).__qualname__
+    facts["companion"] = accompanied
     for name, parameter in model.named_parameters():
         facts[f"parameter {name}"] = (tuple(parameter.shape), parameter.requires_grad)
     return {name: str(value) for name, value in facts.items()}

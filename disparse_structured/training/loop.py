@@ -97,7 +97,9 @@ def train(
         steps = _count(loader)
         file = None
         if checkpoint is not None:
-            facts = identity(recipe, objective.tasks, model, steps, validation is not None, companion)
+            facts = identity(
+                recipe, objective.tasks, model, steps, validation is not None, companion is not None
+            )
             file = Checkpoint(checkpoint, facts)
         run = Run(objective, recipe, steps, companion, inputs, file)
         with bar(progress and run.first, recipe.epochs, recipe.epochs * steps) as shown:
