@@ -14,7 +14,7 @@ import itertools
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,21 +40,16 @@ from disparse_structured import (
 )
 from disparse_structured.adapters.timm import DenseHead, MultiTask, multitask
 from disparse_structured.arbitration import Arbiter
-from disparse_structured.losses import cosine, cross_entropy, depth_l1
-from disparse_structured.metrics import Depth, Metric, Normals, Segmentation, delta_t
+from disparse_structured.datasets import TargetLoss, evaluate, figure_of_merit, nyuv2_tasks
 from disparse_structured.recovery.finetune import finetune
 from disparse_structured.saliency import Criterion
 from disparse_structured.tasks import Loss, Task
 from disparse_structured.votes import GlobalRanking, LayerRanking, PerCostRanking, Ranking
 
-LOSSES: Mapping[str, Loss] = {
-    "seg13": lambda output, batch: cross_entropy(output, batch["seg13"]),
-    "depth": lambda output, batch: depth_l1(output, batch["depth"]),
-    "normals": lambda output, batch: cosine(output, batch["normals"]),
-}
-OUTPUTS = {"seg13": 13, "depth": 1, "normals": 3}
-HEADLINE = {"seg13": "miou", "depth": "abs_error", "normals": "mean_angle"}
-HIGHER_IS_BETTER = {"seg13": True, "depth": False, "normals": False}
+PACK_NAMES = {"segmentation": "seg13", "depth": "depth", "normals": "normals"}
+SPECS = {name: nyuv2_tasks(classes=13)[task] for task, name in PACK_NAMES.items()}
+LOSSES: Mapping[str, Loss] = {name: TargetLoss(name, spec.loss) for name, spec in SPECS.items()}
+OUTPUTS = {name: spec.outputs for name, spec in SPECS.items()}
 COLUMNS = {"seg13": "mIoU ↑", "depth": "depth m ↓", "normals": "normals ° ↓"}
 
 Figures = dict[str, dict[str, float]]
@@ -199,24 +194,9 @@ def dense(settings: Settings, seed: int, train: Samples, cache: Path) -> MultiTa
     return model.eval()
 
 
-def evaluate(model: nn.Module, samples: Iterable[Batch]) -> Figures:
-    """Each task's metrics over ``samples``, in eval mode; the model's modes are restored."""
-    metrics: dict[str, Metric] = {"seg13": Segmentation(13), "depth": Depth(), "normals": Normals()}
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    with torch.no_grad():
-        for batch in samples:
-            outputs = model(batch["image"])
-            for name, metric in metrics.items():
-                metric.update(outputs[name], batch[name])
-    for module, mode in modes:
-        module.training = mode
-    return {name: metric.compute() for name, metric in metrics.items()}
-
-
 def headline(figures: Figures) -> dict[str, float]:
     """The one figure a task that ΔT is made of."""
-    return {name: figures[name][metric] for name, metric in HEADLINE.items()}
+    return {name: figures[name][spec.headline] for name, spec in SPECS.items()}
 
 
 def compare(
@@ -237,14 +217,13 @@ def compare(
         scored = tuple(itertools.islice(shuffled, settings.scored_batches))
     case = Case(model, model.example_inputs(1), tasks, scored)
     check = Loader(val, 32)
-    figures = evaluate(model, check)
+    figures = evaluate(model, check, SPECS)
     rows = [Row("dense", 1.0, "trained", seed, 1.0, 1.0, 0.0, figures)]
-    reference = headline(figures)
 
     def row(method: str, fraction: float, stage: str, pruned: nn.Module) -> Row:
-        found = evaluate(pruned, check)
+        found = evaluate(pruned, check, SPECS)
         share = stock.macs(pruned, case.inputs) / stock.macs(model, case.inputs)
-        change = delta_t(reference, headline(found), HIGHER_IS_BETTER)
+        change = figure_of_merit(figures, found, SPECS)
         return Row(method, fraction, stage, seed, share, _size(pruned) / _size(model), change, found)
 
     for name, method in methods.items():

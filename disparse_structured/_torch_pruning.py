@@ -108,7 +108,7 @@ def _cut_by(handler: Handler, module: Any, dim: int) -> list[tuple[str, int]]:
     It may serve only where all of them are the module's own and shrink alike: not where a weight is
     computed from other parameters, or a bias is used apart from its layer.
     """
-    if isinstance(handler.__self__, TensorPruner):  # type: ignore[attr-defined]
+    if isinstance(getattr(handler, "__self__", None), TensorPruner):
         return []
     if handler in (tp.prune_conv_in_channels, tp.prune_linear_in_channels):
         return [("weight", dim)]
@@ -350,7 +350,7 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
                     positions = (positions[:, :, None] + offsets).reshape(len(positions), -1)
                     size = owner.in_channels
                 name = handler.__name__
-                if isinstance(handler.__self__, TensorPruner):  # type: ignore[attr-defined]
+                if isinstance(getattr(handler, "__self__", None), TensorPruner):
                     name = f"{tensor}:{member.dim}"
                 key = (id(owner), name)
                 if key not in cuts:

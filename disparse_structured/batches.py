@@ -50,6 +50,11 @@ def model_inputs(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[st
     )
 
 
+def as_arguments(inputs: tuple[Any, ...] | Tensor) -> tuple[Any, ...]:
+    """Example inputs as the tuple of ``forward``'s arguments; a single tensor is the one argument."""
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
 def call_model(model: nn.Module, batch: Any, inputs: Inputs | None = None) -> Any:
     """``model``'s output for ``batch``; ``inputs`` replaces :func:`model_inputs`.
 

@@ -17,12 +17,12 @@ from disparse_structured.budget import Budget
 from disparse_structured.budget.widths import Widths
 from disparse_structured.errors import TaskError, VerificationError
 from disparse_structured.plan import Plan
-from disparse_structured.specimen import Outputs, Specimen, copied
+from disparse_structured.specimen import TOLERANCES, Outputs, Specimen, copied
 from disparse_structured.structure import Structure, analyse, count_macs, count_parameters
 from disparse_structured.structure.analysis import named_tensors
 from disparse_structured.structure.capture import Capture, own_copy
 from disparse_structured.structure.effects import Effects
-from disparse_structured.surgery import TOLERANCES, apply
+from disparse_structured.surgery import apply
 from disparse_structured.tasks import Task, check_tasks
 
 _LISTS = (nn.ModuleDict, nn.ModuleList, nn.Sequential)
@@ -104,7 +104,6 @@ def extract(
         CaptureError, UnsupportedModelError: as from :func:`disparse_structured.analyse`.
     """
     chosen = _chosen(check_tasks(tasks), keep)
-    example_inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     structure = analyse(model, example_inputs, chosen)
     trial = _Trial(Specimen.of(model, structure), chosen)
     needed = _needed(structure.capture)
@@ -124,7 +123,7 @@ def extract(
         left=tuple(sorted(trial.left, key=lambda each: each.module)),
         units_removed=int((~operation.plan.keep(lean_structure)).sum()),
         parameters=(count_parameters(model), count_parameters(result)),
-        macs=(count_macs(model, example_inputs), count_macs(result, example_inputs)),
+        macs=(count_macs(model, structure.example_inputs), count_macs(result, structure.example_inputs)),
         deviation=deviation,
         dtype=str(dtype),
     )
@@ -182,7 +181,8 @@ class _Edit:
         elif isinstance(parent, nn.ModuleDict):
             del parent[key]
         else:
-            del parent[int(key)]  # type: ignore[operator]
+            assert isinstance(parent, nn.ModuleList | nn.Sequential)  # the others of _LISTS
+            del parent[int(key)]
 
 
 class _Trial:

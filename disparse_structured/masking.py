@@ -18,14 +18,12 @@ import torch
 from torch import fx, nn
 
 from disparse_structured.errors import PlanError
-from disparse_structured.specimen import Specimen
+from disparse_structured.specimen import TOLERANCES, Specimen
 from disparse_structured.structure import ChannelGroup, Structure
 from disparse_structured.structure.analysis import named_tensors
 from disparse_structured.twin import masked_twin
 
 aten = torch.ops.aten
-
-_EXACT = 1e-9
 
 _INPUT_DIMENSION = {
     aten.conv1d: 1,
@@ -70,8 +68,6 @@ class Masks:
     """
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:
-        self._model = model
-        self._slices = {}
         readers = _readers(structure)
         self.held = _held(model, structure, readers)
         self._slices = _slices(structure, readers, self.held)
@@ -274,7 +270,7 @@ def _held(model: nn.Module, structure: Structure, readers: Mapping[str, list[_Re
             lambda inputs: specimen.structure.capture.run(state, inputs),
             lambda inputs: specimen.run(inputs, twin),
         )
-        return max(deviation.values()) <= (_EXACT if specimen.dtype is torch.float64 else 1e-4)
+        return max(deviation.values()) <= TOLERANCES[specimen.dtype]
 
     def wrong(groups: list[ChannelGroup]) -> list[ChannelGroup]:
         if not groups or agrees(groups):

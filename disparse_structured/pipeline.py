@@ -88,11 +88,10 @@ def prune(
         )
     budget = budget or Budget(macs=macs, parameters=parameters)
     criterion = criterion or Fisher()
-    example_inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     with _step("reading the structure", progress):
         structure = analyse(model, example_inputs, tasks)
     if data is None:
-        data, inputs = _example_as_data(example_inputs, tasks), _as_they_are
+        data, inputs = _example_as_data(structure.example_inputs, tasks), _as_they_are
     saliency = measure(model, structure, criterion, data, inputs=inputs, seed=seed, progress=progress)
     plan = make_plan(
         structure,

@@ -104,7 +104,7 @@ def describe_inputs(inputs: tuple[Any, ...]) -> dict[str, Any]:
     odd = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, torch.Tensor | _PLAIN)]
     try:
         tree = pytree.treespec_dumps(spec)
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # torch's answer for containers that it cannot write down
         odd.append(str(error).partition(" because ")[0])
     if odd:
         return {"unknown": odd}

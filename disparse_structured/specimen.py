@@ -15,6 +15,9 @@ from disparse_structured.errors import CaptureError, PlanError, VerificationErro
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.structure.analysis import named_tensors
 
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Largest deviation of two networks that are to be one, relative as in :func:`difference`."""
+
 _SMALL = 1e-3
 """Differences are relative to the expected output's largest value, or to this if it is larger."""
 
@@ -148,7 +151,8 @@ def _cast(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
     def cast(leaf: Any) -> Any:
         return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
 
-    return pytree.tree_map(cast, inputs)  # type: ignore[no-any-return]
+    found: tuple[Any, ...] = pytree.tree_map(cast, inputs)
+    return found
 
 
 def _other_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -161,4 +165,5 @@ def _other_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         noise = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
         return leaf.flip(0) + noise * leaf.std() if leaf.numel() > 1 else leaf
 
-    return pytree.tree_map(other, inputs)  # type: ignore[no-any-return]
+    found: tuple[Any, ...] = pytree.tree_map(other, inputs)
+    return found

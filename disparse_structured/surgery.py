@@ -14,14 +14,11 @@ from torch.utils import _pytree as pytree
 from disparse_structured._torch_pruning import StructureGraph
 from disparse_structured.errors import PlanError, VerificationError
 from disparse_structured.plan import Plan
-from disparse_structured.specimen import Specimen, copied
+from disparse_structured.specimen import TOLERANCES, Specimen, copied
 from disparse_structured.structure import Structure
 from disparse_structured.structure.analysis import named_tensors
 from disparse_structured.structure.capture import own_copy
 from disparse_structured.twin import masked_twin
-
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""Largest deviation from the twin."""
 
 
 @dataclass(frozen=True)

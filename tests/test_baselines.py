@@ -305,7 +305,7 @@ def test_conflict_taylor_keeps_what_one_task_needs() -> None:
 @pytest.mark.parametrize("criterion", [CosPrune(), ConflictTaylor()], ids=str)
 def test_a_louder_loss_changes_no_rival(criterion: Criterion) -> None:
     quiet = case().scores(criterion)
-    loud = (TASKS[0], replace(TASKS[1], loss=lambda output, batch: 64 * TASKS[1].loss(output, batch)))  # type: ignore[misc]
+    loud = (TASKS[0], replace(TASKS[1], loss=lambda output, batch: 64 * TASKS[1].loss(output, batch)))
     shared = case().structure().reach.all(0)  # CosPrune ranks the heads by the sum of the losses
     torch.testing.assert_close(case().scores(criterion, loud)[:, shared], quiet[:, shared])
 

@@ -190,6 +190,6 @@ def test_other_models_are_refused_with_a_remedy() -> None:
     with pytest.raises(UnsupportedModelError, match=r"FeatureGetterNet.*ResNet"):
         branch(vit, 1)
     with pytest.raises(UnsupportedModelError, match="Sequential"):
-        branch(nn.Sequential(), 1)  # type: ignore[arg-type]
+        branch(nn.Sequential(), 1)
     with pytest.raises(UnsupportedModelError, match="branches already"):
         branch(branch(model(), 3), 3)

@@ -23,7 +23,6 @@ from benchmarks.tables.problems import Problem, problem
 from benchmarks.tables.settings import Setup
 from disparse_structured.adapters.timm import MultiTask
 from disparse_structured.budget import Budget
-from disparse_structured.metrics import delta_t
 from disparse_structured.plan import Plan
 from disparse_structured.regimes import Dynamic, Iterative, Pretrained, Regime, Static
 from disparse_structured.structure import analyse, count_macs, count_parameters
@@ -172,8 +171,8 @@ def _pruned_row(bench: Bench, cell: Cell, method: Method | None) -> Row:
         dense=found,
         before=before,
         after=after,
-        delta_before=delta_t(data.headline(found), data.headline(before), data.directions),
-        delta_t=delta_t(data.headline(found), data.headline(after), data.directions),
+        delta_before=data.delta_t(found, before),
+        delta_t=data.delta_t(found, after),
         plan=removal_hash(pruned.plan),
         note=note,
         seconds={"train": seconds, "companion": watched.seconds},

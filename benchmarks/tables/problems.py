@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +18,8 @@ from benchmarks.tables.cells import Figures
 from benchmarks.tables.settings import Setup
 from disparse_structured.adapters.deeplab import deeplab
 from disparse_structured.adapters.timm import DenseHead, Head, LinearHead, MultiTask, multitask
-from disparse_structured.metrics import Classification, Depth, Metric, Normals, Segmentation
+from disparse_structured.datasets import TargetLoss, TaskSpec, evaluate, figure_of_merit
+from disparse_structured.metrics import Classification
 from disparse_structured.tasks import Loss
 
 
@@ -45,7 +47,7 @@ class Problem:
     Args:
         title: for headings.
         figures: one a task, in the order of the columns.
-        losses, metrics, heads: by task.
+        specs, heads: by task.
         train: the samples that are trained on.
         check: the samples that are reported on.
         augment: what training does to a batch.
@@ -53,36 +55,24 @@ class Problem:
 
     title: str
     figures: tuple[Figure, ...]
-    losses: Mapping[str, Loss]
-    metrics: Mapping[str, Callable[[], Metric]]
+    specs: Mapping[str, TaskSpec]
     heads: Mapping[str, HeadMaker]
     train: Samples
     check: Samples
     augment: Callable[[Batch], Batch] | None = None
 
-    def headline(self, figures: Figures) -> dict[str, float]:
-        """The one figure a task."""
-        return {each.task: figures[each.task][each.metric] for each in self.figures}
-
     @property
-    def directions(self) -> dict[str, bool]:
-        """Task to whether higher is better."""
-        return {each.task: each.higher_is_better for each in self.figures}
+    def losses(self) -> dict[str, Loss]:
+        """Each task's loss over a batch."""
+        return {name: TargetLoss(name, spec.loss) for name, spec in self.specs.items()}
 
     def evaluate(self, model: nn.Module) -> dict[str, dict[str, float]]:
         """All metrics over the samples that are reported on, in eval mode; modes are restored."""
-        metrics = {name: make() for name, make in self.metrics.items()}
-        modes = [(module, module.training) for module in model.modules()]
-        device = next(model.parameters()).device
-        model.eval()
-        with torch.no_grad():
-            for batch in Loader(self.check, 64):
-                outputs = model(batch["image"].to(device))
-                for name, metric in metrics.items():
-                    metric.update(outputs[name].cpu(), batch[name])
-        for module, mode in modes:
-            module.training = mode
-        return {name: metric.compute() for name, metric in metrics.items()}
+        return evaluate(model, Loader(self.check, 64), self.specs)
+
+    def delta_t(self, dense: Figures, pruned: Figures) -> float:
+        """ΔT in percent of two results of :meth:`evaluate`."""
+        return figure_of_merit(dense, pruned, self.specs)
 
     def build(self, setup: Setup, seed: int) -> MultiTask:
         """The untrained network of a seed; torch's global random state stays as it is."""
@@ -96,9 +86,12 @@ class Problem:
             return multitask(setup.backbone, heads, image_size=setup.size, **options)
 
 
+CARD_SPECS = {
+    name: TaskSpec(3, F.cross_entropy, partial(Classification, 3), "accuracy", True) for name in CARD_TASKS
+}
 NYUV2_FIGURES = tuple(
-    Figure(task, metric, dense_tasks.COLUMNS[task], dense_tasks.HIGHER_IS_BETTER[task], digits)
-    for (task, metric), digits in zip(dense_tasks.HEADLINE.items(), (3, 3, 1), strict=True)
+    Figure(task, spec.headline, dense_tasks.COLUMNS[task], spec.higher_is_better, digits)
+    for (task, spec), digits in zip(dense_tasks.SPECS.items(), (3, 3, 1), strict=True)
 )
 CARD_FIGURES = tuple(Figure(task, "accuracy", f"{task} ↑", True, 3) for task in CARD_TASKS)
 FIGURES: Mapping[str, tuple[Figure, ...]] = {"nyuv2": NYUV2_FIGURES, "cards": CARD_FIGURES}
@@ -115,8 +108,7 @@ def _nyuv2(setup: Setup) -> Problem:
     return Problem(
         TITLES["nyuv2"],
         NYUV2_FIGURES,
-        dense_tasks.LOSSES,
-        {"seg13": lambda: Segmentation(13), "depth": Depth, "normals": Normals},
+        dense_tasks.SPECS,
         {name: _dense_head(outputs) for name, outputs in dense_tasks.OUTPUTS.items()},
         _some(nyuv2("train", setup.size), setup),
         nyuv2("val", setup.size),
@@ -129,8 +121,7 @@ def _cards(setup: Setup) -> Problem:
     return Problem(
         TITLES["cards"],
         CARD_FIGURES,
-        {name: _classification(name) for name in CARD_TASKS},
-        dict.fromkeys(CARD_TASKS, lambda: Classification(3)),
+        CARD_SPECS,
         {name: lambda width: LinearHead(3) for name in CARD_TASKS},
         _some(_resized(cards("train"), setup.size), setup),
         _resized(cards("shift"), setup.size),
@@ -139,10 +130,6 @@ def _cards(setup: Setup) -> Problem:
 
 def _dense_head(outputs: int) -> HeadMaker:
     return lambda width: DenseHead(outputs, width, (-4, -3, -2, -1))
-
-
-def _classification(name: str) -> Loss:
-    return lambda output, batch: F.cross_entropy(output, batch[name])
 
 
 def _some(samples: Samples, setup: Setup) -> Samples:

@@ -7,7 +7,6 @@ the analytic cost: votes, arbiter, then what the widths must respect, then the c
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from disparse_structured.budget.protection import protected_units
 from disparse_structured.budget.slack import Fits, give_back, trade
 from disparse_structured.budget.widths import Widths
 from disparse_structured.errors import BudgetError
+from disparse_structured.naming import called
 from disparse_structured.plan import Plan, Provenance, PrunableStructure, package_versions
 from disparse_structured.votes import (
     PerCostRanking,
@@ -91,9 +91,9 @@ def plan_of(
         votes=decision.votes.keep,
         budget=budget.facts(),
         provenance=Provenance(
-            criterion=None if criterion is None else _name(criterion),
-            arbiter=_name(arbiter),
-            ranking=_name(ranking),
+            criterion=None if criterion is None else called(criterion),
+            arbiter=called(arbiter),
+            ranking=called(ranking),
             ratio=decision.votes.ratio,
             seed=seed,
             versions=package_versions(),
@@ -276,10 +276,3 @@ def _weights(weights: Iterable[float] | None, tasks: tuple[str, ...]) -> torch.T
             "Give one finite number >= 0 per task, not all zero."
         )
     return torch.tensor(values, dtype=torch.float64)
-
-
-def _name(part: object) -> str:
-    """A name that is the same in every process: no memory addresses."""
-    if inspect.isroutine(part) or inspect.isclass(part):
-        return str(part.__qualname__)
-    return repr(part) if dataclasses.is_dataclass(part) else type(part).__qualname__

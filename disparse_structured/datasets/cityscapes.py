@@ -67,8 +67,7 @@ def cityscapes(
     }
     fields = chosen(tasks, there)
     found = {name: _frames(Path(root) / _ORIGINAL[name][0] / split, _ORIGINAL[name][1]) for name in fields}
-    keys = sorted({key for files in found.values() for key in files})
-    return Samples(fields, joined(found, keys, _ORIGINAL_LAYOUT), size=size, flip=flip)
+    return Samples(fields, joined(found, _ORIGINAL_LAYOUT), size=size, flip=flip)
 
 
 def cityscapes_mtan(
@@ -99,8 +98,7 @@ def cityscapes_mtan(
     labels = named if (base / named).is_dir() or not (base / "label").is_dir() else "label"
     folders = {IMAGE: "image", "segmentation": labels, "depth": "depth"}
     found = {name: by_stem(base / folders[name], ".npy", _MTAN_LAYOUT) for name in fields}
-    keys = sorted({key for files in found.values() for key in files}, key=lambda key: (len(key), key))
-    return Samples(fields, joined(found, keys, _MTAN_LAYOUT), size=size, flip=flip)
+    return Samples(fields, joined(found, _MTAN_LAYOUT), size=size, flip=flip)
 
 
 def cityscapes_adashare(

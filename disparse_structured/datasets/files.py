@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,12 @@ def read_index(path: Path, split: str, columns: Sequence[str]) -> list[dict[str,
     return [dict(zip(columns, row, strict=True)) for row in index[split]]
 
 
+def _natural(key: str) -> list[tuple[int, str]]:
+    """Text and numbers in turn: ``view_10`` comes after ``view_9``."""
+    parts = re.split(r"(\d+)", key)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
 def by_stem(path: Path, suffix: str, layout: str) -> dict[str, Path]:
     """The files in the folder ``path`` whose names end in ``suffix``, by what comes before it."""
     files = folder(path, layout).iterdir()
@@ -66,13 +73,14 @@ def by_stem(path: Path, suffix: str, layout: str) -> dict[str, Path]:
 
 
 def joined(
-    found: Mapping[str, Mapping[str, Path]], order: Iterable[str], layout: str, *, skip: bool = False
+    found: Mapping[str, Mapping[str, Path]], layout: str, *, skip: bool = False
 ) -> list[dict[str, Path]]:
     """One ``{task: file}`` a sample, for samples with a file in every entry of ``found``.
 
+    They come in the order of their keys, in which numbers count as numbers.
+
     Args:
         found: task to the files of all samples, by the sample's key.
-        order: the keys in the order of the samples.
         layout: what the tree should look like, for errors.
         skip: leave out samples that lack a file, instead of refusing them.
 
@@ -80,7 +88,7 @@ def joined(
         DataError: there is no sample, or one lacks a file.
     """
     samples = []
-    for key in order:
+    for key in sorted({key for files in found.values() for key in files}, key=_natural):
         lacking = [task for task, files in found.items() if key not in files]
         if not lacking:
             samples.append({task: files[key] for task, files in found.items()})

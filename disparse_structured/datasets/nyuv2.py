@@ -52,8 +52,7 @@ def nyuv2_mtan(
     )
     base = Path(root) / split
     found = {name: by_stem(base / _MTAN_FOLDERS[name], ".npy", _MTAN) for name in fields}
-    keys = sorted({key for files in found.values() for key in files}, key=lambda key: (len(key), key))
-    return Samples(fields, joined(found, keys, _MTAN), size=size, flip=flip)
+    return Samples(fields, joined(found, _MTAN), size=size, flip=flip)
 
 
 def nyuv2_adashare(

@@ -86,16 +86,12 @@ def taskonomy(
     }
     layout = _LAYOUT + ", ".join(domains[name] for name in fields)
     found: dict[str, dict[str, Path]] = {name: {} for name in fields}
-    keys: dict[str, tuple[str, int, int]] = {}
     for building in buildings:
         for name in fields:
             for path in _folder(Path(root), domains[name], building, layout).iterdir():
                 if view := _VIEW.fullmatch(path.name):
-                    key = f"{building}/{view[1]}/{view[2]}"
-                    found[name][key] = path
-                    keys[key] = (building, int(view[1]), int(view[2]))
-    order = sorted(keys, key=lambda key: keys[key])
-    return Samples(fields, joined(found, order, layout, skip=skip_incomplete), size=size, flip=flip)
+                    found[name][f"{building}/{view[1]}/{view[2]}"] = path
+    return Samples(fields, joined(found, layout, skip=skip_incomplete), size=size, flip=flip)
 
 
 def taskonomy_adashare(

@@ -15,6 +15,7 @@ from disparse_structured.batches import Inputs, batches, call_model, to_device
 from disparse_structured.errors import TaskError
 from disparse_structured.losses import TensorLoss
 from disparse_structured.metrics import Depth, MeanError, Metric, Normals, Segmentation, delta_t
+from disparse_structured.modes import evaluating
 from disparse_structured.tasks import Task
 
 
@@ -125,16 +126,11 @@ def evaluate(
     """
     accumulators = {name: spec.metric() for name, spec in specs.items()}
     parameter = next(model.parameters(), torch.empty(0))
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in batches(loader):
             output = call_model(model, to_device(batch, parameter.device, parameter.dtype), inputs)
             for name, accumulator in accumulators.items():
                 accumulator.update(Task(name, name).pick(output), _target(batch, name))
-    finally:
-        for module, mode in modes:
-            module.training = mode
     return {name: accumulator.compute() for name, accumulator in accumulators.items()}
 
 

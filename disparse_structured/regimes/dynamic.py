@@ -12,12 +12,12 @@ from torch import nn
 from disparse_structured.arbitration import Arbiter, Unanimous
 from disparse_structured.batches import Inputs
 from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget, smallest
-from disparse_structured.regimes.masked import MaskedRegime, called
+from disparse_structured.naming import called
+from disparse_structured.regimes.masked import MaskedRegime
 from disparse_structured.regimes.panel import Panel
-from disparse_structured.regimes.physical import as_arguments
 from disparse_structured.saliency import Criterion, Fisher
 from disparse_structured.structure import analyse
-from disparse_structured.tasks import Task, check_tasks
+from disparse_structured.tasks import Task
 from disparse_structured.votes import Ranking
 
 
@@ -74,7 +74,7 @@ class Dynamic(MaskedRegime):
                 f"steps={steps}, every={every}, fraction={fraction}, until={until}: steps and every must be "
                 "at least 1, fraction between 0 and 1, until above 0 and at most 1."
             )
-        structure = analyse(model, as_arguments(example_inputs), check_tasks(tasks))
+        structure = analyse(model, example_inputs, tasks)
         criterion = criterion or Fisher()
         super().__init__(
             model, Panel(structure, data, budget, criterion, arbiter, ranking, inputs, seed, batches)

@@ -14,10 +14,9 @@ from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget
 from disparse_structured.pipeline import Pruned
 from disparse_structured.regimes.masked import MaskedRegime
 from disparse_structured.regimes.panel import Panel
-from disparse_structured.regimes.physical import as_arguments
 from disparse_structured.saliency import Criterion, Fisher
 from disparse_structured.structure import analyse
-from disparse_structured.tasks import Task, check_tasks
+from disparse_structured.tasks import Task
 from disparse_structured.votes import Ranking
 
 
@@ -60,7 +59,7 @@ class Iterative(MaskedRegime):
     ) -> None:
         if stages < 1 or every < 1:
             raise ValueError(f"stages={stages} and every={every}: both must be at least 1.")
-        structure = analyse(model, as_arguments(example_inputs), check_tasks(tasks))
+        structure = analyse(model, example_inputs, tasks)
         criterion = criterion or Fisher()
         super().__init__(
             model, Panel(structure, data, budget, criterion, arbiter, ranking, inputs, seed, batches)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import abc
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 from disparse_structured.budget import Decision
 from disparse_structured.errors import BatchError, BudgetError, LoadError
 from disparse_structured.masking import Masks
+from disparse_structured.naming import called
 from disparse_structured.pipeline import Pruned, report_on
 from disparse_structured.regimes.panel import Panel
 from disparse_structured.regimes.regime import Regime
@@ -134,10 +134,3 @@ class MaskedRegime(Regime):
         batches, samples = state["read"]
         saliency = replace(self._last[1], scores=state["scores"].cpu(), batches=batches, samples=samples)
         self._last = Decision(self.masks.keep, votes), saliency
-
-
-def called(rule: object) -> str:
-    """A rule with its settings, if it has any; no memory addresses."""
-    if inspect.isroutine(rule) or inspect.isclass(rule):
-        return str(rule.__qualname__)
-    return repr(rule) if is_dataclass(rule) and fields(rule) else type(rule).__name__

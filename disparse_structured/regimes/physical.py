@@ -19,7 +19,7 @@ from disparse_structured.regimes.regime import Regime
 from disparse_structured.saliency import SNIP, Criterion, Fisher
 from disparse_structured.structure import analyse
 from disparse_structured.surgery import apply
-from disparse_structured.tasks import Task, check_tasks
+from disparse_structured.tasks import Task
 from disparse_structured.votes import Ranking
 
 
@@ -42,7 +42,7 @@ class _Physical(Regime):
         seed: int = 0,
         batches: int | None = None,
     ) -> None:
-        self.structure = analyse(model, as_arguments(example_inputs), check_tasks(tasks))
+        self.structure = analyse(model, example_inputs, tasks)
         criterion = criterion or self.criterion
         panel = Panel(self.structure, data, budget, criterion, arbiter, ranking, inputs, seed, batches)
         saliency = panel.score(model)
@@ -99,8 +99,3 @@ class Static(_Physical):
     """
 
     criterion = SNIP()
-
-
-def as_arguments(example_inputs: tuple[Any, ...] | torch.Tensor) -> tuple[Any, ...]:
-    """A single tensor is the one argument."""
-    return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from disparse_structured.batches import Inputs
+from disparse_structured.batches import Inputs, as_arguments
 from disparse_structured.errors import BudgetError, TaskError
 from disparse_structured.relatedness.overlap import KeptSets, overlap, shared_layers
 from disparse_structured.relatedness.published import RATIO
@@ -74,7 +74,7 @@ def relate(
             f"ratio={ratio}, seeds={list(seeds)}, level={level!r}. Give a share between 0 and 1, at least "
             f"one seed, and a level of {get_args(Level)}."
         )
-    example_inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    example_inputs = as_arguments(example_inputs)
 
     def kept_sets(subject: nn.Module, seed: int) -> KeptSets:
         reading: dict[str, Any] = {"ratio": ratio, "inputs": inputs, "seed": seed, "max_batches": max_batches}

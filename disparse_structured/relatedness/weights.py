@@ -13,6 +13,7 @@ from torch import nn
 
 from disparse_structured.batches import Inputs, batches, to_device
 from disparse_structured.errors import BatchError, DisparseError, GradientError, TaskError
+from disparse_structured.modes import evaluating
 from disparse_structured.relatedness.overlap import KeptSets, keep_top
 from disparse_structured.relatedness.published import RATIO
 from disparse_structured.relatedness.result import Layer
@@ -20,7 +21,7 @@ from disparse_structured.saliency.feeding import arguments, batch_size, describe
 from disparse_structured.saliency.objectives import Objective, Packing, Projections, labelled
 from disparse_structured.saliency.randomness import Isolation
 from disparse_structured.structure.analysis import named_tensors
-from disparse_structured.structure.capture import Capture, capture, evaluating
+from disparse_structured.structure.capture import Capture, capture
 from disparse_structured.tasks import Task, check_tasks
 
 

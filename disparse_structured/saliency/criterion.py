@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +11,7 @@ from torch import nn
 
 from disparse_structured.batches import Inputs
 from disparse_structured.errors import PlanError
+from disparse_structured.naming import called
 from disparse_structured.saliency.probe import Probe
 from disparse_structured.structure import Structure
 
@@ -96,7 +95,7 @@ def measure(
         progress=progress,
         keep=keep,
     )
-    name = _name(criterion)
+    name = called(criterion)
     scores = _checked(criterion(probe), structure, name)
     return Saliency(scores, structure.tasks, name, probe.batches, probe.samples, probe.notes)
 
@@ -121,9 +120,3 @@ def _checked(scores: object, structure: Structure, name: str) -> torch.Tensor:
             f"{group.name!r}. A saliency says how much a loss rises."
         )
     return scores
-
-
-def _name(criterion: object) -> str:
-    if inspect.isroutine(criterion) or inspect.isclass(criterion):
-        return str(criterion.__qualname__)
-    return repr(criterion) if dataclasses.is_dataclass(criterion) else type(criterion).__qualname__

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from disparse_structured.batches import Inputs, batches, to_device
 from disparse_structured.errors import BatchError, DisparseError, PlanError
+from disparse_structured.modes import evaluating
 from disparse_structured.saliency.derivatives import backpropagate, hessian_diagonal
 from disparse_structured.saliency.feeding import PerShape, arguments, batch_size, described, examples
 from disparse_structured.saliency.gates import (
@@ -32,7 +33,6 @@ from disparse_structured.saliency.objectives import Packing, Projections, labell
 from disparse_structured.saliency.randomness import Isolation, generator, signs
 from disparse_structured.structure import Structure
 from disparse_structured.structure.analysis import named_tensors
-from disparse_structured.structure.capture import evaluating
 
 T = TypeVar("T")
 _Run = Callable[[tuple[Any, ...]], dict[str, tuple[torch.Tensor, ...]]]

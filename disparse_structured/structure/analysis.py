@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 import disparse_structured.structure.rules  # noqa: F401  (registers the operator rules)
+from disparse_structured.batches import as_arguments
 from disparse_structured.errors import TaskError
 from disparse_structured.structure.capture import Capture, capture
 from disparse_structured.structure.cost import CostModel, Products, WidthTable
@@ -81,11 +82,13 @@ class Structure:
         return found
 
 
-def analyse(model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[Task]) -> Structure:
+def analyse(
+    model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor, tasks: Sequence[Task]
+) -> Structure:
     """Reads the structure of ``model`` from its exported graph. Never changes the model.
 
     Args:
-        example_inputs: the positional arguments of one forward pass, batch first.
+        example_inputs: the positional arguments of one forward pass, batch first; a tensor is the only one.
         tasks: the tasks; each must depend on at least one parameter.
 
     Raises:
@@ -94,6 +97,7 @@ def analyse(model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[T
         UnsupportedModelError: wrapped, compiled, scripted or quantised models.
     """
     tasks = check_tasks(tasks)
+    example_inputs = as_arguments(example_inputs)
     captured = capture(model, example_inputs, tasks)
     state, canonical = named_tensors(model)
     captured = _with_canonical_names(captured, canonical)

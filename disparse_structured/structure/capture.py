@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from disparse_structured.errors import CaptureError, TaskError, UnsupportedModelError
+from disparse_structured.modes import evaluating
 from disparse_structured.structure.effects import Effects
 from disparse_structured.structure.provenance import traced_integers
 from disparse_structured.structure.regions import inline_regions
@@ -210,22 +211,6 @@ def tensor_leaves(output: Any) -> list[torch.Tensor]:
         elif hasattr(leaf, "__dict__"):
             tensors.extend(tensor_leaves(vars(leaf)))
     return tensors
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """``model`` in eval mode; every module's own mode is restored after.
-
-    The flags are set one by one: a ``train()`` of the user's own may do more (merge weights, say).
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from disparse_structured.errors import LoadError
+from disparse_structured.naming import called
 from disparse_structured.tasks import Task
 from disparse_structured.training.recipe import Recipe
 
@@ -84,7 +85,8 @@ def identity(
         name: getattr(recipe, name)
         for name in ("epochs", "lr", "weight_decay", "precision", "patience", "seed")
     }
-    facts |= {name: _called(getattr(recipe, name)) for name in ("optimizer", "schedule")}
+    own = {name: getattr(recipe, name) for name in ("optimizer", "schedule")}
+    facts |= {name: "the default" if made is None else called(made) for name, made in own.items()}
     facts["tasks"] = [(task.name, task.weight, task.loss is not None) for task in tasks]
     distillation = recipe.distillation
     facts["distillation"] = distillation and (distillation.weight, sorted(distillation.losses))
@@ -94,12 +96,6 @@ def identity(
     for name, parameter in model.named_parameters():
         facts[f"parameter {name}"] = (tuple(parameter.shape), parameter.requires_grad)
     return {name: str(value) for name, value in facts.items()}
-
-
-def _called(function: Any) -> str:
-    return (
-        "the default" if function is None else getattr(function, "__qualname__", type(function).__qualname__)
-    )
 
 
 def _check_readable(path: Path) -> None:

@@ -10,10 +10,10 @@ from torch import nn
 
 from disparse_structured.batches import Inputs, batches
 from disparse_structured.errors import BatchError, UnsupportedModelError
+from disparse_structured.modes import evaluating
 from disparse_structured.tasks import Task
 from disparse_structured.training.bar import bar
 from disparse_structured.training.checkpoint import Checkpoint, identity
-from disparse_structured.training.distillation import evaluating
 from disparse_structured.training.objective import Objective
 from disparse_structured.training.recipe import Companion, OnEpoch, Recipe, TrainingFacts
 from disparse_structured.training.run import Run

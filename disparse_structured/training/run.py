@@ -14,9 +14,9 @@ from torch import Tensor
 
 from disparse_structured.batches import Inputs, to_device
 from disparse_structured.errors import GradientError, TaskError
+from disparse_structured.modes import evaluating
 from disparse_structured.training.bar import Shown
 from disparse_structured.training.checkpoint import Checkpoint
-from disparse_structured.training.distillation import evaluating
 from disparse_structured.training.objective import Objective, Sealed
 from disparse_structured.training.recipe import Companion, OnEpoch, Recipe, TrainingFacts
 from disparse_structured.training.shares import launch, same_buffers, share

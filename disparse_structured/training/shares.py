@@ -20,12 +20,13 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.batches import Inputs, model_inputs
 from disparse_structured.errors import BatchError
+from disparse_structured.training.recipe import Precision
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-def launch(device: torch.device, precision: str) -> Fabric:
+def launch(device: torch.device, precision: Precision) -> Fabric:
     """Lightning Fabric for the processes that ``torchrun`` started, or for this one alone on ``device``.
 
     Under ``torchrun`` each process of a node takes the device of its own number; processes on CPU talk
@@ -39,7 +40,7 @@ def launch(device: torch.device, precision: str) -> Fabric:
         count = int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
         if count == 1:
             devices: Any = 1 if device.index is None else [device.index]
-            fabric = Fabric(accelerator=device.type, devices=devices, precision=precision)  # type: ignore[arg-type]
+            fabric = Fabric(accelerator=device.type, devices=devices, precision=precision)
         else:
             local = int(os.environ["LOCAL_WORLD_SIZE"])
             fabric = Fabric(
@@ -48,7 +49,7 @@ def launch(device: torch.device, precision: str) -> Fabric:
                 num_nodes=count // local,
                 # A task's head gets no gradient where its weight is 0 or its branch is not taken.
                 strategy=DDPStrategy(find_unused_parameters=True, broadcast_buffers=False),
-                precision=precision,  # type: ignore[arg-type]
+                precision=precision,
             )
         fabric.launch()
     return fabric

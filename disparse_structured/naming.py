@@ -1,0 +1,13 @@
+"""What a rule is called in plans, reports and checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+
+def called(rule: object) -> str:
+    """The rule with its settings, the same in every process: no memory addresses."""
+    if inspect.isroutine(rule) or inspect.isclass(rule):
+        return str(rule.__qualname__)
+    return repr(rule) if dataclasses.is_dataclass(rule) else type(rule).__qualname__
