@@ -20,10 +20,10 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types contracts unit sweep bench tables coverage clean distclean
+.PHONY: help demo test lint format types contracts unit sweep bench tables no-training coverage clean distclean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(RUN_STAMP) ## prune, export and verify a real multi-task network; results in demo-out/
 	@echo "== demo: train, vote, prune, fine-tune, export, verify -> $(OUT)/"
@@ -66,6 +66,10 @@ tables: $(RUN_STAMP) ## DiSparse's tables at desk scale: an hour on two cores; n
 	$(BIN)/python -m benchmarks.disparse_tables --only loss-scale
 	$(BIN)/python -m benchmarks.disparse_tables --only branch
 	$(BIN)/python -m benchmarks.disparse_tables --only variants
+
+no-training: $(RUN_STAMP) ## accuracy without training, against stock: two hours on two cores; needs the data packs
+	$(BIN)/python -m benchmarks.no_training.networks
+	$(BIN)/python -m benchmarks.no_training --jobs 2
 
 coverage: $(DEV_STAMP) ## the tests in one process, with coverage
 	$(ONE_THREAD) $(BIN)/coverage run -m pytest $(ARGS)

@@ -69,11 +69,17 @@ _IMP = "Han et al., Learning both weights and connections, NIPS 2015, on units"
 _LTH = "Frankle, Carbin, The lottery ticket hypothesis, ICLR 2019, on units"
 _STOCK = "Fang et al., DepGraph, CVPR 2023 (Torch-Pruning's scores)"
 _OWN: tuple[tuple[RegimeName, Criterion], ...] = (("pretrained", Fisher()), ("static", SNIP()))
-_RANKINGS: Mapping[str, Ranking] = {
+
+KINDS: tuple[Kind, ...] = ("magnitude", "taylor", "hessian")
+"""Torch-Pruning's importances."""
+
+RANKINGS: Mapping[str, Ranking] = {
     "uniform": LayerRanking(),
-    "isomorphic": IsomorphicRanking(),
     "global": GlobalRanking(),
+    "isomorphic": IsomorphicRanking(),
 }
+"""How its pruner lets layers compete."""
+
 _CHANCE = "chance: what everything must beat"
 
 _PRETRAINED = (
@@ -134,18 +140,11 @@ _PRETRAINED = (
     ),
 )
 
-_KINDS: tuple[Kind, ...] = ("magnitude", "taylor", "hessian")
-_RANKINGS: Mapping[str, Ranking] = {
-    "uniform": LayerRanking(),
-    "global": GlobalRanking(),
-    "isomorphic": IsomorphicRanking(),
-}
-
 _STOCK_METHODS = tuple(
     Method(
         f"stock-{kind}-{name}", "pretrained", StockScores(kind), ranking=ranking, joint=True, source=_STOCK
     )
-    for kind, (name, ranking) in product(_KINDS, _RANKINGS.items())
+    for kind, (name, ranking) in product(KINDS, RANKINGS.items())
 )
 
 _STATIC = (
@@ -192,7 +191,7 @@ _VARIANTS = (
     *(
         Method(f"disparse-{name}", regime, criterion, ranking=ranking, source=_DISPARSE)
         for regime, criterion in _OWN
-        for name, ranking in _RANKINGS.items()
+        for name, ranking in RANKINGS.items()
     ),
     Method("disparse-mean", "static", SNIP(), WeightedMean(), source=_ARBITER),
     Method("disparse-majority", "static", SNIP(), Majority(), source=_ARBITER),

@@ -5,6 +5,8 @@ Two nouns to start with: a :class:`Task` says what a task is, a :class:`Plan` sa
     pruned = prune(model, example_inputs, [Task("depth", "depth"), Task("labels", "labels")], data, macs=0.5)
     print(pruned.plan)
     print(pruned.report)
+
+Without labels and without training, a few dozen inputs are enough: ``shrink(model, images, macs=0.6)``.
 """
 
 from importlib.metadata import version
@@ -13,8 +15,10 @@ from disparse_structured.arbitration import AnyTask, Majority, Quorum, Unanimous
 from disparse_structured.budget import Budget, make_plan
 from disparse_structured.errors import DisparseError
 from disparse_structured.extraction import Extracted, extract
-from disparse_structured.pipeline import Pruned, prune
+from disparse_structured.outputs import tasks_of
+from disparse_structured.pipeline import Pruned, prune, shrink
 from disparse_structured.plan import Plan
+from disparse_structured.recovery import LeastSquares
 from disparse_structured.relatedness import Relatedness, relate
 from disparse_structured.saliency import (
     SNIP,
@@ -47,6 +51,7 @@ __all__ = [
     "IsomorphicRanking",
     "LayerRanking",
     "Learned",
+    "LeastSquares",
     "Magnitude",
     "Majority",
     "PerCostRanking",
@@ -69,4 +74,6 @@ __all__ = [
     "prune",
     "relate",
     "save",
+    "shrink",
+    "tasks_of",
 ]

@@ -27,12 +27,15 @@ class ChainCost:
     def parameters(self, keep: torch.Tensor) -> float:
         return self._total(keep, (1,) * len(self.widths))
 
-    def unit_cost(self, kind: str) -> np.ndarray:
+    def unit_cost(self, kind: str, keep: torch.Tensor | None = None) -> np.ndarray:
         areas = self.areas if kind == "macs" else (1,) * len(self.widths)
+        left = self.widths
+        if keep is not None:
+            left = tuple(int(part.sum()) for part in torch.split(keep, list(self.widths)))
         every = []
         for i, width in enumerate(self.widths):
-            before = self.widths[i - 1] if i else 3
-            after = areas[i + 1] * self.widths[i + 1] if i + 1 < len(self.widths) else 0
+            before = left[i - 1] if i else 3
+            after = areas[i + 1] * left[i + 1] if i + 1 < len(left) else 0
             every += [float(areas[i] * before + after)] * width
         return np.array(every)
 

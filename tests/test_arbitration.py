@@ -45,7 +45,16 @@ def ballot_of(
     context = RankingContext(zeros, zeros, torch.ones(units, dtype=torch.float64))
     votes = vote(standings(scores, reach, GlobalRanking(), context), reach, ratio)
     ones = torch.ones(len(reach), dtype=torch.float64)
-    return Ballot(votes.keep, reach, scores, ratio, rerank, ones if weights is None else weights)
+    return Ballot(
+        votes=votes.keep,
+        reach=reach,
+        scores=scores,
+        ratio=ratio,
+        rerank=rerank,
+        weights=ones if weights is None else weights,
+        damage=scores,
+        tasks=tuple(f"task{number}" for number in range(len(reach))),
+    )
 
 
 @st.composite
@@ -69,6 +78,8 @@ def reordered(ballot: Ballot, rows: list[int]) -> Ballot:
         reach=ballot.reach[rows],
         scores=ballot.scores[rows],
         weights=ballot.weights[rows],
+        damage=ballot.damage[rows],
+        tasks=tuple(ballot.tasks[row] for row in rows),
     )
 
 

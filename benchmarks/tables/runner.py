@@ -119,7 +119,7 @@ def work(plant: Plant, cells: Sequence[Cell], say: Say = aloud) -> int:
         say(f"[{done}/{total}] {cell}  {seconds:.0f} s, {left / 60:.0f} min left{failed}")
 
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(plant.jobs, context, _prepare) as pool:
+    with ProcessPoolExecutor(plant.jobs, context, prepare) as pool:
         try:
             for batch in (first, todo):  # all dense networks are there before anything needs them
                 _drain(pool, plant, batch, announce)
@@ -165,7 +165,7 @@ def _lacks(plant: Plant, cell: Cell) -> bool:
     return not experiment.weights_file(plant.bench(cell), cell.seed).is_file()
 
 
-def _prepare() -> None:
+def prepare() -> None:
     """In every worker: one thread, and an end when the parent ends, however it does."""
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()

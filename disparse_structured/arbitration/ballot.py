@@ -23,6 +23,10 @@ class Ballot:
         rerank: ``(scores [units], mask [units]) -> standing [units]`` by the ranking in force: the share of
             the competing units that go before this one (1 outside the mask).
         weights: float64 ``[tasks]``, >= 0.
+        damage: float64 ``[tasks, units]``, >= 0, the saliency as it came; 0 outside reach. What each unit
+            adds to its task's loss; with ``Foresight``'s scores, to the squared relative deviation of its
+            output.
+        tasks: their names.
     """
 
     votes: torch.Tensor
@@ -31,6 +35,8 @@ class Ballot:
     ratio: float
     rerank: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     weights: torch.Tensor
+    damage: torch.Tensor
+    tasks: tuple[str, ...]
 
     @property
     def voters(self) -> torch.Tensor:

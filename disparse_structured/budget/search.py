@@ -110,6 +110,7 @@ def search(
     arbiter: Arbiter = DEFAULT_ARBITER,
     weights: Iterable[float] | None = None,
     stay: torch.Tensor | None = None,
+    left: torch.Tensor | None = None,
 ) -> Decision:
     """The common ratio at which the decision meets the budget, with the slack handed back.
 
@@ -122,6 +123,8 @@ def search(
         saliency: ``[tasks, units]``, finite and >= 0.
         weights: one per task, >= 0, for arbiters that use them; ones by default.
         stay: bool ``[units]``; nobody may vote on units that are True.
+        left: bool ``[units]``; what an earlier search has left. Units that are False go before all others,
+            and a unit costs what it costs in the network that is left.
 
     Raises:
         BudgetError: the budget is no less than the dense cost, or cannot be met (says how far it can go).
@@ -134,7 +137,9 @@ def search(
     free = _free(structure, budget)
     if stay is not None:
         free &= ~stay
-    unit_cost = torch.as_tensor(structure.cost.unit_cost(budget.kind)).to(device="cpu", dtype=torch.float64)
+    if left is not None:
+        saliency = saliency.masked_fill(~left, 0.0)
+    unit_cost = torch.as_tensor(structure.cost.unit_cost(budget.kind, left)).to("cpu", torch.float64)
     context = ranking_context(structure.groups, unit_cost)
     scores = normalise(saliency, structure.reach, structure.tasks)
     own = structure.reach & free
@@ -143,13 +148,23 @@ def search(
     widths = Widths.of(structure.groups, structure.constraints, budget, structure.reach, importance)
     rerank = _Rerank(ranking, context, free)
     task_weights = _weights(weights, structure.tasks)
+    damage = saliency.detach().to("cpu", torch.float64).masked_fill(~structure.reach, 0.0)
 
     def votes_at(ratio: float) -> Votes:
         return vote(standing_of_tasks, own, ratio)
 
     def decision_at(ratio: float) -> torch.Tensor:
-        votes = votes_at(ratio).keep
-        return decide(arbiter, Ballot(votes, structure.reach, scores, ratio, rerank, task_weights)) | ~free
+        ballot = Ballot(
+            votes=votes_at(ratio).keep,
+            reach=structure.reach,
+            scores=scores,
+            ratio=ratio,
+            rerank=rerank,
+            weights=task_weights,
+            damage=damage,
+            tasks=structure.tasks,
+        )
+        return decide(arbiter, ballot) | ~free
 
     low, high = 0.0, 1.0
     over = widths.settle(decision_at(low))

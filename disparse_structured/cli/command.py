@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from disparse_structured import __version__
 from disparse_structured.budget import Budget
-from disparse_structured.cli import demo, inspect, names, prune, relate, show, train
+from disparse_structured.cli import demo, inspect, names, prune, relate, show, shrink, train
 from disparse_structured.cli.console import Screen
+from disparse_structured.cli.inputs import SUFFIXES
 from disparse_structured.cli.usage import Parser
 from disparse_structured.errors import DisparseError
+from disparse_structured.pipeline import SAMPLES
 from disparse_structured.relatedness import RATIO, UNIT_RATIO
 
 FAILED, INTERRUPTED, UNREAD = 2, 130, 1
@@ -53,6 +55,7 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"disparse {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_prune(commands)
+    _add_shrink(commands)
     _add_train(commands)
     _add_inspect(commands)
     _add_relate(commands)
@@ -74,11 +77,63 @@ def _add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
     _add_widths(parser)
     parser.add_argument("--batches", type=int, metavar="N", help="score on the first N batches only")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
-    parser.add_argument(
-        "--no-verify", dest="verify", action="store_false", help="skip the proof against the masked twin"
-    )
+    _add_verify(parser)
     _add_delivery(parser)
     _finish(parser, prune.run)
+
+
+def _add_shrink(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "shrink",
+        help="make a model smaller from a few dozen unlabelled inputs: no labels, no training",
+        description="Every output votes, what stays is refit to the dense model's outputs. Writes plan.json, "
+        "weights.safetensors, report.json and model.onnx into a folder.",
+    )
+    _add_factory(parser)
+    parser.add_argument(
+        "--inputs",
+        required=True,
+        metavar="FILE",
+        help=f"what forward takes: {', '.join(SUFFIXES)} with a tensor [N, ...]; or {_PLACES}: batches, or a "
+        "function that returns them",
+    )
+    parser.add_argument(
+        "--tasks",
+        metavar="TASKS",
+        help="as of `prune`, losses are not used; by default every entry of the model's output is a task",
+    )
+    _add_weights(parser)
+    _add_budget(parser)
+    parser.add_argument(
+        "--samples", type=int, default=SAMPLES, metavar="N", help=f"read N inputs (default: {SAMPLES})"
+    )
+    parser.add_argument(
+        "--refit",
+        default="least-squares",
+        metavar="NAME",
+        help=f"of the weights that stay: {', '.join(names.REFITS)} (default: least-squares)",
+    )
+    _add_rules(parser, "foresight", names.SCORINGS)
+    parser.add_argument(
+        "--priority",
+        action="append",
+        default=[],
+        metavar="TASK=W",
+        help="what damage to a task weighs, others 1; several times for several tasks",
+    )
+    parser.add_argument(
+        "--tolerance",
+        action="append",
+        default=[],
+        metavar="TASK=X",
+        help="the relative deviation that the task's output may have; several times for several tasks. The "
+        "budget is met within that, or the command says what is in the way",
+    )
+    _add_widths(parser)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+    _add_verify(parser)
+    _add_delivery(parser)
+    _finish(parser, shrink.run)
 
 
 def _add_train(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -160,14 +215,16 @@ def _add_budget(parser: Parser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
 
 
-def _add_rules(parser: Parser, criterion: str | None) -> None:
+def _add_rules(
+    parser: Parser, criterion: str | None, criteria: Mapping[str, object] = names.CRITERIA
+) -> None:
     """Criterion, arbiter and ranking; None stands for the regime's own criterion."""
     default = "snip at initialisation, else fisher" if criterion is None else criterion
     parser.add_argument(
         "--criterion",
         default=criterion,
         metavar="NAME",
-        help=f"{', '.join(names.CRITERIA)} (default: {default})",
+        help=f"{', '.join(criteria)} (default: {default})",
     )
     parser.add_argument(
         "--arbiter",
@@ -183,8 +240,19 @@ def _add_rules(parser: Parser, criterion: str | None) -> None:
     )
 
 
+def _add_verify(parser: Parser) -> None:
+    parser.add_argument(
+        "--no-verify", dest="verify", action="store_false", help="skip the proof against the masked twin"
+    )
+
+
 def _add_delivery(parser: Parser) -> None:
-    parser.add_argument("--no-onnx", dest="onnx", action="store_false", help="write no ONNX file")
+    parser.add_argument(
+        "--onnx",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write model.onnx (default: yes)",
+    )
     parser.add_argument(
         "--latency", action="store_true", help="also time dense against pruned in ONNX Runtime"
     )
@@ -258,13 +326,17 @@ def _add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
     _finish(parser, demo.run)
 
 
-def _add_model(parser: Parser, *, tasks_required: bool) -> None:
+def _add_factory(parser: Parser) -> None:
     parser.add_argument(
         "--model",
         required=True,
         metavar="FACTORY",
         help=f"{_PLACES}: a function without arguments that returns the dense model",
     )
+
+
+def _add_model(parser: Parser, *, tasks_required: bool) -> None:
+    _add_factory(parser)
     parser.add_argument(
         "--tasks",
         required=tasks_required,

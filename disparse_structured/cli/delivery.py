@@ -21,7 +21,7 @@ from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.usage import UsageError
 from disparse_structured.errors import ExportError
 from disparse_structured.export import export_onnx, measure_latency
-from disparse_structured.pipeline import Pruned
+from disparse_structured.pipeline import EXAMPLE_SAMPLES, Pruned, first_samples
 from disparse_structured.report.facts import ExportFacts
 from disparse_structured.saving import PLAN, REPORT, WEIGHTS, extend_report
 from disparse_structured.tasks import Task
@@ -48,11 +48,11 @@ def subject(arguments: argparse.Namespace) -> Subject:
     tasks = sources.load_tasks(arguments.tasks)
     data = sources.load_data(arguments.data, arguments.batches) if arguments.data else None
     inputs = () if data is None else sources.first_inputs(model, data)
-    real = [sources.first_samples(inputs, sources.REAL_SAMPLES)] if inputs else []
+    real = [first_samples(inputs, sources.REAL_SAMPLES)] if inputs else []
     if arguments.example:
         example = sources.random_example(model, arguments.example, arguments.seed)
     else:
-        example = sources.first_samples(inputs, sources.EXAMPLE_SAMPLES)
+        example = first_samples(inputs, EXAMPLE_SAMPLES)
     return Subject(model, tasks, data, example, real)
 
 
@@ -128,6 +128,6 @@ def _latency(given: Subject, path: Path, facts: ExportFacts, threads: int) -> di
         dense = Path(folder, "dense.onnx")
         both = (facts, _export(given, given.model, dense, "dense"))
         alone = all(each.dynamic.startswith("batch") for each in both)
-        inputs = sources.first_samples(given.example, 1) if alone else given.example
+        inputs = first_samples(given.example, 1) if alone else given.example
         found = measure_latency({"dense": dense, "pruned": path}, inputs, threads=threads)
     return dataclasses.asdict(found)

@@ -15,6 +15,7 @@ from disparse_structured.budget import Budget, smallest
 from disparse_structured.cli import sources, views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.usage import UsageError
+from disparse_structured.pipeline import EXAMPLE_SAMPLES, first_samples
 from disparse_structured.report.pruning import summarise_freezes
 from disparse_structured.structure import ChannelGroup, Structure, analyse
 
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
             example = sources.random_example(model, arguments.example, seed=0)
         else:
             inputs = sources.first_inputs(model, sources.load_data(arguments.data, limit=1))
-            example = sources.first_samples(inputs, sources.EXAMPLE_SAMPLES)
+            example = first_samples(inputs, EXAMPLE_SAMPLES)
     with screen.step("reading its structure"):
         structure = analyse(model, example, tasks)
     floors = FLOORS if arguments.budget_steps else (arguments.floor,)

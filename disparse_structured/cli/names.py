@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from disparse_structured.arbitration import AnyTask, Arbiter, Majority, Quorum, Unanimous, WeightedMean
+from disparse_structured.arbitration import (
+    AnyTask,
+    Arbiter,
+    Majority,
+    Minimax,
+    Priority,
+    Quorum,
+    Unanimous,
+    WeightedMean,
+)
 from disparse_structured.cli.usage import UsageError, suggestion
+from disparse_structured.foresight import Foresight
+from disparse_structured.recovery import Affine, BatchNormStatistics, Fold, LeastSquares, Method
 from disparse_structured.saliency import (
     SNIP,
     Criterion,
@@ -36,11 +48,15 @@ CRITERIA: Mapping[str, Criterion] = {
     "random": Random(),
 }
 
+SCORINGS: Mapping[str, Criterion | Foresight] = {"foresight": Foresight(), **CRITERIA}
+
 ARBITERS: Mapping[str, Arbiter] = {
     "unanimous": Unanimous(),
     "majority": Majority(),
     "any": AnyTask(),
     "weighted-mean": WeightedMean(),
+    "minimax": Minimax(),
+    "priority": Priority(),
 }
 
 QUORUM = "quorum:K"
@@ -52,6 +68,14 @@ RANKINGS: Mapping[str, Ranking] = {
     "layer": LayerRanking(),
 }
 
+REFITS: Mapping[str, Method | None] = {
+    "least-squares": LeastSquares(),
+    "affine": Affine(),
+    "batch-norm": BatchNormStatistics(),
+    "fold": Fold(),
+    "none": None,
+}
+
 Named = TypeVar("Named")
 
 
@@ -60,9 +84,19 @@ def criterion(name: str) -> Criterion:
     return _named(CRITERIA, name, "criterion")
 
 
+def scoring(name: str) -> Criterion | Foresight:
+    """The criterion called ``name``, or foresight; raises :class:`UsageError` if there is none."""
+    return _named(SCORINGS, name, "criterion")
+
+
 def ranking(name: str) -> Ranking:
     """The ranking called ``name``; raises :class:`UsageError` if there is none."""
     return _named(RANKINGS, name, "ranking")
+
+
+def refit(name: str) -> Method | None:
+    """The refit called ``name``, None for none; raises :class:`UsageError` if there is no such one."""
+    return _named(REFITS, name, "refit")
 
 
 def arbiter(name: str) -> Arbiter:
@@ -73,6 +107,29 @@ def arbiter(name: str) -> Arbiter:
     if not (colon and votes.isdecimal() and int(votes)):
         raise UsageError(f"--arbiter {name!r} states no number of votes. Write quorum:2, for example.")
     return Quorum(int(votes))
+
+
+def by_task(words: Iterable[str], option: str) -> dict[str, float]:
+    """What ``--option depth=0.5`` says, given several times, by task; raises :class:`UsageError`."""
+    found: dict[str, float] = {}
+    for word in words:
+        task, equals, number = word.rpartition("=")
+        value = _number(number)
+        if not (equals and task) or math.isnan(value):
+            raise UsageError(
+                f"--{option} {word!r} is no TASK=NUMBER. Write --{option} depth=0.5, for example."
+            )
+        if task in found:
+            raise UsageError(f"--{option} names {task!r} twice. Give one number per task.")
+        found[task] = value
+    return found
+
+
+def _number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        return math.nan
 
 
 def _named(table: Mapping[str, Named], name: str, what: str) -> Named:

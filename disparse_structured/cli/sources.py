@@ -12,18 +12,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 from disparse_structured.batches import batches, model_inputs, to_device
 from disparse_structured.cli.lookup import find, users_code
 from disparse_structured.cli.usage import UsageError
 from disparse_structured.errors import BatchError, LoadError
-from disparse_structured.structure.analysis import batch_size, named_tensors
+from disparse_structured.structure.analysis import named_tensors
 from disparse_structured.tasks import Task, check_tasks
-
-EXAMPLE_SAMPLES = 2
-"""How many samples of the first batch the example inputs are: structure and proof need no more."""
 
 REAL_SAMPLES = 8
 """How many samples of the first batch an ONNX file is checked on."""
@@ -89,7 +85,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state, strict=True)
 
 
-def load_data(spec: str, limit: int | None) -> Iterable[Any]:
+def load_data(spec: str, limit: int | None, option: str = "--data") -> Iterable[Any]:
     """At most ``limit`` batches of the loader ``spec``, or of what it returns, anew at each iteration.
 
     Raises:
@@ -97,38 +93,41 @@ def load_data(spec: str, limit: int | None) -> Iterable[Any]:
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--batches {limit}: read at least 1 batch.")
-    found = find(spec, "--data")
+    found = find(spec, option)
     made, again = found, None
     if callable(found) and not isinstance(found, Iterable):
-        with users_code(f"--data {spec!r}: calling it"):
+        with users_code(f"{option} {spec!r}: calling it"):
             made = found()
         again = found
+    if isinstance(made, torch.Tensor | Mapping):
+        made = [made]  # one batch
     if not isinstance(made, Iterable):
         what = "returned something" if again else "is"
         raise UsageError(
-            f"--data {spec!r} {what} of type {type(made).__name__}, which yields no batches. Name a loader, "
-            "a list of batches, or a function without arguments that returns one."
+            f"{option} {spec!r} {what} of type {type(made).__name__}, which yields no batches. Name a "
+            "loader, a list of batches, or a function without arguments that returns one."
         )
     if isinstance(made, DataLoader) and limit is None:
         return made  # training asks it about its samplers, generators and workers
     if not isinstance(made, Iterator):
-        return Batches(lambda: made, limit)
+        return Batches(lambda: made, limit, option)
     if again is not None:
-        return Batches(again, limit)
-    with users_code(f"--data {spec!r}: reading it"):
+        return Batches(again, limit, option)
+    with users_code(f"{option} {spec!r}: reading it"):
         kept = list(itertools.islice(made, limit))
-    return Batches(lambda: kept, limit)
+    return Batches(lambda: kept, limit, option)
 
 
 class Batches:
     """The first ``limit`` batches of what ``source`` gives; can be read more than once."""
 
-    def __init__(self, source: Callable[[], Any], limit: int | None) -> None:
+    def __init__(self, source: Callable[[], Any], limit: int | None, option: str) -> None:
         self._source = source
         self._limit = limit
+        self._option = option
 
     def __iter__(self) -> Iterator[Any]:
-        with users_code("--data: reading a batch"):
+        with users_code(f"{self._option}: reading a batch"):
             yield from itertools.islice(self._source(), self._limit)
 
     def __len__(self) -> int:
@@ -193,17 +192,6 @@ def first_inputs(model: nn.Module, data: Iterable[Any]) -> tuple[Any, ...]:
             )
         positional = bound.args
     return _placed(model, positional)
-
-
-def first_samples(inputs: tuple[Any, ...], count: int) -> tuple[Any, ...]:
-    """``inputs`` with no more than ``count`` samples: all tensors whose first size is the batch are cut."""
-    size = batch_size(inputs)
-
-    def cut(leaf: Any) -> Any:
-        batched = isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] == size
-        return leaf[:count] if batched else leaf
-
-    return pytree.tree_map(cut, inputs)  # type: ignore[no-any-return]
 
 
 def _placed(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from disparse_structured.errors import LoadError
 from disparse_structured.report.pruning import CostFacts, ProofFacts, PruningReport, RefusedGroup, TaskFacts
+from disparse_structured.report.refit import RefitSummary, SkippedLayer
 from disparse_structured.structure import Freeze
 
 _MEMBERS_SHOWN = 3
@@ -32,6 +33,9 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
         facts["proof"] = ProofFacts(**facts["proof"])
         for name, kind in (("tasks", TaskFacts), ("refused", RefusedGroup), ("frozen", Freeze)):
             facts[name] = tuple(kind(**entry) for entry in facts[name])
+        if facts["refit"] is not None:
+            skipped = tuple(SkippedLayer(**entry) for entry in facts["refit"]["skipped"])
+            facts["refit"] = RefitSummary(**{**facts["refit"], "skipped": skipped})
         return PruningReport(**facts)
     except (KeyError, TypeError) as error:
         raise LoadError(

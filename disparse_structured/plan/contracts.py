@@ -24,8 +24,8 @@ class CostModel(Protocol):
         """Number of parameters."""
         ...
 
-    def unit_cost(self, kind: CostKind, /) -> torch.Tensor | np.ndarray:
-        """Float64 ``[units]``: what removing one unit from the dense model saves."""
+    def unit_cost(self, kind: CostKind, keep: torch.Tensor | None = None, /) -> torch.Tensor | np.ndarray:
+        """Float64 ``[units]``: what removing one unit from ``keep`` (from the dense model) saves."""
         ...
 
 

@@ -13,6 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from disparse_structured.report.refit import RefitSummary
 from disparse_structured.structure import Freeze
 
 
@@ -66,7 +67,10 @@ class RefusedGroup:
 
 @dataclass(frozen=True)
 class PruningReport:
-    """What a reader of a pruned model asks: what went, who wanted it, what it saves, how it was proven."""
+    """What a reader of a pruned model asks: what went, who wanted it, what it saves, how it was proven.
+
+    ``refit`` is None where the weights that stayed were left as they were.
+    """
 
     model: str
     plan: str
@@ -83,6 +87,7 @@ class PruningReport:
     ratio: float | None
     batches: int
     samples: int
+    refit: RefitSummary | None
     proof: ProofFacts
     refused: tuple[RefusedGroup, ...]
     frozen: tuple[Freeze, ...]
@@ -96,6 +101,8 @@ class PruningReport:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._costs()
         yield self._voters()
+        if self.refit is not None:
+            yield self.refit
         if self.proof.verified:
             worst = max(self.proof.deviation.values(), default=0.0)
             yield Text(f"verified against the masked twin in {self.proof.dtype}: worst deviation {worst:.1e}")

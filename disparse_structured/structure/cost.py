@@ -76,10 +76,13 @@ class CostModel:
         """The cost of keeping ``keep``, bool ``[units]``."""
         return self.products[measure].total(self.widths(keep))
 
-    def unit_cost(self, measure: Measure) -> np.ndarray:
-        """float64 ``[units]``: what removing one unit from the dense network saves, to first order."""
-        dense = self.widths(np.ones(self.widths.matrix.shape[1], dtype=bool))
-        return np.asarray(self.widths.matrix.T @ self.products[measure].gradient(dense))
+    def unit_cost(self, measure: Measure, keep: Keep | None = None) -> np.ndarray:
+        """float64 ``[units]``: what removing one unit from what ``keep`` leaves saves, to first order.
+
+        ``keep`` is bool ``[units]``; without it, from the dense network.
+        """
+        left = self.widths(np.ones(self.widths.matrix.shape[1], dtype=bool) if keep is None else keep)
+        return np.asarray(self.widths.matrix.T @ self.products[measure].gradient(left))
 
 
 class WidthTable:

@@ -16,12 +16,14 @@ class Effects:
     """``sources`` is what a node depends on: its arguments and all earlier in-place writes to their memory.
 
     ``written`` are the names of the nodes whose memory is written to, directly or through views;
-    ``overwritten`` the pairs of a node and an argument whose memory is written to after the node read it.
+    ``overwritten`` the pairs of a node and an argument whose memory is written to after the node read it;
+    ``readers`` the nodes that read what a node overwrites, before it does.
     """
 
     sources: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
     written: set[str] = field(default_factory=set)
     overwritten: set[tuple[fx.Node, fx.Node]] = field(default_factory=set)
+    readers: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, graph: fx.Graph) -> Effects:
@@ -43,7 +45,9 @@ class Effects:
                 if argument.alias_info.is_write:
                     effects.written.add(bases[node].name)
                     writers[bases[node]].append(node)
-                    effects.overwritten.update(readers.pop(bases[node], ()))
+                    found = readers.pop(bases[node], [])
+                    effects.overwritten.update(found)
+                    effects.readers[node] = tuple(reader for reader, _ in found)
             for each in inputs:
                 readers[bases.get(each, each)].append((node, each))
         return effects

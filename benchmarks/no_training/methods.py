@@ -1,0 +1,159 @@
+"""The rows of the benchmark: every way from a trained network and some images to a smaller network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal, Protocol
+
+from torch import nn
+
+from benchmarks.baselines import KINDS, RANKINGS
+from benchmarks.no_training.bench import Bench
+from benchmarks.no_training.compensation import Grail, GrailOnOurs
+from benchmarks.no_training.folding import Folding
+from benchmarks.no_training.ours import Shrink
+from benchmarks.no_training.stock import Chance, Pruner, Scored
+from disparse_structured.arbitration import AnyTask, Majority, Minimax, Unanimous, WeightedMean
+from disparse_structured.foresight import Foresight
+from disparse_structured.recovery import Affine, BatchNormStatistics, Fold, LeastSquares
+from disparse_structured.saliency import Fisher, Magnitude, Random, Taylor
+from disparse_structured.votes import GlobalRanking, IsomorphicRanking, LayerRanking
+
+FRACTIONS = (0.8, 0.65, 0.5, 0.4, 0.3)
+"""Shares of the dense MACs that are left."""
+
+FEW = (0.5, 0.3)
+"""Those of the ablation."""
+
+Family = Literal["chance", "stock", "grail", "hybrid", "folding", "ours", "ablation"]
+
+
+class Pruning(Protocol):
+    """A frozen dataclass, whose representation is its settings."""
+
+    def __call__(self, bench: Bench, fraction: float) -> nn.Module:
+        """A pruned copy of ``bench.model`` with about ``fraction`` of its MACs."""
+        ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row.
+
+    Args:
+        name: unique.
+        family: what it is compared as.
+        prune: how it is done.
+        labels: whether it sees the labels of the images.
+        fractions: of the MACs, at which it is run.
+        source: where it is from.
+    """
+
+    name: str
+    family: Family
+    prune: Pruning
+    labels: bool = False
+    fractions: tuple[float, ...] = FRACTIONS
+    source: str = ""
+
+
+_STOCK = "Fang et al., DepGraph, CVPR 2023: Torch-Pruning's scores at our exact budget"
+_PRUNER = "Torch-Pruning's pruner itself, which shows that the rows above are fair to it"
+_GRAIL = "Tang et al., GRAIL, PMLR 328, 2026"
+_FOLDING = "Wang et al., Just fold the network to compress, ICLR 2025"
+_OWN = "disparse_structured.shrink"
+
+
+def _suffix(batchnorm: bool) -> str:
+    return "+bn" if batchnorm else ""
+
+
+_CHANCE = tuple(
+    Method(f"random{_suffix(bn)}", "chance", Chance(bn), source="random units, uniform widths")
+    for bn in (False, True)
+)
+_SCORED = tuple(
+    Method(
+        f"{kind}-{name}{_suffix(bn)}",
+        "stock",
+        Scored(kind, ranking, bn),
+        labels=kind != "magnitude",
+        source=_STOCK,
+    )
+    for kind, (name, ranking), bn in product(KINDS, RANKINGS.items(), (False, True))
+)
+_PRUNERS = tuple(
+    Method(
+        f"pruner-{name}{_suffix(bn)}", "stock", Pruner(everywhere, bn), fractions=(0.65, 0.5), source=_PRUNER
+    )
+    for (name, everywhere), bn in product({"uniform": False, "global": True}.items(), (False, True))
+)
+_RIVALS = (
+    *(
+        Method(
+            f"grail-magnitude{_suffix(bn)}",
+            "grail",
+            Grail(Magnitude(), LayerRanking(), bn),
+            source=f"{_GRAIL}, on magnitude pruning at uniform widths",
+        )
+        for bn in (False, True)
+    ),
+    *(
+        Method(
+            f"grail-ours{_suffix(bn)}",
+            "hybrid",
+            GrailOnOurs(Shrink.but(), bn),
+            source=f"{_GRAIL}, on the units that ours removes",
+        )
+        for bn in (False, True)
+    ),
+    Method("folding", "folding", Folding(repair=False), source=_FOLDING),
+    Method("folding+bn", "folding", Folding(), source=f"{_FOLDING}, with its repair on data"),
+)
+_OURS = (Method("ours", "ours", Shrink.but(), source=_OWN),)
+
+
+def _but(batchnorm: bool = False, **options: Any) -> Shrink:
+    """Not proven against the masked twin, which changes no weight and takes a third of the time."""
+    return Shrink.but(batchnorm, verify=False, **options)
+
+
+_ABLATION: Mapping[str, Shrink] = {
+    "no refit": _but(refit=None),
+    "affine instead of refit": _but(refit=Affine()),
+    "batch norms instead of refit": _but(refit=BatchNormStatistics()),
+    "folding instead of refit": _but(refit=Fold()),
+    "batch norms after refit": _but(batchnorm=True),
+    "refit without streams": _but(refit=LeastSquares(streams=False)),
+    "refit with merging": _but(refit=LeastSquares(merge=True)),
+    "uniform widths": _but(ranking=LayerRanking()),
+    "global, not per cost": _but(ranking=GlobalRanking()),
+    "isomorphic, not per cost": _but(ranking=IsomorphicRanking()),
+    "one round": _but(criterion=Foresight(rounds=1)),
+    "Fisher foreseen": _but(criterion=Foresight(criterion=Fisher())),
+    "units by Taylor at once": _but(criterion=Taylor()),
+    "units by Fisher at once": _but(criterion=Fisher()),
+    "units by magnitude": _but(criterion=Magnitude()),
+    "units by chance": _but(criterion=Random(), ranking=LayerRanking()),
+    "arbiter: unanimous": _but(arbiter=Unanimous()),
+    "arbiter: majority": _but(arbiter=Majority()),
+    "arbiter: weighted mean": _but(arbiter=WeightedMean()),
+    "arbiter: any task": _but(arbiter=AnyTask()),
+    "arbiter: minimax": _but(arbiter=Minimax()),
+}
+"""What is different, and the call that differs so: one line is one row."""
+
+METHODS: Mapping[str, Method] = {
+    method.name: method
+    for method in (
+        *_CHANCE,
+        *_SCORED,
+        *_PRUNERS,
+        *_RIVALS,
+        *_OURS,
+        *(Method(name, "ablation", prune, fractions=FEW, source=_OWN) for name, prune in _ABLATION.items()),
+    )
+}
+"""By name, in the order of the tables."""

@@ -1,0 +1,91 @@
+"""What a run hands back: the smaller model, the plan, and the report on both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from disparse_structured import saving
+from disparse_structured.plan import Plan
+from disparse_structured.report.pruning import CostFacts, ProofFacts, PruningReport, RefusedGroup, TaskFacts
+from disparse_structured.report.refit import RefitSummary
+from disparse_structured.saliency import Saliency
+from disparse_structured.structure import Structure, count_macs, count_parameters
+from disparse_structured.surgery import Operation
+from disparse_structured.tasks import Task
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The smaller model, the plan that made it, and the report on both."""
+
+    model: nn.Module
+    plan: Plan
+    report: PruningReport
+
+    def save(self, folder: str | Path) -> None:
+        """Writes ``plan.json``, ``weights.safetensors`` and ``report.json``; see :func:`load`."""
+        saving.save(folder, self.model, self.plan, self.report)
+
+
+def report_on(
+    structure: Structure, saliency: Saliency, operation: Operation, refit: RefitSummary | None = None
+) -> PruningReport:
+    """The facts of one run; counts MACs and parameters on the pruned model itself."""
+    plan, proof = operation.plan, operation.proof
+    keep = plan.keep(structure)
+    everything = torch.ones_like(keep)
+    cost, provenance = structure.cost, plan.provenance
+    counted = {
+        "macs": count_macs(operation.model, structure.example_inputs),
+        "parameters": count_parameters(operation.model),
+    }
+    costs = {
+        name: CostFacts(total(everything), total(keep), counted[name])
+        for name, total in (("macs", cost.macs), ("parameters", cost.parameters))
+    }
+    return PruningReport(
+        model=type(operation.model).__name__,
+        plan=plan.hash,
+        macs=costs["macs"],
+        parameters=costs["parameters"],
+        tasks=tuple(_task_facts(task, row, structure, plan, keep) for row, task in _rows(structure)),
+        groups=len(structure.groups),
+        groups_changed=len(plan.removals),
+        units=structure.units,
+        units_removed=int((~keep).sum()),
+        criterion=saliency.criterion,
+        arbiter=provenance.arbiter,
+        ranking=provenance.ranking,
+        ratio=provenance.ratio,
+        batches=saliency.batches,
+        samples=saliency.samples,
+        refit=refit,
+        proof=ProofFacts(True, proof.dtype, proof.tolerance, proof.deviation) if proof else ProofFacts(False),
+        refused=tuple(RefusedGroup(each.group, each.reason) for each in operation.refused),
+        frozen=structure.frozen,
+        inputs=saving.describe_inputs(structure.example_inputs),
+        versions=dict(provenance.versions),
+    )
+
+
+def _rows(structure: Structure) -> Iterable[tuple[int, Task]]:
+    return enumerate(structure.task_objects)
+
+
+def _task_facts(task: Task, row: int, structure: Structure, plan: Plan, keep: torch.Tensor) -> TaskFacts:
+    reached = structure.reach[row]
+    units = int(reached.sum())
+    asked = sum(len(dict(group.votes).get(task.name, ())) for group in plan.groups)
+    return TaskFacts(
+        name=task.name,
+        labelled=task.loss is not None,
+        units=units,
+        shared=int((reached & (structure.reach.sum(dim=0) > 1)).sum()),
+        asked=asked / units if units else 0.0,
+        removed=int((reached & ~keep).sum()) / units if units else 0.0,
+    )

@@ -1,0 +1,157 @@
+"""``shrink``: a model and a few dozen unlabelled inputs are enough."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from disparse_structured.arbitration import Arbiter
+from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget, plan_of, search
+from disparse_structured.foresight import Foresight
+from disparse_structured.outputs import tasks_of
+from disparse_structured.pipeline.calibrating import (
+    EXAMPLE_SAMPLES,
+    SAMPLES,
+    as_they_are,
+    calibrate,
+    first_samples,
+)
+from disparse_structured.pipeline.checks import check_callables, check_method, step
+from disparse_structured.pipeline.pruned import Pruned, report_on
+from disparse_structured.pipeline.surgeon import Surgeon
+from disparse_structured.pipeline.tolerating import Try, checked_limits, within
+from disparse_structured.plan import Plan
+from disparse_structured.recovery import Calibration, LeastSquares, Method
+from disparse_structured.report.refit import RefitSummary
+from disparse_structured.saliency import Criterion, Saliency, measure
+from disparse_structured.structure import Structure, analyse
+from disparse_structured.surgery import Operation
+from disparse_structured.tasks import Task, check_tasks
+from disparse_structured.votes import Ranking
+
+DEFAULT_REFIT: Method = LeastSquares()
+DEFAULT_FORESIGHT = Foresight()
+
+_Done = tuple[Plan, Saliency, Operation, RefitSummary]
+
+
+def shrink(
+    model: nn.Module,
+    inputs: torch.Tensor | Iterable[Any] | Calibration,
+    tasks: Sequence[Task] | None = None,
+    *,
+    macs: float | None = None,
+    parameters: float | None = None,
+    budget: Budget | None = None,
+    criterion: Criterion | Foresight = DEFAULT_FORESIGHT,
+    arbiter: Arbiter = DEFAULT_ARBITER,
+    ranking: Ranking = DEFAULT_RANKING,
+    refit: Method | None = DEFAULT_REFIT,
+    tolerance: Mapping[str, float] | None = None,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    verify: bool = True,
+    inplace: bool = False,
+    progress: bool = False,
+) -> Pruned:
+    """Makes ``model`` physically smaller from a few dozen unlabelled inputs, without training.
+
+    Every task votes by the response of its own output, the arbiter decides, the weights that stay are
+    refit so that the outputs come close to the dense network's, Torch-Pruning removes.
+
+    Args:
+        model: any module that ``torch.export`` can capture. It is left as it is (unless ``inplace``).
+        inputs: a tensor ``[N, ...]``, or batches as :func:`prune` takes them as ``data``; labels in them
+            are not read. Iterated once, until there are ``samples`` examples, all of one shape.
+        tasks: name and output of each task; losses are not used. By default every entry of what the model
+            returns is a task, see :func:`~disparse_structured.outputs.tasks_of`.
+        criterion: how units are scored: by the damage that is left after compensation, measured along the
+            way (:class:`~disparse_structured.foresight.Foresight`), or by any criterion, at once.
+        refit: how the weights that stay make up for those that go; None leaves them as they are. See
+            :mod:`disparse_structured.recovery` for others than least squares.
+        tolerance: by the name of a task, how far its output may be from the dense one's, relative in the
+            Euclidean norm, as the report measures it after the refit. The budget is met with no task over
+            its limit (see :class:`~disparse_structured.arbitration.Tolerance`), in up to four tries. Instead
+            of ``arbiter``.
+        samples: read no more inputs than this, at least 2: half of them judge what the others taught.
+        seed: of the votes, and of what a loader draws.
+
+    The other arguments are those of :func:`prune`.
+
+    Raises:
+        BudgetError: the budget cannot be met, or not within ``tolerance``; says what is in the way.
+        DisparseError: another of its subclasses, naming what was found and what to do. Whatever is raised,
+            ``model`` is unchanged.
+    """
+    check_callables(arbiter=arbiter, ranking=ranking)
+    if not isinstance(criterion, Foresight):
+        check_callables(criterion=criterion)
+    check_method(refit)
+    budget = budget or Budget(macs=macs, parameters=parameters)
+    calibration = calibrate(model, inputs, samples=samples, seed=seed)
+    example = first_samples(calibration.chunks[0], EXAMPLE_SAMPLES)
+    if tasks is None:
+        tasks = tasks_of(model, example)
+    else:
+        tasks = [dataclasses.replace(task, loss=None) for task in check_tasks(tasks)]
+    limits = None if tolerance is None else checked_limits(tolerance, tasks, arbiter, refit)
+    with step("reading the structure", progress):
+        structure = analyse(model, example, tasks)
+    surgeon = Surgeon(model, structure, refit, calibration, verify, progress)
+
+    def decided(arbiter: Arbiter, budget: Budget) -> tuple[Plan, Saliency]:
+        return _decide(model, structure, calibration, budget, criterion, arbiter, ranking, seed, progress)
+
+    def attempt(arbiter: Arbiter, budget: Budget) -> Try[_Done]:
+        plan, saliency = decided(arbiter, budget)
+        operation, summary = surgeon.operate(plan, inplace=False)
+        assert summary is not None
+        keep = plan.keep(structure)
+        predicted = (saliency.scores * ~keep).sum(dim=1).sqrt().tolist()
+        return Try(
+            (plan, saliency, operation, summary),
+            keep,
+            dict(zip(structure.tasks, predicted, strict=True)),
+            summary.after,
+        )
+
+    summary: RefitSummary | None
+    if limits is None:
+        plan, saliency = decided(arbiter, budget)
+        operation, summary = surgeon.operate(plan, inplace)
+    else:
+        plan, saliency, operation, summary = within(limits, attempt, structure, budget).result
+        if inplace:
+            operation, summary = surgeon.operate(plan, inplace)
+    return Pruned(operation.model, operation.plan, report_on(structure, saliency, operation, summary))
+
+
+def _decide(
+    model: nn.Module,
+    structure: Structure,
+    calibration: Calibration,
+    budget: Budget,
+    how: Criterion | Foresight,
+    arbiter: Arbiter,
+    ranking: Ranking,
+    seed: int,
+    progress: bool,
+) -> tuple[Plan, Saliency]:
+    """What goes, without labels, and the scores that say so."""
+    weights = [task.weight for task in structure.task_objects]
+    if isinstance(how, Foresight):
+        found, saliency = how.decide(
+            model, structure, calibration, budget,
+            arbiter=arbiter, ranking=ranking, weights=weights, seed=seed, progress=progress,
+        )  # fmt: skip
+    else:
+        saliency = measure(
+            model, structure, how, calibration.chunks, inputs=as_they_are, seed=seed, progress=progress
+        )
+        found = search(structure, saliency.scores, budget, ranking=ranking, arbiter=arbiter, weights=weights)
+    plan = plan_of(structure, found, budget, ranking=ranking, arbiter=arbiter, criterion=how, seed=seed)
+    return plan, saliency

@@ -1,0 +1,138 @@
+"""A budget and limits at once: tries that are measured, each with limits that the last one taught."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+
+from disparse_structured.arbitration import Arbiter, Priority, Tolerance
+from disparse_structured.arbitration.by_name import by_task
+from disparse_structured.budget import DEFAULT_ARBITER, Budget
+from disparse_structured.errors import BudgetError
+from disparse_structured.naming import called
+from disparse_structured.recovery import Method
+from disparse_structured.structure import Structure
+from disparse_structured.tasks import Task
+
+TRIES = 4
+"""How often a decision is made and measured before the limits count as out of reach."""
+
+_DAMPED = 0.25
+_MARGIN = 0.97
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False)
+class Try(Generic[Result]):
+    """What one decision led to.
+
+    Args:
+        result: whatever the caller made of it.
+        keep: bool ``[units]``, the decision itself.
+        predicted, measured: by task the relative deviation of its output from the dense one's.
+    """
+
+    result: Result
+    keep: torch.Tensor
+    predicted: Mapping[str, float]
+    measured: Mapping[str, float]
+
+    def used(self, limits: Mapping[str, float]) -> float:
+        """The largest share of a limit that is used; above 1 it is passed."""
+        return max(self.measured[name] / limit for name, limit in limits.items())
+
+
+def within(
+    limits: Mapping[str, float],
+    attempt: Callable[[Arbiter, Budget], Try[Result]],
+    structure: Structure,
+    budget: Budget,
+) -> Try[Result]:
+    """The first of at most :data:`TRIES` attempts in which no task passes its limit.
+
+    What is predicted is not what is measured in the end. After each attempt, tasks over their limit are given
+    a stricter one: what was predicted, less in proportion as too much was measured, at most by four. The last
+    attempt takes the plain sum of all damage, as an order of units that all tasks share is the safest to
+    predict.
+
+    Raises:
+        BudgetError: there is none; says which tasks are in the way, how close they came, and whether they
+            would stay within their limits at a cost halfway to the dense one.
+    """
+    strict = dict(limits)
+    tries: list[Try[Result]] = []
+    while len(tries) < TRIES:
+        found = attempt(Tolerance(strict) if len(tries) < TRIES - 1 else Priority(), budget)
+        if found.used(limits) <= 1:
+            return found
+        tries.append(found)
+        for name, limit in limits.items():
+            if found.measured[name] > limit:
+                allowed = min(strict[name], found.predicted[name] or strict[name])
+                strict[name] = allowed * max(_MARGIN * limit / found.measured[name], _DAMPED)
+    easier = _halfway(budget, structure)
+    there = attempt(Tolerance(limits), easier)
+    if there.used(limits) > 1:
+        there = min(there, attempt(Priority(), easier), key=lambda each: each.used(limits))
+    raise BudgetError(_blocked(limits, tries, budget, easier, there))
+
+
+def checked_limits(
+    tolerance: Mapping[str, float], tasks: Sequence[Task], arbiter: Arbiter, refit: Method | None
+) -> Mapping[str, float]:
+    """``tolerance`` as the limits of a :class:`~disparse_structured.arbitration.Tolerance`.
+
+    Raises:
+        BudgetError: they are none, there is another arbiter, or nothing that measures.
+        TaskError: a limit is for a task that there is not.
+    """
+    try:
+        limits = Tolerance(tolerance).limits
+    except ValueError as error:
+        raise BudgetError(f"tolerance={tolerance!r} will not do. {error}") from error
+    by_task(limits, tuple(task.name for task in tasks), 1.0, "tolerance")
+    if arbiter != DEFAULT_ARBITER:
+        raise BudgetError(
+            f"tolerance= decides by the limits, arbiter={called(arbiter)} by something else. Leave one out."
+        )
+    if refit is None:
+        raise BudgetError(
+            "tolerance= needs a refit, which measures how far the outputs are. Affine() is a quick one."
+        )
+    return limits
+
+
+def _halfway(budget: Budget, structure: Structure) -> Budget:
+    cost = structure.cost.macs if budget.kind == "macs" else structure.cost.parameters
+    dense = cost(torch.ones(structure.units, dtype=torch.bool))
+    share = (1 + budget.target(dense) / dense) / 2
+    if budget.kind == "macs":
+        return dataclasses.replace(budget, macs=share)
+    return dataclasses.replace(budget, parameters=share)
+
+
+def _blocked(
+    limits: Mapping[str, float], tries: list[Try[Result]], budget: Budget, easier: Budget, there: Try[Result]
+) -> str:
+    best = min(tries, key=lambda each: each.used(limits))
+    blocking = [name for name, limit in limits.items() if best.measured[name] > limit]
+    holds = []
+    for name in blocking:
+        closest = min(each.measured[name] for each in tries)
+        at_others = f", {closest:.3g} at the others' cost" if closest < best.measured[name] else ""
+        holds.append(f"{name!r} deviates by {best.measured[name]:.3g}{at_others} (limit {limits[name]:g})")
+    rest = [f"{name!r} {best.measured[name]:.3g}" for name in limits if name not in blocking]
+    far = ", ".join(f"{name!r} {there.measured[name]:.3g}" for name in limits)
+    outcome = "all limits hold" if there.used(limits) <= 1 else "they are passed too"
+    allow = ", ".join(f"{name}={1.05 * best.measured[name]:.2g}" for name in blocking)
+    return (
+        f"{budget.kind}={budget.limit:g} cannot be met within the tolerance. In the best of {len(tries)} "
+        f"tries {'; '.join(holds)}{'; within its limit ' + ', '.join(rest) if rest else ''}. "
+        f"At {easier.kind}={easier.limit:.3g} {outcome}: {far}. "
+        f"Ask for more {budget.word}, or allow {allow}."
+    )

@@ -1,0 +1,200 @@
+"""The dense network and its masked twin, computed side by side, operator by operator."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from disparse_structured.recovery.schedule import Step, last_uses, schedule
+from disparse_structured.recovery.storage import Storage
+from disparse_structured.structure import Structure
+from disparse_structured.structure.capture import own_copy
+from disparse_structured.structure.effects import Effects
+from disparse_structured.twin import kept_statistics, removed_reads
+
+State = dict[str, torch.Tensor]
+"""Parameters and buffers by name."""
+
+MEMORY = 2 * 1024**3
+"""Bytes of activations of both networks that are held in memory; see :class:`Storage`."""
+
+
+class Lockstep:
+    """Both networks on all chunks of a calibration set, one operator at a time.
+
+    ``state`` holds the twin's parameters and buffers, in dense coordinates. A visitor may replace its
+    tensors for operators that are still to come: the twin's inputs to an operator are computed with
+    everything replaced before. Values are dropped after their last use; what both networks compute alike
+    is computed once.
+    """
+
+    def __init__(
+        self,
+        structure: Structure,
+        state: State,
+        keep: torch.Tensor,
+        chunks: Sequence[tuple[Any, ...]],
+        together: Sequence[Step] = (),
+        memory: int = MEMORY,
+    ) -> None:
+        """``together``: operators to run in one step; see :mod:`disparse_structured.recovery.schedule`.
+
+        ``memory``: bytes of activations beyond which they are kept in files.
+        """
+        self.capture = structure.capture
+        self.dense_state: Mapping[str, torch.Tensor] = dict(state)
+        self.state = state
+        self.chunks = len(chunks)
+        self._effects = Effects.of(self.capture.graph)
+        self.steps = schedule(self.capture, together)
+        self._storage = Storage(memory)
+        self._masks = _masks(structure, keep)
+        self._replaced = kept_statistics(structure, keep)
+        self._dense: dict[fx.Node, list[Any]] = {}
+        self._twin: dict[fx.Node, list[Any]] = {}
+        self._equal: set[fx.Node] = set()
+        leaves = [pytree.tree_leaves((inputs, {})) for inputs in chunks]
+        given = iter(range(len(leaves[0])))
+        for node in self.capture.graph.find_nodes(op="placeholder"):
+            if node.name in self.capture.tensors:
+                continue
+            if node.name in self.capture.constants:
+                value = _like(self.capture.constants[node.name], state)
+                values = [own_copy(value) for _ in chunks] if node.name in self._effects.written else None
+                self._dense[node] = [self._storage.hold(each) for each in values or [value] * len(chunks)]
+            else:
+                place = next(given)
+                self._dense[node] = [self._storage.hold(own_copy(each[place])) for each in leaves]
+            self._twin[node] = self._own(node, self._dense[node])
+            self._equal.add(node)
+
+    def run(self, before: Callable[[Step], None]) -> None:
+        """Runs everything.
+
+        ``before`` is called when a step's inputs, and the dense network's results, are there; the twin's
+        results are computed after.
+        """
+        last = last_uses(self.capture, self.steps)
+        with torch.no_grad():
+            for number, step in enumerate(self.steps):
+                for node in step:
+                    self._dense[node] = self._results(node, self.dense_state, self._dense, masked=False)
+                before(step)
+                for node in step:
+                    self._twin[node] = self._twin_results(node)
+                for node in last[number]:
+                    self._drop(node)
+
+    def arguments(self, node: fx.Node, chunk: int, dense: bool = False) -> tuple[Any, ...]:
+        """What ``node`` reads in the twin (masked), or in the dense network."""
+        if dense:
+            return self._arguments(node, self.dense_state, self._dense, chunk, masked=False)[0]
+        return self._arguments(node, self.state, self._twin, chunk, masked=True)[0]
+
+    def compute(self, node: fx.Node, chunk: int, replaced: Mapping[str, torch.Tensor]) -> Any:
+        """What the twin would compute at ``node`` with some of its parameters and buffers replaced."""
+        args, kwargs = self._arguments(node, {**self.state, **replaced}, self._twin, chunk, masked=True)
+        target: Any = self._replaced.get(node.name, node.target)
+        return target(*args, **kwargs)
+
+    def dense_result(self, node: fx.Node, chunk: int) -> Any:
+        """What the dense network computed at ``node``."""
+        return self._dense[node][chunk]
+
+    def twin_result(self, node: fx.Node, chunk: int) -> Any:
+        """What the twin computed at ``node``."""
+        return self._twin[node][chunk]
+
+    def has(self, node: fx.Node) -> bool:
+        """Whether both networks have computed ``node``, and it was not dropped."""
+        return node in self._dense and node in self._twin
+
+    def value(self, node: fx.Node, chunk: int) -> Any:
+        """What the twin holds for ``node``: a parameter, a buffer, or a result."""
+        name = self.capture.tensors.get(node.name)
+        return self._twin[node][chunk] if name is None else self.state[name]
+
+    def alike(self, node: fx.Node) -> bool:
+        """Whether both networks read the very same at ``node``, parameters included."""
+        if node.name in self._replaced or node.name in self._masks:
+            return False
+        # Whoever wrote to what the node reads is among its sources.
+        return all(self._same(each) for each in self._effects.sources[node])
+
+    def _same(self, node: fx.Node) -> bool:
+        name = self.capture.tensors.get(node.name)
+        return node in self._equal if name is None else self.state[name] is self.dense_state[name]
+
+    def _twin_results(self, node: fx.Node) -> list[Any]:
+        if self.alike(node):
+            self._equal.add(node)
+            if all(self._dense.get(each) is self._twin.get(each) for each in node.all_input_nodes):
+                return self._own(node, self._dense[node])
+        return self._results(node, self.state, self._twin, masked=True)
+
+    def _own(self, node: fx.Node, values: list[Any]) -> list[Any]:
+        """``values``, or a copy where later operators write to their memory."""
+        if node.name not in self._effects.written:
+            return values
+        return [self._storage.hold(pytree.tree_map(own_copy, value)) for value in values]
+
+    def _drop(self, node: fx.Node) -> None:
+        dense, twin = self._dense.pop(node, None), self._twin.pop(node, None)
+        self._storage.release(dense)
+        if twin is not dense:
+            self._storage.release(twin)
+
+    def _results(
+        self, node: fx.Node, state: Mapping[str, torch.Tensor], values: dict[fx.Node, list[Any]], masked: bool
+    ) -> list[Any]:
+        found = []
+        for chunk in range(self.chunks):
+            args, kwargs = self._arguments(node, state, values, chunk, masked)
+            result: Any
+            if node.op == "get_attr":
+                result = getattr(self.capture.module, str(node.target))
+            else:
+                target: Any = self._replaced.get(node.name, node.target) if masked else node.target
+                result = target(*args, **kwargs)
+            found.append(self._storage.hold(result))
+        return found
+
+    def _arguments(
+        self,
+        node: fx.Node,
+        state: Mapping[str, torch.Tensor],
+        values: dict[fx.Node, list[Any]],
+        chunk: int,
+        masked: bool,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def value(each: fx.Node) -> Any:
+            name = self.capture.tensors.get(each.name)
+            return values[each][chunk] if name is None else state[name]
+
+        args: list[Any] = list(fx.map_arg(node.args, value))
+        if masked:
+            for place, removed in self._masks.get(node.name, ()):
+                position, dim = place
+                args[position] = args[position].index_fill(dim, removed.to(args[position].device), 0)
+        return tuple(args), dict(fx.map_arg(node.kwargs, value))
+
+
+def _masks(structure: Structure, keep: torch.Tensor) -> dict[str, list[tuple[tuple[int, int], torch.Tensor]]]:
+    found: dict[str, list[tuple[tuple[int, int], torch.Tensor]]] = defaultdict(list)
+    for ((node, position), dim), removed in removed_reads(structure, keep).items():
+        found[node].append(((position, dim), torch.from_numpy(np.ascontiguousarray(removed))))
+    return found
+
+
+def _like(constant: Any, state: State) -> Any:
+    """``constant`` on the device of the parameters, and in their type if both are floating."""
+    if not isinstance(constant, torch.Tensor):
+        return constant
+    first = next((each for each in state.values() if each.is_floating_point()), constant)
+    return constant.to(first.device, first.dtype if constant.is_floating_point() else None)

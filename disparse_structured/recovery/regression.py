@@ -1,0 +1,121 @@
+"""Ridge regression on two folds of the data: fitted on each, judged on the other.
+
+All arrays have a leading dimension of independent groups. What is fitted is a change of the weights that
+are there already: the residual of the target is regressed, and the ridge pulls towards a *centre*, another
+change, or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-9)
+"""Offered ridges, in units of the mean of the Gram matrix's diagonal."""
+
+FOLDS = (0, 1)
+
+Centre = tuple[Tensor, Tensor, Tensor]
+"""A change of the weights, ``[groups, out, features]``, as estimated on each fold and on both."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a regression; ``intercept``: whether a constant is fitted as well."""
+
+    groups: int
+    outputs: int
+    features: int
+    intercept: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """``change``, ``[groups, out, features]``, and ``intercept``, ``[groups, out]``."""
+
+    change: Tensor
+    intercept: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """``fit`` on both folds; errors are held-back sums of squares, float64 ``[groups, out]``."""
+
+    fit: Fit
+    before: Tensor
+    after: Tensor
+
+
+class Folds(Protocol):
+    """What is known of features ``X [groups, rows, features]`` and residuals ``R [groups, rows, out]``."""
+
+    shape: Shape
+    finest: float
+    """The smallest ridge that the precision of the values tells from none."""
+
+    def add(self, fold: int, rows: Tensor, residuals: Tensor) -> None:
+        """One chunk of a fold."""
+        ...
+
+    def before(self, fold: int) -> Tensor:
+        """``[groups, out]``: the residuals' own sum of squares."""
+        ...
+
+    def errors(self, fold: int, ridge: float | None, centres: Sequence[Tensor | None]) -> list[Tensor] | None:
+        """For each centre, what the fit on ``fold`` leaves on the other; None where there is no solution.
+
+        A ridge of None is an infinite one: the centre itself, and an intercept.
+        """
+        ...
+
+    def solution(self, ridge: float | None, centre: Tensor | None) -> Fit | None:
+        """The fit on both folds. Uses up what is known: no errors after it."""
+        ...
+
+    def finite(self) -> bool:
+        """Whether everything that was added is."""
+        ...
+
+
+def cross_validated(
+    folds: Folds,
+    ridges: Sequence[float | None],
+    centres: Sequence[Centre | None] = (None,),
+) -> Outcome:
+    """For every output the ridge and the centre that are best on data not fitted on; or no change."""
+    before = folds.before(0) + folds.before(1)
+    best = before.clone()
+    chosen = torch.full(best.shape, -1, device=best.device)
+    ridges = [ridge for ridge in ridges if ridge is None or ridge >= folds.finest]
+    offers = [(ridge, number) for ridge in ridges for number in range(len(centres))]
+    for ridge in ridges:
+        found = [
+            folds.errors(fold, ridge, [None if each is None else each[fold] for each in centres])
+            for fold in FOLDS
+        ]
+        if found[0] is None or found[1] is None:
+            continue
+        for number, (one, other) in enumerate(zip(found[0], found[1], strict=True)):
+            error = one + other
+            better = error < best
+            best = torch.where(better, error, best)
+            chosen[better] = offers.index((ridge, number))
+    shape = folds.shape
+    change = before.new_zeros(shape.groups, shape.outputs, shape.features)
+    intercept = torch.zeros_like(before)
+    for offer in chosen.unique().tolist():
+        if offer < 0:
+            continue
+        ridge, number = offers[offer]
+        centre = centres[number]
+        fit = folds.solution(ridge, None if centre is None else centre[2])
+        taken = chosen == offer
+        if fit is None:
+            best = torch.where(taken, before, best)
+        else:
+            change[taken], intercept[taken] = fit.change[taken].to(change), fit.intercept[taken].to(change)
+    return Outcome(Fit(change, intercept), before, best)

@@ -1,0 +1,96 @@
+"""Memory for activations: up to a limit in memory, beyond it in files that are mapped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from disparse_structured.errors import BatchError
+
+
+class Storage:
+    """Counts the memory of the values it holds, and keeps what exceeds ``limit`` bytes in files.
+
+    A mapped file's pages are the system's to drop and read again; the files lie in the folder for
+    temporary files (``TMPDIR``), and are gone with their last tensor, whatever happens. Tensors on other
+    devices stay there, uncounted. Views are kept as views of what is held already.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._live = 0
+        self._holders: Counter[int] = Counter()
+        self._filed: set[int] = set()
+
+    def hold(self, value: Any) -> Any:
+        """``value``, or the same in files; counted until :meth:`release`."""
+        return pytree.tree_map(self._hold, value)
+
+    def release(self, value: Any) -> None:
+        """What :meth:`hold` returned is no longer needed."""
+        for tensor in _tensors(value):
+            place, size = _place(tensor)
+            self._holders[place] -= 1
+            if not self._holders[place]:
+                del self._holders[place]
+                if place in self._filed:
+                    self._filed.discard(place)
+                else:
+                    self._live -= size
+
+    def _hold(self, leaf: Any) -> Any:
+        if next(_tensors(leaf), None) is None:
+            return leaf
+        place, size = _place(leaf)
+        if place not in self._holders:
+            if self._live + size > self._limit:
+                leaf = _in_file(leaf)
+                place, size = _place(leaf)
+                self._filed.add(place)
+            else:
+                self._live += size
+        self._holders[place] += 1
+        return leaf
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    for leaf in pytree.tree_leaves(value):
+        plain = isinstance(leaf, Tensor) and leaf.device.type == "cpu" and leaf.layout is torch.strided
+        if plain and leaf.untyped_storage().nbytes():
+            yield leaf
+
+
+def _place(tensor: Tensor) -> tuple[int, int]:
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
+
+
+def _in_file(tensor: Tensor) -> Tensor:
+    """A copy with the same strides, over a mapped file that has no name any more."""
+    size = tensor.untyped_storage().nbytes()
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if size > free:  # a mapped file that the disk has no room for ends the process
+        raise BatchError(
+            f"the activations fill the memory that was given for them, and {tempfile.gettempdir()!r} has "
+            f"only {free / 2**30:.2f} GiB free for more. Give more memory= to the method, set TMPDIR to a "
+            "folder with room, or use fewer or smaller inputs."
+        )
+    count = size // tensor.element_size()
+    number, path = tempfile.mkstemp(prefix="disparse-", suffix=".activations")
+    os.close(number)
+    try:
+        flat = torch.from_file(path, shared=True, size=count, dtype=tensor.dtype)
+    finally:
+        with contextlib.suppress(PermissionError):  # Windows keeps the name of a file in use
+            os.unlink(path)
+    flat.copy_(tensor.as_strided((count,), (1,), 0))
+    return flat.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
