@@ -144,5 +144,10 @@ def _from_mapping(model: nn.Module, batch: Mapping[Any, Any]) -> tuple[tuple[Any
     return positional, named
 
 
+def as_they_are(batch: tuple[Any, ...]) -> tuple[Any, ...]:
+    """``inputs=`` for batches that are the arguments of ``forward``."""
+    return batch
+
+
 def _shape(value: Any) -> str:
     return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

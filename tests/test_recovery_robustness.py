@@ -298,6 +298,30 @@ def test_no_files_are_left_when_something_fails(tmp_path: Path, monkeypatch: pyt
     assert same(weights(model), before)
 
 
+class ScaledBranch(nn.Module):
+    """A residual branch behind a layer scale that is a view of its parameter, as in ConvNeXt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.outer = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 1)
+        self.gamma = nn.Parameter(torch.linspace(0.5, 1.5, 8))
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        branch = self.outer(F.gelu(self.inner(x))).mul(self.gamma.reshape(1, -1, 1, 1))
+        return self.head(x + branch)
+
+
+def test_the_scale_of_a_branch_may_be_a_view_of_its_parameter() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ScaledBranch().double().eval()
+    structure = analyse(model, images(2), WHOLE)
+    facts = refit(model, structure, thinned(structure), [images(32)]).facts
+    assert facts.after["all"] < facts.before["all"]
+
+
 def test_tied_parameters_stay_tied() -> None:
     entry = BY_ID["tied-convolutions"]
     model = entry.factory(torch.float64)

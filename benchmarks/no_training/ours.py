@@ -12,7 +12,9 @@ from torch import nn
 from benchmarks.no_training.bench import Bench, reestimated
 from disparse_structured.pipeline import Pruned, shrink
 
-_OURS_TO_SAY = ("model", "inputs", "tasks", "macs", "parameters", "budget", "samples", "seed")
+_OURS_TO_SAY = (
+    *("model", "inputs", "tasks", "macs", "parameters", "budget", "tolerance", "samples", "seed"),
+)
 _NO_RESULT = ("verify", "inplace", "progress")
 
 

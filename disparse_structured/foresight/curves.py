@@ -78,6 +78,7 @@ def foresee(
     keep: Tensor | None = None,
     left: Sequence[float] = LEFT,
     judged: int = JUDGED,
+    work: float = WORK,
     seed: int = 0,
 ) -> Curves:
     """Measures the curves of all groups of ``model``, masked by ``keep``, and turns them into a saliency.
@@ -95,8 +96,9 @@ def foresee(
         calibration: layers are refit on its even chunks, outputs are compared on examples of the odd ones.
         keep: bool ``[units]``; what is gone already. All stay by default.
         left: at which shares of a group's units its curve is measured.
-        judged: examples that outputs are compared on. Where that would take more than :data:`WORK`, fewer,
+        judged: examples that outputs are compared on. Where that would take more than ``work``, fewer,
             down to :data:`LEAST_JUDGED`, and if need be at every other of ``left``.
+        work: multiply-accumulates that all comparisons may take, were each a whole pass.
         seed: of the positions that layers are refit on.
 
     Raises:
@@ -109,9 +111,9 @@ def foresee(
     scores = scores / scores.sum(dim=1, keepdim=True).clamp_min(_LEAST)
     dense = float(structure.cost.macs(torch.ones_like(keep)))
     narrowed = list(_narrowed(structure.groups, scores, keep, left))
-    if dense * len(narrowed) * LEAST_JUDGED > WORK:
+    if dense * len(narrowed) * LEAST_JUDGED > work:
         narrowed = list(_narrowed(structure.groups, scores, keep, left[::2]))
-    affordable = max(LEAST_JUDGED, int(WORK / max(1.0, dense * len(narrowed))))
+    affordable = max(LEAST_JUDGED, int(work / max(1.0, dense * len(narrowed))))
     judges = _judges(structure, calibration, min(judged, affordable))
     with torch.no_grad():
         variants = _compensated(shaped(calibration.chunks[0]), state, calibration, keep, narrowed, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,11 +12,17 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from disparse_structured.recovery.contraction import packet
 from disparse_structured.recovery.schedule import last_uses, schedule
 from disparse_structured.structure import Structure
 from disparse_structured.structure.capture import own_copy
 from disparse_structured.structure.effects import Effects
 from disparse_structured.twin import kept_statistics, removed_reads
+
+aten = torch.ops.aten
+
+_MAY_RETURN_THEIR_INPUT = (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.type_as)
+"""Operators whose schemas do not say so."""
 
 Values = dict[fx.Node, Any]
 State = Mapping[str, Tensor]
@@ -55,14 +62,15 @@ class Execution:
         self._last = last_uses(self.capture, [(node,) for node in self._steps])
         effects = Effects.of(self.capture.graph)
         self._writers = set(effects.readers)
-        self._apart = _apart(self.capture.graph, self._steps, effects)
+        self._bases = _bases(self.capture.graph)
+        self._apart = _apart(self.capture.graph, self._steps, self._writers, self._bases)
 
     def values(self, state: State, inputs: tuple[Any, ...]) -> Values:
         """Every operator's result, for :meth:`outputs` and :meth:`variant`."""
         values = self._given(inputs, state)
         with torch.no_grad():
             for node in self._steps:
-                values[node] = self._call(node, values, state, self._masking)
+                values[node] = self._call(node, values, state, self._masking, copying=self._apart)
         return values
 
     def walk(self, state: State, inputs: tuple[Any, ...], see: Callable[[fx.Node, Values], None]) -> None:
@@ -96,8 +104,10 @@ class Execution:
                     named.get(each.name) in changed or each in stale for each in node.all_input_nodes
                 )
                 if touched or not self._apart:
+                    # What is remembered must not be written to; memory of the variant's own may be.
+                    copying = self._apart and self._bases[node] not in stale
+                    own[node] = self._call(node, both, state, masking, copying)
                     stale.add(node)
-                    own[node] = self._call(node, both, state, masking)
                 for each in finished:
                     if each in stale:
                         own.pop(each, None)
@@ -130,11 +140,18 @@ class Execution:
                 values[node] = own_copy(next(leaves))
         return values
 
-    def _call(self, node: fx.Node, values: Mapping[fx.Node, Any], state: State, masking: Masking) -> Any:
+    def _call(
+        self,
+        node: fx.Node,
+        values: Mapping[fx.Node, Any],
+        state: State,
+        masking: Masking,
+        copying: bool = False,
+    ) -> Any:
         if node.op == "get_attr":
             return getattr(self.capture.module, str(node.target))
         args, kwargs = self._arguments(node, values, state, masking)
-        if self._apart and node in self._writers:
+        if copying and node in self._writers:
             args = (own_copy(args[0]), *args[1:])
         target: Any = masking.replaced.get(node.name, node.target)
         return target(*args, **kwargs)
@@ -169,22 +186,19 @@ class _Overlay(Mapping[fx.Node, Any]):
         return len({**self._under, **self._over})
 
 
-def _apart(graph: fx.Graph, steps: Sequence[fx.Node], effects: Effects) -> bool:
+def _apart(
+    graph: fx.Graph, steps: Sequence[fx.Node], writers: set[fx.Node], bases: Mapping[fx.Node, fx.Node]
+) -> bool:
     """Whether operators that write get by with copies: nobody reads the memory by its old name afterwards."""
-    bases = _bases(graph)
-    written: dict[fx.Node, list[fx.Node]] = {}
-    for writer in effects.readers:
-        written.setdefault(bases[writer], []).append(writer)
-    if not written:
-        return True
     place = {node: number for number, node in enumerate(graph.nodes)}
-    # What a node got by way of views and writes, each of the one before.
+    # What a node is after, by way of views and of writes, each to the one before.
     past: dict[fx.Node, frozenset[fx.Node]] = {}
     for node in graph.nodes:
-        through = frozenset().union(
-            *(past[each] for each in node.all_input_nodes if bases[each] is bases[node])
-        )
-        past[node] = through | {node}
+        before = [past[each] for each in node.all_input_nodes if bases[each] is bases[node]]
+        past[node] = frozenset({node}).union(*before)
+    written: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for writer in writers:
+        written[bases[writer]].append(writer)
     return all(
         writer in past[each]
         for node in steps
@@ -195,7 +209,7 @@ def _apart(graph: fx.Graph, steps: Sequence[fx.Node], effects: Effects) -> bool:
 
 
 def _bases(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """For every node the one whose memory it is or shows, as the operators' schemas say."""
+    """For every node the one whose memory it is or shows."""
     bases: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         schema = getattr(node.target, "_schema", None)
@@ -204,7 +218,7 @@ def _bases(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
             for place, argument in enumerate(schema.arguments if schema else ())
             if argument.alias_info is not None
         ]
-        if node.target is operator.getitem:
+        if node.target is operator.getitem or packet(node) in _MAY_RETURN_THEIR_INPUT:
             shown = [node.args[0]]
         nodes = [each for each in shown if isinstance(each, fx.Node)]
         bases[node] = bases[nodes[-1]] if nodes else node

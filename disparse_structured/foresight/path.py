@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from disparse_structured.arbitration import Arbiter
+from disparse_structured.batches import as_they_are
 from disparse_structured.budget import Budget, Decision, search
 from disparse_structured.foresight.curves import JUDGED, LEFT, Curves, foresee
 from disparse_structured.naming import called
@@ -35,7 +35,7 @@ class Foresight:
         rounds: how many; at least 1.
         left: at which shares of a group's units its curve is measured.
         scored: examples that the criterion reads.
-        judged: examples that outputs are compared on.
+        judged: examples that outputs are compared on; fewer of large networks, see :func:`foresee`.
         refit: between the rounds.
     """
 
@@ -81,7 +81,7 @@ class Foresight:
         for number in range(self.rounds):
             saliency = measure(
                 current, structure, self.criterion, scored,
-                inputs=_as_they_are, seed=seed, keep=keep, progress=progress,
+                inputs=as_they_are, seed=seed, keep=keep, progress=progress,
             )  # fmt: skip
             curves = self.curves(current, structure, saliency, calibration, keep, seed)
             step = fraction ** ((number + 1) / self.rounds)
@@ -109,7 +109,3 @@ class Foresight:
             model, structure, saliency.scores, calibration,
             keep=keep, left=self.left, judged=self.judged, seed=seed,
         )  # fmt: skip
-
-
-def _as_they_are(batch: tuple[Any, ...]) -> tuple[Any, ...]:
-    return batch

@@ -74,8 +74,3 @@ def first_samples(inputs: tuple[Any, ...], count: int) -> tuple[Any, ...]:
         return leaf[:count] if batched else leaf
 
     return pytree.tree_map(cut, inputs)  # type: ignore[no-any-return]
-
-
-def as_they_are(batch: tuple[Any, ...]) -> tuple[Any, ...]:
-    """``inputs=`` for batches that are the arguments of ``forward``."""
-    return batch

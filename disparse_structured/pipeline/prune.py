@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from disparse_structured.arbitration import Arbiter
-from disparse_structured.batches import Inputs
+from disparse_structured.batches import Inputs, as_they_are
 from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget, make_plan
 from disparse_structured.errors import BatchError
-from disparse_structured.pipeline.calibrating import as_they_are, calibrate
+from disparse_structured.pipeline.calibrating import calibrate
 from disparse_structured.pipeline.checks import check_callables, check_method, step
 from disparse_structured.pipeline.pruned import Pruned, report_on
 from disparse_structured.pipeline.surgeon import Surgeon

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from disparse_structured.arbitration import Arbiter
+from disparse_structured.batches import as_they_are
 from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget, plan_of, search
 from disparse_structured.foresight import Foresight
 from disparse_structured.outputs import tasks_of
 from disparse_structured.pipeline.calibrating import (
     EXAMPLE_SAMPLES,
     SAMPLES,
-    as_they_are,
     calibrate,
     first_samples,
 )
@@ -110,11 +110,9 @@ def shrink(
         plan, saliency = decided(arbiter, budget)
         operation, summary = surgeon.operate(plan, inplace=False)
         assert summary is not None
-        keep = plan.keep(structure)
-        predicted = (saliency.scores * ~keep).sum(dim=1).sqrt().tolist()
+        predicted = (saliency.scores * ~plan.keep(structure)).sum(dim=1).sqrt().tolist()
         return Try(
             (plan, saliency, operation, summary),
-            keep,
             dict(zip(structure.tasks, predicted, strict=True)),
             summary.after,
         )

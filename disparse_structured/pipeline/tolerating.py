@@ -33,18 +33,12 @@ class Try(Generic[Result]):
 
     Args:
         result: whatever the caller made of it.
-        keep: bool ``[units]``, the decision itself.
         predicted, measured: by task the relative deviation of its output from the dense one's.
     """
 
     result: Result
-    keep: torch.Tensor
     predicted: Mapping[str, float]
     measured: Mapping[str, float]
-
-    def used(self, limits: Mapping[str, float]) -> float:
-        """The largest share of a limit that is used; above 1 it is passed."""
-        return max(self.measured[name] / limit for name, limit in limits.items())
 
 
 def within(
@@ -65,21 +59,26 @@ def within(
             would stay within their limits at a cost halfway to the dense one.
     """
     strict = dict(limits)
-    tries: list[Try[Result]] = []
+    tries: list[Mapping[str, float]] = []
     while len(tries) < TRIES:
         found = attempt(Tolerance(strict) if len(tries) < TRIES - 1 else Priority(), budget)
-        if found.used(limits) <= 1:
+        if _used(found.measured, limits) <= 1:
             return found
-        tries.append(found)
+        tries.append(found.measured)
         for name, limit in limits.items():
             if found.measured[name] > limit:
                 allowed = min(strict[name], found.predicted[name] or strict[name])
                 strict[name] = allowed * max(_MARGIN * limit / found.measured[name], _DAMPED)
     easier = _halfway(budget, structure)
-    there = attempt(Tolerance(limits), easier)
-    if there.used(limits) > 1:
-        there = min(there, attempt(Priority(), easier), key=lambda each: each.used(limits))
+    there = attempt(Tolerance(limits), easier).measured
+    if _used(there, limits) > 1:
+        there = min(there, attempt(Priority(), easier).measured, key=lambda each: _used(each, limits))
     raise BudgetError(_blocked(limits, tries, budget, easier, there))
+
+
+def _used(measured: Mapping[str, float], limits: Mapping[str, float]) -> float:
+    """The largest share of a limit that is used; above 1 it is passed."""
+    return max(measured[name] / limit for name, limit in limits.items())
 
 
 def checked_limits(
@@ -117,19 +116,23 @@ def _halfway(budget: Budget, structure: Structure) -> Budget:
 
 
 def _blocked(
-    limits: Mapping[str, float], tries: list[Try[Result]], budget: Budget, easier: Budget, there: Try[Result]
+    limits: Mapping[str, float],
+    tries: Sequence[Mapping[str, float]],
+    budget: Budget,
+    easier: Budget,
+    there: Mapping[str, float],
 ) -> str:
-    best = min(tries, key=lambda each: each.used(limits))
-    blocking = [name for name, limit in limits.items() if best.measured[name] > limit]
+    best = min(tries, key=lambda each: _used(each, limits))
+    blocking = [name for name, limit in limits.items() if best[name] > limit]
     holds = []
     for name in blocking:
-        closest = min(each.measured[name] for each in tries)
-        at_others = f", {closest:.3g} at the others' cost" if closest < best.measured[name] else ""
-        holds.append(f"{name!r} deviates by {best.measured[name]:.3g}{at_others} (limit {limits[name]:g})")
-    rest = [f"{name!r} {best.measured[name]:.3g}" for name in limits if name not in blocking]
-    far = ", ".join(f"{name!r} {there.measured[name]:.3g}" for name in limits)
-    outcome = "all limits hold" if there.used(limits) <= 1 else "they are passed too"
-    allow = ", ".join(f"{name}={1.05 * best.measured[name]:.2g}" for name in blocking)
+        closest = min(each[name] for each in tries)
+        at_others = f", {closest:.3g} at the others' cost" if closest < best[name] else ""
+        holds.append(f"{name!r} deviates by {best[name]:.3g}{at_others} (limit {limits[name]:g})")
+    rest = [f"{name!r} {best[name]:.3g}" for name in limits if name not in blocking]
+    far = ", ".join(f"{name!r} {there[name]:.3g}" for name in limits)
+    outcome = "all limits hold" if _used(there, limits) <= 1 else "they are passed too"
+    allow = ", ".join(f"{name}={1.05 * best[name]:.2g}" for name in blocking)
     return (
         f"{budget.kind}={budget.limit:g} cannot be met within the tolerance. In the best of {len(tries)} "
         f"tries {'; '.join(holds)}{'; within its limit ' + ', '.join(rest) if rest else ''}. "

@@ -116,9 +116,14 @@ class Lockstep:
         return node in self._dense and node in self._twin
 
     def value(self, node: fx.Node, chunk: int) -> Any:
-        """What the twin holds for ``node``: a parameter, a buffer, or a result."""
+        """What the twin holds for ``node``: a parameter, a buffer, a result, or a view that is to come."""
         name = self.capture.tensors.get(node.name)
-        return self._twin[node][chunk] if name is None else self.state[name]
+        if name is not None:
+            return self.state[name]
+        if node in self._twin:
+            return self._twin[node][chunk]
+        target: Any = node.target
+        return target(*fx.map_arg(node.args, lambda each: self.value(each, chunk)), **node.kwargs)
 
     def alike(self, node: fx.Node) -> bool:
         """Whether both networks read the very same at ``node``, parameters included."""
