@@ -11,10 +11,20 @@ Without labels and without training, a few dozen inputs are enough: ``shrink(mod
 
 from importlib.metadata import version
 
-from disparse_structured.arbitration import AnyTask, Majority, Quorum, Unanimous, WeightedMean
+from disparse_structured.arbitration import (
+    AnyTask,
+    Majority,
+    Minimax,
+    Priority,
+    Quorum,
+    Tolerance,
+    Unanimous,
+    WeightedMean,
+)
 from disparse_structured.budget import Budget, make_plan
 from disparse_structured.errors import DisparseError
 from disparse_structured.extraction import Extracted, extract
+from disparse_structured.foresight import Foresight
 from disparse_structured.outputs import tasks_of
 from disparse_structured.pipeline import Pruned, prune, shrink
 from disparse_structured.plan import Plan
@@ -47,6 +57,7 @@ __all__ = [
     "DisparseError",
     "Extracted",
     "Fisher",
+    "Foresight",
     "GlobalRanking",
     "IsomorphicRanking",
     "LayerRanking",
@@ -54,14 +65,17 @@ __all__ = [
     "LeastSquares",
     "Magnitude",
     "Majority",
+    "Minimax",
     "PerCostRanking",
     "Plan",
+    "Priority",
     "Pruned",
     "Quorum",
     "Random",
     "Relatedness",
     "Task",
     "Taylor",
+    "Tolerance",
     "Unanimous",
     "WeightedMean",
     "analyse",
