@@ -16,14 +16,15 @@ from disparse_structured.pipeline import shrink
 BACKBONE, IMAGES, SIDE, MACS = "resnet50", 64, 224, 0.6
 WIDTH = 64
 
-_STAGES: Mapping[str, tuple[str, ...]] = {
-    "structure": ("analyse",),
-    "votes": ("measure",),
-    "plan": ("make_plan",),
-    "refit": ("refit",),
-    "cutting and proof": ("apply",),
+_STAGES: Mapping[str, tuple[str, str]] = {
+    "structure": ("analyse", "pipeline"),
+    "scores": ("measure", "foresight"),
+    "curves": ("foresee", "foresight"),
+    "refit between rounds": ("refit", "foresight"),
+    "refit": ("refit", "pipeline"),
+    "cutting and proof": ("apply", "pipeline"),
 }
-"""Stage to functions of the pipeline, whose time it is."""
+"""Stage to the function whose time it is, and the package that calls it."""
 
 
 def network(backbone: str = BACKBONE, side: int = SIDE) -> MultiTask:
@@ -46,23 +47,23 @@ def images(count: int = IMAGES, side: int = SIDE) -> Tensor:
 def seconds(model: MultiTask, inputs: Tensor, macs: float = MACS) -> dict[str, float]:
     """Wall-clock seconds of one call of :func:`disparse_structured.shrink`: in all, and of each stage.
 
-    A stage counts where the pipeline calls it, not where other stages do.
+    A stage counts where the package named with it calls it, not where other stages do.
     """
     profile = cProfile.Profile(subcalls=True, builtins=False)
     started = time.perf_counter()
     profile.runcall(shrink, model, inputs, model.tasks(), macs=macs, samples=len(inputs))
     whole = time.perf_counter() - started
-    stages = {stage: _spent(profile, names) for stage, names in _STAGES.items()}
+    stages = {stage: _spent(profile, *place) for stage, place in _STAGES.items()}
     return {"whole call": whole, **stages, "rest": max(0.0, whole - sum(stages.values()))}
 
 
-def _spent(profile: cProfile.Profile, names: tuple[str, ...]) -> float:
-    """Cumulative seconds of the named functions in calls that come from the pipeline."""
-    total = 0.0
+def _spent(profile: cProfile.Profile, function: str, package: str) -> float:
+    """Cumulative seconds of ``function`` in calls that come from ``package``."""
     stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]
-    for (_, _, name), (_, _, _, _, callers) in stats.items():
-        if name in names:
-            total += sum(
-                cumulative for (file, _, _), (*_, cumulative) in callers.items() if "/pipeline/" in file
-            )
+    total: float = sum(
+        cumulative
+        for (_, _, name), (_, _, _, _, callers) in stats.items()
+        for (file, _, _), (*_, cumulative) in callers.items()
+        if name == function and f"/disparse_structured/{package}/" in file
+    )
     return total
