@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from disparse_structured.errors import BatchError, DisparseError
 
@@ -53,6 +54,24 @@ def model_inputs(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[st
 def as_arguments(inputs: tuple[Any, ...] | Tensor) -> tuple[Any, ...]:
     """Example inputs as the tuple of ``forward``'s arguments; a single tensor is the one argument."""
     return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def batch_size(inputs: tuple[Any, ...]) -> int:
+    """The first size of the first tensor that has one; 1 where there is none."""
+    sizes = (leaf.shape[0] for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim)
+    return next(sizes, 1)
+
+
+def take(inputs: tuple[Any, ...], which: slice) -> tuple[Any, ...]:
+    """Some examples of a batch: every tensor whose first size is :func:`batch_size` is cut to ``which``."""
+    size = batch_size(inputs)
+
+    def cut(leaf: Any) -> Any:
+        batched = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == size
+        return leaf[which] if batched else leaf
+
+    taken: tuple[Any, ...] = pytree.tree_map(cut, inputs)
+    return taken
 
 
 def call_model(model: nn.Module, batch: Any, inputs: Inputs | None = None) -> Any:

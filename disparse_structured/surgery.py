@@ -12,11 +12,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from disparse_structured._torch_pruning import StructureGraph
-from disparse_structured.errors import PlanError, VerificationError
+from disparse_structured.errors import VerificationError
 from disparse_structured.plan import Plan
 from disparse_structured.specimen import TOLERANCES, Specimen, copied
 from disparse_structured.structure import Structure
-from disparse_structured.structure.analysis import named_tensors
+from disparse_structured.structure.analysis import check_described, named_tensors
 from disparse_structured.structure.capture import own_copy
 from disparse_structured.twin import masked_twin
 
@@ -66,7 +66,7 @@ def apply(
         VerificationError: the result differs from the twin, and no group can be named for it.
     """
     keep = plan.keep(structure)
-    _check_is_described(model, structure)
+    check_described(named_tensors(model)[0], structure)
     proof: Proof | None = None
     refused: tuple[Refusal, ...] = ()
     if verify:
@@ -182,18 +182,6 @@ class Judge:
         for name in self._given.bound_to(names):
             keep[self._given.group(name).slice] = True
         return keep
-
-
-def _check_is_described(model: nn.Module, structure: Structure) -> None:
-    tensors, _ = named_tensors(model)
-    for name, shape in structure.capture.shapes().items():
-        tensor = tensors.get(name)
-        if tensor is None or tuple(tensor.shape) != shape:
-            found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}, not {shape}"
-            raise PlanError(
-                f"the structure does not describe this model: {name!r} {found}. "
-                "Analyse this model and make a plan for it."
-            )
 
 
 def _become(model: nn.Module, pruned: nn.Module) -> None:

@@ -7,7 +7,7 @@ statistics, because the smaller network will not have them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,51 @@ def kept_statistics(structure: Structure, keep: torch.Tensor) -> dict[str, nn.Mo
         name: _kept_only(nodes[name].target, dim, np.concatenate(positions))
         for (name, dim), positions in found.items()
     }
+
+
+class Masking:
+    """What the masked twin of ``keep`` (bool ``[units]``) reads and computes, for who runs it by operator."""
+
+    def __init__(self, structure: Structure, keep: torch.Tensor) -> None:
+        self._structure = structure
+        self._keep = np.asarray(keep, dtype=bool)
+        self._reads: dict[str, list[tuple[int, ZeroAt]]] = defaultdict(list)
+        for ((node, position), dim), removed in removed_reads(structure, keep).items():
+            self._reads[node].append((position, ZeroAt(dim, removed)))
+        self._replaced = kept_statistics(structure, keep)
+
+    def touches(self, node: fx.Node) -> bool:
+        """Whether ``node`` itself reads or computes anything else than in the dense network."""
+        return node.name in self._reads or node.name in self._replaced
+
+    def differs(self, other: Masking) -> set[str]:
+        """Operators that read or normalise units which only one of two masked twins of a network keeps."""
+        changed = self._keep != other._keep
+        return {
+            consumer.node
+            for group in self._structure.groups
+            if changed[group.slice].any()
+            for consumer in group.consumers
+            if consumer.index[changed[group.slice]].size
+        }
+
+    def arguments(self, node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[list[Any], dict[str, Any]]:
+        """What ``node`` reads when ``value`` gives what other nodes computed."""
+        args, kwargs = arguments(node, value)
+        for position, zero in self._reads.get(node.name, ()):
+            args[position] = zero(args[position])
+        return args, kwargs
+
+    def target(self, node: fx.Node) -> Callable[..., Any]:
+        """What ``node`` computes from that."""
+        replaced: Mapping[str, Any] = self._replaced
+        target: Callable[..., Any] = replaced.get(node.name, node.target)
+        return target
+
+
+def arguments(node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[list[Any], dict[str, Any]]:
+    """What ``node`` reads in the dense network when ``value`` gives what other nodes computed."""
+    return list(fx.map_arg(node.args, value)), dict(fx.map_arg(node.kwargs, value))
 
 
 def _removed(structure: Structure, keep: torch.Tensor) -> Iterator[tuple[Consumer, np.ndarray]]:

@@ -15,7 +15,7 @@ from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget,
 from disparse_structured.errors import BatchError
 from disparse_structured.foresight import Curves, Foresight, foresee
 from disparse_structured.foresight.compensation import RIDGE, Compensation
-from disparse_structured.foresight.execution import Execution, Masking, Outputs
+from disparse_structured.foresight.execution import Execution, Outputs
 from disparse_structured.recovery import Calibration
 from disparse_structured.recovery.contraction import contractions
 from disparse_structured.saliency import Taylor
@@ -23,7 +23,7 @@ from disparse_structured.structure import Structure, analyse
 from disparse_structured.structure.analysis import named_tensors
 from disparse_structured.surgery import cut
 from disparse_structured.tasks import Task
-from disparse_structured.twin import masked_twin
+from disparse_structured.twin import Masking, masked_twin
 from tests.plans import case, random_keep, snapshot
 from tests.zoo import BY_ID, ids
 

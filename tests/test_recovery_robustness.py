@@ -229,7 +229,7 @@ def test_weights_computed_from_weights_are_left_as_they_are_and_named() -> None:
     model = Standardised().double().eval()
     structure, keep = analysed(model)
     facts = refit(model, structure, keep, images(24).split(8)).facts
-    reasons = dict(facts.skipped)
+    reasons = {each.layer: each.reason for each in facts.skipped}
     assert "computed from other tensors" in reasons["second.weight"]
     assert "matmul" in reasons["mixer"]
     assert [layer.layer for layer in facts.layers] == ["head.weight"]
@@ -242,7 +242,7 @@ def test_what_is_shared_by_uses_that_wait_for_each_other_stays_and_is_named(meth
     structure = analyse(model, entry.inputs(dtype=torch.float64), entry.tasks)
     data = [(entry.inputs(8, torch.float64, seed),) for seed in range(3)]
     done = refit(model, structure, thinned(structure), data, method=method)
-    reasons = dict(done.facts.skipped)
+    reasons = {each.layer: each.reason for each in done.facts.skipped}
     assert reasons
     after = dict(done.model.named_parameters()) | dict(done.model.named_buffers())
     before = model.state_dict()

@@ -159,12 +159,12 @@ def test_the_report_says_what_the_refit_brought(shrunk: Pruned) -> None:
         assert refit.after[task] < 0.5 * refit.before[task]
     assert refit.samples == 24
     assert 0 < refit.checked < 12
-    assert 0 < refit.improved <= refit.layers
+    assert 0 < refit.improved <= len(refit.layers)
     assert shrunk.report.samples == 24 - refit.checked  # what the votes have not seen either
     shown = str(shrunk.report)
     assert f"{100 * refit.before['depth']:.3g} %" in shown
     assert f"{100 * refit.after['depth']:.3g} %" in shown
-    assert f"{refit.improved} of {refit.layers} layers improved" in shown
+    assert f"{refit.improved} of {len(refit.layers)} layers improved" in shown
     assert pruning_report(json.loads(shrunk.report.to_json()), "it").refit == refit
 
 

@@ -16,12 +16,13 @@ from rich.console import RenderableType
 from rich.text import Text
 from torch import nn
 
+from disparse_structured.batches import take
 from disparse_structured.cli import sources, views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.usage import UsageError
 from disparse_structured.errors import ExportError
 from disparse_structured.export import export_onnx, measure_latency
-from disparse_structured.pipeline import EXAMPLE_SAMPLES, Pruned, first_samples
+from disparse_structured.pipeline import EXAMPLE_SAMPLES, Pruned
 from disparse_structured.report.facts import ExportFacts
 from disparse_structured.saving import PLAN, REPORT, WEIGHTS, extend_report
 from disparse_structured.tasks import Task
@@ -48,11 +49,11 @@ def subject(arguments: argparse.Namespace) -> Subject:
     tasks = sources.load_tasks(arguments.tasks)
     data = sources.load_data(arguments.data, arguments.batches) if arguments.data else None
     inputs = () if data is None else sources.first_inputs(model, data)
-    real = [first_samples(inputs, sources.REAL_SAMPLES)] if inputs else []
+    real = [take(inputs, slice(sources.REAL_SAMPLES))] if inputs else []
     if arguments.example:
         example = sources.random_example(model, arguments.example, arguments.seed)
     else:
-        example = first_samples(inputs, EXAMPLE_SAMPLES)
+        example = take(inputs, slice(EXAMPLE_SAMPLES))
     return Subject(model, tasks, data, example, real)
 
 
@@ -128,6 +129,6 @@ def _latency(given: Subject, path: Path, facts: ExportFacts, threads: int) -> di
         dense = Path(folder, "dense.onnx")
         both = (facts, _export(given, given.model, dense, "dense"))
         alone = all(each.dynamic.startswith("batch") for each in both)
-        inputs = first_samples(given.example, 1) if alone else given.example
+        inputs = take(given.example, slice(1)) if alone else given.example
         found = measure_latency({"dense": dense, "pruned": path}, inputs, threads=threads)
     return dataclasses.asdict(found)

@@ -11,11 +11,12 @@ import torch
 from rich.console import RenderableType
 from rich.text import Text
 
+from disparse_structured.batches import take
 from disparse_structured.budget import Budget, smallest
 from disparse_structured.cli import sources, views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.usage import UsageError
-from disparse_structured.pipeline import EXAMPLE_SAMPLES, first_samples
+from disparse_structured.pipeline import EXAMPLE_SAMPLES
 from disparse_structured.report.pruning import summarise_freezes
 from disparse_structured.structure import ChannelGroup, Structure, analyse
 
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
             example = sources.random_example(model, arguments.example, seed=0)
         else:
             inputs = sources.first_inputs(model, sources.load_data(arguments.data, limit=1))
-            example = first_samples(inputs, EXAMPLE_SAMPLES)
+            example = take(inputs, slice(EXAMPLE_SAMPLES))
     with screen.step("reading its structure"):
         structure = analyse(model, example, tasks)
     floors = FLOORS if arguments.budget_steps else (arguments.floor,)

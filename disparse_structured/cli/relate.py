@@ -16,11 +16,12 @@ import torch
 from rich.text import Text
 from torch import nn
 
+from disparse_structured.batches import take
 from disparse_structured.cli import names, sources
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.delivery import writable
 from disparse_structured.cli.usage import UsageError
-from disparse_structured.pipeline import EXAMPLE_SAMPLES, first_samples
+from disparse_structured.pipeline import EXAMPLE_SAMPLES
 from disparse_structured.relatedness import (
     PUBLISHED,
     Level,
@@ -85,7 +86,7 @@ def _subject(arguments: argparse.Namespace) -> _Subject:
     if arguments.example:
         example = sources.random_example(model, arguments.example, seed=0)
     else:
-        example = first_samples(sources.first_inputs(model, data), EXAMPLE_SAMPLES)
+        example = take(sources.first_inputs(model, data), slice(EXAMPLE_SAMPLES))
     return _Subject(model, trained, sources.load_tasks(arguments.tasks), data, example)
 
 

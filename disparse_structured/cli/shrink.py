@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from disparse_structured.arbitration import Arbiter, Priority
+from disparse_structured.batches import take
 from disparse_structured.cli import names, sources
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.delivery import Subject, deliver, writable
@@ -15,7 +16,7 @@ from disparse_structured.cli.inputs import load_inputs
 from disparse_structured.cli.prune import budget
 from disparse_structured.cli.usage import UsageError
 from disparse_structured.outputs import tasks_of
-from disparse_structured.pipeline import EXAMPLE_SAMPLES, calibrate, first_samples, shrink
+from disparse_structured.pipeline import EXAMPLE_SAMPLES, calibrate, shrink
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         inputs = load_inputs(arguments.inputs, arguments.samples)
         calibration = calibrate(model, inputs, samples=arguments.samples, seed=arguments.seed)
         first = calibration.chunks[0]
-        example = first_samples(first, EXAMPLE_SAMPLES)
+        example = take(first, slice(EXAMPLE_SAMPLES))
         tasks = sources.load_tasks(arguments.tasks) if arguments.tasks else tasks_of(model, example)
     pruned = shrink(
         model,
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         verify=arguments.verify,
         progress=screen.lively,
     )
-    given = Subject(model, tasks, calibration, example, [first_samples(first, sources.REAL_SAMPLES)])
+    given = Subject(model, tasks, calibration, example, [take(first, slice(sources.REAL_SAMPLES))])
     return deliver(given, pruned, folder, arguments, screen)
 
 

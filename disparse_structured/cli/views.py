@@ -13,7 +13,7 @@ from rich.text import Text
 
 from disparse_structured.errors import LoadError
 from disparse_structured.report.pruning import CostFacts, ProofFacts, PruningReport, RefusedGroup, TaskFacts
-from disparse_structured.report.refit import RefitSummary, SkippedLayer
+from disparse_structured.report.refit import LayerFacts, RefitFacts, SkippedLayer
 from disparse_structured.structure import Freeze
 
 _MEMBERS_SHOWN = 3
@@ -34,8 +34,10 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
         for name, kind in (("tasks", TaskFacts), ("refused", RefusedGroup), ("frozen", Freeze)):
             facts[name] = tuple(kind(**entry) for entry in facts[name])
         if facts["refit"] is not None:
-            skipped = tuple(SkippedLayer(**entry) for entry in facts["refit"]["skipped"])
-            facts["refit"] = RefitSummary(**{**facts["refit"], "skipped": skipped})
+            refit = dict(facts["refit"])
+            for name, part in (("layers", LayerFacts), ("skipped", SkippedLayer)):
+                refit[name] = tuple(part(**entry) for entry in refit[name])
+            facts["refit"] = RefitFacts(**refit)
         return PruningReport(**facts)
     except (KeyError, TypeError) as error:
         raise LoadError(

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from disparse_structured.batches import batch_size, take
 from disparse_structured.errors import BatchError
 from disparse_structured.foresight.compensation import Compensation
-from disparse_structured.foresight.execution import Execution, Masking, State
+from disparse_structured.foresight.execution import Execution, State
 from disparse_structured.recovery.calibration import Calibration
 from disparse_structured.recovery.contraction import contractions
-from disparse_structured.saliency.feeding import PerShape, batch_size
+from disparse_structured.saliency.feeding import PerShape
 from disparse_structured.structure import Structure
-from disparse_structured.structure.analysis import named_tensors
+from disparse_structured.structure.analysis import check_described, named_tensors
 from disparse_structured.structure.groups import ChannelGroup
+from disparse_structured.twin import Masking
 
 LEFT = (0.7, 0.45, 0.25, 0.12, 0.05)
 """Shares of a group's units at which its curve is measured."""
@@ -102,11 +103,13 @@ def foresee(
         seed: of the positions that layers are refit on.
 
     Raises:
+        PlanError: ``structure`` does not describe ``model``.
         BatchError: a task's outputs hold no finite number, or the model refuses the calibration's chunks.
     """
     keep = torch.ones(structure.units, dtype=torch.bool) if keep is None else keep.cpu()
     shaped = PerShape(model, structure, lambda each: each)
     state = {name: tensor.detach() for name, tensor in named_tensors(model)[0].items()}
+    check_described(state, structure)
     scores = scores.to("cpu", torch.float64)
     scores = scores / scores.sum(dim=1, keepdim=True).clamp_min(_LEAST)
     dense = float(structure.cost.macs(torch.ones_like(keep)))
@@ -184,18 +187,7 @@ def _judges(structure: Structure, calibration: Calibration, judged: int) -> list
     size, smaller = batch_size(chunks[0]), batch_size(structure.example_inputs)
     if judged >= size or smaller >= size:
         return list(chunks[: max(1, judged // size)])
-    return [_first(chunk, smaller) for chunk in chunks[: max(1, judged // smaller)]]
-
-
-def _first(inputs: tuple[Any, ...], count: int) -> tuple[Any, ...]:
-    """The first examples of a chunk."""
-    size = batch_size(inputs)
-
-    def cut(leaf: Any) -> Any:
-        batched = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == size
-        return leaf[:count] if batched else leaf
-
-    return pytree.tree_map(cut, inputs)  # type: ignore[no-any-return]
+    return [take(chunk, slice(smaller)) for chunk in chunks[: max(1, judged // smaller)]]
 
 
 def _damage(

@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
-import operator
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
-from disparse_structured.recovery.contraction import packet
 from disparse_structured.recovery.schedule import last_uses, schedule
 from disparse_structured.structure import Structure
 from disparse_structured.structure.capture import own_copy
 from disparse_structured.structure.effects import Effects
-from disparse_structured.twin import kept_statistics, removed_reads
-
-aten = torch.ops.aten
-
-_MAY_RETURN_THEIR_INPUT = (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.type_as)
-"""Operators whose schemas do not say so."""
+from disparse_structured.twin import Masking
 
 Values = dict[fx.Node, Any]
 State = Mapping[str, Tensor]
 Outputs = dict[str, list[Tensor]]
-
-
-class Masking:
-    """What the masked twin of ``keep`` (bool ``[units]``) does differently, by operator."""
-
-    def __init__(self, structure: Structure, keep: Tensor) -> None:
-        self._structure = structure
-        self._keep = np.asarray(keep, dtype=bool)
-        self.reads: dict[str, list[tuple[int, int, np.ndarray]]] = {}
-        for ((node, position), dim), removed in removed_reads(structure, keep).items():
-            self.reads.setdefault(node, []).append((position, dim, removed))
-        self.replaced = kept_statistics(structure, keep)
-
-    def differs(self, other: Masking) -> set[str]:
-        """Operators that read or normalise units which only one of two masked twins of a network keeps."""
-        changed = self._keep != other._keep
-        return {
-            consumer.node
-            for group in self._structure.groups
-            if changed[group.slice].any()
-            for consumer in group.consumers
-            if consumer.index[changed[group.slice]].size
-        }
 
 
 class Execution:
@@ -62,12 +30,12 @@ class Execution:
         self._last = last_uses(self.capture, [(node,) for node in self._steps])
         effects = Effects.of(self.capture.graph)
         self._writers = set(effects.readers)
-        self._bases = _bases(self.capture.graph)
+        self._bases = effects.bases
         self._apart = _apart(self.capture.graph, self._steps, self._writers, self._bases)
 
     def values(self, state: State, inputs: tuple[Any, ...]) -> Values:
         """Every operator's result, for :meth:`outputs` and :meth:`variant`."""
-        values = self._given(inputs, state)
+        values = self.capture.given(state, inputs)
         with torch.no_grad():
             for node in self._steps:
                 values[node] = self._call(node, values, state, self._masking, copying=self._apart)
@@ -75,7 +43,7 @@ class Execution:
 
     def walk(self, state: State, inputs: tuple[Any, ...], see: Callable[[fx.Node, Values], None]) -> None:
         """Calls ``see`` before each operator with what is there; results go after their last use."""
-        values = self._given(inputs, state)
+        values = self.capture.given(state, inputs)
         with torch.no_grad():
             for node, finished in zip(self._steps, self._last, strict=True):
                 see(node, values)
@@ -94,7 +62,7 @@ class Execution:
         named = self.capture.tensors
         apart = masking.differs(self._masking)
         state = {**state, **changed}
-        own: Values = {} if self._apart else self._given(inputs, state)
+        own: Values = {} if self._apart else self.capture.given(state, inputs)
         known = values if self._apart else {}
         stale: set[fx.Node] = set()
         both = _Overlay(known, own)
@@ -126,20 +94,6 @@ class Execution:
             for task, nodes in found.items()
         }
 
-    def _given(self, inputs: tuple[Any, ...], state: State) -> Values:
-        leaves = iter(pytree.tree_leaves((inputs, {})))
-        first = next((each for each in state.values() if each.is_floating_point()), None)
-        values: Values = {}
-        for node in self.capture.graph.find_nodes(op="placeholder"):
-            if node.name in self.capture.constants:
-                value = self.capture.constants[node.name]
-                if isinstance(value, Tensor) and first is not None:
-                    value = value.to(first.device, first.dtype if value.is_floating_point() else None)
-                values[node] = own_copy(value)
-            elif node.name not in self.capture.tensors:
-                values[node] = own_copy(next(leaves))
-        return values
-
     def _call(
         self,
         node: fx.Node,
@@ -152,22 +106,17 @@ class Execution:
             return getattr(self.capture.module, str(node.target))
         args, kwargs = self._arguments(node, values, state, masking)
         if copying and node in self._writers:
-            args = (own_copy(args[0]), *args[1:])
-        target: Any = masking.replaced.get(node.name, node.target)
-        return target(*args, **kwargs)
+            args[0] = own_copy(args[0])
+        return masking.target(node)(*args, **kwargs)
 
     def _arguments(
         self, node: fx.Node, values: Mapping[fx.Node, Any], state: State, masking: Masking
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    ) -> tuple[list[Any], dict[str, Any]]:
         def value(each: fx.Node) -> Any:
             name = self.capture.tensors.get(each.name)
             return values[each] if name is None else state[name]
 
-        args: list[Any] = list(fx.map_arg(node.args, value))
-        for position, dim, removed in masking.reads.get(node.name, ()):
-            index = torch.from_numpy(removed).to(args[position].device)
-            args[position] = args[position].index_fill(dim, index, 0)
-        return tuple(args), dict(fx.map_arg(node.kwargs, value))
+        return masking.arguments(node, value)
 
 
 class _Overlay(Mapping[fx.Node, Any]):
@@ -206,20 +155,3 @@ def _apart(
         for writer in written.get(bases[each], ())
         if place[writer] < place[node]
     )
-
-
-def _bases(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """For every node the one whose memory it is or shows."""
-    bases: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        shown = [
-            node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
-            for place, argument in enumerate(schema.arguments if schema else ())
-            if argument.alias_info is not None
-        ]
-        if node.target is operator.getitem or packet(node) in _MAY_RETURN_THEIR_INPUT:
-            shown = [node.args[0]]
-        nodes = [each for each in shown if isinstance(each, fx.Node)]
-        bases[node] = bases[nodes[-1]] if nodes else node
-    return bases

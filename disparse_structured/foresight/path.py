@@ -9,13 +9,12 @@ import torch
 from torch import nn
 
 from disparse_structured.arbitration import Arbiter
-from disparse_structured.batches import as_they_are
+from disparse_structured.batches import as_they_are, batch_size
 from disparse_structured.budget import Budget, Decision, search
-from disparse_structured.foresight.curves import JUDGED, LEFT, Curves, foresee
+from disparse_structured.foresight.curves import JUDGED, LEFT, foresee
 from disparse_structured.naming import called
 from disparse_structured.recovery import Calibration, LeastSquares, Method, refit
 from disparse_structured.saliency import Criterion, Saliency, Taylor, measure
-from disparse_structured.saliency.feeding import batch_size
 from disparse_structured.structure import Structure
 from disparse_structured.votes import Ranking
 
@@ -83,7 +82,10 @@ class Foresight:
                 current, structure, self.criterion, scored,
                 inputs=as_they_are, seed=seed, keep=keep, progress=progress,
             )  # fmt: skip
-            curves = self.curves(current, structure, saliency, calibration, keep, seed)
+            curves = foresee(
+                current, structure, saliency.scores, calibration,
+                keep=keep, left=self.left, judged=self.judged, seed=seed,
+            )  # fmt: skip
             step = fraction ** ((number + 1) / self.rounds)
             aim = budget if number == last else dataclasses.replace(budget, **{budget.kind: step})
             found = search(
@@ -94,18 +96,3 @@ class Foresight:
             if number < last:
                 current = refit(model, structure, keep, calibration, method=self.refit).model
         return found, dataclasses.replace(saliency, scores=curves.scores, criterion=called(self))
-
-    def curves(
-        self,
-        model: nn.Module,
-        structure: Structure,
-        saliency: Saliency,
-        calibration: Calibration,
-        keep: torch.Tensor,
-        seed: int = 0,
-    ) -> Curves:
-        """The curves of what ``keep`` leaves of ``model``; see :func:`foresee`."""
-        return foresee(
-            model, structure, saliency.scores, calibration,
-            keep=keep, left=self.left, judged=self.judged, seed=seed,
-        )  # fmt: skip

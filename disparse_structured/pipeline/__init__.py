@@ -1,6 +1,6 @@
 """The whole composition: structure, saliency, votes, arbitration, budget, refit, surgery, report."""
 
-from disparse_structured.pipeline.calibrating import EXAMPLE_SAMPLES, SAMPLES, calibrate, first_samples
+from disparse_structured.pipeline.calibrating import EXAMPLE_SAMPLES, SAMPLES, calibrate
 from disparse_structured.pipeline.prune import prune
 from disparse_structured.pipeline.pruned import Pruned, report_on
 from disparse_structured.pipeline.shrink import shrink
@@ -10,7 +10,6 @@ __all__ = [
     "SAMPLES",
     "Pruned",
     "calibrate",
-    "first_samples",
     "prune",
     "report_on",
     "shrink",

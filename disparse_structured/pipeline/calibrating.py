@@ -7,16 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from disparse_structured.batches import Inputs
 from disparse_structured.errors import BatchError
 from disparse_structured.recovery import Calibration
 from disparse_structured.saliency.randomness import Isolation
-from disparse_structured.structure.analysis import batch_size
 
 SAMPLES = 64
-"""Inputs that a refit reads by default; more bring little."""
+"""Inputs that a refit reads by default; more bring a little more still."""
 
 EXAMPLE_SAMPLES = 2
 """How many samples example inputs are: structure and proof need no more."""
@@ -63,14 +61,3 @@ def calibrate(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with Isolation(seed, device):
         return Calibration.of(model, data, inputs, limit=samples)
-
-
-def first_samples(inputs: tuple[Any, ...], count: int) -> tuple[Any, ...]:
-    """``inputs`` with no more than ``count`` samples: all tensors whose first size is the batch are cut."""
-    size = batch_size(inputs)
-
-    def cut(leaf: Any) -> Any:
-        batched = isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] == size
-        return leaf[:count] if batched else leaf
-
-    return pytree.tree_map(cut, inputs)  # type: ignore[no-any-return]

@@ -95,8 +95,8 @@ def prune(
         seed=seed,
     )
     surgeon = Surgeon(model, structure, refit, calibration, verify, progress)
-    operation, summary = surgeon.operate(plan, inplace)
-    return Pruned(operation.model, operation.plan, report_on(structure, saliency, operation, summary))
+    operation, refitted = surgeon.operate(plan, inplace)
+    return Pruned(operation.model, operation.plan, report_on(structure, saliency, operation, refitted))
 
 
 def _example_as_data(example_inputs: tuple[Any, ...], tasks: Sequence[Task]) -> list[Any]:

@@ -12,7 +12,7 @@ from torch import nn
 from disparse_structured import saving
 from disparse_structured.plan import Plan
 from disparse_structured.report.pruning import CostFacts, ProofFacts, PruningReport, RefusedGroup, TaskFacts
-from disparse_structured.report.refit import RefitSummary
+from disparse_structured.report.refit import RefitFacts
 from disparse_structured.saliency import Saliency
 from disparse_structured.structure import Structure, count_macs, count_parameters
 from disparse_structured.surgery import Operation
@@ -33,7 +33,7 @@ class Pruned:
 
 
 def report_on(
-    structure: Structure, saliency: Saliency, operation: Operation, refit: RefitSummary | None = None
+    structure: Structure, saliency: Saliency, operation: Operation, refit: RefitFacts | None = None
 ) -> PruningReport:
     """The facts of one run; counts MACs and parameters on the pruned model itself."""
     plan, proof = operation.plan, operation.proof

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from disparse_structured.arbitration import Arbiter
-from disparse_structured.batches import as_they_are
+from disparse_structured.batches import as_they_are, take
 from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget, plan_of, search
 from disparse_structured.foresight import Foresight
 from disparse_structured.outputs import tasks_of
@@ -18,7 +18,6 @@ from disparse_structured.pipeline.calibrating import (
     EXAMPLE_SAMPLES,
     SAMPLES,
     calibrate,
-    first_samples,
 )
 from disparse_structured.pipeline.checks import check_callables, check_method, step
 from disparse_structured.pipeline.pruned import Pruned, report_on
@@ -26,7 +25,7 @@ from disparse_structured.pipeline.surgeon import Surgeon
 from disparse_structured.pipeline.tolerating import Try, checked_limits, within
 from disparse_structured.plan import Plan
 from disparse_structured.recovery import Calibration, LeastSquares, Method
-from disparse_structured.report.refit import RefitSummary
+from disparse_structured.report.refit import RefitFacts
 from disparse_structured.saliency import Criterion, Saliency, measure
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.surgery import Operation
@@ -36,7 +35,7 @@ from disparse_structured.votes import Ranking
 DEFAULT_REFIT: Method = LeastSquares()
 DEFAULT_FORESIGHT = Foresight()
 
-_Done = tuple[Plan, Saliency, Operation, RefitSummary]
+_Done = tuple[Plan, Saliency, Operation, RefitFacts]
 
 
 def shrink(
@@ -93,7 +92,7 @@ def shrink(
     check_method(refit)
     budget = budget or Budget(macs=macs, parameters=parameters)
     calibration = calibrate(model, inputs, samples=samples, seed=seed)
-    example = first_samples(calibration.chunks[0], EXAMPLE_SAMPLES)
+    example = take(calibration.chunks[0], slice(EXAMPLE_SAMPLES))
     if tasks is None:
         tasks = tasks_of(model, example)
     else:
@@ -108,24 +107,24 @@ def shrink(
 
     def attempt(arbiter: Arbiter, budget: Budget) -> Try[_Done]:
         plan, saliency = decided(arbiter, budget)
-        operation, summary = surgeon.operate(plan, inplace=False)
-        assert summary is not None
+        operation, refitted = surgeon.operate(plan, inplace=False)
+        assert refitted is not None
         predicted = (saliency.scores * ~plan.keep(structure)).sum(dim=1).sqrt().tolist()
         return Try(
-            (plan, saliency, operation, summary),
+            (plan, saliency, operation, refitted),
             dict(zip(structure.tasks, predicted, strict=True)),
-            summary.after,
+            refitted.after,
         )
 
-    summary: RefitSummary | None
+    refitted: RefitFacts | None
     if limits is None:
         plan, saliency = decided(arbiter, budget)
-        operation, summary = surgeon.operate(plan, inplace)
+        operation, refitted = surgeon.operate(plan, inplace)
     else:
-        plan, saliency, operation, summary = within(limits, attempt, structure, budget).result
+        plan, saliency, operation, refitted = within(limits, attempt, structure, budget).result
         if inplace:
-            operation, summary = surgeon.operate(plan, inplace)
-    return Pruned(operation.model, operation.plan, report_on(structure, saliency, operation, summary))
+            operation, refitted = surgeon.operate(plan, inplace)
+    return Pruned(operation.model, operation.plan, report_on(structure, saliency, operation, refitted))
 
 
 def _decide(

@@ -10,8 +10,8 @@ from torch import nn
 
 from disparse_structured.pipeline.checks import step
 from disparse_structured.plan import Plan
-from disparse_structured.recovery import Calibration, Method, Refit, RefitFacts, refit
-from disparse_structured.report.refit import RefitSummary, SkippedLayer
+from disparse_structured.recovery import Calibration, Method, Refit, refit
+from disparse_structured.report.refit import RefitFacts
 from disparse_structured.structure import Structure
 from disparse_structured.structure.analysis import named_tensors
 from disparse_structured.surgery import Operation, apply
@@ -28,7 +28,7 @@ class Surgeon:
     verify: bool
     progress: bool
 
-    def operate(self, plan: Plan, inplace: bool) -> tuple[Operation, RefitSummary | None]:
+    def operate(self, plan: Plan, inplace: bool) -> tuple[Operation, RefitFacts | None]:
         """The model that ``plan`` makes of the refitted one, proven as it is handed out."""
         if self.method is None:
             return self._apply(self.model, plan, inplace), None
@@ -45,7 +45,7 @@ class Surgeon:
             _take_over(self.model, found.model)
             cut = apply(self.model, done.plan, self.structure, verify=False, inplace=True)
             done = dataclasses.replace(done, model=cut.model)
-        return done, _summary(found.facts)
+        return done, found.facts
 
     def _refit(self, plan: Plan) -> Refit:
         assert self.method is not None
@@ -66,16 +66,3 @@ def _take_over(model: nn.Module, other: nn.Module) -> None:
     with torch.no_grad():
         for name, tensor in named_tensors(model)[0].items():
             tensor.copy_(values[name])
-
-
-def _summary(facts: RefitFacts) -> RefitSummary:
-    return RefitSummary(
-        method=facts.method,
-        samples=facts.samples,
-        checked=facts.checked,
-        layers=len(facts.layers),
-        improved=sum(layer.after < layer.before for layer in facts.layers),
-        skipped=tuple(SkippedLayer(*each) for each in facts.skipped),
-        before=dict(facts.before),
-        after=dict(facts.after),
-    )

@@ -3,9 +3,8 @@
 from disparse_structured.recovery.affine import Affine
 from disparse_structured.recovery.batch_norm import BatchNormStatistics
 from disparse_structured.recovery.calibration import Calibration
-from disparse_structured.recovery.facts import LayerFacts, Refit, RefitFacts, Skipped
 from disparse_structured.recovery.finetune import FinetuneFacts, finetune
-from disparse_structured.recovery.least_squares import LeastSquares, refit
+from disparse_structured.recovery.least_squares import LeastSquares, Refit, refit
 from disparse_structured.recovery.merging import Fold
 from disparse_structured.recovery.work import Method
 
@@ -15,12 +14,9 @@ __all__ = [
     "Calibration",
     "FinetuneFacts",
     "Fold",
-    "LayerFacts",
     "LeastSquares",
     "Method",
     "Refit",
-    "RefitFacts",
-    "Skipped",
     "finetune",
     "refit",
 ]

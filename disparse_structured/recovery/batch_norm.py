@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx
 
 from disparse_structured.recovery.contraction import named_arguments, packet
-from disparse_structured.recovery.facts import LayerFacts
 from disparse_structured.recovery.lockstep import MEMORY
 from disparse_structured.recovery.schedule import Step
 from disparse_structured.recovery.work import APART, Work
+from disparse_structured.report.refit import LayerFacts
 
 aten = torch.ops.aten
 

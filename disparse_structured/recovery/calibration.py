@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from disparse_structured.batches import Inputs, batches, to_device
+from disparse_structured.batches import Inputs, batch_size, batches, take, to_device
 from disparse_structured.errors import BatchError
-from disparse_structured.saliency.feeding import arguments, batch_size, described
+from disparse_structured.saliency.feeding import arguments, described
 
 CHUNK = 8
 """Examples that are computed together, at most: they fill two cores, and need small buffers."""
@@ -79,7 +79,9 @@ class Calibration:
                 "Pass at least two, better 64."
             )
         size, fitted, checked = _division(samples)
-        cut = [_cut(together, number * size, size) for number in range(fitted + checked)]
+        cut = [
+            take(together, slice(number * size, (number + 1) * size)) for number in range(fitted + checked)
+        ]
         # What is set aside lies between the rest, in case the order means something (frames of a film).
         aside = {round((number + 0.5) * len(cut) / checked - 0.5) for number in range(checked)}
         return cls(
@@ -141,13 +143,3 @@ def _check_finite(together: tuple[Any, ...]) -> None:
                 f"input {number} holds NaN or infinite values in the model's type {leaf.dtype}, so that "
                 "nothing can be fitted on it. Leave such examples out, or fill the gaps."
             )
-
-
-def _cut(together: tuple[Any, ...], start: int, size: int) -> tuple[Any, ...]:
-    samples = batch_size(together)
-
-    def cut(leaf: Any) -> Any:
-        return leaf[start : start + size] if _batched(leaf, samples) else leaf
-
-    found: tuple[Any, ...] = pytree.tree_map(cut, together)
-    return found

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from disparse_structured.recovery.facts import Skipped
 from disparse_structured.recovery.schedule import Step
+from disparse_structured.report.refit import SkippedLayer
 from disparse_structured.structure import Structure
 from disparse_structured.structure.capture import Capture
 from disparse_structured.structure.tracing import module_path
@@ -120,7 +120,7 @@ class Layers:
     """
 
     contractions: tuple[Contraction, ...]
-    refused: Mapping[fx.Node, Skipped]
+    refused: Mapping[fx.Node, SkippedLayer]
     removed: Mapping[tuple[str, int], np.ndarray]
 
 
@@ -140,7 +140,7 @@ def layers(structure: Structure, keep: torch.Tensor) -> Layers:
             if each.name in capture.tensors and node.op != "output":
                 users[capture.tensors[each.name]].append(node)
     by_weight: dict[str, list[fx.Node]] = defaultdict(list)
-    refused: dict[fx.Node, Skipped] = {}
+    refused: dict[fx.Node, SkippedLayer] = {}
     for node in capture.graph.nodes:
         read = [name for each in node.all_input_nodes for name in sorted(constant.get(each, ()))]
         if packet(node) in CONTRACTIONS:
@@ -149,14 +149,14 @@ def layers(structure: Structure, keep: torch.Tensor) -> Layers:
                 by_weight[capture.tensors[weight.name]].append(node)
             else:
                 names = sorted(constant.get(weight, ())) or [module_path(node) or node.name]
-                refused[node] = Skipped(names[0], "its weight is computed from other tensors")
+                refused[node] = SkippedLayer(names[0], "its weight is computed from other tensors")
         elif packet(node) in _OTHERS and read:
-            refused[node] = Skipped(read[0], f"{node.target} has no regression")
+            refused[node] = SkippedLayer(read[0], f"{node.target} has no regression")
     found = []
     for weight, nodes in by_weight.items():
         made = _contraction(structure, weight, nodes, users, removed)
         if isinstance(made, str):
-            refused.update({node: Skipped(weight, made) for node in nodes})
+            refused.update({node: SkippedLayer(weight, made) for node in nodes})
         else:
             found.append(made)
     return Layers(tuple(found), refused, removed)

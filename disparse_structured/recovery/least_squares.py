@@ -14,7 +14,6 @@ from disparse_structured.errors import PlanError
 from disparse_structured.naming import called
 from disparse_structured.recovery.calibration import Calibration
 from disparse_structured.recovery.deviation import deviations
-from disparse_structured.recovery.facts import Refit, RefitFacts
 from disparse_structured.recovery.folds import folds
 from disparse_structured.recovery.lockstep import MEMORY, State
 from disparse_structured.recovery.merging import Merging
@@ -22,13 +21,12 @@ from disparse_structured.recovery.progress import advancing
 from disparse_structured.recovery.regression import RIDGES, Shape
 from disparse_structured.recovery.schedule import Step
 from disparse_structured.recovery.work import Method, Work
+from disparse_structured.report.refit import RefitFacts
 from disparse_structured.saliency.feeding import PerShape
 from disparse_structured.saliency.randomness import Isolation
 from disparse_structured.specimen import copied
 from disparse_structured.structure import Structure
-from disparse_structured.structure.analysis import named_tensors
-
-__all__ = ["LeastSquares", "Refit", "RefitFacts", "refit"]
+from disparse_structured.structure.analysis import check_described, named_tensors
 
 
 @dataclass(frozen=True)
@@ -91,6 +89,14 @@ class LeastSquares:
         work.conclude(contraction, known, rows, scale, (None, *self.ridges), centres)
 
 
+@dataclass(frozen=True, eq=False)
+class Refit:
+    """``model`` has the dense shapes; :func:`disparse_structured.surgery.apply` cuts it."""
+
+    model: nn.Module
+    facts: RefitFacts
+
+
 def refit(
     model: nn.Module,
     structure: Structure,
@@ -112,7 +118,7 @@ def refit(
     Args:
         model: the dense model that ``structure`` describes; eval mode is what counts.
         keep: bool ``[units]``, True = keep.
-        data: batches as a loader yields them, read once, or a :class:`Calibration`. 64 examples are plenty.
+        data: batches as a loader yields them, read once, or a :class:`Calibration`.
         method: how layers are repaired: :class:`LeastSquares`, or the cheaper
             :class:`~disparse_structured.recovery.Affine`,
             :class:`~disparse_structured.recovery.BatchNormStatistics` and
@@ -137,7 +143,7 @@ def refit(
     result = copied(model)
     tensors, _ = named_tensors(result)
     dense: State = {name: tensor.detach() for name, tensor in tensors.items()}
-    _check_described(dense, structure)
+    check_described(dense, structure)
     state = dict(dense)
     device = next((tensor.device for tensor in dense.values()), torch.device("cpu"))
     with Isolation(method.seed, device):
@@ -163,14 +169,3 @@ def refit(
         tuple(work.layers), tuple(work.skipped), before, after,
     )  # fmt: skip
     return Refit(result, facts)
-
-
-def _check_described(state: State, structure: Structure) -> None:
-    for name, shape in structure.capture.shapes().items():
-        tensor = state.get(name)
-        if tensor is None or tuple(tensor.shape) != shape:
-            found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}, not {shape}"
-            raise PlanError(
-                f"the structure does not describe this model: {name!r} {found}. "
-                "Analyse the model as it is now."
-            )

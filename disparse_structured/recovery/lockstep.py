@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
@@ -16,7 +14,7 @@ from disparse_structured.recovery.storage import Storage
 from disparse_structured.structure import Structure
 from disparse_structured.structure.capture import own_copy
 from disparse_structured.structure.effects import Effects
-from disparse_structured.twin import kept_statistics, removed_reads
+from disparse_structured.twin import Masking, arguments
 
 State = dict[str, torch.Tensor]
 """Parameters and buffers by name."""
@@ -54,23 +52,13 @@ class Lockstep:
         self._effects = Effects.of(self.capture.graph)
         self.steps = schedule(self.capture, together)
         self._storage = Storage(memory)
-        self._masks = _masks(structure, keep)
-        self._replaced = kept_statistics(structure, keep)
+        self._masking = Masking(structure, keep)
         self._dense: dict[fx.Node, list[Any]] = {}
         self._twin: dict[fx.Node, list[Any]] = {}
         self._equal: set[fx.Node] = set()
-        leaves = [pytree.tree_leaves((inputs, {})) for inputs in chunks]
-        given = iter(range(len(leaves[0])))
-        for node in self.capture.graph.find_nodes(op="placeholder"):
-            if node.name in self.capture.tensors:
-                continue
-            if node.name in self.capture.constants:
-                value = _like(self.capture.constants[node.name], state)
-                values = [own_copy(value) for _ in chunks] if node.name in self._effects.written else None
-                self._dense[node] = [self._storage.hold(each) for each in values or [value] * len(chunks)]
-            else:
-                place = next(given)
-                self._dense[node] = [self._storage.hold(own_copy(each[place])) for each in leaves]
+        given = [self.capture.given(state, inputs) for inputs in chunks]
+        for node in given[0]:
+            self._dense[node] = [self._storage.hold(each[node]) for each in given]
             self._twin[node] = self._own(node, self._dense[node])
             self._equal.add(node)
 
@@ -94,14 +82,13 @@ class Lockstep:
     def arguments(self, node: fx.Node, chunk: int, dense: bool = False) -> tuple[Any, ...]:
         """What ``node`` reads in the twin (masked), or in the dense network."""
         if dense:
-            return self._arguments(node, self.dense_state, self._dense, chunk, masked=False)[0]
-        return self._arguments(node, self.state, self._twin, chunk, masked=True)[0]
+            return tuple(self._arguments(node, self.dense_state, self._dense, chunk, masked=False)[0])
+        return tuple(self._arguments(node, self.state, self._twin, chunk, masked=True)[0])
 
     def compute(self, node: fx.Node, chunk: int, replaced: Mapping[str, torch.Tensor]) -> Any:
         """What the twin would compute at ``node`` with some of its parameters and buffers replaced."""
         args, kwargs = self._arguments(node, {**self.state, **replaced}, self._twin, chunk, masked=True)
-        target: Any = self._replaced.get(node.name, node.target)
-        return target(*args, **kwargs)
+        return self._masking.target(node)(*args, **kwargs)
 
     def dense_result(self, node: fx.Node, chunk: int) -> Any:
         """What the dense network computed at ``node``."""
@@ -127,7 +114,7 @@ class Lockstep:
 
     def alike(self, node: fx.Node) -> bool:
         """Whether both networks read the very same at ``node``, parameters included."""
-        if node.name in self._replaced or node.name in self._masks:
+        if self._masking.touches(node):
             return False
         # Whoever wrote to what the node reads is among its sources.
         return all(self._same(each) for each in self._effects.sources[node])
@@ -165,7 +152,7 @@ class Lockstep:
             if node.op == "get_attr":
                 result = getattr(self.capture.module, str(node.target))
             else:
-                target: Any = self._replaced.get(node.name, node.target) if masked else node.target
+                target: Any = self._masking.target(node) if masked else node.target
                 result = target(*args, **kwargs)
             found.append(self._storage.hold(result))
         return found
@@ -177,29 +164,9 @@ class Lockstep:
         values: dict[fx.Node, list[Any]],
         chunk: int,
         masked: bool,
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    ) -> tuple[list[Any], dict[str, Any]]:
         def value(each: fx.Node) -> Any:
             name = self.capture.tensors.get(each.name)
             return values[each][chunk] if name is None else state[name]
 
-        args: list[Any] = list(fx.map_arg(node.args, value))
-        if masked:
-            for place, removed in self._masks.get(node.name, ()):
-                position, dim = place
-                args[position] = args[position].index_fill(dim, removed.to(args[position].device), 0)
-        return tuple(args), dict(fx.map_arg(node.kwargs, value))
-
-
-def _masks(structure: Structure, keep: torch.Tensor) -> dict[str, list[tuple[tuple[int, int], torch.Tensor]]]:
-    found: dict[str, list[tuple[tuple[int, int], torch.Tensor]]] = defaultdict(list)
-    for ((node, position), dim), removed in removed_reads(structure, keep).items():
-        found[node].append(((position, dim), torch.from_numpy(np.ascontiguousarray(removed))))
-    return found
-
-
-def _like(constant: Any, state: State) -> Any:
-    """``constant`` on the device of the parameters, and in their type if both are floating."""
-    if not isinstance(constant, torch.Tensor):
-        return constant
-    first = next((each for each in state.values() if each.is_floating_point()), constant)
-    return constant.to(first.device, first.dtype if constant.is_floating_point() else None)
+        return self._masking.arguments(node, value) if masked else arguments(node, value)

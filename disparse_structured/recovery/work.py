@@ -14,12 +14,12 @@ from torch import Tensor, fx
 
 from disparse_structured.recovery.contraction import Contraction, layers, named_arguments, packet
 from disparse_structured.recovery.design import design, positions, target
-from disparse_structured.recovery.facts import LayerFacts, Skipped
 from disparse_structured.recovery.folds import LIMIT
 from disparse_structured.recovery.lockstep import Lockstep, State
 from disparse_structured.recovery.regression import Centre, Fit, Folds, cross_validated
 from disparse_structured.recovery.schedule import Step, separable
 from disparse_structured.recovery.streams import sums
+from disparse_structured.report.refit import LayerFacts, SkippedLayer
 from disparse_structured.structure import Structure
 
 aten = torch.ops.aten
@@ -93,7 +93,7 @@ class Work:
         self.walk = Lockstep(structure, state, keep, chunks, steps, method.memory)
         self.state = state
         self.layers: list[LayerFacts] = []
-        self.skipped: list[Skipped] = []
+        self.skipped: list[SkippedLayer] = []
         self._refused = dict(found.refused)
         self._removed = found.removed
         self._contractions: dict[fx.Node, Contraction] = {}
@@ -101,7 +101,7 @@ class Work:
             if each.nodes in steps:
                 self._contractions.update(dict.fromkeys(each.nodes, each))
             else:
-                self._refused.update(dict.fromkeys(each.nodes, Skipped(each.weight, APART)))
+                self._refused.update(dict.fromkeys(each.nodes, SkippedLayer(each.weight, APART)))
         self._apart = {node for nodes in norms if nodes not in steps for node in nodes}
         self._method = method
         self._generator = torch.Generator().manual_seed(method.seed)
@@ -115,7 +115,8 @@ class Work:
     def contraction(self, step: Step) -> Contraction | None:
         """The contraction that ``step`` computes; None, and noted why, if it cannot be regressed."""
         if step[0] in self._refused:
-            self.skip(*self._refused[step[0]])
+            refused = self._refused[step[0]]
+            self.skip(refused.layer, refused.reason)
         return self._contractions.get(step[0])
 
     def apart(self, node: fx.Node) -> bool:
@@ -129,8 +130,8 @@ class Work:
 
     def skip(self, layer: str, reason: str) -> None:
         """Notes that ``layer`` stays as it is."""
-        if Skipped(layer, reason) not in self.skipped:
-            self.skipped.append(Skipped(layer, reason))
+        if SkippedLayer(layer, reason) not in self.skipped:
+            self.skipped.append(SkippedLayer(layer, reason))
 
     def conclude(
         self,

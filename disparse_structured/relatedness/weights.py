@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.batches import Inputs, batches, to_device
+from disparse_structured.batches import Inputs, batch_size, batches, to_device
 from disparse_structured.errors import BatchError, DisparseError, GradientError, TaskError
 from disparse_structured.modes import evaluating
 from disparse_structured.relatedness.overlap import KeptSets, keep_top
 from disparse_structured.relatedness.published import RATIO
 from disparse_structured.relatedness.result import Layer
-from disparse_structured.saliency.feeding import arguments, batch_size, described
+from disparse_structured.saliency.feeding import arguments, described
 from disparse_structured.saliency.objectives import Objective, Packing, Projections, labelled
 from disparse_structured.saliency.randomness import Isolation
 from disparse_structured.structure.analysis import named_tensors

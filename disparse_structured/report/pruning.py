@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from disparse_structured.report.refit import RefitSummary
+from disparse_structured.report.refit import RefitFacts
 from disparse_structured.structure import Freeze
 
 
@@ -87,7 +87,7 @@ class PruningReport:
     ratio: float | None
     batches: int
     samples: int
-    refit: RefitSummary | None
+    refit: RefitFacts | None
     proof: ProofFacts
     refused: tuple[RefusedGroup, ...]
     frozen: tuple[Freeze, ...]

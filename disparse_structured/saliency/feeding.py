@@ -49,12 +49,6 @@ def arguments(model: nn.Module, batch: Any, inputs: Inputs | None) -> tuple[Any,
     )
 
 
-def batch_size(inputs: tuple[Any, ...]) -> int:
-    """The first dimension of the first tensor that has one."""
-    sizes = (t.shape[0] for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor) and t.ndim)
-    return next(sizes, 1)
-
-
 class PerShape(Generic[T]):
     """What ``make`` makes of the structure for each shape of inputs; the last few are remembered.
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from disparse_structured.batches import batch_size
 from disparse_structured.errors import TaskError
-from disparse_structured.saliency.feeding import PerShape, batch_size
+from disparse_structured.saliency.feeding import PerShape
 from disparse_structured.saliency.gates import Factor, gated, reads
 from disparse_structured.saliency.objectives import labelled
 from disparse_structured.saliency.probe import Probe

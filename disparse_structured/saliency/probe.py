@@ -15,11 +15,11 @@ from rich.progress import Progress
 from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from disparse_structured.batches import Inputs, batches, to_device
+from disparse_structured.batches import Inputs, batch_size, batches, to_device
 from disparse_structured.errors import BatchError, DisparseError, PlanError
 from disparse_structured.modes import evaluating
 from disparse_structured.saliency.derivatives import backpropagate, hessian_diagonal
-from disparse_structured.saliency.feeding import PerShape, arguments, batch_size, described, examples
+from disparse_structured.saliency.feeding import PerShape, arguments, described, examples
 from disparse_structured.saliency.gates import (
     Factor,
     Gate,
@@ -32,7 +32,7 @@ from disparse_structured.saliency.gates import (
 from disparse_structured.saliency.objectives import Packing, Projections, labelled, squared_distance
 from disparse_structured.saliency.randomness import Isolation, generator, signs
 from disparse_structured.structure import Structure
-from disparse_structured.structure.analysis import named_tensors
+from disparse_structured.structure.analysis import check_described, named_tensors
 
 T = TypeVar("T")
 _Run = Callable[[tuple[Any, ...]], dict[str, tuple[torch.Tensor, ...]]]
@@ -100,7 +100,7 @@ class Probe:
             )
         tensors, _ = named_tensors(self.model)
         self._state = {name: tensor.detach() for name, tensor in tensors.items()}
-        _check_described(self._state, self.structure)
+        check_described(self._state, self.structure)
         floating = [tensor for tensor in self._state.values() if tensor.is_floating_point()]
         # A task reaches at least one parameter, so there is one.
         self._device, self._dtype = floating[0].device, floating[0].dtype
@@ -319,17 +319,3 @@ def _length(data: Any) -> int | None:
         return len(data)
     except TypeError:
         return None
-
-
-def _check_described(state: dict[str, torch.Tensor], structure: Structure) -> None:
-    tensors: Sequence[tuple[str, str]] = list(structure.capture.tensors.items())
-    nodes = {node.name: node for node in structure.capture.graph.nodes}
-    for placeholder, name in tensors:
-        expected = tuple(nodes[placeholder].meta["val"].shape)
-        found = state.get(name)
-        if found is None or tuple(found.shape) != expected:
-            what = "is missing" if found is None else f"has shape {tuple(found.shape)}, not {expected}"
-            raise PlanError(
-                f"the structure does not describe this model: {name!r} {what}. "
-                "Analyse the model as it is now."
-            )

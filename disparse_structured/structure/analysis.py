@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd, lcm
@@ -16,8 +16,8 @@ import torch
 from torch import fx, nn
 
 import disparse_structured.structure.rules  # noqa: F401  (registers the operator rules)
-from disparse_structured.batches import as_arguments
-from disparse_structured.errors import TaskError
+from disparse_structured.batches import as_arguments, batch_size
+from disparse_structured.errors import PlanError, TaskError
 from disparse_structured.structure.capture import Capture, capture
 from disparse_structured.structure.cost import CostModel, Products, WidthTable
 from disparse_structured.structure.effects import Effects
@@ -188,6 +188,18 @@ def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, 
     return tensors, canonical
 
 
+def check_described(state: Mapping[str, torch.Tensor], structure: Structure) -> None:
+    """Raises :class:`PlanError` unless ``state``, tensors by canonical name, fits ``structure``."""
+    for name, shape in structure.capture.shapes().items():
+        tensor = state.get(name)
+        if tensor is None or tuple(tensor.shape) != shape:
+            found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}, not {shape}"
+            raise PlanError(
+                f"the structure does not describe this model: {name!r} {found}. "
+                "Analyse the model as it is now."
+            )
+
+
 def _with_canonical_names(captured: Capture, canonical: dict[str, str]) -> Capture:
     tensors = {node: canonical[name] for node, name in captured.tensors.items()}
     return Capture(
@@ -243,14 +255,6 @@ def _check_reach(captured: Capture, reach: dict[str, frozenset[str]]) -> None:
                 f"task {task!r} reaches nothing: its output depends on no parameter of the model. "
                 "Point its selector at an output that the network computes, or drop the task."
             )
-
-
-def batch_size(example_inputs: tuple[Any, ...]) -> int:
-    """The size of the first dimension of the first tensor."""
-    tensors = [
-        leaf for leaf in torch.utils._pytree.tree_leaves(example_inputs) if isinstance(leaf, torch.Tensor)
-    ]
-    return next((tensor.shape[0] for tensor in tensors if tensor.ndim), 1)
 
 
 def _parameter_products(

@@ -77,17 +77,27 @@ class Capture:
         module: Callable[..., Any] | None = None,
     ) -> dict[str, tuple[torch.Tensor, ...]]:
         """Runs the graph (or ``module``, made from it) with the tensors of ``state``; outputs by task."""
-        leaves = iter(pytree.tree_leaves((inputs, {})))
-        first = next(iter(state.values())) if state else None
-        arguments = []
-        for node in self.graph.find_nodes(op="placeholder"):
-            if node.name in self.tensors:
-                arguments.append(state[self.tensors[node.name]])
-            elif node.name in self.constants:
-                arguments.append(_like(self.constants[node.name], first))
-            else:
-                arguments.append(own_copy(next(leaves)))
+        given = self.given(state, inputs)
+        arguments = [
+            given[node] if node in given else state[self.tensors[node.name]]
+            for node in self.graph.find_nodes(op="placeholder")
+        ]
         return self.task_outputs((module or self.module)(*arguments))
+
+    def given(self, state: Mapping[str, torch.Tensor], inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
+        """Copies of what the graph reads beside ``state``: the user's inputs, and its constants.
+
+        Constants come on the device of ``state``, and in its type if both are floating.
+        """
+        leaves = iter(pytree.tree_leaves((inputs, {})))
+        first = next((each for each in state.values() if each.is_floating_point()), None)
+        return {
+            node: _like(self.constants[node.name], first)
+            if node.name in self.constants
+            else own_copy(next(leaves))
+            for node in self.graph.find_nodes(op="placeholder")
+            if node.name not in self.tensors
+        }
 
 
 def capture(model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[Task]) -> Capture:
@@ -232,9 +242,8 @@ def own_copy(argument: Any) -> Any:
 
 def _like(constant: Any, first: torch.Tensor | None) -> Any:
     if isinstance(constant, torch.Tensor) and first is not None:
-        dtype = first.dtype if constant.is_floating_point() and first.is_floating_point() else constant.dtype
-        return constant.to(device=first.device, dtype=dtype)
-    return constant
+        return constant.to(first.device, first.dtype if constant.is_floating_point() else None, copy=True)
+    return own_copy(constant)
 
 
 def _task_error(error: BaseException | None) -> TaskError | None:

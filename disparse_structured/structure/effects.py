@@ -8,7 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx
+
+aten = torch.ops.aten
+
+_MAY_RETURN_THEIR_INPUT = (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.type_as)
+"""Operators whose schemas do not say so."""
 
 
 @dataclass(frozen=True)
@@ -17,31 +23,34 @@ class Effects:
 
     ``written`` are the names of the nodes whose memory is written to, directly or through views;
     ``overwritten`` the pairs of a node and an argument whose memory is written to after the node read it;
-    ``readers`` the nodes that read what a node overwrites, before it does.
+    ``readers`` the nodes that read what a node overwrites, before it does; ``bases`` gives for every node the
+    one whose memory it is or shows.
     """
 
     sources: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
     written: set[str] = field(default_factory=set)
     overwritten: set[tuple[fx.Node, fx.Node]] = field(default_factory=set)
     readers: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
+    bases: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
     @classmethod
     def of(cls, graph: fx.Graph) -> Effects:
         """Reads aliases and writes off the operators' schemas."""
         effects = cls()
-        bases: dict[fx.Node, fx.Node] = {}
+        bases = effects.bases
         writers: dict[fx.Node, list[fx.Node]] = defaultdict(list)
         readers: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = defaultdict(list)
         for node in graph.nodes:
             inputs = node.all_input_nodes
-            earlier = [writer for each in inputs for writer in writers.get(bases.get(each, each), ())]
+            earlier = [writer for each in inputs for writer in writers.get(bases[each], ())]
             effects.sources[node] = tuple(dict.fromkeys([*inputs, *earlier]))
-            if node.target is operator.getitem:
-                bases[node] = bases.get(node.args[0], node)
+            bases[node] = node
+            if _may_return_its_input(node) and isinstance(node.args[0], fx.Node):
+                bases[node] = bases[node.args[0]]
             for argument, value in _arguments(node):
                 if argument.alias_info is None or not isinstance(value, fx.Node):
                     continue
-                bases[node] = bases.get(value, value)
+                bases[node] = bases[value]
                 if argument.alias_info.is_write:
                     effects.written.add(bases[node].name)
                     writers[bases[node]].append(node)
@@ -49,8 +58,13 @@ class Effects:
                     effects.overwritten.update(found)
                     effects.readers[node] = tuple(reader for reader, _ in found)
             for each in inputs:
-                readers[bases.get(each, each)].append((node, each))
+                readers[bases[each]].append((node, each))
         return effects
+
+
+def _may_return_its_input(node: fx.Node) -> bool:
+    packet = getattr(node.target, "overloadpacket", None)
+    return node.target is operator.getitem or packet in _MAY_RETURN_THEIR_INPUT
 
 
 def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
