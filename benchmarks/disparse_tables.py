@@ -16,8 +16,10 @@ from pathlib import Path
 
 from benchmarks.baselines import METHODS, VARIANTS
 from benchmarks.data import DataError
+from benchmarks.options import count
+from benchmarks.rows import RowError
 from benchmarks.tables import branches, figures, loudness, ranks, variants, views
-from benchmarks.tables.cells import Cell, Row, RowError
+from benchmarks.tables.cells import Cell, Row
 from benchmarks.tables.problems import TITLES
 from benchmarks.tables.runner import Plant, table_cells, work
 from benchmarks.tables.settings import REGIMES, SCALES, Scale
@@ -206,9 +208,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", nargs="+", choices=sorted(TITLES), help="data sets (default: all)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="REGIME/NAME", help="(all)")
     parser.add_argument("--removed", nargs="+", type=_share, help="shares of the MACs (0.7 0.5 0.9)")
-    parser.add_argument("--seeds", type=_count, help="how many, from 0")
+    parser.add_argument("--seeds", type=count, help="how many, from 0")
     parser.add_argument("--weights", choices=("equal", "published"), default="equal", help="of the losses")
-    parser.add_argument("--jobs", type=_count, default=2, help="processes of one thread each (%(default)s)")
+    parser.add_argument("--jobs", type=count, default=2, help="processes of one thread each (%(default)s)")
     parser.add_argument("--device", default="cpu", help="torch device (%(default)s)")
     parser.add_argument("--retry", action="store_true", help="run cells again that failed")
     parser.add_argument("--out", type=Path, help="folder of results (docs/results; out for --quick)")
@@ -224,12 +226,6 @@ def _share(text: str) -> float:
     if not 0 < share < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no share of the MACs between 0 and 1, such as 0.7")
     return share
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from benchmarks.no_training.methods import FRACTIONS, METHODS
 from benchmarks.no_training.networks import NETWORKS
 from benchmarks.no_training.results import Point, Results, crossing, delta_t, mean_deviation
 from benchmarks.no_training.runner import work
-from benchmarks.tables.cells import RowError
+from benchmarks.rows import RowError
 from tests.test_no_training_networks import DENSE, TINY, packs
 
 __all__ = ["packs"]

@@ -176,7 +176,7 @@ def test_facts_are_plain_data() -> None:
     ]
     first = read["layers"][0]
     assert first["features"] == 8 * 9
-    assert first["rows"] == 56 * 144
+    assert first["rows"] == 224 * 37  # a quarter of 144 positions of 56 images and three copies of each
     assert read["skipped"] == []
 
 

@@ -280,6 +280,7 @@ def test_values_in_files_are_the_same_values(
 @dataclass(frozen=True)
 class Interrupted:
     memory: int = 0
+    shifts: int = 0
     seed: int = 0
 
     def visit(self, work: Work, step: Step) -> None:

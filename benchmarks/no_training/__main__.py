@@ -26,12 +26,15 @@ from benchmarks.no_training.methods import FEW, FRACTIONS, METHODS
 from benchmarks.no_training.networks import CACHE
 from benchmarks.no_training.results import Results, delta_t, mean_deviation
 from benchmarks.no_training.runner import work
-from benchmarks.tables.cells import RowError
+from benchmarks.options import count
+from benchmarks.rows import RowError
 
 HERE = Path(__file__).resolve().parents[1]
 RESULTS = HERE.parent / "docs" / "results"
 ROWS = HERE / "out" / "no_training"
 PARTS = ("tables", "ablation", "inputs", "finetune", "call", "views")
+ONE_SEED = ("ablation", "inputs")
+"""Parts that ask every network, but only its first seed, unless a number of seeds is given."""
 
 QUICK_NETWORKS = ("nyuv2/resnet", "cards/resnet")
 QUICK_METHODS = ("magnitude-uniform", "hessian-global+bn", "grail-magnitude+bn", "folding+bn", OURS)
@@ -66,7 +69,8 @@ def cells(part: str, lab: Lab, options: argparse.Namespace) -> list[Cell]:
     names = options.methods or (QUICK_METHODS if options.quick else list(METHODS))
     chosen = [METHODS[name] for name in names]
     found = []
-    for seed in range(1 if options.quick else options.seeds):
+    default = 1 if options.quick or part in ONE_SEED else 3
+    for seed in range(options.seeds or default):
         for network in options.networks or (QUICK_NETWORKS if options.quick else list(BY_NAME)):
             shares = options.macs or (QUICK_MACS if options.quick else FRACTIONS)
             if part in ("tables", "ablation"):
@@ -137,20 +141,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--networks", nargs="+", choices=BY_NAME, help="(all)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help="(all)")
     parser.add_argument("--macs", nargs="+", type=float, choices=FRACTIONS, help="shares that are left (all)")
-    parser.add_argument("--seeds", type=_count, default=3, help="how many, from 0 (%(default)s)")
-    parser.add_argument("--jobs", type=_count, default=1, help="processes of one thread each (%(default)s)")
-    parser.add_argument("--threads", type=_count, default=1, help="of torch, with one job (%(default)s)")
+    parser.add_argument("--seeds", type=count, help="how many, from 0 (3; of ablation and inputs 1)")
+    parser.add_argument("--jobs", type=count, default=1, help="processes of one thread each (%(default)s)")
+    parser.add_argument("--threads", type=count, default=1, help="of torch, with one job (%(default)s)")
     parser.add_argument("--again", action="store_true", help="run also what is finished")
     parser.add_argument("--rows", type=Path, default=ROWS, help="folder of rows (%(default)s)")
     parser.add_argument("--out", type=Path, help="folder of page, plots and JSON (docs/results)")
     parser.add_argument("--cache", type=Path, default=CACHE, help="trained networks (%(default)s)")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
 
 
 if __name__ == "__main__":

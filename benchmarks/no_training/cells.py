@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import rows
 from benchmarks.no_training.bench import INPUTS
 from benchmarks.no_training.methods import METHODS, Method
 from benchmarks.no_training.networks import NETWORKS, Network
-from benchmarks.tables.cells import Figures, RowError, described
+from benchmarks.rows import RowError
+from benchmarks.tables.cells import Figures, described
 
 BY_NAME: Mapping[str, Network] = {network.name: network for network in NETWORKS}
 
@@ -92,25 +91,12 @@ class Row:
 
     def write(self, folder: Path) -> None:
         """Writes its file below ``folder``, all or nothing."""
-        path = folder / self.cell.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
-        # Renamed when complete: whoever kills the run finds whole rows only.
-        partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        rows.write(folder / self.cell.file, self)
 
 
 def read(path: Path) -> Row:
     """The row in ``path``; :class:`RowError` where there is none in it."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        missing = [each.name for each in fields(Row) if each.name not in data]
-        if missing:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-        return Row(**{**data, "cell": Cell(**data["cell"])})
-    except (ValueError, TypeError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise RowError(f"{path} is no row ({error}): delete the file, and the cell is run again.") from error
+    return rows.read(path, Row, Cell)
 
 
 @dataclass(frozen=True)
@@ -150,8 +136,7 @@ class Lab:
     def settings(self, cell: Cell) -> str:
         """16 hex digits over the cell, the network's training and the description of the method."""
         setup = asdict(self.networks[cell.network].setup)
-        text = json.dumps([asdict(cell), setup, description(METHODS[cell.method])], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return rows.digest(asdict(cell), setup, description(METHODS[cell.method]))
 
     def facts(self, cell: Cell) -> dict[str, Any]:
         """What a row says about itself, whether or not the cell gives a result."""

@@ -15,7 +15,7 @@ from benchmarks.no_training.compensation import Grail, GrailOnOurs
 from benchmarks.no_training.folding import Folding
 from benchmarks.no_training.ours import Shrink
 from benchmarks.no_training.stock import Chance, Pruner, Scored
-from disparse_structured.arbitration import AnyTask, Majority, Minimax, Unanimous, WeightedMean
+from disparse_structured.arbitration import AnyTask, Majority, Minimax, Priority, Unanimous
 from disparse_structured.foresight import Foresight
 from disparse_structured.recovery import Affine, BatchNormStatistics, Fold, LeastSquares
 from disparse_structured.saliency import Fisher, Magnitude, Random, Taylor
@@ -126,6 +126,7 @@ _ABLATION: Mapping[str, Shrink] = {
     "batch norms instead of refit": _but(refit=BatchNormStatistics()),
     "folding instead of refit": _but(refit=Fold()),
     "batch norms after refit": _but(batchnorm=True),
+    "refit without shifts": _but(refit=LeastSquares(shifts=0)),
     "refit without streams": _but(refit=LeastSquares(streams=False)),
     "refit with merging": _but(refit=LeastSquares(merge=True)),
     "uniform widths": _but(ranking=LayerRanking()),
@@ -139,7 +140,7 @@ _ABLATION: Mapping[str, Shrink] = {
     "units by chance": _but(criterion=Random(), ranking=LayerRanking()),
     "arbiter: unanimous": _but(arbiter=Unanimous()),
     "arbiter: majority": _but(arbiter=Majority()),
-    "arbiter: weighted mean": _but(arbiter=WeightedMean()),
+    "arbiter: sum of damage": _but(arbiter=Priority()),
     "arbiter: any task": _but(arbiter=AnyTask()),
     "arbiter: minimax": _but(arbiter=Minimax()),
 }

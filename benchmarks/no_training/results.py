@@ -51,6 +51,11 @@ class Results:
         """All of them."""
         return [row for rows in self._rows.values() for row in rows]
 
+    def seeds_of(self, chosen: Callable[[Row], bool]) -> Results:
+        """The rows of those seeds that some ``chosen`` row has, to compare like with like."""
+        seeds = {row.cell.seed for row in self.rows() if chosen(row)}
+        return Results(row for row in self.rows() if row.cell.seed in seeds)
+
     def items(self) -> list[tuple[tuple[str, str, float, int, int], list[Row]]]:
         """Network, method, MACs, inputs and epochs, with one row a seed."""
         return sorted(self._rows.items())

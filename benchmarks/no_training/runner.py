@@ -104,7 +104,8 @@ def observed(model: nn.Module, problem: Problem) -> Observed:
 
 def run(bench: Bench, cell: Cell, dense: Observed) -> Row:
     """The row of one cell, without its settings; ``dense`` is the network that was not pruned."""
-    bench.structure  # noqa: B018  (read once for all methods, and no method's own time)
+    structure = bench.structure  # read once for all methods: no method's own time
+    assert structure.units
     bench.saved()
     started = time.perf_counter()
     pruned = METHODS[cell.method].prune(bench, cell.macs)

@@ -25,8 +25,9 @@ classifications, reported on another camera's) are pruned to a share of their MA
 with no training afterwards, and no labels but where the table says so. *Deviation* is
 `‖pruned − dense‖ / ‖dense‖` of each task's output, mean over the tasks, on images that no method saw;
 ΔT is the mean relative change of the tasks' figures in percent, up is good. Figures are means
-(± sample standard deviation) over {seeds}. MACs are counted on the pruned networks and meet the share
-within one percent from below. `+bn`: the statistics of batch norms taken anew from the images.
+(± sample standard deviation) over {seeds}; of the ablation and the numbers of images, over fewer. MACs
+are counted on the pruned networks and meet the share within one percent from below. `+bn`: the
+statistics of batch norms taken anew from the images.
 """
 
 _FAMILIES: tuple[tuple[str, tuple[Family, ...], str | None], ...] = (
@@ -84,6 +85,7 @@ def goal_table(results: Results) -> str:
 
 def ablation(results: Results) -> str:
     """Ours with one part off or exchanged, a line each: mean deviation, ΔT and worst task over networks."""
+    results = results.seeds_of(lambda row: METHODS[row.cell.method].family == "ablation")
     blocks = []
     for macs in FEW:
         networks = [name for name in results.networks if results.at(name, OURS, macs)]
@@ -108,6 +110,7 @@ _MEANS: tuple[tuple[Figure, int], ...] = ((mean_deviation, 3), (delta_t, 1), (wo
 
 def inputs_table(results: Results) -> str:
     """Ours by the number of images."""
+    results = results.seeds_of(lambda row: row.cell.inputs != INPUTS)
     body = []
     for network in results.networks:
         for macs in FEW:

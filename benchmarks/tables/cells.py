@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import rows
 from benchmarks.tables.settings import Setup
 
 DENSE = "dense"
 Figures = Mapping[str, Mapping[str, float]]
 """Task to metric to value."""
-
-
-class RowError(Exception):
-    """A row's file is not what it should be."""
 
 
 @dataclass(frozen=True)
@@ -111,28 +105,16 @@ class Row:
     def write(self, folder: Path) -> Path:
         """Writes its file below ``folder``, all or nothing, and returns the path."""
         path = folder / self.cell.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
-        # Renamed when complete: whoever kills the run finds whole rows only.
-        partial = path.with_suffix(f".partial-{os.getpid()}")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        rows.write(path, self)
         return path
 
 
 def read(path: Path) -> Row:
     """The row in ``path``; :class:`RowError` where there is none in it."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        missing = [each.name for each in fields(Row) if each.name not in data]
-        if missing:
-            raise RowError(f"{path} lacks {', '.join(missing)}: {_REMEDY}")
-        return Row(**{**data, "cell": Cell(**data["cell"])})
-    except (ValueError, TypeError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise RowError(f"{path} is no row of the tables ({error}): {_REMEDY}") from error
+    return rows.read(path, Row, Cell)
 
 
-def rows(folder: Path) -> Iterator[Row]:
+def all_rows(folder: Path) -> Iterator[Row]:
     """All rows below ``folder``, in the order of their names."""
     for path in sorted(folder.glob("*/*.json")):
         yield read(path)
@@ -140,14 +122,10 @@ def rows(folder: Path) -> Iterator[Row]:
 
 def settings_hash(cell: Cell, setup: Setup, method: Mapping[str, Any]) -> str:
     """16 hex digits over the cell, the setup and the description of the method."""
-    text = json.dumps([asdict(cell), asdict(setup), method], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return rows.digest(asdict(cell), asdict(setup), method)
 
 
 def described(choice: object) -> str:
     """A criterion, an arbiter or a ranking by class and settings, the same in every process."""
     text = choice.__name__ if isinstance(choice, type) else repr(choice)
     return re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", re.sub(r" object at 0x[0-9a-f]+", "", text))
-
-
-_REMEDY = "delete the file, and the cell is run again."

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.baselines import METHODS, VARIANTS, Method
+from benchmarks.rows import RowError
 from benchmarks.tables import experiment
-from benchmarks.tables.cells import DENSE, Cell, Row, RowError, read, rows, settings_hash
+from benchmarks.tables.cells import DENSE, Cell, Row, all_rows, read, settings_hash
 from benchmarks.tables.problems import problem
 from benchmarks.tables.settings import REGIMES, Scale
 
@@ -69,7 +70,7 @@ class Plant:
 
     def rows(self) -> tuple[list[Row], int]:
         """All current rows, and how many others there are; raises :class:`RowError`."""
-        found = list(rows(self.folder))
+        found = list(all_rows(self.folder))
         current = [row for row in found if self.is_current(row)]
         return current, len(found) - len(current)
 

@@ -113,7 +113,7 @@ def _add_shrink(commands: argparse._SubParsersAction[Parser]) -> None:
         metavar="NAME",
         help=f"of the weights that stay: {', '.join(names.REFITS)} (default: least-squares)",
     )
-    _add_rules(parser, "foresight", names.SCORINGS)
+    _add_rules(parser, "foresight", names.SCORINGS, arbiter="weighted-mean")
     parser.add_argument(
         "--priority",
         action="append",
@@ -216,7 +216,10 @@ def _add_budget(parser: Parser) -> None:
 
 
 def _add_rules(
-    parser: Parser, criterion: str | None, criteria: Mapping[str, object] = names.CRITERIA
+    parser: Parser,
+    criterion: str | None,
+    criteria: Mapping[str, object] = names.CRITERIA,
+    arbiter: str = "unanimous",
 ) -> None:
     """Criterion, arbiter and ranking; None stands for the regime's own criterion."""
     default = "snip at initialisation, else fisher" if criterion is None else criterion
@@ -228,9 +231,9 @@ def _add_rules(
     )
     parser.add_argument(
         "--arbiter",
-        default="unanimous",
+        default=arbiter,
         metavar="NAME",
-        help=f"{', '.join(names.ARBITERS)}, {names.QUORUM} (default: unanimous)",
+        help=f"{', '.join(names.ARBITERS)}, {names.QUORUM} (default: {arbiter})",
     )
     parser.add_argument(
         "--ranking",

@@ -60,7 +60,7 @@ def _arbiter(arguments: argparse.Namespace) -> Arbiter:
     weights = names.by_task(arguments.priority, "priority")
     if not weights:
         return names.arbiter(arguments.arbiter)
-    if arguments.arbiter not in ("priority", "unanimous"):
+    if arguments.arbiter not in ("priority", "weighted-mean"):
         raise UsageError(f"--priority is no setting of --arbiter {arguments.arbiter}. Leave one of them out.")
     try:
         return Priority(weights)

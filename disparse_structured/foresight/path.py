@@ -18,7 +18,7 @@ from disparse_structured.saliency import Criterion, Saliency, Taylor, measure
 from disparse_structured.structure import Structure
 from disparse_structured.votes import Ranking
 
-_TAYLOR, _LEAST_SQUARES = Taylor(), LeastSquares()
+_TAYLOR, _LEAST_SQUARES = Taylor(), LeastSquares(shifts=0)
 
 
 @dataclass(frozen=True)

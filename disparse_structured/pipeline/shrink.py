@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.arbitration import Arbiter
+from disparse_structured.arbitration import Arbiter, WeightedMean
 from disparse_structured.batches import as_they_are, take
-from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget, plan_of, search
+from disparse_structured.budget import DEFAULT_RANKING, Budget, plan_of, search
 from disparse_structured.foresight import Foresight
 from disparse_structured.outputs import tasks_of
 from disparse_structured.pipeline.calibrating import (
@@ -34,6 +34,8 @@ from disparse_structured.votes import Ranking
 
 DEFAULT_REFIT: Method = LeastSquares()
 DEFAULT_FORESIGHT = Foresight()
+DEFAULT_MEAN: Arbiter = WeightedMean()
+"""Where each task's damage is measured, the mean loses less than unanimity: docs/results/no_training.md."""
 
 _Done = tuple[Plan, Saliency, Operation, RefitFacts]
 
@@ -47,7 +49,7 @@ def shrink(
     parameters: float | None = None,
     budget: Budget | None = None,
     criterion: Criterion | Foresight = DEFAULT_FORESIGHT,
-    arbiter: Arbiter = DEFAULT_ARBITER,
+    arbiter: Arbiter = DEFAULT_MEAN,
     ranking: Ranking = DEFAULT_RANKING,
     refit: Method | None = DEFAULT_REFIT,
     tolerance: Mapping[str, float] | None = None,
@@ -59,7 +61,7 @@ def shrink(
 ) -> Pruned:
     """Makes ``model`` physically smaller from a few dozen unlabelled inputs, without training.
 
-    Every task votes by the response of its own output, the arbiter decides, the weights that stay are
+    Every task's scores are the damage to its own output, the arbiter decides, the weights that stay are
     refit so that the outputs come close to the dense network's, Torch-Pruning removes.
 
     Args:
@@ -70,6 +72,8 @@ def shrink(
             returns is a task, see :func:`~disparse_structured.outputs.tasks_of`.
         criterion: how units are scored: by the damage that is left after compensation, measured along the
             way (:class:`~disparse_structured.foresight.Foresight`), or by any criterion, at once.
+        arbiter: how the tasks' scores become a decision; by their mean. :class:`~.arbitration.Unanimous` lets
+            no unit go that one task votes to keep.
         refit: how the weights that stay make up for those that go; None leaves them as they are. See
             :mod:`disparse_structured.recovery` for others than least squares.
         tolerance: by the name of a task, how far its output may be from the dense one's, relative in the
@@ -97,7 +101,11 @@ def shrink(
         tasks = tasks_of(model, example)
     else:
         tasks = [dataclasses.replace(task, loss=None) for task in check_tasks(tasks)]
-    limits = None if tolerance is None else checked_limits(tolerance, tasks, arbiter, refit)
+    limits = (
+        None
+        if tolerance is None
+        else checked_limits(tolerance, tasks, None if arbiter == DEFAULT_MEAN else arbiter, refit)
+    )
     with step("reading the structure", progress):
         structure = analyse(model, example, tasks)
     surgeon = Surgeon(model, structure, refit, calibration, verify, progress)

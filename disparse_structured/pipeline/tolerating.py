@@ -11,7 +11,7 @@ import torch
 
 from disparse_structured.arbitration import Arbiter, Priority, Tolerance
 from disparse_structured.arbitration.by_name import by_task
-from disparse_structured.budget import DEFAULT_ARBITER, Budget
+from disparse_structured.budget import Budget
 from disparse_structured.errors import BudgetError
 from disparse_structured.naming import called
 from disparse_structured.recovery import Method
@@ -82,7 +82,7 @@ def _used(measured: Mapping[str, float], limits: Mapping[str, float]) -> float:
 
 
 def checked_limits(
-    tolerance: Mapping[str, float], tasks: Sequence[Task], arbiter: Arbiter, refit: Method | None
+    tolerance: Mapping[str, float], tasks: Sequence[Task], arbiter: Arbiter | None, refit: Method | None
 ) -> Mapping[str, float]:
     """``tolerance`` as the limits of a :class:`~disparse_structured.arbitration.Tolerance`.
 
@@ -95,7 +95,7 @@ def checked_limits(
     except ValueError as error:
         raise BudgetError(f"tolerance={tolerance!r} will not do. {error}") from error
     by_task(limits, tuple(task.name for task in tasks), 1.0, "tolerance")
-    if arbiter != DEFAULT_ARBITER:
+    if arbiter is not None:
         raise BudgetError(
             f"tolerance= decides by the limits, arbiter={called(arbiter)} by something else. Leave one out."
         )

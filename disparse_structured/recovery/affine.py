@@ -22,10 +22,12 @@ class Affine:
 
     Args:
         memory: bytes of activations to hold in memory; more are held in files.
+        shifts: copies of every image to fit on besides, see :class:`LeastSquares`.
         seed: of the positions that are looked at.
     """
 
     memory: int = MEMORY
+    shifts: int = 0
     seed: int = 0
 
     def visit(self, work: Work, step: Step) -> None:

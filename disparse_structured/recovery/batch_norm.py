@@ -27,10 +27,12 @@ class BatchNormStatistics:
 
     Args:
         memory: bytes of activations to hold in memory; more are held in files.
+        shifts: copies of every image to fit on besides, see :class:`LeastSquares`.
         seed: of what the loader draws.
     """
 
     memory: int = MEMORY
+    shifts: int = 0
     seed: int = 0
 
     def visit(self, work: Work, step: Step) -> None:

@@ -181,10 +181,9 @@ class _Rows(_Common):
     def __init__(self, shape: Shape, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(shape, dtype, device)
         self._dtype = torch.float64 if rows <= _DOUBLE else torch.float32
-        options = {"dtype": self._values, "device": device}
         # One buffer, filled from both ends, needs no second copy to join the folds.
-        self._rows = torch.empty(shape.groups, rows, shape.features, **options)  # type: ignore[call-overload]
-        self._residuals = torch.empty(shape.groups, rows, shape.outputs, **options)  # type: ignore[call-overload]
+        self._rows = self._shift.new_empty(shape.groups, rows, shape.features)
+        self._residuals = self._shift.new_empty(shape.groups, rows, shape.outputs)
         self._kernel: Tensor | None = None
 
     def add(self, fold: int, rows: Tensor, residuals: Tensor) -> None:

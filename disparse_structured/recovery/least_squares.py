@@ -20,6 +20,7 @@ from disparse_structured.recovery.merging import Merging
 from disparse_structured.recovery.progress import advancing
 from disparse_structured.recovery.regression import RIDGES, Shape
 from disparse_structured.recovery.schedule import Step
+from disparse_structured.recovery.shifts import shifted
 from disparse_structured.recovery.work import Method, Work
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.saliency.feeding import PerShape
@@ -53,6 +54,8 @@ class LeastSquares:
         merge: whether to offer also weights in which each removed channel is merged into the kept one most
             like it, as what the ridge pulls towards, and as they are; see
             :class:`disparse_structured.recovery.Fold`.
+        shifts: copies of every image, moved by a few pixels, that are fitted on besides. For inputs that are
+            not images ``[N, C, H, W]`` alone there are none, for many large images fewer.
         memory: bytes of activations of both networks to hold in memory; more are held in files.
         seed: of the positions that are drawn.
     """
@@ -61,12 +64,16 @@ class LeastSquares:
     rows: int = 8
     streams: bool = True
     merge: bool = False
+    shifts: int = 3
     memory: int = MEMORY
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or not all(ridge > 0 for ridge in self.ridges):
-            raise ValueError(f"rows={self.rows}, ridges={self.ridges}: all must be positive.")
+        if self.rows < 1 or self.shifts < 0 or not all(ridge > 0 for ridge in self.ridges):
+            raise ValueError(
+                f"rows={self.rows}, ridges={self.ridges}, shifts={self.shifts}: rows and ridges must be "
+                "positive, shifts not negative."
+            )
 
     def visit(self, work: Work, step: Step) -> None:
         """See :class:`disparse_structured.recovery.work.Method`."""
@@ -151,7 +158,9 @@ def refit(
             data if isinstance(data, Calibration) else Calibration.of(model, data, inputs, limit=limit)
         )
         described = PerShape(model, structure, lambda found: found)(calibration.chunks[0])
-        work = Work(described, state, keep, calibration.chunks, method)
+        # An even number of chunks each time, so that an image and its copies are in the same fold.
+        chunks = [*calibration.chunks, *shifted(calibration.chunks, method.shifts, method.seed)]
+        work = Work(described, state, keep, chunks, method)
         with advancing("refit", len(work.walk.steps), progress) as advance:
 
             def visit(step: Step) -> None:

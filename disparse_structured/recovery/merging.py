@@ -90,11 +90,13 @@ class Fold:
     Args:
         rows: rows to judge on, for each unknown of an output.
         memory: bytes of activations to hold in memory; more are held in files.
+        shifts: copies of every image to fit on besides, see :class:`LeastSquares`.
         seed: of the positions that are looked at.
     """
 
     rows: int = 1
     memory: int = MEMORY
+    shifts: int = 0
     seed: int = 0
 
     def visit(self, work: Work, step: Step) -> None:

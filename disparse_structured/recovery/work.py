@@ -40,6 +40,11 @@ class Method(Protocol):
         ...
 
     @property
+    def shifts(self) -> int:
+        """Shifted copies of every image to fit on besides; see :func:`~.shifts.shifted`."""
+        ...
+
+    @property
     def seed(self) -> int:
         """Of what is drawn."""
         ...
