@@ -52,9 +52,10 @@ unit: $(DEV_STAMP) ## the tests alone
 	@echo "== tests on $(JOBS) processes"
 	$(PYTEST) $(ARGS)
 
-sweep: $(DEV_STAMP) ## the heavy tests: large models, long searches
+sweep: $(DEV_STAMP) ## the heavy tests, then every timm family beside stock Torch-Pruning: many hours, resumable
 	@echo "== sweep on $(JOBS) processes"
 	$(PYTEST) -m sweep $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.timm_sweep --jobs $(JOBS)
 
 bench: $(RUN_STAMP) ## the benchmarks that need no data: tables and JSON
 	@echo "== benchmarks"

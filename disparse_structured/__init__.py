@@ -25,6 +25,7 @@ from disparse_structured.budget import Budget, make_plan
 from disparse_structured.errors import DisparseError
 from disparse_structured.extraction import Extracted, extract
 from disparse_structured.foresight import Foresight
+from disparse_structured.graph_surgery import apply_graph
 from disparse_structured.outputs import tasks_of
 from disparse_structured.pipeline import Pruned, prune, shrink
 from disparse_structured.plan import Plan
@@ -80,6 +81,7 @@ __all__ = [
     "WeightedMean",
     "analyse",
     "apply",
+    "apply_graph",
     "extract",
     "load",
     "make_plan",

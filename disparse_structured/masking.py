@@ -194,7 +194,7 @@ def _readers(structure: Structure) -> dict[str, list[_Reader]]:
     nodes = {node.name: node for node in structure.capture.graph.nodes}
     found: dict[str, list[_Reader]] = {}
     for group in structure.groups:
-        if any(consumer.normalises for consumer in group.consumers):
+        if any(consumer.takes_statistics for consumer in group.consumers):
             continue
         places = {_weight_read_by(nodes[c.node], structure) for c in group.consumers if c.arg == 0}
         found[group.name] = [

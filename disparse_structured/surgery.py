@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from disparse_structured._torch_pruning import StructureGraph
-from disparse_structured.errors import VerificationError
+from disparse_structured.errors import PlanError, VerificationError
 from disparse_structured.plan import Plan
 from disparse_structured.specimen import TOLERANCES, Specimen, copied
-from disparse_structured.structure import Structure
-from disparse_structured.structure.analysis import check_described, named_tensors
+from disparse_structured.structure import Form, Structure
+from disparse_structured.structure.analysis import check_described, form_of, named_tensors
 from disparse_structured.structure.capture import own_copy
 from disparse_structured.twin import masked_twin
 
@@ -62,9 +62,16 @@ def apply(
     ``inplace``, ``model`` itself becomes the result, at the very end; optimisers must be made anew.
 
     Raises:
-        PlanError: the plan is not for this model.
+        PlanError: the plan is not for this model, or it is for its exported graph.
         VerificationError: the result differs from the twin, and no group can be named for it.
     """
+    if structure.form == "graph":
+        raise PlanError(
+            "the structure is that of the exported graph (form='graph'), and the module's own forward need "
+            "not follow its widths. Use apply_graph, or analyse the model with form='module' and make a new "
+            "plan."
+        )
+    check_form(plan, structure)
     keep = plan.keep(structure)
     check_described(named_tensors(model)[0], structure)
     proof: Proof | None = None
@@ -79,6 +86,20 @@ def apply(
         _become(model, pruned)
         pruned = model
     return Operation(pruned, plan, proof, refused)
+
+
+def check_form(plan: Plan, structure: Structure) -> None:
+    """Raises :class:`PlanError` for a plan made of the other form of a structure: its units may be others."""
+    made = form_of(plan.fingerprint)
+    if made != structure.form:
+        raise PlanError(
+            f"the plan was made for the {_FORMS[made]}, and the structure is that of the "
+            f"{_FORMS[structure.form]}: their units may differ. Analyse the model with form={made!r}, or "
+            "make a new plan from this structure."
+        )
+
+
+_FORMS: dict[Form, str] = {"module": "module itself", "graph": "exported graph"}
 
 
 def cut(model: nn.Module, structure: Structure, keep: torch.Tensor) -> nn.Module:
@@ -121,10 +142,7 @@ class Judge:
             deviation = self.deviation(keep)
         except Exception as error:
             return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        task, worst = max(deviation.items(), key=lambda item: item[1])
-        if not worst <= TOLERANCES[self.dtype]:
-            return f"task {task!r} deviates from the masked twin by {worst:.3g}"
-        return None
+        return objection_to(deviation, self.dtype)
 
     def settle(self, keep: torch.Tensor) -> tuple[torch.Tensor, Proof, tuple[Refusal, ...]]:
         """What of ``keep``'s removals the module follows, the proof, and what was left alone."""
@@ -182,6 +200,14 @@ class Judge:
         for name in self._given.bound_to(names):
             keep[self._given.group(name).slice] = True
         return keep
+
+
+def objection_to(deviation: Mapping[str, float], dtype: torch.dtype) -> str | None:
+    """What is wrong with the largest of the tasks' deviations; None if all are within tolerance."""
+    task, worst = max(deviation.items(), key=lambda item: item[1])
+    if not worst <= TOLERANCES[dtype]:
+        return f"task {task!r} deviates from the masked twin by {worst:.3g}"
+    return None
 
 
 def _become(model: nn.Module, pruned: nn.Module) -> None:

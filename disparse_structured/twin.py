@@ -15,7 +15,8 @@ import torch
 from torch import fx, nn
 
 from disparse_structured.structure import Consumer, Structure
-from disparse_structured.structure.instrument import Place, instrumented
+from disparse_structured.structure.groups import Argument
+from disparse_structured.structure.instrument import Place, argument, instrumented, put
 
 aten = torch.ops.aten
 
@@ -35,16 +36,16 @@ def removed_reads(structure: Structure, keep: torch.Tensor) -> dict[tuple[Place,
     """The places and dimensions that read units which ``keep`` removes, and at which positions (sorted)."""
     found: dict[tuple[Place, int], list[np.ndarray]] = defaultdict(list)
     for consumer, positions in _removed(structure, keep):
-        if not consumer.normalises:
+        if not consumer.takes_statistics:
             found[(consumer.node, consumer.arg), consumer.dim].append(positions)
     return {key: np.sort(np.concatenate(positions)) for key, positions in found.items()}
 
 
 def kept_statistics(structure: Structure, keep: torch.Tensor) -> dict[str, nn.Module]:
-    """Replacements for the normalisers that read units which ``keep`` removes, by node."""
+    """Replacements for what takes statistics over units that ``keep`` removes, by node."""
     found: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
     for consumer, positions in _removed(structure, keep):
-        if consumer.normalises:
+        if consumer.takes_statistics:
             found[consumer.node, consumer.dim].append(positions)
     nodes = {node.name: node for node in structure.capture.graph.nodes}
     return {
@@ -59,9 +60,9 @@ class Masking:
     def __init__(self, structure: Structure, keep: torch.Tensor) -> None:
         self._structure = structure
         self._keep = np.asarray(keep, dtype=bool)
-        self._reads: dict[str, list[tuple[int, ZeroAt]]] = defaultdict(list)
-        for ((node, position), dim), removed in removed_reads(structure, keep).items():
-            self._reads[node].append((position, ZeroAt(dim, removed)))
+        self._reads: dict[str, list[tuple[Argument, ZeroAt]]] = defaultdict(list)
+        for ((node, place), dim), removed in removed_reads(structure, keep).items():
+            self._reads[node].append((place, ZeroAt(dim, removed)))
         self._replaced = kept_statistics(structure, keep)
 
     def touches(self, node: fx.Node) -> bool:
@@ -82,8 +83,8 @@ class Masking:
     def arguments(self, node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[list[Any], dict[str, Any]]:
         """What ``node`` reads when ``value`` gives what other nodes computed."""
         args, kwargs = arguments(node, value)
-        for position, zero in self._reads.get(node.name, ()):
-            args[position] = zero(args[position])
+        for place, zero in self._reads.get(node.name, ()):
+            put(args, place, zero(argument(args, place)))
         return args, kwargs
 
     def target(self, node: fx.Node) -> Callable[..., Any]:
@@ -123,8 +124,26 @@ class ZeroAt(nn.Module):
 
 
 def _kept_only(operator: Any, dim: int, removed: np.ndarray) -> nn.Module:
-    per_channel = operator.overloadpacket in (aten.batch_norm, aten.instance_norm)
-    return (KeptPositions if per_channel else KeptOnly)(operator, dim, removed)
+    if operator.overloadpacket in (aten.batch_norm, aten.instance_norm):
+        return KeptPositions(operator, dim, removed)
+    if operator.overloadpacket in (aten.layer_norm, aten.rms_norm, aten.group_norm):
+        return KeptOnly(operator, dim, removed)
+    return KeptAverage(operator, dim, removed)
+
+
+class KeptAverage(nn.Module):
+    """A mean, a maximum or another statistic of the kept positions of dimension ``dim``."""
+
+    def __init__(self, operator: Any, dim: int, removed: np.ndarray) -> None:
+        super().__init__()
+        self.operator = operator
+        self.dim = dim
+        self.removed = set(removed.tolist())
+
+    def forward(self, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The statistic."""
+        kept = _others(value.shape[self.dim], self.removed, value.device)
+        return self.operator(value.index_select(self.dim, kept), *args, **kwargs)
 
 
 class KeptPositions(nn.Module):

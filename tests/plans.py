@@ -87,12 +87,12 @@ def random_keep(
     generator = np.random.default_rng(seed)
     counts = {group.name: _about(share, group.units, generator) for group in structure.groups}
     for constraint in structure.constraints:
-        units = [structure.group(name).units for name in constraint.groups]
-        most = min(width // part for width, part in zip(units, constraint.shares, strict=True))
-        times = _about(share, most, generator)
-        counts |= {
-            name: times * part for name, part in zip(constraint.groups, constraint.shares, strict=True)
-        }
+        units = {name: structure.group(name).units for name in constraint.groups}
+        most = min(sum(units[name] for name in names) // part for names, part in constraint.sides)
+        least = max(-(-len(names) // part) for names, part in constraint.sides)
+        times = max(least, _about(share, most, generator))
+        for names, part in constraint.sides:
+            counts |= _shared_out(times * part, {name: units[name] for name in names}, generator)
     wanted = set(counts) if only is None else structure.bound_to(only)
     keep = torch.ones(structure.units, dtype=torch.bool)
     for group in structure.groups:
@@ -100,6 +100,13 @@ def random_keep(
             gone = generator.permutation(group.units)[counts[group.name] :]
             keep[group.start + torch.from_numpy(gone)] = False
     return keep
+
+
+def _shared_out(total: int, units: Mapping[str, int], generator: np.random.Generator) -> dict[str, int]:
+    """At least one and at most all ``units`` of each, ``total`` together."""
+    rest = [name for name, most in units.items() for _ in range(most - 1)]
+    drawn = [*units, *(rest[i] for i in generator.permutation(len(rest))[: total - len(units)])]
+    return {name: drawn.count(name) for name in units}
 
 
 def _about(share: float | None, most: int, generator: np.random.Generator) -> int:

@@ -198,10 +198,18 @@ def test_the_size_of_one_used_for_another_binds_the_two() -> None:
     pruned(animal, first=3, second=3)
 
 
+def test_an_attribute_that_counts_two_things_binds_them() -> None:
+    animal = analysed(CountsTwoThings())
+
+    (bound,) = animal.structure.constraints
+    assert (set(bound.groups), bound.shares) == ({"first", "second"}, (1, 1))
+    assert "width counts two different things" in bound.reason
+    assert pruned(animal, first=3, second=3).width == 3
+
+
 @pytest.mark.parametrize(
     ("kind", "frozen", "reason"),
     [
-        (CountsTwoThings, {"first", "second"}, "counts two different things"),
         (Literal, {"first"}, "forward hard-codes the number 8"),
         (Outside, {"first"}, "forward hard-codes the number 8"),
         (ThroughFloat, {"first"}, "forward hard-codes the number 4"),

@@ -24,10 +24,10 @@ Six trained multi-task networks (NYU-v2: segmentation, depth, normals; card phot
 classifications, reported on another camera's) are pruned to a share of their MACs from {inputs} images,
 with no training afterwards, and no labels but where the table says so. *Deviation* is
 `‖pruned − dense‖ / ‖dense‖` of each task's output, mean over the tasks, on images that no method saw;
-ΔT is the mean relative change of the tasks' figures in percent, up is good. Figures are means
-(± sample standard deviation) over {seeds}; of the ablation and the numbers of images, over fewer. MACs
-are counted on the pruned networks and meet the share within one percent from below. `+bn`: the
-statistics of batch norms taken anew from the images.
+ΔT is the mean relative change of the tasks' figures in percent, up is good. Figures are means (± sample
+standard deviation) over {seeds}, and where there is no ± of one. MACs are counted on the pruned networks
+and meet the share within one percent from below. `+bn`: the statistics of batch norms taken anew from the
+images.
 """
 
 _FAMILIES: tuple[tuple[str, tuple[Family, ...], str | None], ...] = (

@@ -38,18 +38,46 @@ class WidthRules(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Link:
-    """One count constraint: ``groups`` keep ``t * shares`` for a ``t`` of ``allowed`` (ascending)."""
+    """One count constraint: ``groups`` keep ``t * shares`` for a ``t`` of ``allowed`` (ascending).
+
+    ``sides`` are the positions in ``groups`` of those whose counts are added up; ``step`` is what the count
+    of each group grows by.
+    """
 
     groups: np.ndarray
+    sides: tuple[np.ndarray, ...]
     shares: np.ndarray
+    step: np.ndarray
     allowed: np.ndarray
 
     def raise_to(self, counts: np.ndarray, dense: np.ndarray) -> np.ndarray:
         """The smallest counts of ``groups`` that are enough, or the dense ones where none is."""
-        needed = int(np.max(-(-counts[self.groups] // self.shares)))
-        place = int(np.searchsorted(self.allowed, needed))
-        raised: np.ndarray = dense[self.groups]
-        return self.allowed[place] * self.shares if place < len(self.allowed) else raised
+        own: np.ndarray = counts[self.groups]
+        most: np.ndarray = dense[self.groups]
+        sums = np.array([own[side].sum() for side in self.sides])
+        needed = int(np.max(-(-sums // self.shares)))
+        for times in self.allowed[np.searchsorted(self.allowed, needed) :]:
+            raised = self._raised(own, most, times * self.shares)
+            if raised is not None:
+                return raised
+        return most
+
+    def _raised(self, own: np.ndarray, most: np.ndarray, sums: np.ndarray) -> np.ndarray | None:
+        """``own`` and more, so that the sides have ``sums``; None where steps miss one.
+
+        Within a side the group comes first of which the smallest share is there.
+        """
+        raised = own.copy()
+        for side, total in zip(self.sides, sums, strict=True):
+            if len(side) == 1:
+                raised[side] = total
+                continue
+            while raised[side].sum() < total:
+                next_one = side[np.argmin(raised[side] / most[side])]
+                raised[next_one] += min(self.step[next_one], most[next_one] - raised[next_one])
+            if raised[side].sum() > total:
+                return None
+        return raised
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,9 +180,15 @@ def _link(constraint: Proportion, places: dict[str, int], dense: np.ndarray, ste
             f"the count constraint {constraint.reason!r} names group {unknown[0]!r}, which the structure "
             "does not have. This is a fault of the structure; please report it with the model."
         )
-    groups = np.array([places[name] for name in constraint.groups], dtype=np.int64)
-    shares = np.array(constraint.shares, dtype=np.int64)
-    factors = np.arange(1, int(np.min(dense[groups] // shares)) + 1, dtype=np.int64)
+    groups = np.array([places[name] for names, _ in constraint.sides for name in names], dtype=np.int64)
+    ends = np.cumsum([len(names) for names, _ in constraint.sides])
+    sides = tuple(np.split(np.arange(len(groups)), ends[:-1]))
+    shares = np.array([share for _, share in constraint.sides], dtype=np.int64)
+    most = np.array([dense[groups[side]].sum() for side in sides])
+    factors = np.arange(1, int(np.min(most // shares)) + 1, dtype=np.int64)
     counts = factors[:, None] * shares
-    fine = (counts % step[groups] == 0) | (counts == dense[groups])
-    return _Link(groups, shares, factors[fine.all(axis=1)])
+    alone = np.array([len(side) == 1 for side in sides])
+    # How the groups of a sum are rounded is seen when it is shared out.
+    steps = np.where(alone, [step[groups[side[0]]] for side in sides], 1)
+    fine = (counts % steps == 0) | (counts == most)
+    return _Link(groups, sides, shares, step[groups], factors[fine.all(axis=1)])

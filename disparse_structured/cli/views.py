@@ -14,7 +14,7 @@ from rich.text import Text
 from disparse_structured.errors import LoadError
 from disparse_structured.report.pruning import CostFacts, ProofFacts, PruningReport, RefusedGroup, TaskFacts
 from disparse_structured.report.refit import LayerFacts, RefitFacts, SkippedLayer
-from disparse_structured.structure import Freeze
+from disparse_structured.structure import Freeze, Proportion
 
 _MEMBERS_SHOWN = 3
 
@@ -109,8 +109,9 @@ def constraints(entries: Sequence[Mapping[str, Any]]) -> Table:
     """The count constraints between groups."""
     table = table_of("groups that keep counts in proportion", "shares", "why")
     for entry in entries:
-        shares = " : ".join(map(str, entry["shares"]))
-        table.add_row(Text(", ".join(entry["groups"])), shares, Text(entry["reason"]))
+        sides = Proportion(**entry).sides
+        groups = ", ".join(" + ".join(names) for names, _ in sides)
+        table.add_row(Text(groups), " : ".join(str(share) for _, share in sides), Text(entry["reason"]))
     return table
 
 

@@ -11,14 +11,14 @@ from torch import nn
 from disparse_structured.arbitration import Arbiter
 from disparse_structured.batches import Inputs, as_they_are
 from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget, make_plan
-from disparse_structured.errors import BatchError
+from disparse_structured.errors import BatchError, PlanError
 from disparse_structured.pipeline.calibrating import calibrate
 from disparse_structured.pipeline.checks import check_callables, check_method, step
 from disparse_structured.pipeline.pruned import Pruned, report_on
 from disparse_structured.pipeline.surgeon import Surgeon
 from disparse_structured.recovery import Method
 from disparse_structured.saliency import Criterion, Fisher, measure
-from disparse_structured.structure import analyse
+from disparse_structured.structure import Form, analyse
 from disparse_structured.tasks import Task, check_tasks
 from disparse_structured.votes import Ranking
 
@@ -40,6 +40,7 @@ def prune(
     seed: int = 0,
     verify: bool = True,
     inplace: bool = False,
+    form: Form = "module",
     progress: bool = False,
 ) -> Pruned:
     """Makes ``model`` physically smaller: every task votes, the arbiter decides, Torch-Pruning removes.
@@ -60,6 +61,9 @@ def prune(
             not at all by default.
         verify: prove the result against the masked twin in float64 before handing it back.
         inplace: at the very end, make ``model`` itself the result.
+        form: ``"graph"`` gives a :class:`~disparse_structured.pruned_graph.PrunedGraph` instead of a smaller
+            ``model``: widths that ``forward`` hard-codes can shrink as well, and the result returns
+            ``{task: tensor}``. It trains, and it exports to ONNX; :func:`load` does not rebuild it.
         progress: show progress bars on a terminal.
 
     Raises:
@@ -68,6 +72,11 @@ def prune(
     tasks = check_tasks(tasks)
     check_callables(criterion=criterion, arbiter=arbiter, ranking=ranking)
     check_method(refit)
+    if form == "graph" and inplace:
+        raise PlanError(
+            "inplace=True and form='graph': a pruned graph is another module than the model and cannot take "
+            "its place. Use the model of what prune returns."
+        )
     if data is not None and not isinstance(data, Iterable):
         raise BatchError(
             f"data is {type(data).__name__} {data!r}, which cannot be iterated. "
@@ -76,7 +85,7 @@ def prune(
     budget = budget or Budget(macs=macs, parameters=parameters)
     criterion = criterion or Fisher()
     with step("reading the structure", progress):
-        structure = analyse(model, example_inputs, tasks)
+        structure = analyse(model, example_inputs, tasks, form=form)
     if data is None:
         data, inputs = _example_as_data(structure.example_inputs, tasks), as_they_are
     calibration = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from disparse_structured.graph_surgery import apply_graph
 from disparse_structured.pipeline.checks import step
 from disparse_structured.plan import Plan
 from disparse_structured.recovery import Calibration, Method, Refit, refit
@@ -19,7 +20,10 @@ from disparse_structured.surgery import Operation, apply
 
 @dataclass(frozen=True, eq=False)
 class Surgeon:
-    """Refits a model for a plan, with ``method`` on ``calibration`` unless they are None, and applies it."""
+    """Refits a model for a plan, with ``method`` on ``calibration`` unless they are None, and applies it.
+
+    By a structure of form ``"graph"`` the result is the pruned graph, which no module can become in place.
+    """
 
     model: nn.Module
     structure: Structure
@@ -57,6 +61,9 @@ class Surgeon:
 
     def _apply(self, model: nn.Module, plan: Plan, inplace: bool = False) -> Operation:
         with step("cutting and proving" if self.verify else "cutting", self.progress):
+            if self.structure.form == "graph":
+                done = apply_graph(model, plan, self.structure, verify=self.verify)
+                return Operation(done.model, done.plan, done.proof, ())
             return apply(model, plan, self.structure, verify=self.verify, inplace=inplace)
 
 

@@ -294,15 +294,14 @@ def _removed(keep: torch.Tensor) -> tuple[int, ...]:
 def _check_proportion(
     constraint: Proportion, kept: Mapping[str, int], groups: Mapping[str, ChannelGroup]
 ) -> None:
-    counts = [kept[name] for name in constraint.groups]
-    if all(kept[name] == groups[name].units for name in constraint.groups):
+    if all(kept[name] == groups[name].units for name in constraint.groups) or constraint.allows(kept):
         return
-    multiples = {divmod(count, share) for count, share in zip(counts, constraint.shares, strict=True)}
-    if len(multiples) != 1 or next(iter(multiples))[1]:
-        raise PlanError(
-            f"groups {', '.join(map(repr, constraint.groups))} would keep {counts} units, but their counts "
-            f"must be one whole number times {list(constraint.shares)}: {constraint.reason}."
-        )
+    named = ", ".join(" + ".join(map(repr, names)) for names, _ in constraint.sides)
+    counts = [sum(kept[name] for name in names) for names, _ in constraint.sides]
+    raise PlanError(
+        f"groups {named} would keep {counts} units, but their counts "
+        f"must be one whole number times {[share for _, share in constraint.sides]}: {constraint.reason}."
+    )
 
 
 def _unknown_group(name: str, known: Iterable[str]) -> str:

@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from disparse_structured.structure import Consumer, Structure
+from disparse_structured.structure import ChannelGroup, Consumer, Structure
+from disparse_structured.structure.groups import Argument
 from disparse_structured.structure.instrument import Place, instrumented
 from disparse_structured.structure.tracing import module_path
 from disparse_structured.twin import ZeroAt, kept_statistics, removed_reads
 
 aten = torch.ops.aten
+
+_RECURRENT = (aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)
 
 _CHUNK = 1 << 17
 """Elements of a product that are computed at a time: they stay in the processor's cache."""
@@ -43,18 +46,14 @@ def reads(structure: Structure) -> tuple[Read, ...]:
 
     Normalising consumers carry none: what they leave out is read, and gated, behind them. An operator
     that reads a unit twice in one product (both sides of a matrix product) is gated on one side, so
-    that the gate counts once.
+    that the gate counts once. What is read inside a fused operator (a recurrent layer's own state) has no
+    gates where the units are read elsewhere as well: there is no telling its examples apart.
     """
     positions: dict[tuple[Place, int], list[np.ndarray]] = defaultdict(list)
     units: dict[tuple[Place, int], list[np.ndarray]] = defaultdict(list)
     samples: dict[tuple[Place, int], tuple[int, np.ndarray] | None] = {}
     for group in structure.groups:
-        chosen: dict[str, Consumer] = {}
-        for consumer in group.consumers:
-            known = chosen.get(consumer.node)
-            if not consumer.normalises and (known is None or (known.sample is None and consumer.sample)):
-                chosen[consumer.node] = consumer
-        for consumer in chosen.values():
+        for consumer in _gated(group):
             key = (consumer.node, consumer.arg), consumer.dim
             positions[key].append(consumer.index.reshape(-1))
             flat = group.start + np.arange(group.units)
@@ -62,7 +61,7 @@ def reads(structure: Structure) -> tuple[Read, ...]:
             samples[key] = consumer.sample
     order = {node.name: (number, node) for number, node in enumerate(structure.capture.graph.nodes)}
     found = []
-    for key in sorted(positions, key=lambda key: (order[key[0][0]][0], key[0][1], key[1])):
+    for key in sorted(positions, key=lambda key: (order[key[0][0]][0], _numbers(key[0][1]), key[1])):
         place, dim = key
         sample = samples[key]
         found.append(
@@ -76,6 +75,21 @@ def reads(structure: Structure) -> tuple[Read, ...]:
             )
         )
     return tuple(found)
+
+
+def _gated(group: ChannelGroup) -> list[Consumer]:
+    """The consumers of ``group`` that carry gates."""
+    chosen: dict[str, Consumer] = {}
+    for consumer in group.consumers:
+        known = chosen.get(consumer.node)
+        free = not (consumer.normalises or consumer.is_inside)
+        if free and (known is None or (known.sample is None and consumer.sample)):
+            chosen[consumer.node] = consumer
+    return list(chosen.values()) or [consumer for consumer in group.consumers if consumer.is_inside]
+
+
+def _numbers(place: Argument) -> tuple[int, ...]:
+    return place if isinstance(place, tuple) else (place,)
 
 
 def gated(
@@ -95,9 +109,17 @@ def gated(
     for (place, dim), positions in removed_reads(structure, keep).items():
         if (place, dim) not in guarded:
             readers[place].append(ZeroAt(dim, positions))
-    return instrumented(
-        structure.capture, readers, {**(replacements or {}), **kept_statistics(structure, keep)}
-    )
+    replaced = {**_differentiable(structure), **(replacements or {}), **kept_statistics(structure, keep)}
+    return instrumented(structure.capture, readers, replaced)
+
+
+def _differentiable(structure: Structure) -> dict[str, nn.Module]:
+    """Replacements for operators that torch does not differentiate everywhere."""
+    return {
+        node.name: WithoutCudnn(node.target)
+        for node in structure.capture.graph.nodes
+        if getattr(node.target, "overloadpacket", None) in _RECURRENT
+    }
 
 
 def twice_differentiable(structure: Structure) -> dict[str, nn.Module]:
@@ -224,6 +246,19 @@ class Factor(nn.Module):
         ).to(value.dtype)
         turned = read.sample is not None and read.sample[0] % value.ndim > read.dim % value.ndim
         return value * (factors.T if turned else factors).reshape(shape)
+
+
+class WithoutCudnn(nn.Module):
+    """A recurrent layer of the exported graph: cuDNN's has no gradient in eval mode, and no second one."""
+
+    def __init__(self, operator: Callable[..., Any]) -> None:
+        super().__init__()
+        self.operator = operator
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the operator computes."""
+        with torch.backends.cudnn.flags(enabled=False):
+            return self.operator(*args, **kwargs)
 
 
 class HardSigmoid(nn.Module):

@@ -1,6 +1,6 @@
 """Structure of a model, read from its exported graph: channel groups, units, reach, count constraints."""
 
-from disparse_structured.structure.analysis import AttributeUpdate, Structure, analyse
+from disparse_structured.structure.analysis import AttributeUpdate, Form, Structure, analyse
 from disparse_structured.structure.counting import count_macs, count_parameters
 from disparse_structured.structure.groups import ChannelGroup, Consumer, Freeze, Member, Proportion
 
@@ -8,6 +8,7 @@ __all__ = [
     "AttributeUpdate",
     "ChannelGroup",
     "Consumer",
+    "Form",
     "Freeze",
     "Member",
     "Proportion",

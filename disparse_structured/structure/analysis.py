@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd, lcm
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -25,10 +25,17 @@ from disparse_structured.structure.freezes import summarise
 from disparse_structured.structure.grouping import Grouping, group_units
 from disparse_structured.structure.groups import ChannelGroup, Freeze, Proportion, reach_matrix
 from disparse_structured.structure.labels import FreezeRecord
-from disparse_structured.structure.numbers import Count, Ratio, follow
+from disparse_structured.structure.numbers import Count, Numbers, Ratio, follow
 from disparse_structured.structure.provenance import Attribute
+from disparse_structured.structure.resizing import Resizing, resizing_of
 from disparse_structured.structure.tracing import Trace
 from disparse_structured.tasks import Task, check_tasks
+
+Form = Literal["module", "graph"]
+"""What is to become smaller: the module itself, whose ``forward`` must follow, or its exported graph."""
+
+_Side = tuple[str, ...]
+"""One side of a ratio: the groups whose kept counts are added up."""
 
 _NO_TASK = ""
 """Stands among the tasks for everything that the model returns."""
@@ -48,7 +55,8 @@ class Structure:
 
     ``reach`` is bool ``[tasks, units]``. ``unclaimed`` names the groups that no task reaches but an output
     outside all tasks depends on: nobody votes on them, so they stay. ``fingerprint`` identifies the
-    architecture (names, shapes, groups), not the weights.
+    architecture (names, shapes, groups) and the form, not the weights. ``resizing`` says which integers of
+    the graph follow the widths.
     """
 
     tasks: tuple[str, ...]
@@ -59,6 +67,8 @@ class Structure:
     unclaimed: frozenset[str]
     cost: CostModel
     attributes: tuple[AttributeUpdate, ...]
+    resizing: Resizing
+    form: Form
     fingerprint: str
     capture: Capture
     example_inputs: tuple[Any, ...]
@@ -75,27 +85,39 @@ class Structure:
 
     def bound_to(self, names: Iterable[str]) -> set[str]:
         """``names`` and every group that a count constraint ties to one of them."""
-        found = set(names)
-        for constraint in self.constraints:
-            if found & set(constraint.groups):
-                found |= set(constraint.groups)
+        found, before = set(names), set[str]()
+        while found != before:
+            before = set(found)
+            for constraint in self.constraints:
+                if found & set(constraint.groups):
+                    found |= set(constraint.groups)
         return found
 
 
 def analyse(
-    model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor, tasks: Sequence[Task]
+    model: nn.Module,
+    example_inputs: tuple[Any, ...] | torch.Tensor,
+    tasks: Sequence[Task],
+    *,
+    form: Form = "module",
 ) -> Structure:
     """Reads the structure of ``model`` from its exported graph. Never changes the model.
 
     Args:
         example_inputs: the positional arguments of one forward pass, batch first; a tensor is the only one.
         tasks: the tasks; each must depend on at least one parameter.
+        form: what is to be pruned. A ``"module"`` computes with numbers of its own: widths that they do not
+            follow are frozen. In its exported ``"graph"`` they are literals that can be rewritten, so they
+            freeze nothing and bind nothing; see :func:`disparse_structured.graph_surgery.apply_graph`.
 
     Raises:
         TaskError: no task, a selector that misses, a task that reaches nothing.
         CaptureError: the model cannot be exported.
         UnsupportedModelError: wrapped, compiled, scripted or quantised models.
+        PlanError: ``form`` is neither of the two.
     """
+    if form not in get_args(Form):
+        raise PlanError(f"form={form!r} is none of {', '.join(map(repr, get_args(Form)))}. Pass one of them.")
     tasks = check_tasks(tasks)
     example_inputs = as_arguments(example_inputs)
     captured = capture(model, example_inputs, tasks)
@@ -112,13 +134,16 @@ def analyse(
     _check_reach(captured, reach)
     classes = trace.labels.solve()
     frozen = trace.labels.frozen(classes, trace.labels.freezes)
-    numbers = follow(trace.literals, classes, frozen, trace.annotated, current)
+    numbers = (
+        follow(trace.literals, classes, frozen, trace.annotated, current) if form == "module" else Numbers()
+    )
     frozen |= trace.labels.frozen(classes, numbers.freezes)
     read_reach = [reach.get(read.node, frozenset()) for read in trace.reads]
     names = tuple(task.name for task in tasks)
     grouping = group_units(trace, classes, frozen, read_reach, names)
     constraints, extra = _proportions(numbers.ratios, classes, grouping)
-    if extra.size:
+    # What goes whole takes along what other ratios tie to it, until nothing more does.
+    while (extra := extra[~frozen[extra]]).size:
         record = FreezeRecord(
             np.flatnonzero(np.isin(classes, extra)),
             "a count constraint that is not a ratio of two groups",
@@ -128,8 +153,9 @@ def analyse(
         numbers.freezes.append(record)
         frozen[extra] = True
         grouping = group_units(trace, classes, frozen, read_reach, names)
-        constraints, _ = _proportions(numbers.ratios, classes, grouping)
-    table = WidthTable(grouping.units, sum(group.units for group in grouping.groups))
+        constraints, extra = _proportions(numbers.ratios, classes, grouping)
+    count = sum(group.units for group in grouping.groups)
+    table = WidthTable(grouping.units, count)
     batch = batch_size(example_inputs)
     parameters = {name for name, tensor in state.items() if isinstance(tensor, nn.Parameter)}
     products = {
@@ -156,7 +182,9 @@ def analyse(
         unclaimed=_unclaimed(grouping.groups, reach),
         cost=CostModel(table.finish(), products),  # type: ignore[arg-type]
         attributes=attributes,
-        fingerprint=_fingerprint(state, grouping.groups),
+        resizing=resizing_of(trace, grouping.units, count, batch),
+        form=form,
+        fingerprint=_fingerprint(state, grouping.groups, form),
         capture=captured,
         example_inputs=example_inputs,
         task_objects=tasks,
@@ -272,12 +300,12 @@ def _proportions(
 ) -> tuple[tuple[Proportion, ...], np.ndarray]:
     """Ratios between groups, merged where they share one; and the classes of ratios that are none."""
     unit_of_class = dict(zip(classes.tolist(), grouping.units.tolist(), strict=True))
-    shares: dict[str, dict[str, Fraction]] = {}
-    reasons: dict[str, str] = {}
+    shares: dict[_Side, dict[_Side, Fraction]] = {}
+    reasons: dict[_Side, str] = {}
     failed: list[int] = []
     for ratio in ratios:
-        above = _single_group(ratio.numerator, unit_of_class, grouping.groups)
-        below = _single_group(ratio.denominator, unit_of_class, grouping.groups)
+        above = _side(ratio.numerator, unit_of_class, grouping.groups)
+        below = _side(ratio.denominator, unit_of_class, grouping.groups)
         if above is None or below is None:
             failed.extend(each for count in (ratio.numerator, ratio.denominator) for each, _ in count.classes)
             continue
@@ -288,36 +316,49 @@ def _proportions(
         scale = merged[top] / pair[top]
         other = shares.get(bottom, {bottom: pair[bottom] * scale})
         rescale = pair[bottom] * scale / other[bottom]
-        merged = {**merged, **{name: share * rescale for name, share in other.items()}}
-        for name in merged:
-            shares[name] = merged
-            reasons[name] = ratio.reason
+        merged = {**merged, **{side: share * rescale for side, share in other.items()}}
+        for side in merged:
+            shares[side] = merged
+            reasons[side] = ratio.reason
     proportions = []
     for merged in {id(each): each for each in shares.values()}.values():
         denominator = lcm(*(share.denominator for share in merged.values()))
-        whole = {name: int(share * denominator) for name, share in merged.items()}
+        whole = {side: int(share * denominator) for side, share in merged.items()}
         divisor = gcd(*whole.values())
         proportions.append(
             Proportion(
-                tuple(whole), tuple(share // divisor for share in whole.values()), reasons[next(iter(whole))]
+                tuple(name for side in whole for name in side),
+                tuple(share // divisor for side, share in whole.items() for _ in side),
+                reasons[next(iter(whole))],
+                tuple(side for side in whole if len(side) > 1),
             )
         )
     return tuple(proportions), np.array(sorted(set(failed)), dtype=np.int64)
 
 
-def _single_group(
+def _side(
     count: Count, unit_of_class: dict[int, int], groups: tuple[ChannelGroup, ...]
-) -> tuple[str, int] | None:
-    """The one group whose units ``count`` counts, each equally often."""
+) -> tuple[_Side, int] | None:
+    """The groups all of whose units ``count`` counts, each equally often."""
     units = {unit_of_class[each] for each, _ in count.classes}
     times = {each for _, each in count.classes}
-    for group in groups:
-        if units == set(range(group.start, group.start + group.units)) and len(times) == 1:
-            return group.name, times.pop()
-    return None
+    side = [group for group in groups if group.start in units]
+    counted = {unit for group in side for unit in range(group.start, group.start + group.units)}
+    if not side or counted != units or len(times) != 1:
+        return None
+    return tuple(group.name for group in side), times.pop()
 
 
-def _fingerprint(state: dict[str, torch.Tensor], groups: tuple[ChannelGroup, ...]) -> str:
+_GRAPH = "graph-"
+"""Begins the fingerprints of structures of the exported graph."""
+
+
+def form_of(fingerprint: str) -> Form:
+    """The form of the structure that ``fingerprint`` is of."""
+    return "graph" if fingerprint.startswith(_GRAPH) else "module"
+
+
+def _fingerprint(state: dict[str, torch.Tensor], groups: tuple[ChannelGroup, ...], form: Form) -> str:
     facts = {
         "tensors": [(name, list(tensor.shape)) for name, tensor in sorted(state.items())],
         "groups": [
@@ -333,4 +374,5 @@ def _fingerprint(state: dict[str, torch.Tensor], groups: tuple[ChannelGroup, ...
             for group in groups
         ],
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return digest if form == "module" else _GRAPH + digest

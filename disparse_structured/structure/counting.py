@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,13 +18,29 @@ from disparse_structured.modes import evaluating
 def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
     """Multiply-accumulates of one forward pass per example, counted by ``torch.utils.flop_counter``.
 
-    Convolutions, linear layers, matrix products and attention; element-wise work counts nothing. The
-    model runs once, in eval mode, without gradients.
+    Convolutions, linear layers, matrix products, attention and recurrent layers; element-wise work counts
+    nothing. The model runs once, in eval mode, without gradients.
     """
     counter = FlopCounterMode(display=False)
-    with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _products_of(model), counter:
         model(*example_inputs)
     return round(counter.get_total_flops() / 2 / batch_size(example_inputs))
+
+
+@contextmanager
+def _products_of(model: nn.Module) -> Iterator[None]:
+    """Within, recurrent layers compute by matrix products: the counter knows no kernel that fuses them."""
+    fusing: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+    if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        fusing = ()
+    before = [backend.enabled for backend in fusing]
+    try:
+        for backend in fusing:
+            backend.enabled = False
+        yield
+    finally:
+        for backend, enabled in zip(fusing, before, strict=True):
+            backend.enabled = enabled
 
 
 def count_parameters(model: nn.Module) -> int:

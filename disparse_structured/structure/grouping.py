@@ -76,7 +76,7 @@ def group_units(
         )
         reads = [(place.read, where) for place, where in zip(places, found, strict=True) if where is not None]
         consumers = tuple(
-            Consumer(read.node, read.arg, read.dim, where, read.normalises, read.sample)
+            Consumer(read.node, read.arg, read.dim, where, read.normalises, read.averages, read.sample)
             for read, where in ((trace.reads[i], where) for i, where in reads if i is not None)
         )
         reached = frozenset[str]().union(*(reach[i] for i, _ in reads if i is not None))

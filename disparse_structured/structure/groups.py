@@ -5,6 +5,7 @@ All names are qualified names of the dense model and all indices are in its coor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,9 @@ import torch
 
 Kind = Literal["channel", "bundle", "head"]
 """channel: one index; bundle: one index repeated over groups, halves or slabs; head: one attention head."""
+
+Argument = int | tuple[int, int]
+"""The number of one of an operator's arguments, or that of a list among them and of an item of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,19 +35,31 @@ class Member:
 class Consumer:
     """A place of the graph where a removed unit stops being read.
 
-    ``node`` reads its argument number ``arg``; ``index`` is int64 ``[units, multiplicity]`` along
-    ``dim`` of that argument. A ``normalises`` consumer computes statistics over the channels it reads
-    (layer norm, group norm): its masked twin leaves removed channels out of the statistics. ``sample`` is
-    the dimension of the argument along which the examples of the batch lie and, int64, the number of the
-    example at each of its positions; None where no single dimension tells them apart.
+    ``node`` reads its argument ``arg``; ``index`` is int64 ``[units, multiplicity]`` along
+    ``dim`` of that argument. A consumer that ``normalises`` by statistics over the channels (layer norm,
+    group norm) hands them on, one that ``averages`` (mean, maximum) does not; the masked twin of both leaves
+    removed channels out of the statistics. ``sample`` is the dimension of the argument along which the
+    examples of the batch lie and, int64, the number of the example at each of its positions; None where no
+    single dimension tells them apart.
     """
 
     node: str
-    arg: int
+    arg: Argument
     dim: int
     index: np.ndarray
     normalises: bool = False
+    averages: bool = False
     sample: tuple[int, np.ndarray] | None = None
+
+    @property
+    def takes_statistics(self) -> bool:
+        """Whether a channel of zeros is something else than no channel."""
+        return self.normalises or self.averages
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether a fused operator reads the unit between its own steps, by a weight in a list of them."""
+        return isinstance(self.arg, tuple) and self.sample is None
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +88,29 @@ class ChannelGroup:
 class Proportion:
     """A count constraint: the kept counts of ``groups`` must be ``t * shares`` for one integer ``t``.
 
-    For example a residual width that ``forward`` divides by a number of heads.
+    For example a residual width that ``forward`` divides by a number of heads. Of groups that are
+    ``together`` (heads in windows of three sizes), which have the same share, the sum of the kept counts
+    must be ``t`` times it.
     """
 
     groups: tuple[str, ...]
     shares: tuple[int, ...]
     reason: str
+    together: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def sides(self) -> tuple[tuple[tuple[str, ...], int], ...]:
+        """The groups whose kept counts are added up, mostly one alone, and their share."""
+        side_of = {name: side for side in self.together for name in side}
+        shares = {
+            side_of.get(name, (name,)): share for name, share in zip(self.groups, self.shares, strict=True)
+        }
+        return tuple(shares.items())
+
+    def allows(self, kept: Mapping[str, int]) -> bool:
+        """Whether so many units of each group may stay."""
+        multiples = {divmod(sum(kept[name] for name in names), share) for names, share in self.sides}
+        return len(multiples) == 1 and next(iter(multiples))[1] == 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,26 @@ from torch import fx, nn
 
 from disparse_structured.structure.capture import Capture
 from disparse_structured.structure.effects import Effects
+from disparse_structured.structure.groups import Argument
 
 aten = torch.ops.aten
 
-Place = tuple[str, int]
-"""A node of the graph and the position of one of its arguments."""
+Place = tuple[str, Argument]
+"""A node of the graph and one of its arguments."""
+
+
+def argument(args: Sequence[Any], place: Argument) -> Any:
+    """What stands at ``place`` of an operator's positional arguments."""
+    return args[place[0]][place[1]] if isinstance(place, tuple) else args[place]
+
+
+def put(args: list[Any], place: Argument, value: Any) -> None:
+    """Writes ``value`` at ``place`` of ``args``; a list in it is copied before."""
+    if isinstance(place, tuple):
+        number, item = place
+        args[number] = [value if i == item else each for i, each in enumerate(args[number])]
+    else:
+        args[place] = value
 
 
 def instrumented(
@@ -34,6 +50,9 @@ def instrumented(
         modules[name] = module
         return graph.call_module(name, args, kwargs)
 
+    places: dict[str, dict[Argument, Sequence[nn.Module]]] = defaultdict(dict)
+    for (name, place), found in readers.items():
+        places[name][place] = found
     effects = Effects.of(capture.graph)
     needed = _needed(capture, effects)
     for node in capture.graph.nodes:
@@ -43,13 +62,14 @@ def instrumented(
             modules[str(node.target)] = getattr(capture.module, str(node.target))
         args = list(fx.map_arg(node.args, copies.__getitem__))
         kwargs = dict(fx.map_arg(node.kwargs, copies.__getitem__))
-        for position in range(len(args)):
-            found = readers.get((node.name, position), ())
-            if found and (node, node.args[position]) in effects.overwritten:
+        for place, found in places[node.name].items():
+            value = argument(args, place)
+            if (node, argument(node.args, place)) in effects.overwritten:
                 # A gate remembers what it read; a later in-place write must not change it.
-                args[position] = graph.call_function(aten.clone.default, (args[position],))
+                value = graph.call_function(aten.clone.default, (value,))
             for module in found:
-                args[position] = call(module, (args[position],), {})
+                value = call(module, (value,), {})
+            put(args, place, value)
         if node.name in replacements:
             copies[node] = call(replacements[node.name], tuple(args), kwargs)
         else:

@@ -115,16 +115,9 @@ class _Solver:
                 return None
             factor, reason = required.fixed, f"forward computes {required.fixed} as a quotient of the two"
             left, right = (self.evaluate(side, assigned) for side in (expression.left, expression.right))
-        if (
-            left is None
-            or right is None
-            or left.fixed
-            or right.fixed
-            or not left.classes
-            or not right.classes
-        ):
+        if left is None or right is None:
             return None
-        return Ratio(left, right, factor, reason)
+        return _comparable(left, right, factor, reason)
 
     def labels_of(self, expression: Expression, attributes: dict[Attribute, np.ndarray]) -> list[np.ndarray]:
         if isinstance(expression, Attribute):
@@ -140,6 +133,13 @@ class _Solver:
                 for labels in self.labels_of(side, attributes)
             ]
         return []
+
+
+def _comparable(left: Count, right: Count, factor: int, reason: str) -> Ratio | None:
+    """``left == factor * right`` as a constraint; None if one of them has fixed positions, or only these."""
+    if left.fixed or right.fixed or not left.classes or not right.classes:
+        return None
+    return Ratio(left, right, factor, reason)
 
 
 def _quotient(left: Count, right: Count) -> Count | None:
@@ -184,7 +184,11 @@ def _settle(solver: _Solver, literals: list[Literal], numbers: Numbers) -> Itera
         count = solver.count(literal.labels)
         if attribute in assigned and assigned[attribute] != count:
             reason = f"{attribute.module}.{attribute.name} counts two different things"
-            yield from _freeze(solver, literal, [literal.labels, numbers.attributes[attribute]], reason)
+            ratio = _comparable(assigned[attribute], count, 1, reason)
+            if ratio is None:
+                yield from _freeze(solver, literal, [literal.labels, numbers.attributes[attribute]], reason)
+            else:
+                numbers.ratios.append(ratio)
         assigned.setdefault(attribute, count)
         numbers.attributes.setdefault(attribute, literal.labels)
     for literal in literals:

@@ -13,7 +13,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from disparse_structured.structure.capture import Capture
-from disparse_structured.structure.groups import Kind
+from disparse_structured.structure.groups import Argument, Kind
 from disparse_structured.structure.labels import FROZEN, Axis, Labels, Value
 from disparse_structured.structure.provenance import Attribute, Expression, annotation, expressions
 
@@ -35,17 +35,18 @@ def rule(*operators: Any) -> Callable[[Rule], Rule]:
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """``node`` contracts over (or normalises over) dimension ``dim`` of its argument ``arg``.
+    """``node`` contracts, normalises or averages over dimension ``dim`` of its argument ``arg``.
 
     ``sample`` is the dimension of the argument along which the examples of the batch lie, and the number
     of the example at each of its positions; None where no single dimension tells them apart.
     """
 
     node: str
-    arg: int
+    arg: Argument
     dim: int
     labels: np.ndarray
     normalises: bool
+    averages: bool
     sample: tuple[int, np.ndarray] | None
 
 
@@ -204,12 +205,26 @@ class Trace:
             if axis.labels is not None:
                 self.labels.freeze(axis.labels, reason, call.operator, call.module)
 
-    def consume(self, call: Call, argument: str, dim: int, axis: Axis, normalises: bool = False) -> None:
-        """``call`` contracts over ``axis``, dimension ``dim`` of its ``argument``."""
+    def consume(
+        self,
+        call: Call,
+        argument: str,
+        dim: int,
+        axis: Axis,
+        *,
+        item: int | None = None,
+        normalises: bool = False,
+        averages: bool = False,
+    ) -> None:
+        """``call`` contracts over ``axis``, dimension ``dim`` of its ``argument`` (or of an ``item`` of it).
+
+        See :class:`Consumer`.
+        """
         if axis.labels is not None:
-            sample = _sample(call[argument], dim)
-            position = call.position(argument)
-            self.reads.append(Read(call.node.name, position, dim, axis.labels, normalises, sample))
+            sample = _sample(call[argument] if item is None else call[argument][item], dim)
+            number = call.position(argument)
+            position: Argument = number if item is None else (number, item)
+            self.reads.append(Read(call.node.name, position, dim, axis.labels, normalises, averages, sample))
 
     def literal(self, call: Call, expression: Expression, axis: Axis) -> None:
         """The number given by ``expression`` is the size of ``axis``."""

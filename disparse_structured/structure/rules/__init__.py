@@ -8,9 +8,11 @@ from disparse_structured.structure.rules import (
     indexing,
     matmul,
     normalisation,
+    recurrent,
     reduction,
     resampling,
     reshape,
+    unfolding,
 )
 
 __all__ = [
@@ -21,7 +23,9 @@ __all__ = [
     "indexing",
     "matmul",
     "normalisation",
+    "recurrent",
     "reduction",
     "resampling",
     "reshape",
+    "unfolding",
 ]

@@ -72,7 +72,9 @@ def _finish(trace: Trace, call: Call, value: Value, weight: Value, outputs: Axis
     spatial = len(weight) - 2
     channel = len(value) - spatial - 1
     transposes = "transpose" in call.operator
-    trace.freeze(call, value[channel + 1 :], "spatial dimension of a convolution")
+    passing = [_is_pointwise(call, weight, i) for i in range(spatial)]
+    mixed = [axis for axis, alone in zip(value[channel + 1 :], passing, strict=True) if not alone]
+    trace.freeze(call, mixed, "spatial dimension of a convolution")
     trace.freeze(call, weight[2:], "kernel dimension of a convolution")
     bias = call["bias"]
     if bias is not None:
@@ -81,14 +83,28 @@ def _finish(trace: Trace, call: Call, value: Value, weight: Value, outputs: Axis
     groups = call["groups"]
     if groups == 1 or weight[1].size > 1 or transposes:
         trace.consume(call, "input", channel, value[channel])
-    places = math.prod(
-        value[channel + 1 + i].size if transposes else shape[channel + 1 + i] for i in range(spatial)
-    )
-    coefficient = math.prod(axis.size for axis in weight[2:]) * places * math.prod(shape[:channel])
-    per_group = weight[1]
-    if transposes:
-        trace.multiply(call, coefficient, weight[0], per_group)
-    else:
-        trace.multiply(call, coefficient, weight[0], per_group)
+    places = [
+        value[channel + 1 + i] if transposes or passing[i] else Axis(shape[channel + 1 + i])
+        for i in range(spatial)
+    ]
+    coefficient = math.prod(axis.size for axis in weight[2:]) * math.prod(shape[:channel])
+    trace.multiply(call, coefficient, weight[0], weight[1], *places)
     result = Axis(shape[channel], outputs.labels)
-    return (*value[:channel], result, *plain(shape[channel + 1 :]))
+    behind = plain(shape[channel + 1 :])
+    return (
+        *value[:channel],
+        result,
+        *(place if alone else axis for place, alone, axis in zip(places, passing, behind, strict=True)),
+    )
+
+
+def _is_pointwise(call: Call, weight: Value, i: int) -> bool:
+    """Whether every position along spatial dimension ``i`` is computed from the one at its place."""
+
+    def at(name: str) -> int | str:
+        given = call[name]
+        if isinstance(given, list | tuple):
+            return int(given[i] if len(given) > 1 else given[0])
+        return given if isinstance(given, str) else int(given)
+
+    return weight[2 + i].size == 1 and at("stride") == 1 and at("padding") in (0, "same", "valid")

@@ -39,21 +39,45 @@ def total(trace: Trace, call: Call) -> Value:
 
 @rule(
     aten.mean, aten.amax, aten.amin, aten.var, aten.std, aten.linalg_vector_norm, aten.norm, aten.logsumexp,
-    aten.prod, aten.any, aten.all, aten.argmax, aten.argmin,
+    aten.prod,
 )  # fmt: skip
 def statistic(trace: Trace, call: Call) -> Value:
-    """The reduced dimensions stay whole: removing positions would change the statistic of the others."""
+    """Of the reduced dimensions one may shrink: the statistic of what is kept."""
     value, dims, result = _reduced(call)
-    trace.freeze(call, [value[dim] for dim in dims], "a statistic is taken over it")
+    _average(trace, call, value, dims)
     return result()
 
 
-@rule(aten.max, aten.min, aten.var_mean, aten.std_mean)
-def several(trace: Trace, call: Call) -> list[Value] | Value:
-    """As :func:`statistic`, for several results; ``max`` of two tensors is element-wise."""
+@rule(aten.var_mean, aten.std_mean)
+def statistics(trace: Trace, call: Call) -> list[Value]:
+    """As :func:`statistic`, twice."""
+    value, dims, result = _reduced(call)
+    _average(trace, call, value, dims)
+    return [result()] * 2
+
+
+def _average(trace: Trace, call: Call, value: Value, dims: list[int]) -> None:
+    labelled = [dim for dim in dims if value[dim].labels is not None]
+    for dim in labelled[:1]:
+        trace.consume(call, "self", dim, value[dim], averages=True)
+    trace.freeze(call, [value[dim] for dim in labelled[1:]], "a statistic is taken over it")
+
+
+@rule(aten.any, aten.all, aten.argmax, aten.argmin)
+def position(trace: Trace, call: Call) -> Value:
+    """The reduced dimensions stay whole: positions would be counted anew."""
+    value, dims, result = _reduced(call)
+    trace.freeze(call, [value[dim] for dim in dims], "a position in it is computed")
+    return result()
+
+
+@rule(aten.max, aten.min)
+def extreme(trace: Trace, call: Call) -> list[Value] | Value:
+    """With a dimension as :func:`position`, without as :func:`statistic`; of two tensors element-wise."""
     if call.raw.get("other") is not None:
         return trace.broadcast(call, call.values())
-    value, dims, result = _reduced(call)
-    trace.freeze(call, [value[dim] for dim in dims], "a statistic is taken over it")
-    reduced = result()
-    return [reduced] * len(call.shapes) if isinstance(call.node.meta["val"], tuple | list) else reduced
+    if isinstance(call.node.meta["val"], tuple | list):
+        values: Value = position(trace, call)
+        return [values] * 2
+    only: Value = statistic(trace, call)
+    return only

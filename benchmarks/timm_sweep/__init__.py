@@ -1,0 +1,1 @@
+"""Every timm family: export, structure, plan, surgery, a training step, and stock Torch-Pruning beside it."""

@@ -1,0 +1,264 @@
+"""One cell in this process, stage by stage; ``python -m benchmarks.timm_sweep.measure MODEL KIND FILE``.
+
+The row is written before every stage, so that whoever ends the process still has what was found. The
+process ends itself when its standard input is closed: it does not outlive the one that started it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import resource
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import rows
+from benchmarks.machine import machine
+from benchmarks.timm_sweep.cells import KINDS, PARITY, SEED, Cell, Row
+from benchmarks.timm_sweep.stock import Stock
+from benchmarks.timm_sweep.subject import Subject
+from disparse_structured.budget import Budget, smallest
+from disparse_structured.export import export_onnx
+from disparse_structured.specimen import copied
+from disparse_structured.structure import Freeze, count_parameters
+from disparse_structured.tasks import Task
+
+STEPS = (0.1, 0.01, 0.001, 0.0001)
+"""Shares of the loss that one step is to take away, by its first-order prediction; tried in turn."""
+
+REASON = 400
+"""Characters of an error that are kept."""
+
+REASONS = 8
+"""How many reasons for frozen parameters are kept."""
+
+Facts = Mapping[str, Any]
+
+
+class LearningError(Exception):
+    """No step lowers the loss."""
+
+
+class Run:
+    """The stages of one cell; each returns fields of its :class:`Row`."""
+
+    def __init__(self, cell: Cell) -> None:
+        self._subject = Subject(cell)
+
+    def build(self) -> Facts:
+        return {"parameters": count_parameters(self._subject.network.model)}
+
+    def export(self) -> Facts:
+        network = self._subject.network
+        torch.export.export(network.model, network.inputs, strict=False)
+        return {}
+
+    def structure(self) -> Facts:
+        structure = self._subject.structure
+        return {
+            "groups": len(structure.groups),
+            "units": structure.units,
+            "macs": structure.cost.macs(torch.ones(structure.units, dtype=torch.bool)),
+            "frozen": reasons(structure.frozen),
+        }
+
+    def prunable(self) -> Facts:
+        structure = self._subject.structure
+        everything = torch.ones(structure.units, dtype=torch.bool)
+        least = smallest(structure, Budget(parameters=0.5, floor=0.0))
+        cost = structure.cost
+        return {
+            "prunable_parameters": 1 - cost.parameters(least) / cost.parameters(everything),
+            "prunable_macs": 1 - cost.macs(least) / cost.macs(everything),
+        }
+
+    def plan(self) -> Facts:
+        structure = self._subject.structure
+        return {"planned": round(structure.cost.parameters(self._subject.plan.keep(structure)))}
+
+    def surgery(self) -> Facts:
+        done = self._subject.operation
+        assert done.proof is not None
+        return {
+            "left": count_parameters(done.model),
+            "macs_left": self._subject.structure.cost.macs(done.plan.keep(self._subject.structure)),
+            "twin": max(done.proof.deviation.values()),
+            "tolerance": done.proof.tolerance,
+            "dtype": done.proof.dtype.removeprefix("torch."),
+            "refused": {refusal.group: shortened(refusal.reason) for refusal in done.refused},
+        }
+
+    def onnx(self) -> Facts:
+        network = self._subject.network
+        outputs = {task.name: task.tensors for task in network.tasks}
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "pruned.onnx")
+            # Free sizes would be one more export for every model of a fixed size.
+            facts = export_onnx(
+                self._subject.operation.model,
+                network.inputs,
+                file,
+                outputs=outputs,
+                dynamic_size=False,
+                tolerance=PARITY,
+            )
+        return {"parity": max(fact.max_rel for fact in facts.parity), "dynamic": facts.dynamic}
+
+    def train(self) -> Facts:
+        network = self._subject.network
+        return {"learned": learned(self._subject.operation.model, network.inputs, network.tasks)}
+
+    def graph(self) -> Facts:
+        done = self._subject.graph
+        assert done.proof is not None
+        left = sum(parameter.numel() for parameter in done.model.parameters())
+        return {"graph_left": left, "graph_twin": max(done.proof.deviation.values())}
+
+    def stock_graph(self) -> Facts:
+        self._stock = Stock(self._subject.network)
+        return {}
+
+    def stock_prune(self) -> Facts:
+        return {"stock_left": self._stock.prune()}
+
+    def stock_run(self) -> Facts:
+        self._stock.run()
+        return {}
+
+
+Stage = tuple[Callable[[Run], Facts], str]
+"""What it does, and the stage that must have ended well."""
+
+STAGES: Mapping[str, Stage] = {
+    "build": (Run.build, ""),
+    "warm-up": (Run.export, "build"),
+    "export": (Run.export, "warm-up"),
+    "structure": (Run.structure, "build"),
+    "prunable": (Run.prunable, "structure"),
+    "plan": (Run.plan, "structure"),
+    "surgery": (Run.surgery, "plan"),
+    "onnx": (Run.onnx, "surgery"),
+    "train": (Run.train, "surgery"),
+    "graph": (Run.graph, "build"),
+    "stock graph": (Run.stock_graph, "build"),
+    "stock prune": (Run.stock_prune, "stock graph"),
+    "stock run": (Run.stock_run, "stock prune"),
+}
+
+
+def measure(cell: Cell, keep: Callable[[Row], None]) -> Row:
+    """The row of ``cell``; ``keep`` is given it before every stage and at the end."""
+    run = Run(cell)
+    row = Row(cell, settings=cell.settings, machine=machine())
+    for name, (work, needed) in STAGES.items():
+        if needed and needed not in row.seconds:
+            continue
+        row = replace(row, stage=name, memory=peak())
+        keep(row)
+        started = time.perf_counter()
+        try:
+            found = work(run)
+        except Exception as error:
+            traceback.print_exc()
+            reason = shortened(f"{type(error).__name__}: {error}")
+            row = replace(row, failures={**row.failures, name: reason})
+        else:
+            spent = time.perf_counter() - started
+            row = replace(row, **found, seconds={**row.seconds, name: spent})
+    row = replace(row, stage="", memory=peak())
+    keep(row)
+    return row
+
+
+def learned(model: nn.Module, inputs: tuple[Tensor, ...], tasks: Sequence[Task]) -> float:
+    """The share of the loss that one SGD step takes away, in train mode; ``model`` stays as it was.
+
+    The loss is the mean square of every output's distance from random targets, summed.
+
+    Raises:
+        LearningError: no step of :data:`STEPS` lowers it.
+    """
+    before = math.nan
+    for share in STEPS:
+        student = copied(model).train()
+        loss = _loss(student, inputs, tasks)
+        loss.backward()
+        before = float(loss.detach())
+        parameters = list(student.parameters())
+        squared = sum(float(each.grad.square().sum()) for each in parameters if each.grad is not None)
+        if not squared > 0:
+            break
+        torch.optim.SGD(parameters, lr=share * before / squared).step()
+        with torch.no_grad():
+            after = float(_loss(student, inputs, tasks))
+        if after < before:
+            return 1 - after / before
+    raise LearningError(f"no step lowers the loss of {before:.3g}")
+
+
+def reasons(frozen: Sequence[Freeze]) -> list[tuple[str, float]]:
+    """Freeze reasons and the share of the parameters that each holds at most, largest first."""
+    shares: dict[str, float] = defaultdict(float)
+    for freeze in frozen:
+        shares[freeze.reason] += freeze.share
+    largest = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
+    return [(reason, min(1.0, share)) for reason, share in largest[:REASONS]]
+
+
+def shortened(text: str) -> str:
+    """In one line, and not too long."""
+    line = " ".join(text.split())
+    return line if len(line) <= REASON else f"{line[:REASON]}…"
+
+
+def peak() -> float:
+    """GB that this process has held at most."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.timm_sweep.measure", description=__doc__)
+    parser.add_argument("model", help="name in timm")
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("file", type=Path, help="where the row goes")
+    options = parser.parse_args(arguments)
+    threading.Thread(target=_follow, daemon=True).start()
+    warnings.filterwarnings("ignore")
+    measure(Cell(options.model, options.kind), lambda row: rows.write(options.file, row))
+    return 0
+
+
+def _loss(model: nn.Module, inputs: tuple[Tensor, ...], tasks: Sequence[Task]) -> Tensor:
+    torch.manual_seed(SEED)  # the same dropout at every call
+    output = model(*inputs)
+    generator = torch.Generator().manual_seed(SEED)
+    return torch.stack(
+        [
+            (tensor - torch.randn(tensor.shape, generator=generator)).square().mean()
+            for task in tasks
+            for tensor in task.tensors(output)
+        ]
+    ).sum()
+
+
+def _follow() -> None:
+    os.read(0, 1)  # not by sys.stdin, whose lock would be in the way of a normal end
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

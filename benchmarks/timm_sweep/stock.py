@@ -1,0 +1,79 @@
+"""Stock Torch-Pruning on the same model, by the recipe that it gives for timm models."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from benchmarks.timm_sweep.cells import WIDTH
+from benchmarks.timm_sweep.subject import Network
+
+
+class StockError(Exception):
+    """The network that stock pruning left is not what it should be."""
+
+
+class Stock:
+    """A copy of a network and the graph that Torch-Pruning traces of it; predictors keep their outputs."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.model = deepcopy(network.model)
+        self._attentions: list[Any] = [
+            module
+            for module in self.model.modules()
+            if isinstance(getattr(module, "qkv", None), nn.Linear)
+            and isinstance(getattr(module, "num_heads", None), int)
+        ]
+        # Its default dictionaries are shared between pruners and written to.
+        self._pruner = tp.pruner.MagnitudePruner(
+            self.model,
+            self._network.inputs,
+            tp.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=1 - WIDTH,
+            ignored_layers=predictors(self.model),
+            num_heads={each.qkv: each.num_heads for each in self._attentions},
+            in_channel_groups={},
+            out_channel_groups={},
+            channel_groups={},
+            pruning_ratio_dict={},
+        )
+
+    def prune(self) -> int:
+        """Cuts; the number of parameters left."""
+        self._pruner.step()
+        for each in self._attentions:
+            each.num_heads = self._pruner.num_heads[each.qkv]
+            each.head_dim = each.qkv.out_features // (3 * each.num_heads)
+            if "attn_dim" in vars(each):  # newer than the recipe, which would break every transformer
+                each.attn_dim = each.num_heads * each.head_dim
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def run(self) -> None:
+        """One forward pass; raises what it raises, or :class:`StockError` where shapes have changed."""
+        dense, inputs = self._network.model, self._network.inputs
+        with torch.no_grad():
+            before, after = (_shapes(model(*inputs)) for model in (dense, self.model))
+        if before != after:
+            raise StockError(f"the outputs have the shapes {after}, not {before}")
+
+
+def predictors(model: nn.Module) -> list[nn.Module]:
+    """The layers whose outputs are the model's: of our heads, or as wide as timm's number of classes."""
+    classes = getattr(model, "num_classes", None)
+    found = []
+    for name, module in model.named_modules():
+        width = getattr(module, "out_features", getattr(module, "out_channels", None))
+        ours = name.startswith("heads.") and name.endswith(".predict")
+        if ours or (isinstance(module, nn.Linear | nn.Conv2d) and classes is not None and width == classes):
+            found.append(module)
+    return found
+
+
+def _shapes(output: object) -> list[tuple[int, ...]]:
+    return [tuple(leaf.shape) for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]

@@ -1,0 +1,104 @@
+"""One model on its way through structure, plan and surgery; every station is reached when it is asked for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import timm
+import torch
+from timm.models import PretrainedCfg
+from torch import Tensor, nn
+
+from benchmarks.timm_sweep.cells import BATCH, SEED, WIDTH, Cell
+from disparse_structured.adapters.timm import DenseHead, LinearHead, multitask
+from disparse_structured.budget import Budget, make_plan
+from disparse_structured.budget.widths import Widths
+from disparse_structured.graph_surgery import GraphOperation, apply_graph
+from disparse_structured.plan import Plan
+from disparse_structured.saliency import Random
+from disparse_structured.structure import Structure, analyse
+from disparse_structured.surgery import Operation, apply
+from disparse_structured.tasks import Task
+from disparse_structured.votes import LayerRanking
+
+HEADS = {"labels": DenseHead(13), "depth": DenseHead(1), "scene": LinearHead(10)}
+
+FLOOR = 0.1
+"""Share of every group that stays, whatever the plan."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model in eval mode, a batch of images for it, and its tasks."""
+
+    model: nn.Module
+    inputs: tuple[Tensor]
+    tasks: tuple[Task, ...]
+
+
+class Subject:
+    """The stations of one cell."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell
+
+    @cached_property
+    def network(self) -> Network:
+        """The dense network, with random weights."""
+        torch.manual_seed(SEED)
+        if self.cell.kind == "multitask":
+            heads = multitask(self.cell.model, HEADS)
+            return Network(heads.eval(), heads.example_inputs(BATCH), heads.tasks())
+        model: nn.Module = timm.create_model(self.cell.model)
+        config = timm.get_pretrained_cfg(self.cell.model) or PretrainedCfg()
+        images = torch.randn(BATCH, *config.input_size)
+        return Network(model.eval(), (images,), (Task("logits", lambda logits: logits),))
+
+    @cached_property
+    def structure(self) -> Structure:
+        """What may go."""
+        return analyse(self.network.model, self.network.inputs, self.network.tasks)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """See :func:`planned`."""
+        return planned(self.structure)
+
+    @cached_property
+    def operation(self) -> Operation:
+        """The pruned module, proven."""
+        return apply(self.network.model, self.plan, self.structure)
+
+    @cached_property
+    def graph(self) -> GraphOperation:
+        """The pruned exported graph, proven, by a plan of its own: numbers in ``forward`` hold nothing."""
+        network = self.network
+        structure = analyse(network.model, network.inputs, network.tasks, form="graph")
+        return apply_graph(network.model, planned(structure), structure)
+
+
+def planned(structure: Structure) -> Plan:
+    """Random units of every group, by the search, to what the network costs at half of every width."""
+    scores = torch.rand(structure.units, generator=torch.Generator().manual_seed(SEED))
+    budget = Budget(parameters=round(structure.cost.parameters(half(structure))), floor=FLOOR)
+    return make_plan(
+        structure,
+        scores.expand(len(structure.tasks), -1),
+        budget,
+        ranking=LayerRanking(),
+        criterion=Random(),
+        seed=SEED,
+    )
+
+
+def half(structure: Structure) -> Tensor:
+    """Bool ``[units]``: :data:`WIDTH` of every group, rounded up, and what count constraints add to that."""
+    keep = torch.zeros(structure.units, dtype=torch.bool)
+    for group in structure.groups:
+        stay = group.units if group.name in structure.unclaimed else math.ceil(group.units * WIDTH)
+        keep[group.start : group.start + stay] = True
+    order = torch.arange(structure.units)
+    rules = Budget(parameters=WIDTH, floor=FLOOR)
+    return Widths.of(structure.groups, structure.constraints, rules, structure.reach, order).settle(keep)

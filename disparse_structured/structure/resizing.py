@@ -1,0 +1,214 @@
+"""Which integers of an exported graph are sizes, and what they become when the widths change.
+
+A module computes its sizes in Python, from numbers that may not follow its widths. Its exported graph
+holds the results, as literals of its operators: these can always be written anew. :data:`SIZES` says which
+integer argument of an operator counts the positions of which dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from disparse_structured.structure.cost import Keep, Widths, WidthTable
+from disparse_structured.structure.labels import Axis, Value
+from disparse_structured.structure.provenance import Arithmetic, Expression, Size
+from disparse_structured.structure.tracing import Call, Trace, is_value
+
+aten = torch.ops.aten
+
+Counted = Callable[[Call, Any], list[Axis]]
+"""From a call and the value of its result to what the integers of one of its arguments count, in order."""
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Integer ``item`` (None: the only one) of ``node``'s ``argument`` is row ``row`` of the widths.
+
+    ``batched`` where it is also proportional to the number of examples in the batch.
+    """
+
+    node: str
+    argument: str
+    item: int | None
+    row: int
+    batched: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Resizing:
+    """All integers of a graph that follow the widths or the batch; ``batch`` is the one it was exported with.
+
+    ``widths`` count positions of the graph's values, of all examples of that batch together.
+    """
+
+    places: tuple[Resize, ...]
+    widths: Widths
+    batch: int
+
+    def sizes(self, keep: Keep) -> dict[Resize, int]:
+        """The integers of the graph that keeps ``keep``, bool ``[units]``."""
+        widths = self.widths(keep)
+        return {place: round(float(widths[place.row])) for place in self.places}
+
+
+def _result(call: Call, result: Value) -> list[Axis]:
+    return list(result)
+
+
+def _unflattened(call: Call, result: Value) -> list[Axis]:
+    start = call["dim"] % len(call["self"])
+    return list(result[start : start + len(call.raw["sizes"])])
+
+
+def _trailing(call: Call, result: Value) -> list[Axis]:
+    return list(result[-len(call.raw["normalized_shape"]) :])
+
+
+def _parts(call: Call, results: list[Value]) -> list[Axis]:
+    return [part[call["dim"]] for part in results]
+
+
+def _along(call: Call, result: Value) -> list[Axis]:
+    return [result[call["dim"]]]
+
+
+def _until(bound: str) -> Counted:
+    """The positions before a bound of a slice."""
+
+    def counted(call: Call, result: Value) -> list[Axis]:
+        axis: Axis = call["self"][call["dim"]]
+        before = slice(0, call.raw[bound])
+        return [
+            Axis(
+                len(range(*before.indices(axis.size))),
+                None if axis.labels is None else axis.labels[before],
+                None if axis.sample is None else axis.sample[before],
+            )
+        ]
+
+    return counted
+
+
+def _channels(call: Call, result: Value) -> list[Axis]:
+    """As many groups as input channels: a depthwise convolution. The sizes tell (see :func:`_places`)."""
+    value, weight = call["input"], call["weight"]
+    channels: Axis = value[len(value) - (len(weight) - 1)]
+    return [channels] if channels.size > 1 else []
+
+
+_TABLE: tuple[tuple[str, str, Counted], ...] = (
+    ("view _unsafe_view expand broadcast_to", "size", _result),
+    ("reshape", "shape", _result),
+    ("repeat", "repeats", _result),
+    ("zeros ones full empty rand randn new_zeros new_ones new_full new_empty", "size", _result),
+    ("unflatten", "sizes", _unflattened),
+    ("layer_norm rms_norm", "normalized_shape", _trailing),
+    ("split unsafe_split", "split_size", _parts),
+    ("split_with_sizes unsafe_split_with_sizes", "split_sizes", _parts),
+    ("slice", "start", _until("start")),
+    ("slice", "end", _until("end")),
+    ("narrow", "start", _until("start")),
+    ("narrow", "length", _along),
+    ("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", "groups", _channels),
+)
+
+SIZES: dict[Any, dict[str, Counted]] = {}
+"""Operator -> its integer argument (a number or a list of numbers) -> the dimensions that it counts."""
+
+for _operators, _argument, _counted in _TABLE:
+    for _name in _operators.split():
+        SIZES.setdefault(getattr(aten, _name), {})[_argument] = _counted
+
+
+def resizing_of(trace: Trace, units: np.ndarray, count: int, batch: int) -> Resizing:
+    """What :data:`SIZES` finds in a traced graph.
+
+    Args:
+        units: int64 ``[atoms]``, the flat unit of each atom, -1 where it is fixed.
+        count: the number of units.
+        batch: the number of examples that the graph was exported with.
+    """
+    table = WidthTable(units, count)
+    places = []
+    for node in trace.capture.graph.nodes:
+        sized = SIZES.get(getattr(node.target, "overloadpacket", None), {})
+        if not sized or not _known(trace, node):
+            continue
+        call = Call(node, _reader(trace))
+        for argument, counted in sized.items():
+            for item, axis, expression in _places(call, argument, counted, trace.values[node.name]):
+                row = table.row(axis.atoms())
+                batched = _per_example(axis, batch) or _follows(expression, axis.size, trace, batch)
+                if batched or not table.is_fixed(row):
+                    places.append(Resize(node.name, argument, item, row, batched))
+    return Resizing(tuple(places), table.finish(), batch)
+
+
+def _known(trace: Trace, node: fx.Node) -> bool:
+    """Whether all sizes that ``node`` reads and makes were known before it ran."""
+    result = trace.values.get(node.name)
+    parts = result if isinstance(result, list) else [result]
+    return all(map(is_value, [*parts, *(trace.values.get(each.name) for each in node.all_input_nodes)]))
+
+
+def _reader(trace: Trace) -> Callable[[Any], Any]:
+    def read(item: Any) -> Any:
+        return trace.values.get(item.name) if isinstance(item, fx.Node) else item
+
+    return read
+
+
+def _places(
+    call: Call, argument: str, counted: Counted, value: Any
+) -> Iterator[tuple[int | None, Axis, Expression]]:
+    """Items of the argument, what they count, and where they came from.
+
+    Only what is the size of its dimension counts it: not -1, nor a slice's bound beyond the end, nor how
+    often more than one position is repeated.
+    """
+    given = call.raw.get(argument)
+    items: list[tuple[int | None, Any]] = (
+        list(enumerate(given)) if isinstance(given, list | tuple) else [(None, given)]
+    )
+    if any(type(literal) is not int for _, literal in items):
+        return
+    origins = call.expressions([literal for _, literal in items])
+    for (item, literal), axis, origin in zip(items, counted(call, value), origins, strict=False):
+        if literal == axis.size:
+            yield item, axis, origin
+
+
+def _per_example(axis: Axis, batch: int) -> bool:
+    """Whether every example of the batch owns equally many positions."""
+    if axis.sample is None or not axis.size:
+        return False
+    owned = np.bincount(axis.sample, minlength=batch)
+    return bool((owned == owned[0]).all())
+
+
+def _follows(expression: Expression, size: int, trace: Trace, batch: int) -> bool:
+    """Whether ``forward`` computed the size from the batch, in proportion to it."""
+    return size % batch == 0 and _proportional(expression, trace, batch) is True
+
+
+def _proportional(expression: Expression, trace: Trace, batch: int) -> bool | None:
+    """True: proportional to the batch; False: independent of it; None: neither."""
+    if isinstance(expression, Size):
+        value = trace.annotated.get(expression.value)
+        return _per_example(value[expression.dim], batch) if is_value(value) and value else None
+    if not isinstance(expression, Arithmetic):
+        return False
+    left, right = (_proportional(side, trace, batch) for side in (expression.left, expression.right))
+    if left is None or right is None:
+        return None
+    if expression.symbol in "+-":
+        return left if left == right else None
+    if expression.symbol == "*":
+        return None if left and right else left or right
+    return left != right if left or not right else None

@@ -1,0 +1,51 @@
+"""Sliding windows cut out of space, and put back: unfold and fold."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from disparse_structured.structure.labels import Axis, Value
+from disparse_structured.structure.tracing import Call, Trace, plain, rule
+
+aten = torch.ops.aten
+
+
+@rule(aten.unfold)
+def windows(trace: Trace, call: Call) -> Value:
+    """``Tensor.unfold``: windows along a dimension that stays whole; the last dimension is within them."""
+    value, shape = call["self"], call.shapes[0]
+    if not value:
+        return plain(shape)
+    dim = call["dimension"] % len(value)
+    trace.freeze(call, [value[dim]], "windows along it")
+    return (*value[:dim], Axis(shape[dim]), *value[dim + 1 :], Axis(shape[-1]))
+
+
+@rule(aten.im2col)
+def unfold(trace: Trace, call: Call) -> Value:
+    """``F.unfold``: each channel becomes a slab, one row for each place of the window."""
+    value, shape = call["self"], call.shapes[0]
+    channel = value[-3]
+    trace.freeze(call, value[-2:], "spatial dimension of unfold")
+    labels = None if channel.labels is None else np.repeat(channel.labels, math.prod(call["kernel_size"]))
+    if labels is not None:
+        trace.kind(labels, "bundle")
+    return (*value[:-3], Axis(shape[-2], labels), Axis(shape[-1]))
+
+
+@rule(aten.col2im)
+def fold(trace: Trace, call: Call) -> Value:
+    """``F.fold``: the slab of each channel is added up, so its rows go together."""
+    value, shape = call["self"], call.shapes[0]
+    rows = value[-2]
+    trace.freeze(call, value[-1:], "windows of fold")
+    labels = None
+    if rows.labels is not None:
+        slabs = rows.labels.reshape(shape[-3], -1)
+        trace.unite(call, slabs[:, :1], slabs)
+        trace.kind(rows.labels, "bundle")
+        labels = slabs[:, 0]
+    return (*value[:-2], Axis(shape[-3], labels), *plain(shape[-2:]))
