@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.no_training.bench import INPUTS
 from benchmarks.no_training.cells import Row
 from benchmarks.no_training.goals import EPOCHS, OURS, goals
-from benchmarks.no_training.methods import FEW, FRACTIONS, METHODS, Family
+from benchmarks.no_training.methods import ABLATED, FEW, FRACTIONS, METHODS, Family
 from benchmarks.no_training.results import Figure, Results, delta_t, mean_deviation, worst
 from benchmarks.tables.views import markdown, spread
 
@@ -86,23 +86,18 @@ def goal_table(results: Results) -> str:
 def ablation(results: Results) -> str:
     """Ours with one part off or exchanged, a line each: mean deviation, ΔT and worst task over networks."""
     results = results.seeds_of(lambda row: METHODS[row.cell.method].family == "ablation")
-    blocks = []
-    for macs in FEW:
-        networks = [name for name in results.networks if results.at(name, OURS, macs)]
-        methods = [OURS, *results.methods("ablation")]
-        if not networks or not any(results.at(networks[0], name, macs) for name in methods[1:]):
-            continue
-        body = [
-            [
-                name,
-                *(_cell(results, mean_deviation, network, name, macs, 3) for network in networks),
-                *(_over(results, figure, networks, name, macs, digits) for figure, digits in _MEANS),
-            ]
-            for name in methods
+    networks = [name for name in results.networks if results.at(name, OURS, ABLATED)]
+    methods = [OURS, *results.methods("ablation")]
+    body = [
+        [
+            name,
+            *(_cell(results, mean_deviation, network, name, ABLATED, 3) for network in networks),
+            *(_over(results, figure, networks, name, ABLATED, digits) for figure, digits in _MEANS),
         ]
-        head = ["", *(f"{name} deviation" for name in networks), "mean", "mean ΔT %", "mean worst task %"]
-        blocks.append(f"**{macs:.0%} of the MACs**\n\n{markdown(head, body)}")
-    return "\n\n".join(blocks)
+        for name in methods
+    ]
+    head = ["", *(f"{name} deviation" for name in networks), "mean", "mean ΔT %", "mean worst task %"]
+    return f"At {ABLATED:.0%} of the MACs.\n\n{markdown(head, body)}" if networks else ""
 
 
 _MEANS: tuple[tuple[Figure, int], ...] = ((mean_deviation, 3), (delta_t, 1), (worst, 1))

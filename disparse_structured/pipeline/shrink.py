@@ -35,7 +35,7 @@ from disparse_structured.votes import Ranking
 DEFAULT_REFIT: Method = LeastSquares()
 DEFAULT_FORESIGHT = Foresight()
 DEFAULT_MEAN: Arbiter = WeightedMean()
-"""Where each task's damage is measured, the mean loses less than unanimity: docs/results/no_training.md."""
+"""Where each task's damage is measured, the mean loses less than unanimity; see docs/shrink.md."""
 
 _Done = tuple[Plan, Saliency, Operation, RefitFacts]
 
