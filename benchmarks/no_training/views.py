@@ -87,6 +87,8 @@ def ablation(results: Results) -> str:
     """Ours with one part off or exchanged, a line each: mean deviation, ΔT and worst task over networks."""
     results = results.seeds_of(lambda row: METHODS[row.cell.method].family == "ablation")
     networks = [name for name in results.networks if results.at(name, OURS, ABLATED)]
+    if not networks:
+        return ""
     methods = [OURS, *results.methods("ablation")]
     body = [
         [
@@ -97,7 +99,7 @@ def ablation(results: Results) -> str:
         for name in methods
     ]
     head = ["", *(f"{name} deviation" for name in networks), "mean", "mean ΔT %", "mean worst task %"]
-    return f"At {ABLATED:.0%} of the MACs.\n\n{markdown(head, body)}" if networks else ""
+    return f"At {ABLATED:.0%} of the MACs.\n\n{markdown(head, body)}"
 
 
 _MEANS: tuple[tuple[Figure, int], ...] = ((mean_deviation, 3), (delta_t, 1), (worst, 1))
