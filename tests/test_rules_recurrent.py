@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,13 @@ def test_the_refit_brings_the_pruned_network_nearer() -> None:
 
     after = deviation(subject.outputs(surgery.cut(repaired, subject.structure, keep)), dense)
     assert after < deviation(subject.outputs(subject.pruned(keep)), dense)
+
+
+def test_reading_a_layer_warns_of_nothing() -> None:
+    model = Layered(nn.LSTM, batch_first=True).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        analyse(model, torch.randn(2, STEPS, 4), TASKS)
 
 
 def test_macs_are_counted_in_every_precision() -> None:

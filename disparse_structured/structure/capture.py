@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -225,11 +226,15 @@ def tensor_leaves(output: Any) -> list[torch.Tensor]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what the exporter says of an error, which we raise anyway, off the terminal."""
+    """Keeps off the terminal what the exporter says of an error, which we raise anyway.
+
+    And of recurrent layers, whose list of weights it exchanges and puts back.
+    """
     level = logging.root.manager.disable
     try:
         logging.disable(logging.CRITICAL)
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The tensor attributes? .*_flat_weights")
             yield
     finally:
         logging.disable(level)
