@@ -208,13 +208,15 @@ class _BatchSize:
 
 def _write(node: fx.Node, place: Resize, size: int | fx.Node) -> None:
     """Puts ``size`` at ``place`` of ``node``."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    operator: Any = node.target
+    names = [argument.name for argument in operator._schema.arguments]
     position = names.index(place.argument)
     positional = position < len(node.args)
     given: Any = node.args[position] if positional else node.kwargs[place.argument]
+    written: Any = size
     if place.item is not None:
-        size = [size if i == place.item else each for i, each in enumerate(given)]  # type: ignore[assignment]
+        written = [size if i == place.item else each for i, each in enumerate(given)]
     if positional:
-        node.update_arg(position, size)
+        node.update_arg(position, written)
     else:
-        node.update_kwarg(place.argument, size)
+        node.update_kwarg(place.argument, written)

@@ -131,49 +131,42 @@ def _kept_only(operator: Any, dim: int, removed: np.ndarray) -> nn.Module:
     return KeptAverage(operator, dim, removed)
 
 
-class KeptAverage(nn.Module):
-    """A mean, a maximum or another statistic of the kept positions of dimension ``dim``."""
+class _Kept(nn.Module):
+    """An operator without the ``removed`` positions of dimension ``dim`` of what it reads."""
 
     def __init__(self, operator: Any, dim: int, removed: np.ndarray) -> None:
         super().__init__()
         self.operator = operator
         self.dim = dim
         self.removed = set(removed.tolist())
+
+    def _kept(self, value: torch.Tensor) -> torch.Tensor:
+        """int64: the positions that stay."""
+        kept = [i for i in range(value.shape[self.dim]) if i not in self.removed]
+        return torch.tensor(kept, device=value.device)
+
+
+class KeptAverage(_Kept):
+    """A mean, a maximum or another statistic of the kept positions of dimension ``dim``."""
 
     def forward(self, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The statistic."""
-        kept = _others(value.shape[self.dim], self.removed, value.device)
+        kept = self._kept(value)
         return self.operator(value.index_select(self.dim, kept), *args, **kwargs)
 
 
-class KeptPositions(nn.Module):
+class KeptPositions(_Kept):
     """A batch or instance normalisation whose statistics leave out positions of dimension ``dim``."""
-
-    def __init__(self, operator: Any, dim: int, removed: np.ndarray) -> None:
-        super().__init__()
-        self.operator = operator
-        self.dim = dim
-        self.removed = set(removed.tolist())
 
     def forward(self, value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The normalisation of the kept positions of ``value``; zeros elsewhere."""
-        kept = _others(value.shape[self.dim], self.removed, value.device)
+        kept = self._kept(value)
         result = self.operator(value.index_select(self.dim, kept), *args, **kwargs)
         return torch.zeros_like(value).index_copy(self.dim, kept, result)
 
 
-def _others(width: int, removed: set[int], device: torch.device) -> torch.Tensor:
-    return torch.tensor([i for i in range(width) if i not in removed], device=device)
-
-
-class KeptOnly(nn.Module):
+class KeptOnly(_Kept):
     """A layer, RMS or group normalisation with statistics over the kept channels; zeros elsewhere."""
-
-    def __init__(self, operator: Any, dim: int, removed: np.ndarray) -> None:
-        super().__init__()
-        self.operator = operator
-        self.dim = dim
-        self.removed = set(removed.tolist())
 
     def forward(
         self,
@@ -185,7 +178,7 @@ class KeptOnly(nn.Module):
         **kwargs: Any,
     ) -> torch.Tensor:
         """The normalisation of the kept channels of ``value``, with the operator's own arguments."""
-        kept = _others(value.shape[self.dim], self.removed, value.device)
+        kept = self._kept(value)
         if isinstance(shape_or_groups, list | tuple):
             shape_or_groups = [len(kept)]
         affine = [

@@ -9,12 +9,14 @@ import copy
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from disparse_structured.export import export_onnx
 from disparse_structured.plan import Plan
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.structure.analysis import named_tensors
@@ -22,6 +24,8 @@ from disparse_structured.surgery import cut
 from disparse_structured.tasks import Task
 from disparse_structured.twin import masked_twin
 from tests.zoo import BY_ID
+
+LEARNING_RATE = 0.02
 
 Outputs = Mapping[str, Iterable[Tensor]]
 
@@ -157,3 +161,25 @@ def _tensor_facts(tensor: Tensor) -> tuple[Any, ...]:
 
 def _types(value: Any) -> Any:
     return [type(value), *map(type, value)] if isinstance(value, list | tuple) else type(value)
+
+
+def learns(pruned: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether every parameter gets a gradient, and a step lowers the loss; of networks that return a dict."""
+    optimizer = torch.optim.SGD(pruned.train().parameters(), lr=LEARNING_RATE)
+
+    def loss() -> Tensor:
+        return torch.stack([(tensor - 1).square().mean() for tensor in pruned(*inputs).values()]).sum()
+
+    before = loss()
+    before.backward()
+    reached = all(parameter.grad is not None for parameter in pruned.parameters())
+    optimizer.step()
+    return reached and bool(loss() < before)
+
+
+def onnx_parity(case: Case, keep: Tensor, path: Path) -> float:
+    """The largest relative difference between ONNX Runtime and PyTorch, pruned, in float32."""
+    outputs = {task.name: task.tensors for task in case.structure.task_objects}
+    inputs = tuple(tensor.float() for tensor in case.inputs)
+    facts = export_onnx(case.pruned(keep).float(), inputs, path, outputs=outputs, dynamic_size=False)
+    return max(fact.max_rel for fact in facts.parity)

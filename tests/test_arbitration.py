@@ -21,7 +21,7 @@ from disparse_structured.arbitration import (
     decide,
 )
 from disparse_structured.errors import PlanError
-from disparse_structured.votes import GlobalRanking, RankingContext, standings, vote
+from tests.ballots import ballot_with, reordered
 
 VOTING: list[Arbiter] = [Unanimous(), AnyTask(), Majority(), Quorum(1), Quorum(2), Quorum(9)]
 EVERY = [*VOTING, WeightedMean()]
@@ -31,30 +31,11 @@ def label(arbiter: Arbiter) -> str:
     return repr(arbiter)
 
 
-def rerank(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    zeros = torch.zeros(len(scores), dtype=torch.int64)
-    return GlobalRanking()(scores, mask, RankingContext(zeros, zeros, torch.ones(len(scores))))
-
-
 def ballot_of(
     reach: torch.Tensor, scores: torch.Tensor, ratio: float, weights: torch.Tensor | None = None
 ) -> Ballot:
     scores = scores * reach
-    units = reach.shape[1]
-    zeros = torch.zeros(units, dtype=torch.int64)
-    context = RankingContext(zeros, zeros, torch.ones(units, dtype=torch.float64))
-    votes = vote(standings(scores, reach, GlobalRanking(), context), reach, ratio)
-    ones = torch.ones(len(reach), dtype=torch.float64)
-    return Ballot(
-        votes=votes.keep,
-        reach=reach,
-        scores=scores,
-        ratio=ratio,
-        rerank=rerank,
-        weights=ones if weights is None else weights,
-        damage=scores,
-        tasks=tuple(f"task{number}" for number in range(len(reach))),
-    )
+    return ballot_with(reach, scores, scores, ratio, weights)
 
 
 @st.composite
@@ -69,18 +50,6 @@ def ballots(draw: st.DrawFn) -> Ballot:
     scores = torch.tensor(matrix(st.integers(0, 9)), dtype=torch.float64)
     weights = draw(st.lists(st.sampled_from([0.0, 1.0, 2.0, 4.0]), min_size=tasks, max_size=tasks))
     return ballot_of(reach, scores, draw(st.floats(0, 1)), torch.tensor(weights, dtype=torch.float64))
-
-
-def reordered(ballot: Ballot, rows: list[int]) -> Ballot:
-    return dataclasses.replace(
-        ballot,
-        votes=ballot.votes[rows],
-        reach=ballot.reach[rows],
-        scores=ballot.scores[rows],
-        weights=ballot.weights[rows],
-        damage=ballot.damage[rows],
-        tasks=tuple(ballot.tasks[row] for row in rows),
-    )
 
 
 def votes_on(ballot: Ballot, unit: int) -> list[bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
@@ -24,7 +23,8 @@ from disparse_structured.arbitration import (
 )
 from disparse_structured.budget import Budget, search
 from disparse_structured.errors import TaskError
-from disparse_structured.votes import GlobalRanking, LayerRanking, RankingContext, normalise, standings, vote
+from disparse_structured.votes import LayerRanking, normalise
+from tests.ballots import ballot_with, names, reordered
 from tests.synthetic import chain
 
 EVERY: list[Arbiter] = [
@@ -36,31 +36,10 @@ EVERY: list[Arbiter] = [
 ]
 
 
-def context(units: int) -> RankingContext:
-    zeros = torch.zeros(units, dtype=torch.int64)
-    return RankingContext(zeros, zeros, torch.ones(units, dtype=torch.float64))
-
-
-def rerank(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return GlobalRanking()(scores, mask, context(len(scores)))
-
-
 def ballot_of(damage: torch.Tensor, ratio: float, reach: torch.Tensor | None = None) -> Ballot:
     damage = damage.to(torch.float64)
     reach = torch.ones_like(damage, dtype=torch.bool) if reach is None else reach
-    tasks = tuple(f"task{number}" for number in range(len(damage)))
-    scores = normalise(damage, reach, tasks)
-    votes = vote(standings(scores, reach, GlobalRanking(), context(damage.shape[1])), reach, ratio)
-    return Ballot(
-        votes=votes.keep,
-        reach=reach,
-        scores=scores,
-        ratio=ratio,
-        rerank=rerank,
-        weights=torch.ones(len(damage), dtype=torch.float64),
-        damage=damage * reach,
-        tasks=tasks,
-    )
+    return ballot_with(reach, normalise(damage, reach, names(len(damage))), damage * reach, ratio)
 
 
 @st.composite
@@ -74,18 +53,6 @@ def ballots(draw: st.DrawFn, tasks: int | None = None, most: int = 16, dense: bo
 
     reach = matrix(st.just(True) if dense else st.booleans())
     return ballot_of(matrix(st.integers(0, 9)), draw(st.floats(0, 1)), reach)
-
-
-def reordered(ballot: Ballot, rows: list[int]) -> Ballot:
-    return dataclasses.replace(
-        ballot,
-        votes=ballot.votes[rows],
-        reach=ballot.reach[rows],
-        scores=ballot.scores[rows],
-        weights=ballot.weights[rows],
-        damage=ballot.damage[rows],
-        tasks=tuple(ballot.tasks[row] for row in rows),
-    )
 
 
 def at(ballot: Ballot, ratio: float) -> Ballot:

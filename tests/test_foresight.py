@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from disparse_structured.recovery.contraction import contractions
 from disparse_structured.saliency import Taylor
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.structure.analysis import named_tensors
+from disparse_structured.structure.cost import Measure
 from disparse_structured.surgery import cut
 from disparse_structured.tasks import Task
 from disparse_structured.twin import Masking, masked_twin
@@ -358,11 +360,11 @@ def test_dead_and_constant_channels_are_no_trouble() -> None:
 
 
 def foreseen(
-    model: nn.Module, structure: Structure, calibration: Calibration, seed: int = 0, **options: object
+    model: nn.Module, structure: Structure, calibration: Calibration, seed: int = 0, **options: Any
 ) -> Curves:
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(structure.reach.shape, generator=generator, dtype=torch.float64) * structure.reach
-    return foresee(model, structure, scores, calibration, **options)  # type: ignore[arg-type]
+    return foresee(model, structure, scores, calibration, **options)
 
 
 def two_layers(last: int = 8) -> tuple[nn.Module, Tensor]:
@@ -588,10 +590,10 @@ def test_large_networks_are_judged_on_fewer_examples_at_fewer_widths() -> None:
 @pytest.mark.parametrize(
     "arguments", [{"rounds": 0}, {"judged": 0}, {"left": (0.5, 1.0)}, {"left": (0.0,)}], ids=str
 )
-def test_settings_that_make_no_sense_are_refused(arguments: dict[str, object]) -> None:
+def test_settings_that_make_no_sense_are_refused(arguments: dict[str, Any]) -> None:
     (name,) = arguments
     with pytest.raises(ValueError, match=name):
-        Foresight(**arguments)  # type: ignore[arg-type]
+        Foresight(**arguments)
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
@@ -627,7 +629,7 @@ def test_what_an_earlier_search_removed_goes_first() -> None:
 
 
 @pytest.mark.parametrize("kind", ["macs", "parameters"])
-def test_a_unit_costs_what_its_removal_saves_where_others_are_gone(kind: str) -> None:
+def test_a_unit_costs_what_its_removal_saves_where_others_are_gone(kind: Measure) -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), nn.Conv2d(5, 2, 1)).eval()
     structure = analyse(model, (torch.randn(2, 3, 8, 8),), OUT)
     keep = torch.ones(structure.units, dtype=torch.bool)
@@ -635,9 +637,9 @@ def test_a_unit_costs_what_its_removal_saves_where_others_are_gone(kind: str) ->
     cost = structure.cost
     total: Callable[[Tensor], float] = getattr(cost, kind)
     for start in (keep, torch.ones_like(keep)):
-        given = cost.unit_cost(kind, start)  # type: ignore[arg-type]
+        given = cost.unit_cost(kind, start)
         for unit in start.nonzero()[:, 0].tolist():
             without = start.clone()
             without[unit] = False
             assert given[unit] == pytest.approx(total(start) - total(without))
-    np.testing.assert_array_equal(cost.unit_cost(kind), cost.unit_cost(kind, torch.ones_like(keep)))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(cost.unit_cost(kind), cost.unit_cost(kind, torch.ones_like(keep)))

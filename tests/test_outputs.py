@@ -119,14 +119,14 @@ def test_the_model_and_the_random_states_stay_as_they_are() -> None:
 
         def forward(self, image: Tensor) -> Any:
             self.calls += 1
-            torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
+            torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002 (the global one on purpose)
             return super().forward(image)
 
     model = Counts(SHAPES["dict"][0])
     model.depth.eval()
     before = copy.deepcopy(model.state_dict())
     modes = [module.training for module in model.modules()]
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002 (the global one on purpose)
 
     tasks_of(model, EXAMPLE)
 
@@ -135,7 +135,7 @@ def test_the_model_and_the_random_states_stay_as_they_are() -> None:
     assert model.calls == 0
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
-    assert np.random.get_state()[1].tolist() == states[2]  # noqa: NPY002
+    assert np.random.get_state()[1].tolist() == states[2]  # noqa: NPY002 (the global one on purpose)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from disparse_structured import surgery
-from disparse_structured.export import export_onnx
 from disparse_structured.foresight.execution import Execution
 from disparse_structured.graph_surgery import apply_graph
 from disparse_structured.plan import Plan
@@ -28,7 +27,7 @@ from disparse_structured.structure.counting import count_macs, count_parameters
 from disparse_structured.structure.tracing import RULES, Call, Trace
 from disparse_structured.tasks import Task
 from disparse_structured.twin import Masking
-from tests.plans import Case, deviation, random_keep, random_plan, zeroed
+from tests.plans import Case, deviation, learns, onnx_parity, random_keep, random_plan, zeroed
 
 aten = torch.ops.aten
 
@@ -331,28 +330,14 @@ def _recurrent_group(structure: Structure) -> str:
 @pytest.mark.parametrize("id", ["lstm-both-ways", "gru-both-ways", "gru-cell"])
 def test_one_step_of_training_lowers_the_loss(id: str) -> None:
     subject = network(id)
-    pruned = subject.pruned(random_keep(subject.structure, 0, 0.5)).train()
-    optimizer = torch.optim.SGD(pruned.parameters(), lr=0.05)
-
-    def loss() -> Tensor:
-        return sum((tensor - 1).square().mean() for tensor in pruned(*subject.inputs).values())
-
-    before = loss()
-    before.backward()
-    assert all(parameter.grad is not None for parameter in pruned.parameters())
-    optimizer.step()
-    assert loss() < before
+    assert learns(subject.pruned(random_keep(subject.structure, 0, 0.5)), subject.inputs)
 
 
 @pytest.mark.parametrize("id", ["lstm-both-ways", "gru"])
 def test_pruned_exports(id: str, tmp_path: Path) -> None:
     subject = network(id)
-    pruned = subject.pruned(random_keep(subject.structure, 1, 0.5)).float()
-    outputs = {task.name: task.tensors for task in TASKS}
-    given = tuple(tensor.float() for tensor in subject.inputs)
-    facts = export_onnx(pruned, given, tmp_path / "pruned.onnx", outputs=outputs, dynamic_size=False)
-
-    assert max(fact.max_rel for fact in facts.parity) <= 1e-4
+    keep = random_keep(subject.structure, 1, 0.5)
+    assert onnx_parity(subject, keep, tmp_path / "pruned.onnx") <= 1e-4
 
 
 # The guard is guarded.

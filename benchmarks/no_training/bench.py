@@ -101,9 +101,10 @@ class Bench:
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What ``make`` gives, computed for the first method that asks; :meth:`saved` is told of the rest."""
         if key in self._known:
-            value, seconds = self._known[key]
+            known: T
+            known, seconds = self._known[key]
             self._saved.append(seconds)
-            return value  # type: ignore[no-any-return]
+            return known
         started = time.perf_counter()
         made = make()
         self._known[key] = made, time.perf_counter() - started

@@ -59,7 +59,7 @@ def seconds(model: MultiTask, inputs: Tensor, macs: float = MACS) -> dict[str, f
 
 def _spent(profile: cProfile.Profile, function: str, package: str) -> float:
     """Cumulative seconds of ``function`` in calls that come from ``package``."""
-    stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]
+    stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]  # typeshed leaves it out
     total: float = sum(
         cumulative
         for (_, _, name), (_, _, _, _, callers) in stats.items()

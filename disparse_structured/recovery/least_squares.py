@@ -44,7 +44,8 @@ class LeastSquares:
     Peak memory beyond ``memory`` and the networks: with ``n = min(features, rows)``, about four matrices of
     ``n x n`` numbers, of 8 bytes up to ``n`` = 4,096 and else of 4, and the rows themselves where they are
     fewer than the features. For more than 8,192 features no more than 8,192 rows are taken: a 3x3
-    convolution over 2,048 channels (18,432 features) peaks at 2.2 GiB, activations included.
+    convolution over 2,048 channels (18,432 features) peaks at 3.4 GiB, with the
+    activations of 64 images and their copies.
 
     Args:
         ridges: offered ridges, in units of the mean of the Gram matrix's diagonal.
