@@ -111,12 +111,24 @@ def cut(model: nn.Module, structure: Structure, keep: torch.Tensor) -> nn.Module
     return pruned
 
 
+@dataclass(frozen=True)
+class _Verdict:
+    """How far a pruned copy is from its twin, and what is wrong with that or with running it."""
+
+    deviation: dict[str, float]
+    objection: str | None
+
+
 class Judge:
     """Compares pruned copies of one model with their masked twins, in float64 where the model allows it."""
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:
         self._model, self._given = model, structure
-        self._specimen = Specimen.of(model, structure)
+        self._examine(Specimen.of(model, structure))
+
+    def _examine(self, specimen: Specimen) -> None:
+        self._specimen = specimen
+        self._verdicts: dict[bytes, _Verdict] = {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -138,11 +150,20 @@ class Judge:
 
     def objection(self, keep: torch.Tensor) -> str | None:
         """Why the pruned module is not the twin; None if it is."""
-        try:
-            deviation = self.deviation(keep)
-        except Exception as error:
-            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return objection_to(deviation, self.dtype)
+        return self._verdict(keep).objection
+
+    def _verdict(self, keep: torch.Tensor) -> _Verdict:
+        """Each ``keep`` is judged once: the runs in float64 are what a proof costs."""
+        key = keep.numpy().tobytes()
+        if key not in self._verdicts:
+            try:
+                deviation = self.deviation(keep)
+            except Exception as error:
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                self._verdicts[key] = _Verdict({}, reason)
+            else:
+                self._verdicts[key] = _Verdict(deviation, objection_to(deviation, self.dtype))
+        return self._verdicts[key]
 
     def settle(self, keep: torch.Tensor) -> tuple[torch.Tensor, Proof, tuple[Refusal, ...]]:
         """What of ``keep``'s removals the module follows, the proof, and what was left alone."""
@@ -159,7 +180,7 @@ class Judge:
                 )
             refused.extend(found)
             keep = self._with(keep, [refusal.group for refusal in found])
-        proof = Proof(str(self.dtype), TOLERANCES[self.dtype], self.deviation(keep))
+        proof = Proof(str(self.dtype), TOLERANCES[self.dtype], self._verdict(keep).deviation)
         return keep, proof, tuple(refused)
 
     def _check_repeatable(self) -> None:
@@ -167,7 +188,7 @@ class Judge:
         everything = torch.ones(self._given.units, dtype=torch.bool)
         reason = self.objection(everything)
         if reason is not None and self.dtype is torch.float64:
-            self._specimen = Specimen.of(self._model, self._given, torch.float32)
+            self._examine(Specimen.of(self._model, self._given, torch.float32))
             reason = self.objection(everything)
         if reason is not None:
             raise VerificationError(
