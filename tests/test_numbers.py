@@ -137,6 +137,36 @@ class SliceBounds(Numbered):
         return torch.cat([x[:, self.kept :], x[:, : self.kept] * 2], 1)
 
 
+class OnlyInProducts(Numbered):
+    """Numbers that stand in no operator alone: in a product, a quotient and a difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.twofold = 4, 16
+
+    def between(self, x: Tensor) -> Tensor:
+        batch = x.shape[0]
+        x = x.reshape(batch * self.heads, 2).reshape(batch, self.heads, 2)
+        return x.transpose(1, 2).reshape(batch, 2 * self.heads)
+
+    def behind(self, x: Tensor) -> Tensor:
+        return x.view(-1, self.twofold // 2).view(-1, self.twofold - x.shape[1])
+
+
+class OneNumberInTwoProducts(Numbered):
+    """Pairs of the one width and pairs of the other are counted by one number, in products only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs = 4
+
+    def between(self, x: Tensor) -> Tensor:
+        batch = x.shape[0]
+        return x.reshape(batch * self.pairs, 2).view(batch, -1)
+
+    behind = between
+
+
 def analysed(model: nn.Module) -> Case:
     torch.manual_seed(3)
     inputs = (torch.randn(2, 5, dtype=torch.float64),)
@@ -187,6 +217,24 @@ def test_slice_bounds_follow(gone: set[int]) -> None:
 
     assert animal.deviation(keep) <= 1e-9
     assert animal.pruned(keep).kept == len({0, 1, 2} - gone)
+
+
+def test_attributes_that_stand_in_products_only_follow() -> None:
+    animal = analysed(OnlyInProducts())
+    assert {group.name: group.units for group in animal.structure.groups} == {"first": 4, "second": 8}
+    small = pruned(animal, first=3, second=6)
+
+    assert (small.heads, small.twofold) == (3, 12)
+    assert pruned(animal, first=1, second=4).twofold == 8
+
+
+def test_an_attribute_in_two_products_binds_what_they_count() -> None:
+    animal = analysed(OneNumberInTwoProducts())
+
+    for seed in range(4):
+        assert animal.deviation(random_keep(animal.structure, seed)) <= 1e-9
+    (bound,) = animal.structure.constraints
+    assert (set(bound.groups), bound.shares) == ({"first", "second"}, (1, 1))
 
 
 def test_the_size_of_one_used_for_another_binds_the_two() -> None:

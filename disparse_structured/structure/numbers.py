@@ -69,6 +69,16 @@ class _Solver:
     frozen: np.ndarray
     annotated: dict[int, Value]
     current: Callable[[Attribute], int]
+    atoms: np.ndarray
+    """int64 ``[classes]``: one atom of each class."""
+
+    def labels(self, count: Count) -> np.ndarray:
+        """Labels of which there are ``count``."""
+        parts = [
+            np.full(count.fixed, FROZEN),
+            *(np.full(times, self.atoms[each]) for each, times in count.classes),
+        ]
+        return np.concatenate(parts)
 
     def count(self, labels: np.ndarray) -> Count:
         classes = self.classes[labels]
@@ -99,6 +109,25 @@ class _Solver:
                 return Count(left.fixed // right.fixed) if right.fixed else None
             return left.divided(right.fixed)
         return _quotient(left, right)
+
+    def solve(
+        self, expression: Expression, required: Count, assigned: dict[Attribute, Count]
+    ) -> tuple[Attribute, Count] | None:
+        """The attribute, not assigned yet, whose count makes ``expression`` come out as ``required``."""
+        if isinstance(expression, Attribute):
+            known = (
+                expression in assigned or min([required.fixed, *(times for _, times in required.classes)]) < 0
+            )
+            return None if known else (expression, required)
+        if not isinstance(expression, Arithmetic):
+            return None
+        for side, other in ((expression.left, expression.right), (expression.right, expression.left)):
+            value = self.evaluate(other, assigned)
+            wanted = None if value is None else _undone(expression, side is expression.left, required, value)
+            found = None if wanted is None else self.solve(side, wanted, assigned)
+            if found is not None:
+                return found
+        return None
 
     def ratio(self, literal: Literal, required: Count, assigned: dict[Attribute, Count]) -> Ratio | None:
         """The count constraint under which ``literal`` comes out right, if it is a ratio.
@@ -135,6 +164,19 @@ class _Solver:
         return []
 
 
+def _undone(expression: Arithmetic, left: bool, required: Count, value: Count) -> Count | None:
+    """What one side of ``expression`` must be, the ``left`` or the right, where the other is ``value``."""
+    if expression.symbol == "+":
+        return required.plus(value, -1)
+    if expression.symbol == "-":
+        return required.plus(value) if left else value.plus(required, -1)
+    if value.classes:
+        return None
+    if expression.symbol == "*":
+        return required.divided(value.fixed)
+    return required.scaled(value.fixed) if left else None
+
+
 def _comparable(left: Count, right: Count, factor: int, reason: str) -> Ratio | None:
     """``left == factor * right`` as a constraint; None if one of them has fixed positions, or only these."""
     if left.fixed or right.fixed or not left.classes or not right.classes:
@@ -164,8 +206,9 @@ def follow(
     frozen = frozen.copy()
     literals = list(literals)
     freezes: list[FreezeRecord] = []
+    _, atoms = np.unique(classes, return_index=True)
     while True:
-        solver = _Solver(classes, frozen, annotated, current)
+        solver = _Solver(classes, frozen, annotated, current, atoms)
         numbers = Numbers(freezes=freezes)
         failed = list(_settle(solver, literals, numbers))
         if not failed:
@@ -191,6 +234,7 @@ def _settle(solver: _Solver, literals: list[Literal], numbers: Numbers) -> Itera
                 numbers.ratios.append(ratio)
         assigned.setdefault(attribute, count)
         numbers.attributes.setdefault(attribute, literal.labels)
+    _solve_rest(solver, literals, numbers, assigned)
     for literal in literals:
         if isinstance(literal.expression, Attribute):
             continue
@@ -206,6 +250,24 @@ def _settle(solver: _Solver, literals: list[Literal], numbers: Numbers) -> Itera
         if isinstance(literal.expression, int):
             reason = f"forward hard-codes the number {literal.expression}"
         yield from _freeze(solver, literal, labels, reason)
+
+
+def _solve_rest(
+    solver: _Solver, literals: list[Literal], numbers: Numbers, assigned: dict[Attribute, Count]
+) -> None:
+    """Attributes that ``forward`` only computes with (``batch * heads``) take what makes that come out right.
+
+    The first literal that asks decides; where others ask for something else, they do not come out right.
+    """
+    for literal in literals:
+        required = solver.count(literal.labels)
+        if not required.classes or solver.evaluate(literal.expression, assigned) == required:
+            continue
+        found = solver.solve(literal.expression, required, assigned)
+        if found is not None:
+            attribute, count = found
+            assigned[attribute] = count
+            numbers.attributes[attribute] = solver.labels(count)
 
 
 def _freeze(
