@@ -128,6 +128,7 @@ ZOO: tuple[Entry, ...] = (
     image("chunk-gate", channels.ChunkGate),
     image("glu", channels.FunctionalGate),
     image("unequal-split", channels.UnequalSplit),
+    image("uneven-chunks", channels.UnevenChunks),
     image("channel-slice", channels.ChannelSlice),
     image("unbind-stack", channels.UnbindStack),
     image("pad-roll", channels.PadRoll),

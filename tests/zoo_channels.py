@@ -121,6 +121,22 @@ class UnequalSplit(nn.Module):
         return self.left(left) + self.right(right) + self.rest(rest)
 
 
+class UnevenChunks(nn.Module):
+    """Eleven channels in three chunks, and thirteen in runs of five: the last is smaller (EdgeNeXt)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.again, self.run = block(3, 11), block(11, 13), 5
+        self.chunked = nn.ModuleList(block(width, width) for width in (4, 4, 3))
+        self.ends = nn.ModuleList(block(width, 8) for width in (5, 5, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chunks = self.stem(x).chunk(3, 1)
+        x = torch.cat([layer(chunk) for layer, chunk in zip(self.chunked, chunks, strict=True)], 1)
+        first, second, third = torch.split(self.again(x), self.run, 1)
+        return self.ends[0](first) + self.ends[1](second) + self.ends[2](third)
+
+
 class ChannelSlice(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ SELECTIONS = "selections.json"
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     shelf = Shelf(options.rows)
-    limits = Limits(options.timeout, options.memory, options.threads)
+    limits = Limits(options.timeout, options.memory, options.threads, stock=not options.no_stock)
     try:
         if not options.views:
             selection = select(options)
@@ -113,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory", type=_positive, default=12.0, help="GB a cell (%(default)g)")
     parser.add_argument("--jobs", type=count, default=1, help="processes at once (%(default)s)")
     parser.add_argument("--threads", type=count, default=1, help="of each process (%(default)s)")
+    parser.add_argument("--no-stock", action="store_true", help="without stock Torch-Pruning: much faster")
     parser.add_argument("--again", action="store_true", help="run also what is finished")
     parser.add_argument("--retry", action="store_true", help="run also what is finished and not sound")
     parser.add_argument("--views", action="store_true", help="run nothing, only write page and JSON")

@@ -10,6 +10,7 @@ import argparse
 import math
 import os
 import resource
+import signal
 import sys
 import tempfile
 import threading
@@ -17,7 +18,8 @@ import time
 import traceback
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,9 @@ from disparse_structured.tasks import Task
 
 STEPS = (0.1, 0.01, 0.001, 0.0001)
 """Shares of the loss that one step is to take away, by its first-order prediction; tried in turn."""
+
+STOCK_SECONDS = 60
+"""What each stage of stock Torch-Pruning may take: on some models its groups grow without end."""
 
 REASON = 400
 """Characters of an error that are kept."""
@@ -159,18 +164,20 @@ STAGES: Mapping[str, Stage] = {
 }
 
 
-def measure(cell: Cell, keep: Callable[[Row], None]) -> Row:
-    """The row of ``cell``; ``keep`` is given it before every stage and at the end."""
+def measure(cell: Cell, keep: Callable[[Row], None], *, stock: bool = True) -> Row:
+    """The row of ``cell``, also without ``stock``; ``keep`` is given it before every stage and at the end."""
     run = Run(cell)
     row = Row(cell, settings=cell.settings, machine=machine())
     for name, (work, needed) in STAGES.items():
-        if needed and needed not in row.seconds:
+        beside = name.startswith("stock")
+        if (needed and needed not in row.seconds) or (beside and not stock):
             continue
         row = replace(row, stage=name, memory=peak())
         keep(row)
         started = time.perf_counter()
         try:
-            found = work(run)
+            with within(STOCK_SECONDS if beside else 0):
+                found = work(run)
         except Exception as error:
             traceback.print_exc()
             reason = shortened(f"{type(error).__name__}: {error}")
@@ -181,6 +188,22 @@ def measure(cell: Cell, keep: Callable[[Row], None]) -> Row:
     row = replace(row, stage="", memory=peak())
     keep(row)
     return row
+
+
+@contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Raises ``TimeoutError`` in the main thread after so many seconds; 0 is no limit."""
+
+    def late(number: int, frame: object) -> None:
+        raise TimeoutError(f"it took more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def learned(model: nn.Module, inputs: tuple[Tensor, ...], tasks: Sequence[Task]) -> float:
@@ -235,10 +258,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("model", help="name in timm")
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("file", type=Path, help="where the row goes")
+    parser.add_argument("--no-stock", action="store_true", help="without stock Torch-Pruning")
     options = parser.parse_args(arguments)
     threading.Thread(target=_follow, daemon=True).start()
     warnings.filterwarnings("ignore")
-    measure(Cell(options.model, options.kind), lambda row: rows.write(options.file, row))
+    cell = Cell(options.model, options.kind)
+    measure(cell, lambda row: rows.write(options.file, row), stock=not options.no_stock)
     return 0
 
 

@@ -30,11 +30,13 @@ class Limits:
         seconds: from its start.
         memory: GB that it holds in memory, looked at several times a second; Linux only.
         threads: of torch and ONNX Runtime.
+        stock: whether stock Torch-Pruning is tried as well.
     """
 
     seconds: float = 600.0
     memory: float = 12.0
     threads: int = 1
+    stock: bool = True
 
 
 def aloud(text: str) -> None:
@@ -82,6 +84,7 @@ def one(cell: Cell, shelf: Shelf, limits: Limits, stop: threading.Event) -> Row:
     file.parent.mkdir(parents=True, exist_ok=True)
     begun.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.timm_sweep.measure", cell.model, cell.kind, str(begun)]
+    command += [] if limits.stock else ["--no-stock"]
     threads = str(limits.threads)
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     log = file.with_suffix(".log")

@@ -55,7 +55,10 @@ def stack(trace: Trace, call: Call) -> Value:
 
 @rule(aten.split, aten.split_with_sizes, aten.chunk, aten.unsafe_split, aten.unsafe_chunk, aten.tensor_split)
 def split(trace: Trace, call: Call) -> list[Value]:
-    """Each part takes its labels. Equal parts go together, so that equal splitting stays right."""
+    """Each part takes its labels. Equal parts go together, so that equal splitting stays right.
+
+    So do parts of which the last is smaller: what the others have more than it stays.
+    """
     value, dim = call["self"], call["dim"]
     axis = value[dim]
     sizes = [shape[dim] for shape in call.shapes]
@@ -73,9 +76,12 @@ def split(trace: Trace, call: Call) -> list[Value]:
     if isinstance(literal, list | tuple):
         for expression, part in zip(call.expressions(literal), parts, strict=True):
             trace.literal(call, expression, Axis(len(part), part))
-    elif len(set(sizes)) == 1 and not _split_at_positions(call):
+    elif _splits_equally(call, sizes):
+        least = sizes[-1]
         for part in parts[1:]:
-            trace.unite(call, parts[0], part)
+            trace.unite(call, parts[0][:least], part[:least])
+        for part in parts[:-1]:
+            trace.freeze(call, [Axis(len(part) - least, part[least:])], "the last of equal parts has no more")
         trace.kind(axis.labels, "bundle")
         if isinstance(literal, int):
             trace.literal(call, call.expressions([literal])[0], Axis(len(parts[0]), parts[0]))
@@ -84,9 +90,19 @@ def split(trace: Trace, call: Call) -> list[Value]:
     return [replaced(value, dim, Axis(len(part), part)) for part in parts]
 
 
-def _split_at_positions(call: Call) -> bool:
-    """Whether ``tensor_split`` was given where to cut, which does not follow the width."""
-    return any(name in call.raw for name in ("indices", "tensor_indices_or_sections"))
+def _splits_equally(call: Call, sizes: list[int]) -> bool:
+    """Whether parts are equal, or the last is smaller by so little that there will be as many as before.
+
+    Not where ``tensor_split`` was told where to cut: that does not follow the width.
+    """
+    if any(name in call.raw for name in ("indices", "tensor_indices_or_sections")):
+        return False
+    if len(set(sizes)) == 1:
+        return True
+    chunks, first, last = call.raw.get("chunks"), sizes[0], sizes[-1]
+    if set(sizes[:-1]) != {first} or not last < first:
+        return False
+    return "split_size" in call.raw or (chunks == len(sizes) and first - last < len(sizes))
 
 
 @rule(aten.unbind)
