@@ -16,11 +16,16 @@ import torch
 from timm.layers.format import Format
 from timm.models import FeatureListNet, PretrainedCfg, load_state_dict
 from timm.models._features import FeatureGetterNet  # timm.models does not re-export this one
+from timm.models.hiera import Hiera
+from timm.models.hieradet_sam2 import HieraDet
 from torch import Tensor, nn
 
 from disparse_structured.adapters.heads import ASPPHead, DenseHead, Head, LinearHead
 from disparse_structured.errors import LoadError, TaskError, UnsupportedModelError
 from disparse_structured.tasks import Loss, Task
+
+WITHOUT_FINAL_NORM = (Hiera, HieraDet)
+"""Transformers whose maps timm refuses to normalise."""
 
 __all__ = ["ASPPHead", "DenseHead", "Head", "LinearHead", "MultiTask", "multitask"]
 
@@ -164,7 +169,8 @@ def _feature_net(name: str, options: Mapping[str, Any], weights: Mapping[str, An
     options = dict(options)
     levels = options.pop("out_indices", 1)
     model = timm.create_model(name, num_classes=0, **options, **weights)
-    return FeatureGetterNet(model, out_indices=levels, norm=True, prune=False)
+    normed = not isinstance(model, WITHOUT_FINAL_NORM)
+    return FeatureGetterNet(model, out_indices=levels, norm=normed, prune=False)
 
 
 def _with_checkpoint(build: Callable[..., nn.Module], path: Path, name: str) -> nn.Module:

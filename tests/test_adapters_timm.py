@@ -70,6 +70,17 @@ def test_a_transformers_map_is_its_patch_tokens_behind_the_final_norm(backbone: 
     torch.testing.assert_close(grid.flatten(2).transpose(1, 2), tokens)
 
 
+@pytest.mark.parametrize("backbone", ["hieradet_small", "hiera_tiny_224"])
+def test_transformers_whose_maps_timm_does_not_normalise(backbone: str) -> None:
+    model = multitask(backbone, THREE, image_size=64, embed_dim=16, num_heads=1, stages=(1, 1, 1, 1)).eval()
+
+    with torch.no_grad():
+        outputs = model(*model.example_inputs())
+    assert {name: tuple(output.shape) for name, output in outputs.items()} == {
+        "kind": (2, 5), "depth": (2, 1, 64, 64), "seg": (2, 4, 64, 64),
+    }  # fmt: skip
+
+
 def test_channels_last_maps_are_turned() -> None:
     torch.manual_seed(0)
     model = multitask("swin_tiny_patch4_window7_224", {"kind": LinearHead(3)}, image_size=(64, 96)).eval()

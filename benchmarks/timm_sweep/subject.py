@@ -39,21 +39,25 @@ class Network:
 
 
 class Subject:
-    """The stations of one cell."""
+    """The stations of one cell, for images of timm's size or another side, in pixels."""
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: Cell, image_size: int | None = None) -> None:
         self.cell = cell
+        self._image_size = image_size
 
     @cached_property
     def network(self) -> Network:
         """The dense network, with random weights."""
         torch.manual_seed(SEED)
         if self.cell.kind == "multitask":
-            heads = multitask(self.cell.model, HEADS)
+            heads = multitask(self.cell.model, HEADS, image_size=self._image_size)
             return Network(heads.eval(), heads.example_inputs(BATCH), heads.tasks())
-        model: nn.Module = timm.create_model(self.cell.model)
         config = timm.get_pretrained_cfg(self.cell.model) or PretrainedCfg()
-        images = torch.randn(BATCH, *config.input_size)
+        channels, *size = config.input_size
+        size = [self._image_size] * 2 if self._image_size else size
+        sized = {"img_size": size} if self._image_size and config.fixed_input_size else {}
+        model: nn.Module = timm.create_model(self.cell.model, **sized)
+        images = torch.randn(BATCH, channels, *size)
         return Network(model.eval(), (images,), (Task("logits", lambda logits: logits),))
 
     @cached_property
