@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from disparse_structured.errors import ExportError
+from disparse_structured.export.attention import TRANSLATIONS
 from disparse_structured.export.forms import Form, Layout, Probe, fitting, probes_of, wanted_forms
 from disparse_structured.export.parity import compare
 from disparse_structured.export.plain import (
@@ -158,6 +159,7 @@ def _write(job: _Job, form: Form, trace: Inputs, draft: Path) -> None:
                 input_names=list(job.inputs),
                 output_names=[name for names in job.outputs.values() for name in names],
                 dynamic_shapes=(job.layout.free(form),),
+                custom_translation_table=TRANSLATIONS,
             )
             assert program is not None  # torch returns None for its older exporter only
             for node in program.model.graph.all_nodes():

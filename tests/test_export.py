@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import logging
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from disparse_structured.errors import ExportError
@@ -256,6 +258,41 @@ def test_a_size_that_the_file_gets_wrong_is_not_left_free(tmp_path: Path) -> Non
     facts = export_onnx(PadsIfNeeded(), image(1, 3, 8, 8), tmp_path / "m.onnx", outputs={"all": whole})
     assert facts.dynamic == "batch"
     assert "in ONNX Runtime, but float32" in facts.narrowed[0]
+
+
+class Attends(nn.Module):
+    """Fused attention of heads that lie in dimensions ``lead``, with a mask or a causal one."""
+
+    def __init__(self, lead: tuple[int, ...], mask: str) -> None:
+        super().__init__()
+        self.lead, self.mask = lead, mask
+        self.qkv = nn.Linear(6, 3 * 4 * math.prod(lead))
+        self.bias = nn.Parameter(torch.randn(*(lead[-1:] if mask == "heads" else ()), 5, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = self.qkv(x).unflatten(2, (3, *self.lead, 4)).movedim(1, -2)
+        options: dict[str, Any] = {"is_causal": True} if self.mask == "causal" else {}
+        if self.mask in ("heads", "tokens"):
+            options["attn_mask"] = self.bias
+        elif self.mask == "booleans":
+            options["attn_mask"] = self.bias.abs() < 1.5
+        return F.scaled_dot_product_attention(*heads.unbind(1), **options).movedim(-2, 1).flatten(2)
+
+
+@pytest.mark.parametrize("mask", ["none", "heads", "tokens", "booleans", "causal"])
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 1, 3)], ids=str)
+def test_attention_of_any_rank(lead: tuple[int, ...], mask: str, tmp_path: Path) -> None:
+    if mask == "heads" and not lead:
+        mask = "tokens"
+    facts = export_onnx(
+        Attends(lead, mask).eval(),
+        (torch.randn(2, 5, 6),),
+        tmp_path / "model.onnx",
+        outputs={"all": whole},
+        dynamic_size=False,
+    )
+
+    assert facts.dynamic == "batch"
 
 
 def test_several_inputs_of_several_types(tmp_path: Path) -> None:

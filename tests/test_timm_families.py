@@ -36,7 +36,7 @@ def proven(proof: Proof | None) -> bool:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_smallest_of_a_family_is_sound_at_half_of_every_width(name: str, tmp_path: Path) -> None:
-    subject = Subject(Cell(name, "multitask"), FAMILIES[name])
+    subject = Subject(Cell(name, "multitask", FAMILIES[name]))
     network, small = subject.network, subject.operation
     dense = count_parameters(network.model)
 

@@ -28,6 +28,7 @@ from benchmarks.timm_sweep.models import (
     modules,
     named,
     smallest,
+    takes_any_size,
 )
 from benchmarks.timm_sweep.runner import Limits, aloud, work
 
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.views:
             selection = select(options)
             _remember(selection, options.rows)
-            cells = [Cell(name, kind) for name in selection.models for kind in options.kinds]
+            sizes = {name: options.image_size if takes_any_size(name) else None for name in selection.models}
+            cells = [Cell(name, kind, sizes[name]) for name in selection.models for kind in options.kinds]
             work(cells, shelf, limits, jobs=options.jobs, again=options.again, retry=options.retry)
         written = write(shelf, options.out)
     except (SelectionError, RowError) as error:
@@ -113,6 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory", type=_positive, default=12.0, help="GB a cell (%(default)g)")
     parser.add_argument("--jobs", type=count, default=1, help="processes at once (%(default)s)")
     parser.add_argument("--threads", type=count, default=1, help="of each process (%(default)s)")
+    parser.add_argument(
+        "--image-size", type=count, metavar="N", help="a side in pixels for models that take any (timm's own)"
+    )
     parser.add_argument("--no-stock", action="store_true", help="without stock Torch-Pruning: much faster")
     parser.add_argument("--again", action="store_true", help="run also what is finished")
     parser.add_argument("--retry", action="store_true", help="run also what is finished and not sound")

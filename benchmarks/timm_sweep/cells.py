@@ -34,14 +34,18 @@ BESIDE = ("graph", "stock graph", "stock prune", "stock run")
 
 @dataclass(frozen=True)
 class Cell:
-    """``model`` with three heads of its own, or as the classifier that timm makes of it."""
+    """``model`` with three heads of its own, or as the classifier that timm makes of it.
+
+    ``image_size`` is a side in pixels; None is timm's own size.
+    """
 
     model: str
     kind: Kind
+    image_size: int | None = None
 
     @property
     def file(self) -> Path:
-        """Where its row is kept, below the folder of rows."""
+        """Where its row is kept, below the folder of rows: one of any size."""
         name = re.sub(r"[^\w.-]+", "-", self.model)
         return Path(self.kind) / f"{name}.json"
 

@@ -258,11 +258,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("model", help="name in timm")
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("file", type=Path, help="where the row goes")
+    parser.add_argument("--image-size", type=int, help="side in pixels (timm's)")
     parser.add_argument("--no-stock", action="store_true", help="without stock Torch-Pruning")
     options = parser.parse_args(arguments)
     threading.Thread(target=_follow, daemon=True).start()
     warnings.filterwarnings("ignore")
-    cell = Cell(options.model, options.kind)
+    cell = Cell(options.model, options.kind, options.image_size)
     measure(cell, lambda row: rows.write(options.file, row), stock=not options.no_stock)
     return 0
 

@@ -89,6 +89,12 @@ def named(patterns: Sequence[str]) -> Selection:
     return Selection(f"Models {title}", tuple(dict.fromkeys(found)))
 
 
+def takes_any_size(name: str) -> bool:
+    """Whether no parameter of the model depends on the size of the images."""
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return config is not None and not config.fixed_input_size
+
+
 def modules() -> dict[str, list[str]]:
     """The models of every timm module."""
     return {module: timm.list_models(module=module) for module in timm.list_modules()}

@@ -85,6 +85,7 @@ def one(cell: Cell, shelf: Shelf, limits: Limits, stop: threading.Event) -> Row:
     begun.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.timm_sweep.measure", cell.model, cell.kind, str(begun)]
     command += [] if limits.stock else ["--no-stock"]
+    command += [f"--image-size={cell.image_size}"] if cell.image_size else []
     threads = str(limits.threads)
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     log = file.with_suffix(".log")

@@ -39,23 +39,22 @@ class Network:
 
 
 class Subject:
-    """The stations of one cell, for images of timm's size or another side, in pixels."""
+    """The stations of one cell."""
 
-    def __init__(self, cell: Cell, image_size: int | None = None) -> None:
+    def __init__(self, cell: Cell) -> None:
         self.cell = cell
-        self._image_size = image_size
 
     @cached_property
     def network(self) -> Network:
         """The dense network, with random weights."""
         torch.manual_seed(SEED)
         if self.cell.kind == "multitask":
-            heads = multitask(self.cell.model, HEADS, image_size=self._image_size)
+            heads = multitask(self.cell.model, HEADS, image_size=self.cell.image_size)
             return Network(heads.eval(), heads.example_inputs(BATCH), heads.tasks())
         config = timm.get_pretrained_cfg(self.cell.model) or PretrainedCfg()
         channels, *size = config.input_size
-        size = [self._image_size] * 2 if self._image_size else size
-        sized = {"img_size": size} if self._image_size and config.fixed_input_size else {}
+        size = [self.cell.image_size] * 2 if self.cell.image_size else size
+        sized = {"img_size": size} if self.cell.image_size and config.fixed_input_size else {}
         model: nn.Module = timm.create_model(self.cell.model, **sized)
         images = torch.randn(BATCH, channels, *size)
         return Network(model.eval(), (images,), (Task("logits", lambda logits: logits),))

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.tables.views import markdown
-from benchmarks.timm_sweep.cells import KINDS, Cell, Kind, Row
+from benchmarks.timm_sweep.cells import KINDS, Kind, Row
 from benchmarks.timm_sweep.models import Selection
 
 NONE = "–"
@@ -33,6 +33,9 @@ Torch-Pruning's `MagnitudePruner` at 50 % with its own tracing and its own recip
 alone, heads counted anew, and timm's newer `attn_dim` too): how far it came, and the parameters it removed.
 It proves nothing: that it runs does not say that it is right.
 """
+
+
+_Place = tuple[str, Kind]
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,12 @@ class Summary:
 
 def document(selections: Sequence[Selection], rows: Iterable[Row]) -> str:
     """The whole page: a section for every selection, and one for rows that are in none."""
-    by_cell = {row.cell: row for row in rows}
+    by_cell = _placed(rows)
     parts = [_HEAD.rstrip()]
     machines = {_machine(row) for row in by_cell.values() if row.machine}
     parts += [f"Measured on {text}." for text in sorted(machines)]
     for selection in _with_rest(selections, by_cell):
-        found = [row for name in selection.models for kind in KINDS if (row := by_cell.get(Cell(name, kind)))]
+        found = [row for name in selection.models for kind in KINDS if (row := by_cell.get((name, kind)))]
         if found:
             parts += [f"## {selection.title}", goals(selection, by_cell), table(found)]
             parts += _headed("### Not sound", failures(found))
@@ -96,7 +99,11 @@ def document(selections: Sequence[Selection], rows: Iterable[Row]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def goals(selection: Selection, by_cell: Mapping[Cell, Row]) -> str:
+def _placed(rows: Iterable[Row]) -> dict[_Place, Row]:
+    return {(row.cell.model, row.cell.kind): row for row in rows}
+
+
+def goals(selection: Selection, by_cell: Mapping[_Place, Row]) -> str:
     """What was to be reached, a column for each kind of network."""
     found = {kind: summary for kind in KINDS if (summary := summarised(selection, kind, by_cell)).run}
     lines: list[tuple[str, Callable[[Summary], str], str]] = [
@@ -117,9 +124,9 @@ def goals(selection: Selection, by_cell: Mapping[Cell, Row]) -> str:
     return markdown(["", *found, "asked"], body)
 
 
-def summarised(selection: Selection, kind: Kind, by_cell: Mapping[Cell, Row]) -> Summary:
+def summarised(selection: Selection, kind: Kind, by_cell: Mapping[_Place, Row]) -> Summary:
     """Counts over the rows that there are."""
-    rows = [row for name in selection.models if (row := by_cell.get(Cell(name, kind)))]
+    rows = [row for name in selection.models if (row := by_cell.get((name, kind)))]
     return Summary.of(len(selection.models), rows)
 
 
@@ -158,7 +165,7 @@ def stayed(rows: Sequence[Row]) -> str:
 
 def as_json(selections: Sequence[Selection], rows: Iterable[Row]) -> dict[str, Any]:
     """The summaries, and every row."""
-    by_cell = {row.cell: row for row in rows}
+    by_cell = _placed(rows)
     return {
         "selections": [
             {
@@ -184,7 +191,7 @@ def _line(row: Row) -> list[str]:
     twin = NONE if row.twin is None else f"{row.twin:.0e}"
     return [
         row.cell.model if row.sound else f"**{row.cell.model}**",
-        row.cell.kind,
+        row.cell.kind if row.cell.image_size is None else f"{row.cell.kind}, {row.cell.image_size} px",
         f"{row.parameters / 1e6:.2f} M" if ended("build") else NONE,
         f"{row.groups}" if ended("structure") else NONE,
         _percent(row.prunable_parameters if ended("prunable") else None),
@@ -212,9 +219,9 @@ def _stock(row: Row) -> str:
     return f"runs, {_percent(1 - row.stock_left / row.parameters)}"
 
 
-def _with_rest(selections: Sequence[Selection], by_cell: Mapping[Cell, Row]) -> list[Selection]:
+def _with_rest(selections: Sequence[Selection], by_cell: Mapping[_Place, Row]) -> list[Selection]:
     listed = {name for selection in selections for name in selection.models}
-    rest = dict.fromkeys(cell.model for cell in by_cell if cell.model not in listed)
+    rest = dict.fromkeys(model for model, _ in by_cell if model not in listed)
     return [*selections, Selection("Others", tuple(rest))] if rest else list(selections)
 
 
