@@ -374,7 +374,7 @@ def test_batches_that_were_not_analysed(id: str) -> None:
     five = (HARD_CODED.get(id) or BY_ID[id]).inputs(5, torch.float64, seed=7)
     found = outputs(operation.model, five)
 
-    assert operation.any_batch
+    assert operation.model.any_batch
     for start in (0, 2, 3):
         window = slice(start, start + 2)
         part = tuple(tensor[window] for tensor in five)
@@ -390,7 +390,7 @@ def test_a_structure_of_a_single_example() -> None:
     three = BY_ID["tiny-vit"].inputs(3, torch.float64, seed=7)
     found = outputs(operation.model, three)
 
-    assert operation.any_batch
+    assert operation.model.any_batch
     for i in range(3):
         part = tuple(tensor[i : i + 1] for tensor in three)
         of_part = {task: tuple(tensor[i : i + 1] for tensor in tensors) for task, tensors in found.items()}
@@ -402,7 +402,7 @@ def test_a_batch_that_cannot_be_another_stays() -> None:
     operation = apply_graph(animal.model, random_plan(animal.structure, 0), animal.structure)
     (inputs,) = animal.inputs
 
-    assert not operation.any_batch
+    assert not operation.model.any_batch
     with pytest.raises(ValueError, match=r"input 0 is \(4, 7, 6\), but the graph was made for \(2, 7, 6\)"):
         operation.model(torch.cat([inputs, inputs]))
 
