@@ -23,7 +23,6 @@ from disparse_structured.pipeline import prune
 from disparse_structured.plan import Plan
 from disparse_structured.pruned_graph import PrunedGraph
 from disparse_structured.recovery import LeastSquares
-from disparse_structured.saving import load
 from disparse_structured.structure import analyse, resizing
 from disparse_structured.structure.labels import Axis
 from disparse_structured.surgery import apply
@@ -435,17 +434,6 @@ def test_prune_to_a_graph(refit: LeastSquares | None) -> None:
     assert pruned.report.proof.verified
     assert set(pruned.model(*entry.inputs(3))) == {"left", "right"}
     assert snapshot(model) == before
-
-
-def test_a_saved_graph_is_not_taken_for_a_module(tmp_path: Path) -> None:
-    entry = HARD_CODED["pieces"]
-    data = [entry.inputs()]
-    prune(
-        entry.factory(), entry.inputs(), entry.tasks, data, parameters=0.5, inputs=tuple, form="graph"
-    ).save(tmp_path)
-
-    with pytest.raises(PlanError, match="the plan was made for the exported graph"):
-        load(tmp_path, entry.factory)
 
 
 def test_a_graph_does_not_take_the_place_of_a_model() -> None:
