@@ -359,8 +359,8 @@ def test_the_report_says_what_numbers_hold_and_that_the_graph_can_let_it_go() ->
     assert document["graph_only"]["refused"] == 0
     for text in (str(pruned.report), document["graph_only"]["advice"]):
         told = " ".join(text.split())
-        assert 'form="graph" of prune and shrink (--form graph) can remove more.' in told
-        assert f"Of the parameters lie {share:.1%} in slices that numbers in forward freeze." in told
+        assert 'form="graph" of prune and shrink (--form graph) can remove more:' in told
+        assert f"{share:.1%} of the parameters lie in slices that numbers in forward freeze." in told
     assert "forward hard-codes the number 16" in str(pruned.report)
     assert "hard-codes the number 16" in json.dumps([each for each in document["frozen"] if each["number"]])
 
@@ -389,7 +389,7 @@ def test_the_report_says_that_the_graph_can_shrink_what_was_refused() -> None:
     assert pruned.report.graph_only.refused == pytest.approx(share)
     told = " ".join(str(pruned.report).split())
     assert "left alone: stem: RuntimeError: eight channels were agreed upon" in told
-    assert f"Of the parameters lie {share:.1%} in groups that were left alone." in told
+    assert f"{share:.1%} of the parameters lie in groups that were left alone." in told
 
 
 def test_a_module_that_follows_needs_no_advice() -> None:
@@ -432,8 +432,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("mixed", None)
 
 
+OUTPUTS = {"prune": {"here": "near", "far": "far"}, "shrink": {"near": "near", "far": "far"}}
 COMMANDS = {
-    "prune": "prune --model mixed:build --data mixed:images --tasks far,near --parameters 0.5 --out out",
+    "prune": "prune --model mixed:build --data mixed:images --tasks here=near,far --parameters 0.5 --out out",
     "shrink": "shrink --model mixed:build --inputs mixed:images --parameters 0.5 --out out",
 }
 
@@ -453,9 +454,7 @@ def test_a_command_delivers_the_graph(
 
     assert document["files"] == ["plan.json", "weights.safetensors", "report.json", "model.onnx"]
     assert report["parameters"]["counted"] <= 0.5 * report["parameters"]["dense"]
-    assert report["graph"] == {
-        "any_batch": True, "examples": 2, "outputs": {"near": "near", "far": "far"}
-    }  # fmt: skip
+    assert report["graph"] == {"any_batch": True, "examples": 2, "outputs": OUTPUTS[command]}
     assert report["export"]["dynamic"] == "batch"
     assert [model["name"] for model in report["latency"]["models"]] == ["dense", "pruned"]
     assert loaded.get_parameter("wide.weight").shape[0] < 16
@@ -494,7 +493,7 @@ def test_inspect_says_what_a_budget_could_remove_for_either_form(
     assert least["graph"] < least["module"]
     assert [document["form"] for document in found.values()] == ["module", "graph"]
     assert found["graph"]["graph_only"] == 0 < found["module"]["graph_only"]
-    assert f"{found['module']['graph_only']:.1%} in slices that numbers in forward freeze" in shown
+    assert f"{found['module']['graph_only']:.1%} of the parameters lie in slices that numbers" in shown
     # A budget at the graph's limit is one that the graph meets and the module does not.
     given = [word for word in COMMANDS["prune"].split() if word not in ("--parameters", "0.5")]
     budget = ["--parameters", str(int(least["graph"])), "--floor", "0", "--no-onnx", "--no-verify"]

@@ -93,20 +93,12 @@ class GraphOnly:
     @classmethod
     def of(cls, frozen: float, refused: float) -> GraphOnly | None:
         """With the advice in words; None if there is nothing that only the graph could shrink."""
-        found = [
-            f"{share:.1%} {where}"
-            for share, where in (
-                (frozen, "in slices that numbers in forward freeze"),
-                (refused, "in groups that were left alone"),
-            )
-            if share
-        ]
+        places = ((frozen, "slices that numbers in forward freeze"), (refused, "groups that were left alone"))
+        found = [f"{share:.1%} of the parameters lie in {place}" for share, place in places if share]
         if not found:
             return None
-        advice = (
-            'form="graph" of prune and shrink (--form graph) can remove more. Of the parameters lie '
-            f"{' and '.join(found)}."
-        )
+        said = " and ".join(found)
+        advice = f'form="graph" of prune and shrink (--form graph) can remove more: {said}.'
         return cls(frozen, refused, advice)
 
 
