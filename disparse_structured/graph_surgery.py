@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from disparse_structured.batches import take
-from disparse_structured.errors import DisparseError, VerificationError
+from disparse_structured.errors import DisparseError, PlanError, VerificationError
 from disparse_structured.plan import Plan
 from disparse_structured.pruned_graph import PrunedGraph
 from disparse_structured.specimen import TOLERANCES, Outputs, Specimen, difference
@@ -30,14 +30,12 @@ from disparse_structured.twin import masked_twin
 class GraphOperation:
     """What :func:`apply_graph` hands back.
 
-    ``proof`` is None if verification was switched off. ``any_batch`` says whether ``model`` takes batches
-    of any size, or only such as the structure's example inputs.
+    ``proof`` is None if verification was switched off.
     """
 
     model: PrunedGraph
     plan: Plan
     proof: Proof | None
-    any_batch: bool
 
 
 def apply_graph(model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = True) -> GraphOperation:
@@ -59,7 +57,27 @@ def apply_graph(model: nn.Module, plan: Plan, structure: Structure, *, verify: b
     check_described(named_tensors(model)[0], structure)
     proof, wide = _proven(model, structure, keep) if verify else (None, None)
     pruned = PrunedGraph(model, wide or structure, keep, any_batch=wide is not None)
-    return GraphOperation(pruned, plan, proof, wide is not None)
+    return GraphOperation(pruned, plan, proof)
+
+
+def rebuild_graph(
+    model: nn.Module, plan: Plan, structure: Structure, *, examples: int, any_batch: bool
+) -> PrunedGraph:
+    """The graph that :func:`apply_graph` made of ``plan`` earlier, as it said of itself; nothing is proven.
+
+    Raises:
+        PlanError: the plan is not for this structure, or its example inputs are of another batch.
+    """
+    keep = plan.keep(structure)
+    made_from: Structure | None = structure
+    if any_batch and structure.resizing.batch < examples:
+        made_from = _with_two_examples(model, structure)
+    if made_from is None or made_from.resizing.batch != examples:
+        raise PlanError(
+            f"the graph was exported with {examples} examples, and the example inputs hold "
+            f"{structure.resizing.batch}. Pass those that the model was pruned with."
+        )
+    return PrunedGraph(model, made_from, keep, any_batch=any_batch)
 
 
 def _proven(model: nn.Module, structure: Structure, keep: torch.Tensor) -> tuple[Proof, Structure | None]:

@@ -68,10 +68,10 @@ def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
 def _entries(output: Any) -> Iterator[Task]:
     """One candidate for each top-level entry of ``output``, whatever it holds."""
     if isinstance(output, torch.Tensor):
-        yield Task("output", lambda whole: whole)
+        yield Task("output", ())
     elif isinstance(output, Mapping):
         for key in output:
-            yield Task(str(key), key if isinstance(key, str) else operator.itemgetter(key))
+            yield Task(str(key), key if type(key) in (str, int) else operator.itemgetter(key))
     elif pytree.is_namedtuple_instance(output):
         for name in output._fields:
             yield Task(name, name)

@@ -46,9 +46,19 @@ class PrunedGraph(nn.Module):
         self.add_module(_CONSTANTS, constants)
         self._sources = tuple(_sources(structure))
         self._tasks = tuple(zip(capture.tasks, capture.widths, strict=True))
-        self._batch = structure.resizing.batch if any_batch else None
+        self._examples, self._any_batch = structure.resizing.batch, any_batch
         self._example = tuple(_shape(leaf) for leaf in pytree.tree_leaves((structure.example_inputs, {})))
         self._program = _resized(structure, keep, any_batch)
+
+    @property
+    def examples(self) -> int:
+        """The number of examples in the batch that the graph was exported with."""
+        return self._examples
+
+    @property
+    def any_batch(self) -> bool:
+        """Whether it takes any other number of them as well."""
+        return self._any_batch
 
     def forward(self, *inputs: Any) -> dict[str, torch.Tensor | tuple[torch.Tensor, ...]]:
         """The tasks' outputs; raises ``ValueError`` for inputs that the graph was not made for."""
@@ -69,9 +79,7 @@ class PrunedGraph(nn.Module):
             raise ValueError(f"the graph takes {len(self._example)} inputs, found {len(leaves)}.")
         for position, (leaf, expected) in enumerate(zip(leaves, self._example, strict=True)):
             found = _shape(leaf)
-            free = (
-                self._batch is not None and isinstance(leaf, torch.Tensor) and expected[:1] == (self._batch,)
-            )
+            free = self._any_batch and isinstance(leaf, torch.Tensor) and expected[:1] == (self._examples,)
             if found[1:] != expected[1:] if free else found != expected:
                 wanted = f"(any, {', '.join(map(str, expected[1:]))})" if free else expected
                 raise ValueError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from disparse_structured.errors import LoadError
+from disparse_structured.graph_surgery import rebuild_graph
 from disparse_structured.plan import Plan
-from disparse_structured.report.pruning import PruningReport
+from disparse_structured.report.pruning import GraphFacts, PruningReport
 from disparse_structured.structure import analyse
-from disparse_structured.structure.analysis import named_tensors
+from disparse_structured.structure.analysis import form_of, named_tensors
 from disparse_structured.surgery import apply
-from disparse_structured.tasks import Task
+from disparse_structured.tasks import Task, check_tasks
 
 PLAN, WEIGHTS, REPORT = "plan.json", "weights.safetensors", "report.json"
 _PLAIN = int | float | str | None
@@ -59,18 +61,25 @@ def extend_report(folder: str | Path, entries: Mapping[str, Any]) -> dict[str, A
 
 
 def load(
-    folder: str | Path, factory: Callable[[], nn.Module], inputs: tuple[Any, ...] | None = None
+    folder: str | Path,
+    factory: Callable[[], nn.Module],
+    inputs: tuple[Any, ...] | None = None,
+    tasks: Sequence[Task] | None = None,
 ) -> nn.Module:
     """The pruned model of ``folder``: ``factory`` builds the dense one, the plan is replayed, weights loaded.
 
-    A model that was pruned twice takes ``lambda: load(first_folder, factory)`` as the second's factory.
+    A pruned graph comes back as one: it returns ``{task: tensor}`` and takes the batches that it took. A
+    model that was pruned twice takes ``lambda: load(first_folder, factory)`` as the second's factory.
 
     Args:
         inputs: example inputs as given to ``prune``, where the report could not describe them.
+        tasks: the tasks as given to ``prune``, needed where the model is a pruned graph and the output of one
+            of them is picked by a callable: the folder holds keys, indices and paths, but no code.
 
     Raises:
-        LoadError: a file is missing or does not belong to the others, or the weights do not fit.
+        LoadError: a file is missing or does not belong to the others, or the weights or tasks do not fit.
         PlanError: the factory builds another model than the plan was made for.
+        TaskError: a task picks nothing of what the factory's model returns.
     """
     folder = Path(folder)
     for name in (PLAN, WEIGHTS, REPORT):
@@ -87,12 +96,80 @@ def load(
             f"{REPORT} in {str(folder)!r} belongs to plan {str(report.get('plan'))[:12]}…, {PLAN} is plan "
             f"{plan.hash[:12]}…. The folder mixes two runs; save again."
         )
-    dense = factory()
-    everything = Task("output", lambda output: output)
-    structure = analyse(dense, inputs or example_inputs(report["inputs"]), [everything])
-    model = apply(dense, plan, structure, verify=False).model
+    dense, inputs = factory(), inputs or example_inputs(report["inputs"])
+    model = (
+        _pruned_graph(dense, plan, inputs, tasks, _graph_facts(report, plan, folder))
+        if form_of(plan.fingerprint) == "graph"
+        else _pruned_module(dense, plan, inputs)
+    )
     _load_weights(model, weights, folder)
     return model
+
+
+def _pruned_module(dense: nn.Module, plan: Plan, inputs: tuple[Any, ...]) -> nn.Module:
+    structure = analyse(dense, inputs, [Task("output", ())])  # a module is cut alike whatever its tasks
+    return apply(dense, plan, structure, verify=False).model
+
+
+def _pruned_graph(
+    dense: nn.Module,
+    plan: Plan,
+    inputs: tuple[Any, ...],
+    tasks: Sequence[Task] | None,
+    facts: GraphFacts,
+) -> nn.Module:
+    chosen = _saved_tasks(facts) if tasks is None else _in_order(check_tasks(tasks), plan)
+    structure = analyse(dense, inputs, chosen, form="graph")
+    plan.check(structure)  # that all its groups are there
+    reach = {group.name: group.reach for group in structure.groups}
+    for group in plan.groups:
+        if group.reach != reach[group.name]:
+            raise LoadError(
+                f"channel group {group.name!r} reaches {_listed(reach[group.name])}, but when it was saved "
+                f"{_listed(group.reach)}: the tasks pick other outputs. Let the factory's model return what "
+                "the pruned one's did, and pass the tasks that it was pruned with."
+            )
+    return rebuild_graph(dense, plan, structure, examples=facts.examples, any_batch=facts.any_batch)
+
+
+def _graph_facts(report: Mapping[str, Any], plan: Plan, folder: Path) -> GraphFacts:
+    try:
+        facts = GraphFacts(**report["graph"])
+        found = {name: facts.outputs[name] for name in plan.tasks}
+    except (KeyError, TypeError) as error:
+        raise LoadError(
+            f"{REPORT} in {str(folder)!r} does not say how the pruned graph was made "
+            f"({type(error).__name__}: {error}). Save the model again."
+        ) from None
+    # JSON has no tuples.
+    outputs = {name: tuple(each) if isinstance(each, list) else each for name, each in found.items()}
+    return dataclasses.replace(facts, outputs=outputs)
+
+
+def _saved_tasks(facts: GraphFacts) -> list[Task]:
+    tasks = [Task(name, output) for name, output in facts.outputs.items() if output is not None]
+    callables = [name for name, output in facts.outputs.items() if output is None]
+    if callables:
+        raise LoadError(
+            f"the output of {_listed(callables)} is picked by a callable, which a folder cannot hold. Pass "
+            "tasks=, the tasks that the model was pruned with, to load()."
+        )
+    return tasks
+
+
+def _in_order(tasks: Sequence[Task], plan: Plan) -> list[Task]:
+    """``tasks`` as the plan has them, so that the outputs come in that order."""
+    given = {task.name: task for task in tasks}
+    if set(given) != set(plan.tasks):
+        raise LoadError(
+            f"tasks= has {_listed(list(given))}, but the model was pruned for {_listed(plan.tasks)}. Pass "
+            "the tasks that it was pruned with."
+        )
+    return [given[name] for name in plan.tasks]
+
+
+def _listed(tasks: Sequence[str]) -> str:
+    return f"{'tasks' if len(tasks) > 1 else 'task'} {', '.join(map(repr, tasks))}" if tasks else "no task"
 
 
 def describe_inputs(inputs: tuple[Any, ...]) -> dict[str, Any]:

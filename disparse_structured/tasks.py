@@ -22,7 +22,8 @@ class Task:
     Args:
         name: how the task is called in plans, reports and ONNX outputs.
         output: picks the task's part of whatever the model returns: a dict key, a tuple index,
-            an attribute path (``"heads.depth"``), a tuple of such steps, or a callable.
+            an attribute path (``"heads.depth"``), a tuple of such steps (an empty one picks all of it),
+            or a callable.
         loss: ``loss(picked_output, batch) -> scalar tensor``. Without it the task is *label-free*:
             its saliency is the response of its own output (see :mod:`disparse_structured.saliency`).
         weight: the task's weight in training losses and in the weighted-mean arbiter. Votes never

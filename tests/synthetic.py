@@ -56,6 +56,7 @@ class Chain:
     fingerprint: str
     cost: ChainCost
     unclaimed: frozenset[str] = frozenset()
+    graph_only: float = 0.0
 
     @property
     def units(self) -> int:

@@ -23,7 +23,6 @@ from disparse_structured.pipeline import prune
 from disparse_structured.plan import Plan
 from disparse_structured.pruned_graph import PrunedGraph
 from disparse_structured.recovery import LeastSquares
-from disparse_structured.saving import load
 from disparse_structured.structure import analyse, resizing
 from disparse_structured.structure.labels import Axis
 from disparse_structured.surgery import apply
@@ -374,7 +373,7 @@ def test_batches_that_were_not_analysed(id: str) -> None:
     five = (HARD_CODED.get(id) or BY_ID[id]).inputs(5, torch.float64, seed=7)
     found = outputs(operation.model, five)
 
-    assert operation.any_batch
+    assert operation.model.any_batch
     for start in (0, 2, 3):
         window = slice(start, start + 2)
         part = tuple(tensor[window] for tensor in five)
@@ -390,7 +389,7 @@ def test_a_structure_of_a_single_example() -> None:
     three = BY_ID["tiny-vit"].inputs(3, torch.float64, seed=7)
     found = outputs(operation.model, three)
 
-    assert operation.any_batch
+    assert operation.model.any_batch
     for i in range(3):
         part = tuple(tensor[i : i + 1] for tensor in three)
         of_part = {task: tuple(tensor[i : i + 1] for tensor in tensors) for task, tensors in found.items()}
@@ -402,7 +401,7 @@ def test_a_batch_that_cannot_be_another_stays() -> None:
     operation = apply_graph(animal.model, random_plan(animal.structure, 0), animal.structure)
     (inputs,) = animal.inputs
 
-    assert not operation.any_batch
+    assert not operation.model.any_batch
     with pytest.raises(ValueError, match=r"input 0 is \(4, 7, 6\), but the graph was made for \(2, 7, 6\)"):
         operation.model(torch.cat([inputs, inputs]))
 
@@ -435,17 +434,6 @@ def test_prune_to_a_graph(refit: LeastSquares | None) -> None:
     assert pruned.report.proof.verified
     assert set(pruned.model(*entry.inputs(3))) == {"left", "right"}
     assert snapshot(model) == before
-
-
-def test_a_saved_graph_is_not_taken_for_a_module(tmp_path: Path) -> None:
-    entry = HARD_CODED["pieces"]
-    data = [entry.inputs()]
-    prune(
-        entry.factory(), entry.inputs(), entry.tasks, data, parameters=0.5, inputs=tuple, form="graph"
-    ).save(tmp_path)
-
-    with pytest.raises(PlanError, match="the plan was made for the exported graph"):
-        load(tmp_path, entry.factory)
 
 
 def test_a_graph_does_not_take_the_place_of_a_model() -> None:

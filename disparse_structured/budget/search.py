@@ -275,6 +275,11 @@ def _unreachable(
     hint = (
         " A number above 1 is a count; for a share write a fraction such as 0.5." if budget.limit > 1 else ""
     )
+    if structure.graph_only:
+        hint += (
+            f" Numbers in forward freeze slices with {structure.graph_only:.1%} of the parameters; "
+            'form="graph" of prune and shrink (--form graph) lets them go.'
+        )
     return (
         f"the budget {asked} cannot be met: removing all that may go leaves {reached:.4g} {word}, "
         f"{reached / dense:.1%} of dense. {'It is held by ' + ', '.join(holds) + '. ' if holds else ''}"

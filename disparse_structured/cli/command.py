@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from disparse_structured import __version__
 from disparse_structured.budget import Budget
@@ -16,6 +17,7 @@ from disparse_structured.cli.usage import Parser
 from disparse_structured.errors import DisparseError
 from disparse_structured.pipeline import SAMPLES
 from disparse_structured.relatedness import RATIO, UNIT_RATIO
+from disparse_structured.structure import Form
 
 FAILED, INTERRUPTED, UNREAD = 2, 130, 1
 
@@ -77,6 +79,7 @@ def _add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
     _add_widths(parser)
     parser.add_argument("--batches", type=int, metavar="N", help="score on the first N batches only")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+    _add_form(parser)
     _add_verify(parser)
     _add_delivery(parser)
     _finish(parser, prune.run)
@@ -131,6 +134,7 @@ def _add_shrink(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     _add_widths(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+    _add_form(parser)
     _add_verify(parser)
     _add_delivery(parser)
     _finish(parser, shrink.run)
@@ -243,6 +247,16 @@ def _add_rules(
     )
 
 
+def _add_form(parser: Parser) -> None:
+    parser.add_argument(
+        "--form",
+        choices=get_args(Form),
+        default="module",
+        help="what becomes smaller: the module itself, or its exported graph, in which every number that "
+        "forward computes with can follow (default: module)",
+    )
+
+
 def _add_verify(parser: Parser) -> None:
     parser.add_argument(
         "--no-verify", dest="verify", action="store_false", help="skip the proof against the masked twin"
@@ -269,6 +283,7 @@ def _add_inspect(commands: argparse._SubParsersAction[Parser]) -> None:
         description="Reads a model's channel groups. Nothing is scored, changed or written.",
     )
     _add_model(parser, tasks_required=False)
+    _add_form(parser)
     _add_widths(parser)
     parser.add_argument(
         "--budget-steps", action="store_true", help="how far a budget could go, for several floors"

@@ -97,9 +97,12 @@ def _deployed(
     given: Subject, pruned: Pruned, folder: Path, arguments: argparse.Namespace, screen: Screen
 ) -> dict[str, Any]:
     """The report's entries about the ONNX file."""
+    tasks = given.tasks
+    if pruned.report.graph is not None:  # it returns what the tasks picked, by their names
+        tasks = tuple(dataclasses.replace(task, output=task.name) for task in tasks)
     try:
         with screen.step("exporting to ONNX and checking the file in ONNX Runtime"):
-            facts = _export(given, pruned.model, folder / ONNX, pruned.plan.hash)
+            facts = _export(given, pruned.model, tasks, folder / ONNX, pruned.plan.hash)
         # The folder may move: its report names its own file only.
         entries: dict[str, Any] = {"export": dataclasses.asdict(facts) | {"path": ONNX}}
         if arguments.latency:
@@ -113,13 +116,13 @@ def _deployed(
     return entries
 
 
-def _export(given: Subject, model: nn.Module, path: Path, plan: str) -> ExportFacts:
+def _export(given: Subject, model: nn.Module, tasks: Sequence[Task], path: Path, plan: str) -> ExportFacts:
     return export_onnx(
         model,
         given.example,
         path,
-        outputs={task.name: task.tensors for task in given.tasks},
-        metadata={"tasks": json.dumps([task.name for task in given.tasks]), "plan": plan},
+        outputs={task.name: task.tensors for task in tasks},
+        metadata={"tasks": json.dumps([task.name for task in tasks]), "plan": plan},
         check_inputs=given.real,
     )
 
@@ -127,7 +130,7 @@ def _export(given: Subject, model: nn.Module, path: Path, plan: str) -> ExportFa
 def _latency(given: Subject, path: Path, facts: ExportFacts, threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         dense = Path(folder, "dense.onnx")
-        both = (facts, _export(given, given.model, dense, "dense"))
+        both = (facts, _export(given, given.model, given.tasks, dense, "dense"))
         alone = all(each.dynamic.startswith("batch") for each in both)
         inputs = take(given.example, slice(1)) if alone else given.example
         found = measure_latency({"dense": dense, "pruned": path}, inputs, threads=threads)

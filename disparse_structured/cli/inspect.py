@@ -17,7 +17,7 @@ from disparse_structured.cli import sources, views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.usage import UsageError
 from disparse_structured.pipeline import EXAMPLE_SAMPLES
-from disparse_structured.report.pruning import summarise_freezes
+from disparse_structured.report.pruning import GraphOnly, summarise_freezes
 from disparse_structured.structure import ChannelGroup, Structure, analyse
 
 FLOORS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
             inputs = sources.first_inputs(model, sources.load_data(arguments.data, limit=1))
             example = take(inputs, slice(EXAMPLE_SAMPLES))
     with screen.step("reading its structure"):
-        structure = analyse(model, example, tasks)
+        structure = analyse(model, example, tasks, form=arguments.form)
     floors = FLOORS if arguments.budget_steps else (arguments.floor,)
     document = _document(type(model).__name__, structure)
     document["reachable"] = [_reachable(structure, floor, arguments) for floor in floors]
@@ -51,6 +51,7 @@ def _document(model: str, structure: Structure) -> dict[str, Any]:
     unclaimed = sum(group.units for group in structure.groups if group.name in structure.unclaimed)
     return {
         "model": model,
+        "form": structure.form,
         "fingerprint": structure.fingerprint,
         "tasks": list(structure.tasks),
         "macs": structure.cost.macs(everything),
@@ -64,6 +65,7 @@ def _document(model: str, structure: Structure) -> dict[str, Any]:
         },
         "groups": [_group(group, group.name in structure.unclaimed) for group in structure.groups],
         "frozen": [dataclasses.asdict(freeze) for freeze in structure.frozen],
+        "graph_only": structure.graph_only,
         "constraints": [dataclasses.asdict(constraint) for constraint in structure.constraints],
     }
 
@@ -118,4 +120,6 @@ def _views(document: dict[str, Any], structure: Structure) -> Sequence[Renderabl
         shown.append(views.constraints(document["constraints"]))
     if structure.frozen:
         shown.append(summarise_freezes(structure.frozen))
+    if only := GraphOnly.of(frozen=structure.graph_only, refused=0.0):
+        shown.append(Text(only.advice, style="yellow"))
     return [*shown, Text("how far a budget can go:"), views.reachable(document["reachable"])]

@@ -12,7 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from disparse_structured.errors import LoadError
-from disparse_structured.report.pruning import CostFacts, ProofFacts, PruningReport, RefusedGroup, TaskFacts
+from disparse_structured.report.pruning import (
+    CostFacts,
+    GraphFacts,
+    GraphOnly,
+    ProofFacts,
+    PruningReport,
+    RefusedGroup,
+    TaskFacts,
+)
 from disparse_structured.report.refit import LayerFacts, RefitFacts, SkippedLayer
 from disparse_structured.structure import Freeze, Proportion
 
@@ -33,6 +41,8 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
         facts["proof"] = ProofFacts(**facts["proof"])
         for name, kind in (("tasks", TaskFacts), ("refused", RefusedGroup), ("frozen", Freeze)):
             facts[name] = tuple(kind(**entry) for entry in facts[name])
+        for name, optional in (("graph", GraphFacts), ("graph_only", GraphOnly)):
+            facts[name] = None if facts[name] is None else optional(**facts[name])
         if facts["refit"] is not None:
             refit = dict(facts["refit"])
             for name, part in (("layers", LayerFacts), ("skipped", SkippedLayer)):

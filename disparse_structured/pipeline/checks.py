@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from rich.console import Console
 
 from disparse_structured.errors import PlanError
+from disparse_structured.structure import Form
 
 
 def check_callables(**choices: object) -> None:
@@ -27,6 +28,15 @@ def check_method(refit: object) -> None:
         raise PlanError(
             f"refit={refit!r} is no way to refit. Pass an object, such as LeastSquares() of "
             "disparse_structured.recovery, or None to leave the weights that stay as they are."
+        )
+
+
+def check_place(form: Form, inplace: bool) -> None:
+    """Raises :class:`PlanError` where the result is to take the place of a model and cannot."""
+    if form == "graph" and inplace:
+        raise PlanError(
+            "inplace=True and form='graph': a pruned graph is another module than the model and cannot take "
+            "its place. Use the model of what is returned."
         )
 
 

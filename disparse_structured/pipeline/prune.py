@@ -11,9 +11,9 @@ from torch import nn
 from disparse_structured.arbitration import Arbiter
 from disparse_structured.batches import Inputs, as_they_are
 from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget, make_plan
-from disparse_structured.errors import BatchError, PlanError
+from disparse_structured.errors import BatchError
 from disparse_structured.pipeline.calibrating import calibrate
-from disparse_structured.pipeline.checks import check_callables, check_method, step
+from disparse_structured.pipeline.checks import check_callables, check_method, check_place, step
 from disparse_structured.pipeline.pruned import Pruned, report_on
 from disparse_structured.pipeline.surgeon import Surgeon
 from disparse_structured.recovery import Method
@@ -63,7 +63,7 @@ def prune(
         inplace: at the very end, make ``model`` itself the result.
         form: ``"graph"`` gives a :class:`~disparse_structured.pruned_graph.PrunedGraph` instead of a smaller
             ``model``: widths that ``forward`` hard-codes can shrink as well, and the result returns
-            ``{task: tensor}``. It trains, and it exports to ONNX; :func:`load` does not rebuild it.
+            ``{task: tensor}``. It trains, exports to ONNX and can be saved and loaded.
         progress: show progress bars on a terminal.
 
     Raises:
@@ -72,11 +72,7 @@ def prune(
     tasks = check_tasks(tasks)
     check_callables(criterion=criterion, arbiter=arbiter, ranking=ranking)
     check_method(refit)
-    if form == "graph" and inplace:
-        raise PlanError(
-            "inplace=True and form='graph': a pruned graph is another module than the model and cannot take "
-            "its place. Use the model of what prune returns."
-        )
+    check_place(form, inplace)
     if data is not None and not isinstance(data, Iterable):
         raise BatchError(
             f"data is {type(data).__name__} {data!r}, which cannot be iterated. "

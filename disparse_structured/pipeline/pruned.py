@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,16 @@ from torch import nn
 
 from disparse_structured import saving
 from disparse_structured.plan import Plan
-from disparse_structured.report.pruning import CostFacts, ProofFacts, PruningReport, RefusedGroup, TaskFacts
+from disparse_structured.pruned_graph import PrunedGraph
+from disparse_structured.report.pruning import (
+    CostFacts,
+    GraphFacts,
+    GraphOnly,
+    ProofFacts,
+    PruningReport,
+    RefusedGroup,
+    TaskFacts,
+)
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.saliency import Saliency
 from disparse_structured.structure import Structure, count_macs, count_parameters
@@ -48,6 +57,7 @@ def report_on(
         name: CostFacts(total(everything), total(keep), counted[name])
         for name, total in (("macs", cost.macs), ("parameters", cost.parameters))
     }
+    refused = [refusal.group for refusal in operation.refused]
     return PruningReport(
         model=type(operation.model).__name__,
         plan=plan.hash,
@@ -68,9 +78,27 @@ def report_on(
         proof=ProofFacts(True, proof.dtype, proof.tolerance, proof.deviation) if proof else ProofFacts(False),
         refused=tuple(RefusedGroup(each.group, each.reason) for each in operation.refused),
         frozen=structure.frozen,
+        graph=_graph_facts(operation.model, structure),
+        graph_only=GraphOnly.of(structure.graph_only, _held_by(refused, structure)),
         inputs=saving.describe_inputs(structure.example_inputs),
         versions=dict(provenance.versions),
     )
+
+
+def _graph_facts(model: nn.Module, structure: Structure) -> GraphFacts | None:
+    if not isinstance(model, PrunedGraph):
+        return None
+    outputs = {task.name: None if callable(task.output) else task.output for task in structure.task_objects}
+    return GraphFacts(model.examples, model.any_batch, outputs)
+
+
+def _held_by(groups: Sequence[str], structure: Structure) -> float:
+    """The share of the dense parameters that lies in slices of ``groups``."""
+    keep = torch.ones(structure.units, dtype=torch.bool)
+    dense = structure.cost.parameters(keep)
+    for name in groups:
+        keep[structure.group(name).slice] = False
+    return 1 - structure.cost.parameters(keep) / dense if dense else 0.0
 
 
 def _rows(structure: Structure) -> Iterable[tuple[int, Task]]:

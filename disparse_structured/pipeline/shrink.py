@@ -19,7 +19,7 @@ from disparse_structured.pipeline.calibrating import (
     SAMPLES,
     calibrate,
 )
-from disparse_structured.pipeline.checks import check_callables, check_method, step
+from disparse_structured.pipeline.checks import check_callables, check_method, check_place, step
 from disparse_structured.pipeline.pruned import Pruned, report_on
 from disparse_structured.pipeline.surgeon import Surgeon
 from disparse_structured.pipeline.tolerating import Try, checked_limits, within
@@ -27,7 +27,7 @@ from disparse_structured.plan import Plan
 from disparse_structured.recovery import Calibration, LeastSquares, Method
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.saliency import Criterion, Saliency, measure
-from disparse_structured.structure import Structure, analyse
+from disparse_structured.structure import Form, Structure, analyse
 from disparse_structured.surgery import Operation
 from disparse_structured.tasks import Task, check_tasks
 from disparse_structured.votes import Ranking
@@ -57,6 +57,7 @@ def shrink(
     seed: int = 0,
     verify: bool = True,
     inplace: bool = False,
+    form: Form = "module",
     progress: bool = False,
 ) -> Pruned:
     """Makes ``model`` physically smaller from a few dozen unlabelled inputs, without training.
@@ -94,6 +95,7 @@ def shrink(
     if not isinstance(criterion, Foresight):
         check_callables(criterion=criterion)
     check_method(refit)
+    check_place(form, inplace)
     budget = budget or Budget(macs=macs, parameters=parameters)
     calibration = calibrate(model, inputs, samples=samples, seed=seed)
     example = take(calibration.chunks[0], slice(EXAMPLE_SAMPLES))
@@ -107,7 +109,7 @@ def shrink(
         else checked_limits(tolerance, tasks, None if arbiter == DEFAULT_MEAN else arbiter, refit)
     )
     with step("reading the structure", progress):
-        structure = analyse(model, example, tasks)
+        structure = analyse(model, example, tasks, form=form)
     surgeon = Surgeon(model, structure, refit, calibration, verify, progress)
 
     def decided(arbiter: Arbiter, budget: Budget) -> tuple[Plan, Saliency]:

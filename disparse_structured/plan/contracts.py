@@ -53,6 +53,11 @@ class PrunableStructure(Protocol):
         ...
 
     @property
+    def graph_only(self) -> float:
+        """The share of the parameters that lies in slices that only numbers in ``forward`` freeze."""
+        ...
+
+    @property
     def constraints(self) -> tuple[Proportion, ...]:
         """Count constraints between groups."""
         ...

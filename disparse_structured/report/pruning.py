@@ -66,10 +66,48 @@ class RefusedGroup:
 
 
 @dataclass(frozen=True)
+class GraphFacts:
+    """What it takes to build a pruned exported graph again.
+
+    It was exported with ``examples`` examples in the batch; with ``any_batch`` it takes any number of them,
+    else that one. ``outputs`` says by task what picks its part of the dense model's output; None where a
+    callable does, which is no data.
+    """
+
+    examples: int
+    any_batch: bool
+    outputs: Mapping[str, str | int | tuple[str | int, ...] | None]
+
+
+@dataclass(frozen=True)
+class GraphOnly:
+    """What the exported graph could shrink and the module could not; shares of the dense parameters.
+
+    ``frozen`` lie in slices that a number in ``forward`` freezes, ``refused`` in groups that were left whole.
+    """
+
+    frozen: float
+    refused: float
+    advice: str
+
+    @classmethod
+    def of(cls, frozen: float, refused: float) -> GraphOnly | None:
+        """With the advice in words; None if there is nothing that only the graph could shrink."""
+        places = ((frozen, "slices that numbers in forward freeze"), (refused, "groups that were left alone"))
+        found = [f"{share:.1%} of the parameters lie in {place}" for share, place in places if share]
+        if not found:
+            return None
+        said = " and ".join(found)
+        advice = f'form="graph" of prune and shrink (--form graph) can remove more: {said}.'
+        return cls(frozen, refused, advice)
+
+
+@dataclass(frozen=True)
 class PruningReport:
     """What a reader of a pruned model asks: what went, who wanted it, what it saves, how it was proven.
 
-    ``refit`` is None where the weights that stayed were left as they were.
+    ``refit`` is None where the weights that stayed were left as they were, ``graph`` where the module itself
+    was pruned, ``graph_only`` where its exported graph could not shrink more.
     """
 
     model: str
@@ -91,6 +129,8 @@ class PruningReport:
     proof: ProofFacts
     refused: tuple[RefusedGroup, ...]
     frozen: tuple[Freeze, ...]
+    graph: GraphFacts | None
+    graph_only: GraphOnly | None
     inputs: Mapping[str, Any]
     versions: Mapping[str, str]
 
@@ -110,6 +150,14 @@ class PruningReport:
             yield Text("NOT VERIFIED: verification was switched off (verify=False)", style="bold yellow")
         for refused in self.refused:
             yield Text(f"left alone: {refused.group}: {refused.reason}", style="yellow")
+        counted = [freeze for freeze in self.frozen if freeze.number]
+        if counted:
+            yield summarise_freezes(counted)
+        if self.graph_only is not None:
+            yield Text(self.graph_only.advice, style="yellow")
+        if self.graph is not None:
+            batches = "any size" if self.graph.any_batch else f"{self.graph.examples} only"
+            yield Text(f"the pruned exported graph, which takes batches of {batches}")
 
     def __str__(self) -> str:
         console = Console(width=100, color_system=None)

@@ -54,7 +54,8 @@ class Structure:
     """What of a model may shrink, what must shrink together, and who reads it.
 
     ``reach`` is bool ``[tasks, units]``. ``unclaimed`` names the groups that no task reaches but an output
-    outside all tasks depends on: nobody votes on them, so they stay. ``fingerprint`` identifies the
+    outside all tasks depends on: nobody votes on them, so they stay. ``graph_only`` is the share of
+    the parameters that lies in slices that only numbers in ``forward`` freeze. ``fingerprint`` identifies the
     architecture (names, shapes, groups) and the form, not the weights. ``resizing`` says which integers of
     the graph follow the widths.
     """
@@ -62,6 +63,7 @@ class Structure:
     tasks: tuple[str, ...]
     groups: tuple[ChannelGroup, ...]
     frozen: tuple[Freeze, ...]
+    graph_only: float
     constraints: tuple[Proportion, ...]
     reach: torch.Tensor
     unclaimed: frozenset[str]
@@ -149,6 +151,7 @@ def analyse(
             "a count constraint that is not a ratio of two groups",
             "",
             "",
+            number=True,
         )
         numbers.freezes.append(record)
         frozen[extra] = True
@@ -168,15 +171,17 @@ def analyse(
         if not table.is_fixed(row := table.row(labels))
     )
     records = [*trace.labels.freezes, *numbers.freezes, *([grouping.lonely] if grouping.lonely else [])]
+    summary, graph_only = summarise(
+        records,
+        {name: value for name, value in trace.tensors.items() if name in parameters},
+        classes,
+        sum(state[name].numel() for name in parameters) or 1,
+    )
     return Structure(
         tasks=names,
         groups=grouping.groups,
-        frozen=summarise(
-            records,
-            {name: value for name, value in trace.tensors.items() if name in parameters},
-            classes,
-            sum(state[name].numel() for name in parameters) or 1,
-        ),
+        frozen=summary,
+        graph_only=graph_only,
         constraints=constraints,
         reach=reach_matrix(grouping.groups, names),
         unclaimed=_unclaimed(grouping.groups, reach),

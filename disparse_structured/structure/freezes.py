@@ -13,23 +13,28 @@ from disparse_structured.structure.labels import FROZEN, FreezeRecord, Value
 
 def summarise(
     records: Iterable[FreezeRecord], parameters: Mapping[str, Value], classes: np.ndarray, total: int
-) -> tuple[Freeze, ...]:
-    """One :class:`Freeze` for each reason, operator and module, largest first.
+) -> tuple[tuple[Freeze, ...], float]:
+    """One :class:`Freeze` for each reason, operator and module, largest first; the share that numbers hold.
 
-    It counts the elements of ``parameters`` that lie in a slice that the record freezes, each once, however
+    They count the elements of ``parameters`` that lie in a slice that the record freezes, each once, however
     many of its dimensions are frozen; ``total`` is the number of elements of the whole network.
     """
-    touched: dict[tuple[str, str, str], list[np.ndarray]] = defaultdict(list)
+    touched: dict[tuple[str, str, str, bool], list[np.ndarray]] = defaultdict(list)
     for record in records:
         if record.reason != "kernel dimension of a convolution":
-            touched[record.reason, record.operator, record.module].append(record.atoms)
+            touched[record.reason, record.operator, record.module, record.number].append(record.atoms)
     elements = _Elements.of(parameters.values(), classes)
+
+    def held(atoms: list[np.ndarray]) -> int:
+        return elements.held(classes[np.concatenate(atoms)], int(classes[FROZEN])) if atoms else 0
+
     freezes = []
-    for (reason, operator, module), atoms in touched.items():
-        count = elements.held(classes[np.concatenate(atoms)], int(classes[FROZEN]))
-        if count:
-            freezes.append(Freeze(reason, operator, module, count, count / total))
-    return tuple(sorted(freezes, key=lambda freeze: (-freeze.parameters, freeze.reason, freeze.module)))
+    for (reason, operator, module, number), atoms in touched.items():
+        if count := held(atoms):
+            freezes.append(Freeze(reason, operator, module, count, count / total, number))
+    counted = [each for key, atoms in touched.items() if key[-1] for each in atoms]
+    freezes.sort(key=lambda freeze: (-freeze.parameters, freeze.reason, freeze.module))
+    return tuple(freezes), held(counted) / total
 
 
 class _Elements:

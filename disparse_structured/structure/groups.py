@@ -115,13 +115,17 @@ class Proportion:
 
 @dataclass(frozen=True)
 class Freeze:
-    """Why some dimensions may not change: the operator, the module it ran in, and what it holds."""
+    """Why some dimensions may not change: the operator, the module it ran in, and what it holds.
+
+    ``number`` where a number that ``forward`` computes with does not follow: in the exported graph it does.
+    """
 
     reason: str
     operator: str
     module: str
     parameters: int
     share: float
+    number: bool = False
 
 
 def reach_matrix(groups: tuple[ChannelGroup, ...], tasks: tuple[str, ...]) -> torch.Tensor:

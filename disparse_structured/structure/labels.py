@@ -42,12 +42,13 @@ Value = tuple[Axis, ...]
 
 @dataclass(frozen=True, eq=False)
 class FreezeRecord:
-    """``atoms`` may not go because of ``operator`` in ``module``."""
+    """``atoms`` may not go because of ``operator`` in ``module``; ``number``: as it counts them in Python."""
 
     atoms: np.ndarray
     reason: str
     operator: str
     module: str
+    number: bool = False
 
 
 @dataclass

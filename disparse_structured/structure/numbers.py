@@ -276,4 +276,4 @@ def _freeze(
     atoms = np.unique(np.concatenate(labels))
     atoms = atoms[(atoms != FROZEN) & ~solver.frozen[solver.classes[atoms]]]
     if atoms.size:
-        yield FreezeRecord(atoms, reason, literal.operator, literal.module)
+        yield FreezeRecord(atoms, reason, literal.operator, literal.module, number=True)
