@@ -7,6 +7,7 @@ Registered in ``pyproject.toml`` as an entry point of ``disparse_structured.numb
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
@@ -37,11 +38,11 @@ _NORM_HEAD = (
 )
 _EMBEDDING = (Number("embed_dim", "patch_embed.proj.weight"), Number("embed_dim", "norm.weight"))
 _EMBEDDED = """
-    cait.Cait deepseek_vit.DeepseekVitEncoder focalnet.FocalNet naflexvit.NaFlexVit pit.PoolingVisionTransformer
-    qwen3_vit.Qwen3VitEncoder swin_transformer.SwinTransformer swin_transformer_v2.SwinTransformerV2
-    vision_transformer.VisionTransformer vision_transformer_sam.VisionTransformerSAM xcit.Xcit
+    cait.Cait deepseek_vit.DeepseekVitEncoder focalnet.FocalNet naflexvit.NaFlexVit
+    pit.PoolingVisionTransformer qwen3_vit.Qwen3VitEncoder swin_transformer.SwinTransformer
+    swin_transformer_v2.SwinTransformerV2 vision_transformer.VisionTransformer
+    vision_transformer_sam.VisionTransformerSAM xcit.Xcit
 """
-
 _STAGES = tuple(Number("embed_dim", f"stages.{i}.forward", _CHANNELS, (i,)) for i in range(8))
 
 TABLE: Mapping[str, tuple[Number, ...]] = {
@@ -54,7 +55,26 @@ TABLE: Mapping[str, tuple[Number, ...]] = {
     "timm.layers.classifier.NormMlpClassifierHead": _NORM_HEAD,
     "timm.layers.classifier.ClNormMlpClassifierHead": _NORM_HEAD,
     **{f"timm.models.{name}": _EMBEDDING for name in _EMBEDDED.split()},
-    **{f"timm.models.{name}": _STAGES for name in ("levit.Levit", "repvit.RepVit")},
+    "timm.models.levit.Levit": _STAGES,
+    "timm.models.repvit.RepVit": _STAGES,
+    "timm.models.maxxvit.MaxxVit": (Number("embed_dim", "forward_features", _CHANNELS),),
+    # Models whose feature_info names modules that are not called.
+    "timm.models.coat.CoaT": tuple(
+        Number("feature_info", f"patch_embed{i + 1}.proj.weight", 0, (i, "num_chs")) for i in range(4)
+    ),
+    "timm.models.hrnet.HighResolutionNet": (
+        Number("feature_info", "conv2.weight", 0, (0, "num_chs")),
+        *(
+            Number("feature_info", f"incre_modules.{i}.forward", _CHANNELS, (i + 1, "num_chs"))
+            for i in range(4)
+        ),
+    ),
+    # set_input_size makes these tables of coordinates anew, with two of them.
+    "timm.layers.pos_embed_rel.RelPosMlp": (Number(None, "rel_coords_log", -1),),
+    "timm.models.swin_transformer_v2.WindowAttention": (Number(None, "relative_coords_table", -1),),
+    "timm.models.swin_transformer_v2_cr.WindowMultiHeadAttention": (
+        Number(None, "relative_coordinates_log", -1),
+    ),
 }
 """Qualified name of a class to the numbers of its modules, and of those of its sub-classes."""
 
@@ -71,14 +91,14 @@ def numbers(module: nn.Module) -> Iterator[Number]:
 
 
 def _of_classifier(module: nn.Module) -> Iterator[Number]:
-    """What ``reset_classifier`` makes a new classifier from, and ``head_hidden_size``: what the old one reads.
+    """What ``reset_classifier`` makes a new classifier from, and ``head_hidden_size``, count what the old reads.
 
     It is called on a copy without data whose integers are traced, so that the width of a layer that it
     makes remembers the attribute that it came from.
     """
     if not hasattr(module, "reset_classifier"):
         return
-    bare = _without_data(module)
+    bare: Any = _without_data(module)
     before = set(bare.modules())
     try:
         with torch.device("meta"), traced_attributes(bare):
@@ -120,16 +140,19 @@ def _source(expression: Expression) -> Attribute | None:
 
 
 def _of_feature_info(module: nn.Module) -> Iterator[Number]:
-    """The channels of feature maps, of a feature extractor (a ``FeatureInfo``) and of a whole model (a list)."""
+    """The channels of maps: those that a feature extractor returns (``FeatureInfo``), or a model's (a list)."""
     info: Any = getattr(module, "feature_info", None)
     if hasattr(info, "out_indices"):
         given = sorted(index % len(info) for index in info.out_indices)
         for leaf, index in enumerate(given):
-            keys = ("info", index, "num_chs")
-            yield Number("feature_info", "forward", _channels(module), keys, leaf)
+            yield Number("feature_info", "forward", _channels(module), ("info", index, "num_chs"), leaf)
     elif isinstance(info, list):
+        taken = Counter[str]()  # a module that is named again gives the next of its outputs
         for index, each in enumerate(info):
-            yield Number("feature_info", f"{each['module']}.forward", _channels(module), (index, "num_chs"))
+            name = each["module"]
+            called = f"{name}.forward"
+            yield Number("feature_info", called, _channels(module), (index, "num_chs"), taken[name])
+            taken[name] += 1
 
 
 def _channels(module: nn.Module) -> Mapping[int, int]:

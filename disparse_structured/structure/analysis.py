@@ -132,6 +132,7 @@ def analyse(
         if name not in used:
             for axis in value:
                 trace.labels.freeze(axis.atoms(), "never used by forward", "", name.rpartition(".")[0])
+    declared.freeze(trace, canonical)
     reach = _node_reach(captured)
     _check_reach(captured, reach)
     classes = trace.labels.solve()

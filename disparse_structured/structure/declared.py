@@ -36,7 +36,8 @@ class Number:
     attribute says. An attribute for which there is none is left as it is.
 
     Args:
-        attribute: an integer attribute (``"num_features"``, ``"head.in_features"``), or what holds it.
+        attribute: an integer attribute (``"num_features"``, ``"head.in_features"``), or what holds it;
+            None where a method hard-codes the number: then the dimension must stay as it is.
         counts: a parameter or buffer (``"fc.weight"``), or a method, which stands for what it returns
             while the model runs: ``"layer2.forward"`` is the output of ``layer2``.
         dim: the dimension, from the end if negative; or which one it is for each number of dimensions.
@@ -44,7 +45,7 @@ class Number:
         leaf: which of the tensors that a method returns.
     """
 
-    attribute: str
+    attribute: str | None
     counts: str
     dim: int | Mapping[int, int] = 0
     keys: tuple[Key, ...] = ()
@@ -58,21 +59,25 @@ class Number:
 
 @dataclass(frozen=True)
 class _Declared:
-    """A number of the model: its attribute, the ``size`` that it says, and the path of what it counts."""
+    """A number of the model: its attribute and what that says, and the path of what it counts."""
 
-    attribute: Attribute
-    size: int
+    number: Number
+    attribute: Attribute | None
+    size: int | None
     counts: str
     is_method: bool
-    number: Number
 
-    def value(self, trace: Trace, canonical: Mapping[str, str]) -> Any:
-        """What it counts a dimension of; None if the model does not compute or have it."""
+    def axis(self, trace: Trace, canonical: Mapping[str, str]) -> Axis | None:
+        """What it counts; None if the model has or computes no such thing, or one of another size."""
+        value: Any = None
         if not self.is_method:
-            return trace.tensors.get(canonical.get(self.counts, ""))
-        returned = trace.capture.results.get(self.counts, ())
-        annotation = returned[self.number.leaf] if self.number.leaf < len(returned) else None
-        return None if annotation is None else trace.annotated.get(annotation)
+            value = trace.tensors.get(canonical.get(self.counts, ""))
+        else:
+            returned = trace.capture.results.get(self.counts, ())
+            annotation = returned[self.number.leaf] if self.number.leaf < len(returned) else None
+            value = None if annotation is None else trace.annotated.get(annotation)
+        axis = self.number.axis(value) if is_value(value) else None
+        return None if axis is None or self.size not in (None, axis.size) else axis
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,19 @@ class Declarations:
         """The methods of which it must be known what they return."""
         return frozenset(each.counts for each in self.numbers if each.is_method)
 
+    def freeze(self, trace: Trace, canonical: Mapping[str, str]) -> None:
+        """Freezes what hard-coded numbers count.
+
+        Args:
+            canonical: the name under which ``trace`` knows each parameter and buffer.
+        """
+        for each in self.numbers:
+            axis = each.axis(trace, canonical) if each.attribute is None else None
+            if axis is not None:
+                module, _, name = each.counts.rpartition(".")
+                reason = f"a method hard-codes the number {axis.size}"
+                trace.labels.freeze(axis.atoms(), reason, name, module)
+
     def literals(self, trace: Trace, canonical: Mapping[str, str]) -> Iterator[Literal]:
         """One for every attribute of which it is known what it counts.
 
@@ -110,25 +128,29 @@ class Declarations:
         """
         known: set[Attribute] = set()
         for each in self.numbers:
-            value = each.value(trace, canonical)
-            axis = each.number.axis(value) if is_value(value) else None
-            if axis is not None and axis.size == each.size and each.attribute not in known:
-                known.add(each.attribute)
-                yield Literal(each.attribute, axis.atoms(), each.counts, each.attribute.module)
+            attribute = each.attribute
+            axis = each.axis(trace, canonical)
+            if attribute is not None and axis is not None and attribute not in known:
+                known.add(attribute)
+                yield Literal(attribute, axis.atoms(), each.counts, attribute.module)
 
 
 def _declared(model: nn.Module, path: str, number: Number) -> _Declared | None:
     """None where ``model`` has no such attribute, or nothing of that name to count."""
-    owner, _, name = _joined(path, number.attribute).rpartition(".")
+    attribute, size = None, None
     counts = _joined(path, number.counts)
-    attribute = Attribute(owner, name, number.keys)
     try:
-        size, counted = attribute.read(model), attrgetter(counts)(model)
+        counted = attrgetter(counts)(model)
+        if number.attribute is not None:
+            owner, _, name = _joined(path, number.attribute).rpartition(".")
+            attribute = Attribute(owner, name, number.keys)
+            size = attribute.read(model)
     except (AttributeError, LookupError, TypeError):
         return None
-    if type(size) is not int or not (callable(counted) or isinstance(counted, torch.Tensor)):
+    is_method = callable(counted) and not isinstance(counted, torch.Tensor)
+    if not (is_method or isinstance(counted, torch.Tensor)) or type(size) not in (int, type(None)):
         return None
-    return _Declared(attribute, size, counts, not isinstance(counted, torch.Tensor), number)
+    return _Declared(number, attribute, size, counts, is_method)
 
 
 def _joined(path: str, name: str) -> str:
@@ -163,7 +185,8 @@ def _asked(entry: metadata.EntryPoint, source: Source, path: str, module: nn.Mod
     for number in numbers:
         if not isinstance(number, Number):
             raise ExtensionError(
-                f"{_named(entry)} gives {number!r} {where}. It must give disparse_structured.structure.Number."
+                f"{_named(entry)} gives {number!r} {where}. Let it give objects of "
+                "disparse_structured.structure.Number."
             )
     return numbers
 
