@@ -91,7 +91,7 @@ def numbers(module: nn.Module) -> Iterator[Number]:
 
 
 def _of_classifier(module: nn.Module) -> Iterator[Number]:
-    """What ``reset_classifier`` makes a new classifier from, and ``head_hidden_size``, count what the old reads.
+    """What ``reset_classifier`` makes a classifier from, and ``head_hidden_size``: they count what it reads.
 
     It is called on a copy without data whose integers are traced, so that the width of a layer that it
     makes remembers the attribute that it came from.
@@ -140,7 +140,7 @@ def _source(expression: Expression) -> Attribute | None:
 
 
 def _of_feature_info(module: nn.Module) -> Iterator[Number]:
-    """The channels of maps: those that a feature extractor returns (``FeatureInfo``), or a model's (a list)."""
+    """The channels of maps: of those that an extractor returns (``FeatureInfo``), of a model's (a list)."""
     info: Any = getattr(module, "feature_info", None)
     if hasattr(info, "out_indices"):
         given = sorted(index % len(info) for index in info.out_indices)
