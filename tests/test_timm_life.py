@@ -289,9 +289,7 @@ def test_features_head_and_the_numbers_that_tell_their_widths(name: str) -> None
     assert gap(pruned.forward_head(features), pruned(inputs)) < EXACT
     assert pruned.forward_head(features, pre_logits=True).shape == (2, pruned.head_hidden_size)
     assert pruned.head_hidden_size < dense.head_hidden_size
-    (channels,) = (
-        a for a, b in zip(features.shape, dense.forward_features(inputs).shape, strict=True) if a < b
-    )
+    (channels,) = (now for now, before in zip(features.shape, was.shape, strict=True) if now < before)
     assert pruned.num_features == channels
 
 
