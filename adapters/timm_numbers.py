@@ -88,6 +88,7 @@ def numbers(module: nn.Module) -> Iterator[Number]:
         if hasattr(module, "forward_features"):
             yield Number("num_features", "forward_features", _channels(module))
         yield from _of_feature_info(module)
+        yield from _of_attention(module)
 
 
 def _of_classifier(module: nn.Module) -> Iterator[Number]:
@@ -153,6 +154,17 @@ def _of_feature_info(module: nn.Module) -> Iterator[Number]:
             called = f"{name}.forward"
             yield Number("feature_info", called, _channels(module), (index, "num_chs"), taken[name])
             taken[name] += 1
+
+
+def _of_attention(module: nn.Module) -> Iterator[Number]:
+    """Unfused attention scales by a number of its own, fused attention by the width of a head as it is.
+
+    So that it may be fused later, a head keeps its width. Of several heads whole ones go; a single one
+    would become narrower.
+    """
+    if getattr(module, "fused_attn", True) is False and getattr(module, "num_heads", None) == 1:
+        for name in ("qkv", "q", "k", "kv", "q_proj", "k_proj"):
+            yield Number(None, f"{name}.weight")
 
 
 def _channels(module: nn.Module) -> Mapping[int, int]:

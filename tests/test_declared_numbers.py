@@ -149,9 +149,7 @@ def test_numbers_of_a_module_inside(install: Install) -> None:
 
 
 def test_what_a_method_hard_codes_stays(install: Install) -> None:
-    install(
-        "hard_coded", 'if type(module).__name__ == "Told":', '    yield Number(None, "second.weight", 1)'
-    )
+    install("hard_coded", 'if type(module).__name__ == "Told":', '    yield Number(None, "second.weight", 1)')
     structure = analyse(Told(), INPUTS, TASKS)
     assert [(group.name, group.units) for group in structure.groups] == [("second", 8)]
     assert ("a method hard-codes the number 8", "weight", "second") in [
