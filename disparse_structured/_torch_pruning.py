@@ -376,15 +376,7 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
         """Sets the numbers that the modules' own ``forward`` computes with."""
         widths = self.structure.cost.widths(self._kept)
         for update in self.structure.attributes:
-            attribute = update.attribute
-            module = self.model.get_submodule(attribute.module)
-            width = round(float(widths[update.row]))
-            if attribute.index is None:
-                setattr(module, attribute.name, width)
-            else:
-                numbers = list(getattr(module, attribute.name))
-                numbers[attribute.index] = width
-                setattr(module, attribute.name, type(getattr(module, attribute.name))(numbers))
+            update.attribute.write(self.model, round(float(widths[update.row])))
         for node in self.module2node.values():
             _describe(node.module)
 

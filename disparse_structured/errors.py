@@ -27,6 +27,10 @@ class UnsupportedModelError(DisparseError):
     """The model is of a kind that cannot be pruned as it is (``DataParallel``, compiled, quantised)."""
 
 
+class ExtensionError(DisparseError):
+    """An entry point of another package cannot be loaded, or does not do what it is for."""
+
+
 class CaptureError(DisparseError):
     """``torch.export`` could not turn the model into a graph."""
 

@@ -128,13 +128,15 @@ def test_wheel_imports_without_the_tree(wheel, tmp_path):
     assert found == [f"{module.replace('.', '/')}/__init__.py" for module in modules]
 
 
-def test_metadata_names_licence_python_and_command(metadata, contents, wheel):
+def test_metadata_names_licence_python_and_entry_points(metadata, contents, wheel):
     assert metadata["License-Expression"] == ["Apache-2.0"]
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in contents)
     assert metadata["Requires-Python"] == [">=3.10"]
     (entry_points,) = (name for name in contents if name.endswith("entry_points.txt"))
     with zipfile.ZipFile(wheel) as archive:
-        assert "disparse = disparse_structured.cli:main" in archive.read(entry_points).decode()
+        told = archive.read(entry_points).decode()
+    assert "disparse = disparse_structured.cli:main" in told
+    assert "[disparse_structured.numbers]\ntimm = disparse_structured.adapters.timm_numbers:numbers" in told
 
 
 def requirements(metadata: dict[str, list[str]]) -> list[Requirement]:

@@ -2,6 +2,7 @@
 
 from disparse_structured.structure.analysis import AttributeUpdate, Form, Structure, analyse
 from disparse_structured.structure.counting import count_macs, count_parameters
+from disparse_structured.structure.declared import Number
 from disparse_structured.structure.groups import ChannelGroup, Consumer, Freeze, Member, Proportion
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Form",
     "Freeze",
     "Member",
+    "Number",
     "Proportion",
     "Structure",
     "analyse",

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import gcd, lcm
 from typing import Any, Literal, get_args
@@ -20,6 +20,7 @@ from disparse_structured.batches import as_arguments, batch_size
 from disparse_structured.errors import PlanError, TaskError
 from disparse_structured.structure.capture import Capture, capture
 from disparse_structured.structure.cost import CostModel, Products, WidthTable
+from disparse_structured.structure.declared import Declarations
 from disparse_structured.structure.effects import Effects
 from disparse_structured.structure.freezes import summarise
 from disparse_structured.structure.grouping import Grouping, group_units
@@ -122,7 +123,8 @@ def analyse(
         raise PlanError(f"form={form!r} is none of {', '.join(map(repr, get_args(Form)))}. Pass one of them.")
     tasks = check_tasks(tasks)
     example_inputs = as_arguments(example_inputs)
-    captured = capture(model, example_inputs, tasks)
+    declared = Declarations.of(model) if form == "module" else Declarations()
+    captured = capture(model, example_inputs, tasks, declared.methods)
     state, canonical = named_tensors(model)
     captured = _with_canonical_names(captured, canonical)
     current = _Attributes(model)
@@ -132,13 +134,15 @@ def analyse(
         if name not in used:
             for axis in value:
                 trace.labels.freeze(axis.atoms(), "never used by forward", "", name.rpartition(".")[0])
+    declared.freeze(trace, canonical)
     reach = _node_reach(captured)
     _check_reach(captured, reach)
     classes = trace.labels.solve()
     frozen = trace.labels.frozen(classes, trace.labels.freezes)
-    numbers = (
-        follow(trace.literals, classes, frozen, trace.annotated, current) if form == "module" else Numbers()
-    )
+    numbers = Numbers()
+    if form == "module":
+        literals = [*trace.literals, *declared.literals(trace, canonical)]
+        numbers = follow(literals, classes, frozen, trace.annotated, current)
     frozen |= trace.labels.frozen(classes, numbers.freezes)
     read_reach = [reach.get(read.node, frozenset()) for read in trace.reads]
     names = tuple(task.name for task in tasks)
@@ -234,11 +238,7 @@ def check_described(state: Mapping[str, torch.Tensor], structure: Structure) -> 
 
 
 def _with_canonical_names(captured: Capture, canonical: dict[str, str]) -> Capture:
-    tensors = {node: canonical[name] for node, name in captured.tensors.items()}
-    return Capture(
-        captured.module, tensors, captured.constants, captured.inputs,
-        captured.tasks, captured.widths, captured.returned,
-    )  # fmt: skip
+    return replace(captured, tensors={node: canonical[name] for node, name in captured.tensors.items()})
 
 
 def _used_tensors(captured: Capture) -> set[str]:
@@ -256,8 +256,7 @@ class _Attributes:
     model: nn.Module
 
     def __call__(self, attribute: Attribute) -> int:
-        value = getattr(self.model.get_submodule(attribute.module), attribute.name)
-        return int(value if attribute.index is None else value[attribute.index])
+        return int(attribute.read(self.model))
 
     def has(self, attribute: Attribute) -> bool:
         return type(vars(self.model.get_submodule(attribute.module)).get(attribute.name)) is int

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,8 @@ class Capture:
     constant tensor, ``inputs`` lists the placeholders of the user's inputs. The graph returns the
     tasks' tensors, ``widths[k]`` of them for task ``k`` in order, then everything else the model returns
     (``returned`` tensors so far), then what each layer computed, so that dead branches stay visible.
+    ``results`` are the annotations of the tensors that the methods asked for returned, None where the graph
+    computes none.
     """
 
     module: fx.GraphModule
@@ -42,6 +45,7 @@ class Capture:
     tasks: tuple[str, ...]
     widths: tuple[int, ...]
     returned: int
+    results: Mapping[str, tuple[int | None, ...]]
 
     @property
     def graph(self) -> fx.Graph:
@@ -101,14 +105,23 @@ class Capture:
         }
 
 
-def capture(model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[Task]) -> Capture:
+def capture(
+    model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[Task], methods: Iterable[str] = ()
+) -> Capture:
     """Exports ``model`` in eval mode; raises :class:`CaptureError` with torch's reason if that fails.
 
-    The model's mode, attributes and random state are as before afterwards.
+    What ``methods`` (dotted, from the model: ``"stem.forward"``) return is remembered. The model's mode,
+    attributes and random state are as before afterwards.
     """
     check_supported(model)
     wrapper = _TaskOutputs(model, tasks)
-    with evaluating(model), _quiet(), torch.random.fork_rng(devices=[]), traced_integers(model):
+    with (
+        evaluating(model),
+        _quiet(),
+        torch.random.fork_rng(devices=[]),
+        traced_integers(model) as annotator,
+        _recorded(model, methods, annotator.number) as results,
+    ):
         try:
             exported = torch.export.export(wrapper, example_inputs, strict=False)
         except TaskError:
@@ -146,6 +159,7 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[T
         tasks=tuple(task.name for task in tasks),
         widths=wrapper.layout.widths,
         returned=wrapper.layout.returned,
+        results=results,
     )
 
 
@@ -222,6 +236,35 @@ def tensor_leaves(output: Any) -> list[torch.Tensor]:
         elif hasattr(leaf, "__dict__"):
             tensors.extend(tensor_leaves(vars(leaf)))
     return tensors
+
+
+@contextlib.contextmanager
+def _recorded(
+    model: nn.Module, methods: Iterable[str], number: Callable[[torch.Tensor], int | None]
+) -> Iterator[dict[str, tuple[int | None, ...]]]:
+    """Within it, the numbers of the tensors that ``methods`` return are put into what it yields."""
+    results: dict[str, tuple[int | None, ...]] = {}
+
+    def recording(path: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            results[path] = tuple(map(number, tensor_leaves(result)))
+            return result
+
+        return recorded
+
+    with contextlib.ExitStack() as afterwards:
+        for path in methods:
+            owner, _, name = path.rpartition(".")
+            module = model.get_submodule(owner)
+            attributes, method = vars(module), getattr(module, name)
+            if name in attributes:
+                afterwards.callback(attributes.__setitem__, name, method)
+            else:
+                afterwards.callback(attributes.pop, name)
+            attributes[name] = recording(path, method)
+        yield results
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ The operators of the exported graph are annotated with what they were called wit
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,14 +21,57 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+Key = int | str
+
 
 @dataclass(frozen=True)
 class Attribute:
-    """An integer attribute of a module, or element ``index`` of a tuple or list attribute."""
+    """An integer attribute of a module, or the integer in it that ``keys`` lead to.
+
+    A key is an index of a tuple or list, a key of a dict, or the name of another object's attribute.
+    """
 
     module: str
     name: str
-    index: int | None = None
+    keys: tuple[Key, ...] = ()
+
+    def read(self, model: nn.Module) -> Any:
+        """What is there in ``model``.
+
+        Raises:
+            AttributeError, LookupError, TypeError: nothing is.
+        """
+        value = getattr(model.get_submodule(self.module), self.name)
+        for key in self.keys:
+            value = _item(value, key)
+        return value
+
+    def write(self, model: nn.Module, number: int) -> None:
+        """Makes it ``number`` in ``model``; containers are replaced, as others may hold them too."""
+        module = model.get_submodule(self.module)
+        setattr(module, self.name, _replaced(getattr(module, self.name, None), self.keys, number))
+
+
+def _item(holder: Any, key: Any) -> Any:
+    return holder[key] if isinstance(holder, dict | list | tuple) else getattr(holder, key)
+
+
+def _replaced(holder: Any, keys: tuple[Any, ...], number: int) -> Any:
+    """A copy of ``holder`` with ``number`` where ``keys`` lead."""
+    if not keys:
+        return number
+    key, *rest = keys
+    item = _replaced(_item(holder, key), tuple(rest), number)
+    if isinstance(holder, tuple):
+        items = list(holder)
+        items[key] = item
+        return type(holder)(items)
+    changed = copy.copy(holder)
+    if isinstance(holder, dict | list):
+        changed[key] = item
+    else:
+        setattr(changed, key, item)
+    return changed
 
 
 @dataclass(frozen=True)
@@ -109,7 +153,7 @@ def _leaves(arguments: Any) -> Iterator[Any]:
             yield leaf
 
 
-class _Annotator(TorchFunctionMode):
+class Annotator(TorchFunctionMode):
     """Writes the integer arguments of every call, with their expressions, onto the graph nodes it makes."""
 
     def __init__(self) -> None:
@@ -147,19 +191,38 @@ class _Annotator(TorchFunctionMode):
         return result
 
     def _sizes(self, tracer: Any, tensor: torch.Tensor, sizes: Any) -> list[int]:
+        number = self._number(tracer, tensor)
+        if number is None:
+            return list(sizes)
+        return [TracedInt(size, Size(number, dim)) for dim, size in enumerate(sizes)]
+
+    def number(self, tensor: torch.Tensor) -> int | None:
+        """The :func:`annotation` of the node that computed ``tensor``; None if the graph does not."""
+        mode = get_proxy_mode()
+        return None if mode is None else self._number(mode.tracer, tensor)
+
+    def _number(self, tracer: Any, tensor: torch.Tensor) -> int | None:
         slot = get_proxy_slot(tensor, tracer, None)
         if slot is None:
-            return list(sizes)
+            return None
         custom = slot.proxy.node.meta.setdefault("custom", {})
         if "value" not in custom:
             self._values += 1
             custom["value"] = self._values
-        return [TracedInt(size, Size(custom["value"], dim)) for dim, size in enumerate(sizes)]
+        number: int = custom["value"]
+        return number
 
 
 @contextmanager
-def traced_integers(model: nn.Module) -> Iterator[None]:
+def traced_integers(model: nn.Module) -> Iterator[Annotator]:
     """Within it, ``torch.export`` of ``model`` annotates its graph; attributes are put back after."""
+    with traced_attributes(model), Annotator() as annotator:
+        yield annotator
+
+
+@contextmanager
+def traced_attributes(model: nn.Module) -> Iterator[None]:
+    """Within it, the integer attributes of all modules are traced integers."""
     before: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for path, module in model.named_modules():
@@ -169,8 +232,7 @@ def traced_integers(model: nn.Module) -> Iterator[None]:
                 if traced is not None:
                     before.append((attributes, name, value))
                     attributes[name] = traced
-        with _Annotator():
-            yield
+        yield
     finally:
         for attributes, name, value in before:
             attributes[name] = value
@@ -180,7 +242,7 @@ def _trace_attribute(path: str, name: str, value: Any) -> Any:
     if type(value) is int:
         return TracedInt(value, Attribute(path, name))
     if type(value) in (tuple, list) and value and all(type(item) is int for item in value):
-        return type(value)(TracedInt(item, Attribute(path, name, i)) for i, item in enumerate(value))
+        return type(value)(TracedInt(item, Attribute(path, name, (i,))) for i, item in enumerate(value))
     return None
 
 

@@ -1,0 +1,171 @@
+"""What those numbers of timm's modules count that no ``forward`` computes with.
+
+Registered in ``pyproject.toml`` as an entry point of ``disparse_structured.numbers``. timm is not imported:
+:func:`numbers` is asked about the modules of every model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from disparse_structured.structure import Number
+from disparse_structured.structure.provenance import (
+    Arithmetic,
+    Attribute,
+    Expression,
+    TracedInt,
+    traced_attributes,
+)
+
+_CHANNELS = {2: 1, 3: 2, 4: 1}
+"""Where the channels are: of pooled vectors ``[B, C]``, tokens ``[B, N, C]``, maps ``[B, C, H, W]``."""
+
+_POOLED = Number("in_features", "global_pool.forward", _CHANNELS)
+_NORM_HEAD = (
+    Number("in_features", "norm.weight"),
+    _POOLED,
+    Number("hidden_size", "pre_logits.fc.weight"),
+    Number("num_features", "fc.weight", 1),
+    Number("num_features", "pre_logits.forward", _CHANNELS),
+)
+_EMBEDDING = (Number("embed_dim", "patch_embed.proj.weight"), Number("embed_dim", "norm.weight"))
+_EMBEDDED = """
+    cait.Cait deepseek_vit.DeepseekVitEncoder focalnet.FocalNet naflexvit.NaFlexVit
+    pit.PoolingVisionTransformer qwen3_vit.Qwen3VitEncoder swin_transformer.SwinTransformer
+    swin_transformer_v2.SwinTransformerV2 vision_transformer.VisionTransformer
+    vision_transformer_sam.VisionTransformerSAM xcit.Xcit
+"""
+_STAGES = tuple(Number("embed_dim", f"stages.{i}.forward", _CHANNELS, (i,)) for i in range(8))
+
+TABLE: Mapping[str, tuple[Number, ...]] = {
+    "timm.layers.classifier.ClassifierHead": (
+        Number("in_features", "fc.weight", 1),
+        _POOLED,
+        Number("num_features", "fc.weight", 1),
+        Number("num_features", "global_pool.forward", _CHANNELS),
+    ),
+    "timm.layers.classifier.NormMlpClassifierHead": _NORM_HEAD,
+    "timm.layers.classifier.ClNormMlpClassifierHead": _NORM_HEAD,
+    **{f"timm.models.{name}": _EMBEDDING for name in _EMBEDDED.split()},
+    "timm.models.levit.Levit": _STAGES,
+    "timm.models.repvit.RepVit": _STAGES,
+    "timm.models.maxxvit.MaxxVit": (Number("embed_dim", "forward_features", _CHANNELS),),
+    # Models whose feature_info names modules that are not called.
+    "timm.models.coat.CoaT": tuple(
+        Number("feature_info", f"patch_embed{i + 1}.proj.weight", 0, (i, "num_chs")) for i in range(4)
+    ),
+    "timm.models.hrnet.HighResolutionNet": (
+        Number("feature_info", "conv2.weight", 0, (0, "num_chs")),
+        *(
+            Number("feature_info", f"incre_modules.{i}.forward", _CHANNELS, (i + 1, "num_chs"))
+            for i in range(4)
+        ),
+    ),
+    # set_input_size makes these tables of coordinates anew, with two of them.
+    "timm.layers.pos_embed_rel.RelPosMlp": (Number(None, "rel_coords_log", -1),),
+    "timm.models.swin_transformer_v2.WindowAttention": (Number(None, "relative_coords_table", -1),),
+    "timm.models.swin_transformer_v2_cr.WindowMultiHeadAttention": (
+        Number(None, "relative_coordinates_log", -1),
+    ),
+}
+"""Qualified name of a class to the numbers of its modules, and of those of its sub-classes."""
+
+
+def numbers(module: nn.Module) -> Iterator[Number]:
+    """The numbers of ``module``, if its class or a base of it is timm's; see :class:`Number`."""
+    classes = [f"{each.__module__}.{each.__qualname__}" for each in type(module).__mro__]
+    if any(name.startswith("timm.") for name in classes):
+        yield from _of_classifier(module)
+        yield from chain.from_iterable(TABLE.get(name, ()) for name in classes)
+        if hasattr(module, "forward_features"):
+            yield Number("num_features", "forward_features", _channels(module))
+        yield from _of_feature_info(module)
+        yield from _of_attention(module)
+
+
+def _of_classifier(module: nn.Module) -> Iterator[Number]:
+    """What ``reset_classifier`` makes a classifier from, and ``head_hidden_size``: they count what it reads.
+
+    It is called on a copy without data whose integers are traced, so that the width of a layer that it
+    makes remembers the attribute that it came from.
+    """
+    if not hasattr(module, "reset_classifier"):
+        return
+    bare: Any = _without_data(module)
+    before = set(bare.modules())
+    try:
+        with torch.device("meta"), traced_attributes(bare):
+            bare.reset_classifier(1)
+    except Exception:  # timm's own refusal: the dense model takes no other classifier either
+        return
+    for path, layer in bare.named_modules():
+        if layer in before or not isinstance(layer, nn.Linear | nn.Conv2d):
+            continue
+        width = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+        source = _source(width.expression) if isinstance(width, TracedInt) else None
+        for attribute in (source, Attribute("", "head_hidden_size")):
+            if attribute is not None:
+                name = f"{attribute.module}.{attribute.name}".removeprefix(".")
+                yield Number(name, f"{path}.weight", 1, attribute.keys)
+                yield Number(name, f"{path}.forward", _CHANNELS, attribute.keys)  # nn.Identity: no classes
+
+
+def _without_data(module: nn.Module) -> nn.Module:
+    """A copy on the meta device."""
+    tensors = {
+        id(leaf): leaf
+        for each in module.modules()
+        for leaf in pytree.tree_leaves(vars(each))
+        if isinstance(leaf, torch.Tensor)
+    }
+    memo: dict[int, Any] = {}
+    for key, tensor in tensors.items():
+        bare = tensor.detach().to("meta")
+        memo[key] = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
+    return copy.deepcopy(module, memo)
+
+
+def _source(expression: Expression) -> Attribute | None:
+    """The attribute that ``expression`` is; timm multiplies widths by 1 where the pooling keeps them."""
+    if isinstance(expression, Arithmetic) and expression.symbol == "*" and expression.right == 1:
+        return _source(expression.left)
+    return expression if isinstance(expression, Attribute) else None
+
+
+def _of_feature_info(module: nn.Module) -> Iterator[Number]:
+    """The channels of maps: of those that an extractor returns (``FeatureInfo``), of a model's (a list)."""
+    info: Any = getattr(module, "feature_info", None)
+    if hasattr(info, "out_indices"):
+        given = sorted(index % len(info) for index in info.out_indices)
+        for leaf, index in enumerate(given):
+            yield Number("feature_info", "forward", _channels(module), ("info", index, "num_chs"), leaf)
+    elif isinstance(info, list):
+        taken = Counter[str]()  # a module that is named again gives the next of its outputs
+        for index, each in enumerate(info):
+            name = each["module"]
+            called = f"{name}.forward"
+            yield Number("feature_info", called, _channels(module), (index, "num_chs"), taken[name])
+            taken[name] += 1
+
+
+def _of_attention(module: nn.Module) -> Iterator[Number]:
+    """Unfused attention scales by a number of its own, fused attention by the width of a head as it is.
+
+    So that it may be fused later, a head keeps its width. Of several heads whole ones go; a single one
+    would become narrower.
+    """
+    if getattr(module, "fused_attn", True) is False and getattr(module, "num_heads", None) == 1:
+        for name in ("qkv", "q", "k", "kv", "q_proj", "k_proj"):
+            yield Number(None, f"{name}.weight")
+
+
+def _channels(module: nn.Module) -> Mapping[int, int]:
+    return _CHANNELS | {4: 3} if getattr(module, "output_fmt", "NCHW") == "NHWC" else _CHANNELS

@@ -1,0 +1,196 @@
+"""Numbers that ``forward`` does not compute with, but other methods of a module do.
+
+timm's ``reset_classifier``, say, makes a layer of ``num_features`` inputs. No graph tells what such a number
+counts, so libraries say it: through entry points of the group :data:`GROUP`, each a function that is called
+with every module of a model and gives the :class:`Number` s of that module. Ours for timm is one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import nn
+
+from disparse_structured.errors import ExtensionError
+from disparse_structured.structure.labels import Axis
+from disparse_structured.structure.provenance import Attribute, Key
+from disparse_structured.structure.tracing import Literal, Trace, is_value
+
+GROUP = "disparse_structured.numbers"
+"""The group of entry points that declare numbers: ``name = "package.module:function"``."""
+
+Source = Callable[[nn.Module], Iterable["Number"]]
+
+
+@dataclass(frozen=True)
+class Number:
+    """``attribute`` of a module is the size of one dimension of what ``counts`` names.
+
+    Both are dotted names from the module that the number is declared for. Of several numbers for one
+    attribute the first counts whose tensor is there and has, in the model at hand, as many positions as the
+    attribute says. An attribute for which there is none is left as it is.
+
+    Args:
+        attribute: an integer attribute (``"num_features"``, ``"head.in_features"``), or what holds it;
+            None where a method hard-codes the number: then the dimension must stay as it is.
+        counts: a parameter or buffer (``"fc.weight"``), or a method, which stands for what it returns
+            while the model runs: ``"layer2.forward"`` is the output of ``layer2``.
+        dim: the dimension, from the end if negative; or which one it is for each number of dimensions.
+        keys: where the integer lies in the attribute: indices, keys, and names of attributes.
+        leaf: which of the tensors that a method returns.
+    """
+
+    attribute: str | None
+    counts: str
+    dim: int | Mapping[int, int] = 0
+    keys: tuple[Key, ...] = ()
+    leaf: int = 0
+
+    def axis(self, value: tuple[Axis, ...]) -> Axis | None:
+        """The dimension of ``value`` that is counted; None if it has no such dimension."""
+        dim = self.dim if isinstance(self.dim, int) else self.dim.get(len(value))
+        return None if dim is None or not -len(value) <= dim < len(value) else value[dim]
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """A number of the model: its attribute and what that says, and the path of what it counts."""
+
+    number: Number
+    attribute: Attribute | None
+    size: int | None
+    counts: str
+    is_method: bool
+
+    def axis(self, trace: Trace, canonical: Mapping[str, str]) -> Axis | None:
+        """What it counts; None if the model has or computes no such thing, or one of another size."""
+        value: Any = None
+        if not self.is_method:
+            value = trace.tensors.get(canonical.get(self.counts, ""))
+        else:
+            returned = trace.capture.results.get(self.counts, ())
+            annotation = returned[self.number.leaf] if self.number.leaf < len(returned) else None
+            value = None if annotation is None else trace.annotated.get(annotation)
+        axis = self.number.axis(value) if is_value(value) else None
+        return None if axis is None or self.size not in (None, axis.size) else axis
+
+
+@dataclass(frozen=True)
+class Declarations:
+    """The numbers declared for the modules of one model."""
+
+    numbers: tuple[_Declared, ...] = ()
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Declarations:
+        """What the installed entry points say of ``model``.
+
+        Raises:
+            ExtensionError: an entry point cannot be loaded, fails, or gives something else than numbers.
+        """
+        entries = [(entry, _loaded(entry)) for entry in metadata.entry_points(group=GROUP)]
+        declared = (
+            _declared(model, path, number)
+            for path, module in model.named_modules()
+            for entry, source in entries
+            for number in _asked(entry, source, path, module)
+        )
+        return cls(tuple(each for each in declared if each is not None))
+
+    @property
+    def methods(self) -> frozenset[str]:
+        """The methods of which it must be known what they return."""
+        return frozenset(each.counts for each in self.numbers if each.is_method)
+
+    def freeze(self, trace: Trace, canonical: Mapping[str, str]) -> None:
+        """Freezes what hard-coded numbers count.
+
+        Args:
+            canonical: the name under which ``trace`` knows each parameter and buffer.
+        """
+        for each in self.numbers:
+            axis = each.axis(trace, canonical) if each.attribute is None else None
+            if axis is not None:
+                module, _, name = each.counts.rpartition(".")
+                reason = f"a method hard-codes the number {axis.size}"
+                trace.labels.freeze(axis.atoms(), reason, name, module)
+
+    def literals(self, trace: Trace, canonical: Mapping[str, str]) -> Iterator[Literal]:
+        """One for every attribute of which it is known what it counts.
+
+        Args:
+            canonical: the name under which ``trace`` knows each parameter and buffer.
+        """
+        known: set[Attribute] = set()
+        for each in self.numbers:
+            attribute = each.attribute
+            axis = each.axis(trace, canonical)
+            if attribute is not None and axis is not None and attribute not in known:
+                known.add(attribute)
+                yield Literal(attribute, axis.atoms(), each.counts, attribute.module)
+
+
+def _declared(model: nn.Module, path: str, number: Number) -> _Declared | None:
+    """None where ``model`` has no such attribute, or nothing of that name to count."""
+    attribute, size = None, None
+    counts = _joined(path, number.counts)
+    try:
+        counted = attrgetter(counts)(model)
+        if number.attribute is not None:
+            owner, _, name = _joined(path, number.attribute).rpartition(".")
+            attribute = Attribute(owner, name, number.keys)
+            size = attribute.read(model)
+    except (AttributeError, LookupError, TypeError):
+        return None
+    is_method = callable(counted) and not isinstance(counted, torch.Tensor)
+    if not (is_method or isinstance(counted, torch.Tensor)) or type(size) not in (int, type(None)):
+        return None
+    return _Declared(number, attribute, size, counts, is_method)
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _loaded(entry: metadata.EntryPoint) -> Source:
+    try:
+        source: Source = entry.load()
+    except Exception as error:  # whatever importing another package raises
+        raise ExtensionError(
+            f"{_named(entry)} cannot be loaded ({type(error).__name__}: {error}). Repair or uninstall the "
+            "package that registers it."
+        ) from error
+    if not callable(source):
+        raise ExtensionError(
+            f"{_named(entry)} is of type {type(source).__name__}. Point it at a function that takes a module "
+            "and gives its numbers."
+        )
+    return source
+
+
+def _asked(entry: metadata.EntryPoint, source: Source, path: str, module: nn.Module) -> list[Number]:
+    where = f"for module {path!r} ({type(module).__name__})"
+    try:
+        numbers = list(source(module))
+    except Exception as error:  # whatever another package's code raises
+        raise ExtensionError(
+            f"{_named(entry)} fails {where}: {type(error).__name__}: {error}. Repair or uninstall the "
+            "package that registers it."
+        ) from error
+    for number in numbers:
+        if not isinstance(number, Number):
+            raise ExtensionError(
+                f"{_named(entry)} gives {number!r} {where}. Let it give objects of "
+                "disparse_structured.structure.Number."
+            )
+    return numbers
+
+
+def _named(entry: metadata.EntryPoint) -> str:
+    package = f" of {entry.dist.name}" if entry.dist is not None else ""
+    return f"the entry point {entry.name!r} = {entry.value!r}{package} (group {GROUP!r})"
