@@ -18,7 +18,7 @@ from disparse_structured.errors import LoadError
 from disparse_structured.plan import Plan
 from disparse_structured.report.pruning import PruningReport
 from disparse_structured.structure import analyse
-from disparse_structured.structure.analysis import named_tensors
+from disparse_structured.structure.analysis import attention_of, named_tensors
 from disparse_structured.surgery import apply
 from disparse_structured.tasks import Task
 
@@ -89,7 +89,12 @@ def load(
         )
     dense = factory()
     everything = Task("output", lambda output: output)
-    structure = analyse(dense, inputs or example_inputs(report["inputs"]), [everything])
+    structure = analyse(
+        dense,
+        inputs or example_inputs(report["inputs"]),
+        [everything],
+        attention=attention_of(plan.fingerprint),
+    )
     model = apply(dense, plan, structure, verify=False).model
     _load_weights(model, weights, folder)
     return model

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from disparse_structured.errors import CaptureError, TaskError, UnsupportedModelError
 from disparse_structured.modes import evaluating
 from disparse_structured.structure.effects import Effects
-from disparse_structured.structure.provenance import traced_integers
+from disparse_structured.structure.provenance import Expression, traced_integers
 from disparse_structured.structure.regions import inline_regions
 from disparse_structured.tasks import Task
 
@@ -33,6 +33,7 @@ class Capture:
     constant tensor, ``inputs`` lists the placeholders of the user's inputs. The graph returns the
     tasks' tensors, ``widths[k]`` of them for task ``k`` in order, then everything else the model returns
     (``returned`` tensors so far), then what each layer computed, so that dead branches stay visible.
+    ``reals`` are the integers that ``forward`` computed real numbers from.
     """
 
     module: fx.GraphModule
@@ -42,6 +43,7 @@ class Capture:
     tasks: tuple[str, ...]
     widths: tuple[int, ...]
     returned: int
+    reals: frozenset[Expression]
 
     @property
     def graph(self) -> fx.Graph:
@@ -108,7 +110,7 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[T
     """
     check_supported(model)
     wrapper = _TaskOutputs(model, tasks)
-    with evaluating(model), _quiet(), torch.random.fork_rng(devices=[]), traced_integers(model):
+    with evaluating(model), _quiet(), torch.random.fork_rng(devices=[]), traced_integers(model) as reals:
         try:
             exported = torch.export.export(wrapper, example_inputs, strict=False)
         except TaskError:
@@ -146,6 +148,7 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[T
         tasks=tuple(task.name for task in tasks),
         widths=wrapper.layout.widths,
         returned=wrapper.layout.returned,
+        reals=frozenset(reals),
     )
 
 

@@ -1,0 +1,85 @@
+"""Fused attention that takes its scale from the head dimension: who makes up for it when that shrinks.
+
+``scaled_dot_product_attention`` divides by the root of the head dimension unless it is given a scale. The
+masked twin divides by that of the dense network. A smaller graph is given that scale; a smaller module
+computes the same if its queries are smaller by the root of the share that is left, which the weights of
+the layer that makes them take up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import fx
+
+from disparse_structured.structure.capture import Capture
+from disparse_structured.structure.moves import followed, keeps, moves, numbered, packet
+from disparse_structured.structure.tracing import Call
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionScale:
+    """``node`` is attention that divides by the root of its head dimension, ``size`` in the dense network.
+
+    ``row`` is that of the head dimension in the cost model's widths. ``query`` are, by parameter, the
+    positions along its dimension 0 that make the query, int64 ``[n]``; none where the graph is pruned.
+    """
+
+    node: str
+    size: int
+    row: int
+    query: Mapping[str, np.ndarray]
+
+
+_PRODUCERS = {
+    aten.linear: -1,
+    aten.layer_norm: -1,
+    aten.rms_norm: -1,
+    aten.conv1d: 1,
+    aten.conv2d: 1,
+    aten.batch_norm: 1,
+}
+"""Operators whose result is proportional to a weight and a bias, and the dimension that these lie along."""
+
+
+def query_rows(capture: Capture, attention: fx.Node) -> dict[str, np.ndarray] | str:
+    """The positions of parameters that the query of ``attention``, and nothing else, is proportional to.
+
+    int64 along dimension 0, by parameter. Where there are none: why, in words.
+    """
+    query = producer = Call(attention, lambda item: item).raw["query"]
+    while moves(producer) or keeps(producer):
+        producer = producer.args[0]
+    call = Call(producer, lambda item: item)
+    weights = [call.raw[each] for each in ("weight", "bias") if call.raw.get(each) is not None]
+    if packet(producer) not in _PRODUCERS or not weights:
+        return f"the query comes out of {call.operator} without a weight to make up for it"
+    names = [capture.tensors.get(weight.name) for weight in weights]
+    if any(name is None or _uses(capture, name) > 1 for name in names):
+        return f"the weights of {call.operator}, which makes the query, are computed or shared"
+    shape = tuple(producer.meta["val"].shape)
+    dim = _PRODUCERS[packet(producer)] % len(shape)
+    wanted, others = np.empty(0, dtype=np.int64), [np.empty(0, dtype=np.int64)]
+    for reader, node, index in followed(producer, numbered(shape, dim, dim + 1)):
+        rows = np.unique(index.numpy())
+        if reader is attention and node is query and attention.args.count(query) == 1:
+            wanted = rows
+        elif reader.op != "output" or node in capture.outputs:
+            others.append(rows)
+    if np.isin(wanted, np.concatenate(others)).any():
+        return "the query is read elsewhere too"
+    return {each: wanted for each in names if each is not None}
+
+
+def _uses(capture: Capture, tensor: str) -> int:
+    """How many operators read a parameter, by whichever of its names."""
+    return sum(
+        len(node.users)
+        for node in capture.graph.find_nodes(op="placeholder")
+        if capture.tensors.get(node.name) == tensor
+    )
