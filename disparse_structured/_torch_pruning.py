@@ -392,7 +392,7 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
             _describe(node.module)
 
     def _keep_scales(self, before: np.ndarray) -> None:
-        """Makes up for attention scales that changed with the widths, which were ``before`` (float64 ``[rows]``)."""
+        """Makes up for attention scales that a cut changed; ``before`` are the widths until then."""
         after = self.structure.cost.widths(self._kept)
         left = positions_left(self.structure.groups, self.structure.capture.shapes(), self._kept)
         tensors, _ = named_tensors(self.model)

@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         ranking=ranking,
         seed=arguments.seed,
         verify=arguments.verify,
+        attention=arguments.attention,
         progress=screen.lively,
     )
     return deliver(given, pruned, folder, arguments, screen)

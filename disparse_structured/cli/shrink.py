@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         tolerance=tolerance or None,
         seed=arguments.seed,
         verify=arguments.verify,
+        attention=arguments.attention,
         progress=screen.lively,
     )
     given = Subject(model, tasks, calibration, example, [take(first, slice(sources.REAL_SAMPLES))])

@@ -27,7 +27,7 @@ from disparse_structured.plan import Plan
 from disparse_structured.recovery import Calibration, LeastSquares, Method
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.saliency import Criterion, Saliency, measure
-from disparse_structured.structure import Structure, analyse
+from disparse_structured.structure import Attention, Structure, analyse
 from disparse_structured.surgery import Operation
 from disparse_structured.tasks import Task, check_tasks
 from disparse_structured.votes import Ranking
@@ -57,6 +57,7 @@ def shrink(
     seed: int = 0,
     verify: bool = True,
     inplace: bool = False,
+    attention: Attention = "heads",
     progress: bool = False,
 ) -> Pruned:
     """Makes ``model`` physically smaller from a few dozen unlabelled inputs, without training.
@@ -107,7 +108,7 @@ def shrink(
         else checked_limits(tolerance, tasks, None if arbiter == DEFAULT_MEAN else arbiter, refit)
     )
     with step("reading the structure", progress):
-        structure = analyse(model, example, tasks)
+        structure = analyse(model, example, tasks, attention=attention)
     surgeon = Surgeon(model, structure, refit, calibration, verify, progress)
 
     def decided(arbiter: Arbiter, budget: Budget) -> tuple[Plan, Saliency]:

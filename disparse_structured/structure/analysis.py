@@ -57,7 +57,8 @@ class Structure:
     ``reach`` is bool ``[tasks, units]``. ``unclaimed`` names the groups that no task reaches but an output
     outside all tasks depends on: nobody votes on them, so they stay. ``fingerprint`` identifies the
     architecture (names, shapes, groups), the form and what of attention is a unit, not the weights.
-    ``resizing`` says which integers of the graph follow the widths, ``scales`` which attention scales must not.
+    ``resizing`` says which integers of the graph follow the widths, ``scales`` which attention would take
+    another scale from them.
     """
 
     tasks: tuple[str, ...]

@@ -52,7 +52,8 @@ def _factors(product: fx.Node, operand: fx.Node) -> list[int]:
     if packet(product) is not aten.einsum:
         return []
     call = Call(product, lambda item: item)
-    left, _, right = call.raw["equation"].replace(" ", "").partition("->")
-    terms = left.split(",")
+    equation = call.raw["equation"].replace(" ", "")
+    terms = equation.replace("->", ",").split(",")
     term = terms[call.raw["tensors"].index(operand)]
-    return [dim for dim in reversed(range(len(term))) if not all(term[dim] in each for each in (*terms, right))]
+    everywhere = set(term).intersection(*terms)
+    return [] if "." in equation else [dim for dim, letter in enumerate(term) if letter not in everywhere]

@@ -17,8 +17,8 @@ _MOVING = {
     *(
         getattr(aten, name)
         for name in (
-            "view reshape flatten unflatten _unsafe_view permute transpose t swapaxes movedim squeeze unsqueeze "
-            "expand unbind select split split_with_sizes chunk slice narrow repeat_interleave"
+            "view reshape flatten unflatten _unsafe_view permute transpose t swapaxes movedim squeeze "
+            "unsqueeze expand unbind select split split_with_sizes chunk slice narrow repeat_interleave"
         ).split()
     ),
 }

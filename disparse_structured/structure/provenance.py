@@ -177,9 +177,7 @@ class _Annotator(TorchFunctionMode):
         if "value" not in custom:
             self._values += 1
             custom["value"] = self._values
-        return [
-            TracedInt(size, Size(custom["value"], dim), self._reals) for dim, size in enumerate(sizes)
-        ]
+        return [TracedInt(size, Size(custom["value"], dim), self._reals) for dim, size in enumerate(sizes)]
 
 
 @contextmanager

@@ -59,9 +59,6 @@ def query_rows(capture: Capture, attention: fx.Node) -> dict[str, np.ndarray] | 
     weights = [call.raw[each] for each in ("weight", "bias") if call.raw.get(each) is not None]
     if packet(producer) not in _PRODUCERS or not weights:
         return f"the query comes out of {call.operator} without a weight to make up for it"
-    names = [capture.tensors.get(weight.name) for weight in weights]
-    if any(name is None or _uses(capture, name) > 1 for name in names):
-        return f"the weights of {call.operator}, which makes the query, are computed or shared"
     shape = tuple(producer.meta["val"].shape)
     dim = _PRODUCERS[packet(producer)] % len(shape)
     wanted, others = np.empty(0, dtype=np.int64), [np.empty(0, dtype=np.int64)]
@@ -73,7 +70,27 @@ def query_rows(capture: Capture, attention: fx.Node) -> dict[str, np.ndarray] | 
             others.append(rows)
     if np.isin(wanted, np.concatenate(others)).any():
         return "the query is read elsewhere too"
-    return {each: wanted for each in names if each is not None}
+    found: dict[str, np.ndarray] = {}
+    for weight in weights:
+        start = 0
+        for piece in _pieces(weight):
+            stop = start + piece.meta["val"].shape[0]
+            rows = wanted[(wanted >= start) & (wanted < stop)] - start
+            name = capture.tensors.get(piece.name)
+            if rows.size and (name is None or _uses(capture, name) > 1):
+                return f"the weights of {call.operator}, which makes the query, are computed or shared"
+            if rows.size and name is not None:
+                found[name] = rows
+            start = stop
+    return found
+
+
+def _pieces(weight: fx.Node) -> list[fx.Node]:
+    """What ``weight`` was put together of, along dimension 0."""
+    call = Call(weight, lambda item: item)
+    if packet(weight) is not aten.cat or call.raw["dim"] != 0 or len(weight.users) > 1:
+        return [weight]
+    return [piece for each in call.raw["tensors"] for piece in _pieces(each)]
 
 
 def _uses(capture: Capture, tensor: str) -> int:

@@ -33,11 +33,11 @@ def reshape(trace: Trace, call: Call) -> Value:
     literal = next((call.raw[name] for name in ("size", "shape", "sizes") if name in call.raw), None)
     if literal is not None:
         start = call["dim"] % len(value) if "dim" in call.raw else 0
-        given = axes[start : start + len(literal)]
         expressions = call.expressions(literal)
-        for size, expression, axis in zip(literal, expressions, given, strict=True):
+        given = dict(zip(expressions, axes[start:], strict=False))
+        for i, (size, expression) in enumerate(zip(literal, expressions, strict=True)):
             if size != -1:
-                trace.literal(call, *_undivided(trace, expression, axis, dict(zip(expressions, given))))
+                trace.literal(call, *_undivided(trace, expression, axes[start + i], given))
     return tuple(axes)
 
 
