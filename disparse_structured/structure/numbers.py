@@ -140,11 +140,11 @@ def _labels_of(
 
 def freeze_reals(trace: Trace) -> None:
     """Freezes the widths that ``forward`` computes real numbers from: a scale would be another one."""
-    attributes = {
-        literal.expression: literal.labels
-        for literal in trace.literals
-        if isinstance(literal.expression, Attribute)
-    }
+    attributes: dict[Attribute, np.ndarray] = {}
+    for literal in trace.literals:
+        if isinstance(counted := literal.expression, Attribute):
+            labels = attributes.get(counted, np.empty(0, dtype=np.int64))
+            attributes[counted] = np.concatenate([labels, literal.labels])
     for expression in trace.capture.reals:
         module = expression.module if isinstance(expression, Attribute) else ""
         for labels in _labels_of(expression, trace.annotated, attributes):
