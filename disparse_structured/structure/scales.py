@@ -64,8 +64,9 @@ def query_rows(capture: Capture, attention: fx.Node) -> dict[str, np.ndarray] | 
     wanted, others = np.empty(0, dtype=np.int64), [np.empty(0, dtype=np.int64)]
     for reader, node, index in followed(producer, numbered(shape, dim, dim + 1)):
         rows = np.unique(index.numpy())
-        if reader is attention and node is query and attention.args.count(query) == 1:
+        if reader is attention and node is query:
             wanted = rows
+            others += [rows] * (attention.args.count(query) - 1)
         elif reader.op != "output" or node in capture.outputs:
             others.append(rows)
     if np.isin(wanted, np.concatenate(others)).any():
