@@ -296,14 +296,6 @@ def analysed(kind: type[nn.Module], form: Form = "module") -> Case:
     return Case(model, inputs, analyse(model, inputs, TASKS, form=form, attention="head_dim"))
 
 
-def depth_of(structure: Structure, parameter: str = "qkv.weight") -> ChannelGroup:
-    """The group of head dimensions that the rows of ``parameter`` belong to."""
-    (found,) = [
-        group for group in structure.groups for m in group.members if (m.parameter, m.dim) == (parameter, 0)
-    ]
-    return found
-
-
 def owned(group: ChannelGroup) -> dict[tuple[str, int], list[list[int]]]:
     return {(member.parameter, member.dim): member.index.tolist() for member in group.members}
 

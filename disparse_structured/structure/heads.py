@@ -42,7 +42,7 @@ def _passes(node: fx.Node, source: fx.Node) -> bool:
     """Whether dimensions of ``source`` keep their places: arithmetic, activations, normalisation."""
     value, read = node.meta.get("val"), source.meta["val"]
     same = isinstance(value, torch.Tensor) and isinstance(read, torch.Tensor) and value.shape == read.shape
-    return same and packet(node) not in _PRODUCTS | _LAYERS
+    return same and packet(node) not in {*_PRODUCTS, aten.einsum, *_LAYERS}
 
 
 def _factors(product: fx.Node, operand: fx.Node) -> list[int]:
