@@ -34,6 +34,8 @@ def packet(node: fx.Node) -> Any:
 
 def moves(node: fx.Node) -> bool:
     """Whether all that ``node`` returns are values of its first argument, in other places."""
+    if node.target is aten.view.dtype:  # other values, made of the same bits
+        return False
     return packet(node) in _MOVING and len(node.all_input_nodes) == 1
 
 

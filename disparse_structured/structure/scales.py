@@ -56,8 +56,7 @@ def query_rows(capture: Capture, attention: fx.Node) -> dict[str, np.ndarray] | 
     while moves(producer) or keeps(producer):
         producer = producer.args[0]
     call = Call(producer, lambda item: item)
-    weights = [call.raw[each] for each in ("weight", "bias") if call.raw.get(each) is not None]
-    if packet(producer) not in _PRODUCERS or not weights:
+    if packet(producer) not in _PRODUCERS or call.raw["weight"] is None:
         return f"the query comes out of {call.operator} without a weight to make up for it"
     shape = tuple(producer.meta["val"].shape)
     dim = _PRODUCERS[packet(producer)] % len(shape)
@@ -72,9 +71,9 @@ def query_rows(capture: Capture, attention: fx.Node) -> dict[str, np.ndarray] | 
     if np.isin(wanted, np.concatenate(others)).any():
         return "the query is read elsewhere too"
     found: dict[str, np.ndarray] = {}
-    for weight in weights:
+    for weight in (call.raw["weight"], call.raw.get("bias")):
         start = 0
-        for piece in _pieces(weight):
+        for piece in () if weight is None else _pieces(weight):
             stop = start + piece.meta["val"].shape[0]
             rows = wanted[(wanted >= start) & (wanted < stop)] - start
             name = capture.tensors.get(piece.name)
