@@ -102,7 +102,7 @@ def _of_classifier(module: nn.Module) -> Iterator[Number]:
     bare: Any = _without_data(module)
     before = set(bare.modules())
     try:
-        with torch.device("meta"), traced_attributes(bare):
+        with torch.device("meta"), traced_attributes(bare, set()):
             bare.reset_classifier(1)
     except Exception:  # timm's own refusal: the dense model takes no other classifier either
         return

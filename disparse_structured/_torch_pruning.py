@@ -8,6 +8,7 @@ statistics) or is wrong (its layer-norm pruner loses the order of the kept indic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from torch_pruning.pruner import function
 from disparse_structured.errors import PlanError
 from disparse_structured.structure import ChannelGroup, Structure
 from disparse_structured.structure.analysis import named_tensors
+from disparse_structured.structure.groups import positions_left
 
 Handler = Callable[..., Any]
 
@@ -302,7 +304,7 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
         group[len(group) - 1] = item
 
     def _execute(self, group: StructureGroup, units: np.ndarray, record_history: bool) -> None:
-        before = _Traits.of(self.model)
+        before, widths = _Traits.of(self.model), self.structure.cost.widths(self._kept)
         whole: dict[tuple[int, Handler], tuple[Any, list[int]]] = {}
         for dependency, idxs in group:
             key = (id(dependency.target.module), dependency.handler)
@@ -326,6 +328,7 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
         self.version += 1
         self._follow_numbers()
         before.restore(self.model)
+        self._keep_scales(widths)
 
     # Building.
 
@@ -379,6 +382,19 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
             update.attribute.write(self.model, round(float(widths[update.row])))
         for node in self.module2node.values():
             _describe(node.module)
+
+    def _keep_scales(self, before: np.ndarray) -> None:
+        """Makes up for attention scales that a cut changed; ``before`` are the widths until then."""
+        after = self.structure.cost.widths(self._kept)
+        left = positions_left(self.structure.groups, self.structure.capture.shapes(), self._kept)
+        tensors, _ = named_tensors(self.model)
+        for scale in self.structure.scales:
+            factor = math.sqrt(after[scale.row] / before[scale.row])
+            for name, rows in scale.query.items() if factor != 1 else ():
+                tensor = tensors[name]
+                index = torch.from_numpy(np.flatnonzero(np.isin(left[name][0], rows))).to(tensor.device)
+                with torch.no_grad():
+                    tensor.index_copy_(0, index, factor * tensor.index_select(0, index))
 
 
 def _describe(module: nn.Module) -> None:

@@ -117,7 +117,9 @@ def _with_two_examples(model: nn.Module, structure: Structure) -> Structure | No
         return None
     inputs = pytree.tree_map(lambda leaf: _longer(leaf, 1), structure.example_inputs)
     try:
-        found = analyse(model, inputs, structure.task_objects, form=structure.form)
+        found = analyse(
+            model, inputs, structure.task_objects, form=structure.form, attention=structure.attention
+        )
     except DisparseError:
         return None
     return found if found.fingerprint == structure.fingerprint else None

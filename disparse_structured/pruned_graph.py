@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.structure import Structure
 from disparse_structured.structure.analysis import named_tensors
+from disparse_structured.structure.groups import positions_left
 from disparse_structured.structure.instrument import instrumented
 from disparse_structured.structure.resizing import Resize
 
@@ -35,7 +35,7 @@ class PrunedGraph(nn.Module):
     ) -> None:
         super().__init__()
         capture = structure.capture
-        _own(self, model, _positions_left(structure, keep))
+        _own(self, model, positions_left(structure.groups, capture.shapes(), keep))
         constants = nn.Module()
         self._objects: dict[str, Any] = {}
         for name, value in capture.constants.items():
@@ -109,22 +109,7 @@ def _sources(structure: Structure) -> list[str]:
 # Tensors.
 
 
-def _positions_left(structure: Structure, keep: torch.Tensor) -> dict[str, dict[int, torch.Tensor]]:
-    """For each tensor and dimension that shrinks, the positions that stay, ascending."""
-    gone: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
-    for group in structure.groups:
-        removed = ~np.asarray(keep[group.slice], dtype=bool)
-        for member in group.members if removed.any() else ():
-            gone[member.parameter, member.dim].append(member.index[removed].reshape(-1))
-    shapes = structure.capture.shapes()
-    left: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
-    for (name, dim), found in gone.items():
-        stays = np.setdiff1d(np.arange(shapes[name][dim]), np.concatenate(found))
-        left[name][dim] = torch.from_numpy(stays)
-    return left
-
-
-def _own(owner: nn.Module, model: nn.Module, left: dict[str, dict[int, torch.Tensor]]) -> None:
+def _own(owner: nn.Module, model: nn.Module, left: dict[str, dict[int, np.ndarray]]) -> None:
     """Gives ``owner`` what is left of the tensors of ``model``, in plain modules of the same names."""
     tensors, canonical = named_tensors(model)
     made = {name: _sliced(tensor, left.get(name, {})) for name, tensor in tensors.items()}
@@ -150,12 +135,12 @@ def _holder(owner: nn.Module, path: str) -> nn.Module:
     return owner
 
 
-def _sliced(tensor: torch.Tensor, left: dict[int, torch.Tensor]) -> torch.Tensor:
+def _sliced(tensor: torch.Tensor, left: dict[int, np.ndarray]) -> torch.Tensor:
     """A copy of ``tensor`` with the positions of ``left`` only; still a parameter if it is one."""
     channels_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     result = tensor.detach()
     for dim, positions in left.items():
-        result = result.index_select(dim, positions.to(tensor.device))
+        result = result.index_select(dim, torch.from_numpy(positions).to(tensor.device))
     dense = channels_last and not tensor.is_contiguous()
     result = result.clone(memory_format=torch.channels_last if dense else torch.preserve_format)
     return nn.Parameter(result, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result
@@ -165,7 +150,7 @@ def _sliced(tensor: torch.Tensor, left: dict[int, torch.Tensor]) -> torch.Tensor
 
 
 def _resized(structure: Structure, keep: torch.Tensor, any_batch: bool) -> fx.GraphModule:
-    """The graph of the tasks' outputs with the sizes that ``keep`` leaves."""
+    """The graph of the tasks' outputs with the sizes that ``keep`` leaves, and the dense attention scales."""
     program = instrumented(structure.capture, {}, {})
     nodes = {node.name: node for node in program.graph.nodes}
     batched = any_batch and any(place.batched for place in structure.resizing.places)
@@ -174,6 +159,9 @@ def _resized(structure: Structure, keep: torch.Tensor, any_batch: bool) -> fx.Gr
         if place.node in nodes:
             follows = place.batched and size % structure.resizing.batch == 0
             _write(nodes[place.node], place, batch.times(size) if batch and follows else size)
+    for scale in structure.scales:
+        if scale.node in nodes:
+            nodes[scale.node].update_kwarg("scale", scale.size**-0.5)
     program.graph.lint()
     program.recompile()
     return program

@@ -20,7 +20,7 @@ from disparse_structured.graph_surgery import rebuild_graph
 from disparse_structured.plan import Plan
 from disparse_structured.report.pruning import GraphFacts, PruningReport
 from disparse_structured.structure import analyse
-from disparse_structured.structure.analysis import form_of, named_tensors
+from disparse_structured.structure.analysis import attention_of, form_of, named_tensors
 from disparse_structured.surgery import apply
 from disparse_structured.tasks import Task, check_tasks
 
@@ -107,7 +107,8 @@ def load(
 
 
 def _pruned_module(dense: nn.Module, plan: Plan, inputs: tuple[Any, ...]) -> nn.Module:
-    structure = analyse(dense, inputs, [Task("output", ())])  # a module is cut alike whatever its tasks
+    everything = [Task("output", ())]  # a module is cut alike whatever its tasks
+    structure = analyse(dense, inputs, everything, attention=attention_of(plan.fingerprint))
     return apply(dense, plan, structure, verify=False).model
 
 
@@ -119,7 +120,7 @@ def _pruned_graph(
     facts: GraphFacts,
 ) -> nn.Module:
     chosen = _saved_tasks(facts) if tasks is None else _in_order(check_tasks(tasks), plan)
-    structure = analyse(dense, inputs, chosen, form="graph")
+    structure = analyse(dense, inputs, chosen, form="graph", attention=attention_of(plan.fingerprint))
     plan.check(structure)  # that all its groups are there
     reach = {group.name: group.reach for group in structure.groups}
     for group in plan.groups:

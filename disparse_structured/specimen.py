@@ -59,7 +59,9 @@ class Specimen:
             module.training = False
         _reveal(dense)
         inputs = _cast(structure.example_inputs, dtype)
-        found = analyse(dense, inputs, structure.task_objects, form=structure.form)
+        found = analyse(
+            dense, inputs, structure.task_objects, form=structure.form, attention=structure.attention
+        )
         if found.fingerprint != structure.fingerprint:
             raise PlanError(
                 f"the model's structure in {dtype} is not the one that was analysed. "

@@ -15,8 +15,13 @@ from disparse_structured._torch_pruning import StructureGraph
 from disparse_structured.errors import PlanError, VerificationError
 from disparse_structured.plan import Plan
 from disparse_structured.specimen import TOLERANCES, Specimen, copied
-from disparse_structured.structure import Form, Structure
-from disparse_structured.structure.analysis import check_described, form_of, named_tensors
+from disparse_structured.structure import Attention, Form, Structure
+from disparse_structured.structure.analysis import (
+    attention_of,
+    check_described,
+    form_of,
+    named_tensors,
+)
 from disparse_structured.structure.capture import own_copy
 from disparse_structured.twin import masked_twin
 
@@ -89,7 +94,7 @@ def apply(
 
 
 def check_form(plan: Plan, structure: Structure) -> None:
-    """Raises :class:`PlanError` for a plan made of the other form of a structure: its units may be others."""
+    """Raises :class:`PlanError` for a plan of another form of a structure, or of other units of attention."""
     made = form_of(plan.fingerprint)
     if made != structure.form:
         raise PlanError(
@@ -97,9 +102,17 @@ def check_form(plan: Plan, structure: Structure) -> None:
             f"{_FORMS[structure.form]}: their units may differ. Analyse the model with form={made!r}, or "
             "make a new plan from this structure."
         )
+    units = attention_of(plan.fingerprint)
+    if units != structure.attention:
+        raise PlanError(
+            f"the plan was made for {_UNITS[units]} as the units of attention, and those of the structure "
+            f"are {_UNITS[structure.attention]}. Analyse the model with attention={units!r}, or make a new "
+            "plan from this structure."
+        )
 
 
 _FORMS: dict[Form, str] = {"module": "module itself", "graph": "exported graph"}
+_UNITS: dict[Attention, str] = {"heads": "whole heads", "head_dim": "indices of the head dimension"}
 
 
 def cut(model: nn.Module, structure: Structure, keep: torch.Tensor) -> nn.Module:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from onnxscript import ir
 from onnxscript import opset18 as op
 from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention as of_rank_four
 
@@ -32,15 +34,26 @@ def scaled_dot_product_attention(
         raise ValueError(f"attention over leading dimensions {leading}, which are not the same")
     if attn_mask is not None and len(attn_mask.shape) > 2:
         sizes = op.Concat(op.Shape(query, start=0, end=-2), op.Shape(attn_mask, start=-2), axis=0)
-        attn_mask = _flat(op.Expand(attn_mask, sizes))
+        every = _known(op.Expand(attn_mask, sizes), attn_mask, *leading[0], *attn_mask.shape[-2:])
+        attn_mask = _flat(every)
     result = of_rank_four(_flat(query), _flat(key), _flat(value), attn_mask, **options)
     return op.Reshape(result, op.Concat(op.Shape(query, start=0, end=-1), op.Shape(value, start=-1), axis=0))
 
 
 def _flat(tensor: Any) -> Any:
     """``[..., n, d]`` as ``[m, 1, n, d]``."""
-    return op.Reshape(tensor, op.Concat(op.Constant(value_ints=[-1, 1]), op.Shape(tensor, start=-2), axis=0))
+    together: Any = op.Constant(value_ints=[-1, 1])
+    sizes: Any = op.Concat(together, op.Shape(tensor, start=-2), axis=0)
+    return _known(op.Reshape(tensor, sizes), tensor, None, 1, *tensor.shape[-2:])
 
 
-TRANSLATIONS = {torch.ops.aten.scaled_dot_product_attention.default: scaled_dot_product_attention}
+def _known(result: Any, source: Any, *shape: Any) -> Any:
+    """``result`` with its shape, and the type of ``source``: torch's translation asks for both."""
+    result.shape, result.dtype = ir.Shape(shape), source.dtype
+    return result
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.scaled_dot_product_attention.default: scaled_dot_product_attention
+}
 """For ``torch.onnx.export(custom_translation_table=)``."""

@@ -318,7 +318,7 @@ WIDTH = Attribute("block", "width")
 
 
 def test_traced_integers_are_integers() -> None:
-    traced = TracedInt(6, WIDTH)
+    traced = TracedInt(6, WIDTH, set())
 
     assert traced == 6
     assert {traced: "found"}[6] == "found"
@@ -328,7 +328,7 @@ def test_traced_integers_are_integers() -> None:
 
 
 def test_arithmetic_is_remembered() -> None:
-    traced, size = TracedInt(6, WIDTH), TracedInt(4, Size(7, 1))
+    traced, size = TracedInt(6, WIDTH, set()), TracedInt(4, Size(7, 1), set())
     for found, value, symbol, left, right in [
         (traced + size, 10, "+", WIDTH, Size(7, 1)),
         (traced - 1, 5, "-", WIDTH, 1),
@@ -353,7 +353,7 @@ def test_arithmetic_is_remembered() -> None:
     ],
 )
 def test_what_is_not_followed_is_a_plain_number(compute: Callable[[int], float]) -> None:
-    found = compute(TracedInt(6, WIDTH))
+    found = compute(TracedInt(6, WIDTH, set()))
 
     assert found == compute(6)
     assert type(found) in (int, float)
@@ -361,7 +361,7 @@ def test_what_is_not_followed_is_a_plain_number(compute: Callable[[int], float])
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda n: pickle.loads(pickle.dumps(n))])
 def test_a_copy_is_a_plain_integer(copied: Callable[[int], int]) -> None:
-    found = copied(TracedInt(6, WIDTH))
+    found = copied(TracedInt(6, WIDTH, set()))
 
     assert found == 6
     assert type(found) is int

@@ -17,7 +17,7 @@ from disparse_structured.cli.usage import Parser
 from disparse_structured.errors import DisparseError
 from disparse_structured.pipeline import SAMPLES
 from disparse_structured.relatedness import RATIO, UNIT_RATIO
-from disparse_structured.structure import Form
+from disparse_structured.structure import Attention, Form
 
 FAILED, INTERRUPTED, UNREAD = 2, 130, 1
 
@@ -77,6 +77,7 @@ def _add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
     _add_budget(parser)
     _add_rules(parser, "fisher")
     _add_widths(parser)
+    _add_attention(parser)
     parser.add_argument("--batches", type=int, metavar="N", help="score on the first N batches only")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
     _add_form(parser)
@@ -133,6 +134,7 @@ def _add_shrink(commands: argparse._SubParsersAction[Parser]) -> None:
         "budget is met within that, or the command says what is in the way",
     )
     _add_widths(parser)
+    _add_attention(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
     _add_form(parser)
     _add_verify(parser)
@@ -257,6 +259,16 @@ def _add_form(parser: Parser) -> None:
     )
 
 
+def _add_attention(parser: Parser) -> None:
+    parser.add_argument(
+        "--attention",
+        choices=get_args(Attention),
+        default="heads",
+        help="what of attention may go: whole heads, or the same part of every head's dimension "
+        "(default: heads)",
+    )
+
+
 def _add_verify(parser: Parser) -> None:
     parser.add_argument(
         "--no-verify", dest="verify", action="store_false", help="skip the proof against the masked twin"
@@ -285,6 +297,7 @@ def _add_inspect(commands: argparse._SubParsersAction[Parser]) -> None:
     _add_model(parser, tasks_required=False)
     _add_form(parser)
     _add_widths(parser)
+    _add_attention(parser)
     parser.add_argument(
         "--budget-steps", action="store_true", help="how far a budget could go, for several floors"
     )

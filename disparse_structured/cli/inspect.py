@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
             inputs = sources.first_inputs(model, sources.load_data(arguments.data, limit=1))
             example = take(inputs, slice(EXAMPLE_SAMPLES))
     with screen.step("reading its structure"):
-        structure = analyse(model, example, tasks, form=arguments.form)
+        structure = analyse(model, example, tasks, form=arguments.form, attention=arguments.attention)
     floors = FLOORS if arguments.budget_steps else (arguments.floor,)
     document = _document(type(model).__name__, structure)
     document["reachable"] = [_reachable(structure, floor, arguments) for floor in floors]

@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         seed=arguments.seed,
         verify=arguments.verify,
         form=arguments.form,
+        attention=arguments.attention,
         progress=screen.lively,
     )
     return deliver(given, pruned, folder, arguments, screen)

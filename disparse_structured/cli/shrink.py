@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         seed=arguments.seed,
         verify=arguments.verify,
         form=arguments.form,
+        attention=arguments.attention,
         progress=screen.lively,
     )
     given = Subject(model, tasks, calibration, example, [take(first, slice(sources.REAL_SAMPLES))])

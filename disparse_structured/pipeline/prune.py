@@ -18,7 +18,7 @@ from disparse_structured.pipeline.pruned import Pruned, report_on
 from disparse_structured.pipeline.surgeon import Surgeon
 from disparse_structured.recovery import Method
 from disparse_structured.saliency import Criterion, Fisher, measure
-from disparse_structured.structure import Form, analyse
+from disparse_structured.structure import Attention, Form, analyse
 from disparse_structured.tasks import Task, check_tasks
 from disparse_structured.votes import Ranking
 
@@ -41,6 +41,7 @@ def prune(
     verify: bool = True,
     inplace: bool = False,
     form: Form = "module",
+    attention: Attention = "heads",
     progress: bool = False,
 ) -> Pruned:
     """Makes ``model`` physically smaller: every task votes, the arbiter decides, Torch-Pruning removes.
@@ -64,6 +65,8 @@ def prune(
         form: ``"graph"`` gives a :class:`~disparse_structured.pruned_graph.PrunedGraph` instead of a smaller
             ``model``: widths that ``forward`` hard-codes can shrink as well, and the result returns
             ``{task: tensor}``. It trains, exports to ONNX and can be saved and loaded.
+        attention: what of attention is a unit: whole ``"heads"``, or one index of the head dimension in all
+            heads, ``"head_dim"``. See :func:`~disparse_structured.structure.analyse`.
         progress: show progress bars on a terminal.
 
     Raises:
@@ -81,7 +84,7 @@ def prune(
     budget = budget or Budget(macs=macs, parameters=parameters)
     criterion = criterion or Fisher()
     with step("reading the structure", progress):
-        structure = analyse(model, example_inputs, tasks, form=form)
+        structure = analyse(model, example_inputs, tasks, form=form, attention=attention)
     if data is None:
         data, inputs = _example_as_data(structure.example_inputs, tasks), as_they_are
     calibration = None

@@ -27,7 +27,7 @@ from disparse_structured.plan import Plan
 from disparse_structured.recovery import Calibration, LeastSquares, Method
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.saliency import Criterion, Saliency, measure
-from disparse_structured.structure import Form, Structure, analyse
+from disparse_structured.structure import Attention, Form, Structure, analyse
 from disparse_structured.surgery import Operation
 from disparse_structured.tasks import Task, check_tasks
 from disparse_structured.votes import Ranking
@@ -58,6 +58,7 @@ def shrink(
     verify: bool = True,
     inplace: bool = False,
     form: Form = "module",
+    attention: Attention = "heads",
     progress: bool = False,
 ) -> Pruned:
     """Makes ``model`` physically smaller from a few dozen unlabelled inputs, without training.
@@ -109,7 +110,7 @@ def shrink(
         else checked_limits(tolerance, tasks, None if arbiter == DEFAULT_MEAN else arbiter, refit)
     )
     with step("reading the structure", progress):
-        structure = analyse(model, example, tasks, form=form)
+        structure = analyse(model, example, tasks, form=form, attention=attention)
     surgeon = Surgeon(model, structure, refit, calibration, verify, progress)
 
     def decided(arbiter: Arbiter, budget: Budget) -> tuple[Plan, Saliency]:

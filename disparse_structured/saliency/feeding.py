@@ -72,7 +72,13 @@ class PerShape(Generic[T]):
         if _shape(inputs) == _shape(self._structure.example_inputs):
             return self._structure
         try:
-            found = analyse(self._model, inputs, self._structure.task_objects, form=self._structure.form)
+            found = analyse(
+                self._model,
+                inputs,
+                self._structure.task_objects,
+                form=self._structure.form,
+                attention=self._structure.attention,
+            )
         except CaptureError as error:
             raise BatchError(
                 f"{type(self._model).__name__} refuses a batch with inputs {described(inputs)}: {error}"

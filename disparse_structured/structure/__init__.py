@@ -3,9 +3,17 @@
 from disparse_structured.structure.analysis import AttributeUpdate, Form, Structure, analyse
 from disparse_structured.structure.counting import count_macs, count_parameters
 from disparse_structured.structure.declared import Number
-from disparse_structured.structure.groups import ChannelGroup, Consumer, Freeze, Member, Proportion
+from disparse_structured.structure.groups import (
+    Attention,
+    ChannelGroup,
+    Consumer,
+    Freeze,
+    Member,
+    Proportion,
+)
 
 __all__ = [
+    "Attention",
     "AttributeUpdate",
     "ChannelGroup",
     "Consumer",

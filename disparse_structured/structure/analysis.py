@@ -24,11 +24,12 @@ from disparse_structured.structure.declared import Declarations
 from disparse_structured.structure.effects import Effects
 from disparse_structured.structure.freezes import summarise
 from disparse_structured.structure.grouping import Grouping, group_units
-from disparse_structured.structure.groups import ChannelGroup, Freeze, Proportion, reach_matrix
+from disparse_structured.structure.groups import Attention, ChannelGroup, Freeze, Proportion, reach_matrix
 from disparse_structured.structure.labels import FreezeRecord
-from disparse_structured.structure.numbers import Count, Numbers, Ratio, follow
+from disparse_structured.structure.numbers import Count, Numbers, Ratio, follow, freeze_reals
 from disparse_structured.structure.provenance import Attribute
 from disparse_structured.structure.resizing import Resizing, resizing_of
+from disparse_structured.structure.scales import AttentionScale
 from disparse_structured.structure.tracing import Trace
 from disparse_structured.tasks import Task, check_tasks
 
@@ -57,8 +58,9 @@ class Structure:
     ``reach`` is bool ``[tasks, units]``. ``unclaimed`` names the groups that no task reaches but an output
     outside all tasks depends on: nobody votes on them, so they stay. ``graph_only`` is the share of
     the parameters that lies in slices that only numbers in ``forward`` freeze. ``fingerprint`` identifies the
-    architecture (names, shapes, groups) and the form, not the weights. ``resizing`` says which integers of
-    the graph follow the widths.
+    architecture (names, shapes, groups), the form and what of attention is a unit, not the weights.
+    ``resizing`` says which integers of the graph follow the widths, ``scales`` which attention would take
+    another scale from them.
     """
 
     tasks: tuple[str, ...]
@@ -71,7 +73,9 @@ class Structure:
     cost: CostModel
     attributes: tuple[AttributeUpdate, ...]
     resizing: Resizing
+    scales: tuple[AttentionScale, ...]
     form: Form
+    attention: Attention
     fingerprint: str
     capture: Capture
     example_inputs: tuple[Any, ...]
@@ -103,6 +107,7 @@ def analyse(
     tasks: Sequence[Task],
     *,
     form: Form = "module",
+    attention: Attention = "heads",
 ) -> Structure:
     """Reads the structure of ``model`` from its exported graph. Never changes the model.
 
@@ -112,15 +117,23 @@ def analyse(
         form: what is to be pruned. A ``"module"`` computes with numbers of its own: widths that they do not
             follow are frozen. In its exported ``"graph"`` they are literals that can be rewritten, so they
             freeze nothing and bind nothing; see :func:`disparse_structured.graph_surgery.apply_graph`.
+        attention: what of an attention layer is a unit: whole ``"heads"``, or, with ``"head_dim"``, one index
+            of the head dimension, in all heads at once. It is one for query and key and one for the value,
+            or one for the three where they are split from one projection. Scales stay those of the dense
+            network: where that is impossible the head dimension stays whole. So does, as a module, every
+            width that ``forward`` computes a real number from.
 
     Raises:
         TaskError: no task, a selector that misses, a task that reaches nothing.
         CaptureError: the model cannot be exported.
         UnsupportedModelError: wrapped, compiled, scripted or quantised models.
-        PlanError: ``form`` is neither of the two.
+        PlanError: ``form`` or ``attention`` is none of those.
     """
-    if form not in get_args(Form):
-        raise PlanError(f"form={form!r} is none of {', '.join(map(repr, get_args(Form)))}. Pass one of them.")
+    for name, given, known in (("form", form, Form), ("attention", attention, Attention)):
+        if given not in get_args(known):
+            raise PlanError(
+                f"{name}={given!r} is none of {', '.join(map(repr, get_args(known)))}. Pass one of them."
+            )
     tasks = check_tasks(tasks)
     example_inputs = as_arguments(example_inputs)
     declared = Declarations.of(model) if form == "module" else Declarations()
@@ -128,13 +141,16 @@ def analyse(
     state, canonical = named_tensors(model)
     captured = _with_canonical_names(captured, canonical)
     current = _Attributes(model)
-    trace = Trace(captured, {name: tuple(tensor.shape) for name, tensor in state.items()}, current.has).run()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    trace = Trace(captured, shapes, current.has, attention, rewritable=form == "graph").run()
     used = _used_tensors(captured)
     for name, value in trace.tensors.items():
         if name not in used:
             for axis in value:
                 trace.labels.freeze(axis.atoms(), "never used by forward", "", name.rpartition(".")[0])
     declared.freeze(trace, canonical)
+    if attention == "head_dim" and form == "module":
+        freeze_reals(trace)
     reach = _node_reach(captured)
     _check_reach(captured, reach)
     classes = trace.labels.solve()
@@ -174,6 +190,11 @@ def analyse(
         for attribute, labels in numbers.attributes.items()
         if not table.is_fixed(row := table.row(labels))
     )
+    scales = tuple(
+        AttentionScale(scaled.node, scaled.axis.size, row, scaled.query)
+        for scaled in trace.scaled
+        if not table.is_fixed(row := table.row(scaled.axis.atoms()))
+    )
     records = [*trace.labels.freezes, *numbers.freezes, *([grouping.lonely] if grouping.lonely else [])]
     summary, graph_only = summarise(
         records,
@@ -192,8 +213,10 @@ def analyse(
         cost=CostModel(table.finish(), products),  # type: ignore[arg-type]
         attributes=attributes,
         resizing=resizing_of(trace, grouping.units, count, batch),
+        scales=scales,
         form=form,
-        fingerprint=_fingerprint(state, grouping.groups, form),
+        attention=attention,
+        fingerprint=_fingerprint(state, grouping.groups, form, attention),
         capture=captured,
         example_inputs=example_inputs,
         task_objects=tasks,
@@ -353,8 +376,8 @@ def _side(
     return tuple(group.name for group in side), times.pop()
 
 
-_GRAPH = "graph-"
-"""Begins the fingerprints of structures of the exported graph."""
+_GRAPH, _HEAD_DIM = "graph-", "head_dim-"
+"""Begin the fingerprints of structures of the exported graph, and of those whose heads stay whole."""
 
 
 def form_of(fingerprint: str) -> Form:
@@ -362,7 +385,14 @@ def form_of(fingerprint: str) -> Form:
     return "graph" if fingerprint.startswith(_GRAPH) else "module"
 
 
-def _fingerprint(state: dict[str, torch.Tensor], groups: tuple[ChannelGroup, ...], form: Form) -> str:
+def attention_of(fingerprint: str) -> Attention:
+    """What of attention is a unit of the structure that ``fingerprint`` is of."""
+    return "head_dim" if _HEAD_DIM in fingerprint else "heads"
+
+
+def _fingerprint(
+    state: dict[str, torch.Tensor], groups: tuple[ChannelGroup, ...], form: Form, attention: Attention
+) -> str:
     facts = {
         "tensors": [(name, list(tensor.shape)) for name, tensor in sorted(state.items())],
         "groups": [
@@ -379,4 +409,5 @@ def _fingerprint(state: dict[str, torch.Tensor], groups: tuple[ChannelGroup, ...
         ],
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return digest if form == "module" else _GRAPH + digest
+    marks = (_GRAPH if form == "graph" else "", _HEAD_DIM if attention == "head_dim" else "")
+    return "".join(marks) + digest

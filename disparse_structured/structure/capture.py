@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from disparse_structured.errors import CaptureError, TaskError, UnsupportedModelError
 from disparse_structured.modes import evaluating
 from disparse_structured.structure.effects import Effects
-from disparse_structured.structure.provenance import traced_integers
+from disparse_structured.structure.provenance import Expression, traced_integers
 from disparse_structured.structure.regions import inline_regions
 from disparse_structured.tasks import Task
 
@@ -35,7 +35,7 @@ class Capture:
     tasks' tensors, ``widths[k]`` of them for task ``k`` in order, then everything else the model returns
     (``returned`` tensors so far), then what each layer computed, so that dead branches stay visible.
     ``results`` are the annotations of the tensors that the methods asked for returned, None where the graph
-    computes none.
+    computes none. ``reals`` are the integers that ``forward`` computed real numbers from.
     """
 
     module: fx.GraphModule
@@ -46,6 +46,7 @@ class Capture:
     widths: tuple[int, ...]
     returned: int
     results: Mapping[str, tuple[int | None, ...]]
+    reals: frozenset[Expression]
 
     @property
     def graph(self) -> fx.Graph:
@@ -160,6 +161,7 @@ def capture(
         widths=wrapper.layout.widths,
         returned=wrapper.layout.returned,
         results=results,
+        reals=frozenset(annotator.reals),
     )
 
 

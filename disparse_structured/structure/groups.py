@@ -5,7 +5,8 @@ All names are qualified names of the dense model and all indices are in its coor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,9 @@ import torch
 
 Kind = Literal["channel", "bundle", "head"]
 """channel: one index; bundle: one index repeated over groups, halves or slabs; head: one attention head."""
+
+Attention = Literal["heads", "head_dim"]
+"""What of an attention layer is a unit: a whole head, or one index of the head dimension in all heads."""
 
 Argument = int | tuple[int, int]
 """The number of one of an operator's arguments, or that of a list among them and of an item of it."""
@@ -126,6 +130,24 @@ class Freeze:
     parameters: int
     share: float
     number: bool = False
+
+
+def positions_left(
+    groups: Iterable[ChannelGroup], shapes: Mapping[str, tuple[int, ...]], keep: torch.Tensor | np.ndarray
+) -> dict[str, dict[int, np.ndarray]]:
+    """For each tensor and dimension that shrinks, the positions that stay, int64 ascending.
+
+    ``shapes`` are the dense tensors' by name, ``keep`` is bool ``[units]``.
+    """
+    gone: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
+    for group in groups:
+        removed = ~np.asarray(keep[group.slice], dtype=bool)
+        for member in group.members if removed.any() else ():
+            gone[member.parameter, member.dim].append(member.index[removed].reshape(-1))
+    left: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
+    for (name, dim), found in gone.items():
+        left[name][dim] = np.setdiff1d(np.arange(shapes[name][dim]), np.concatenate(found))
+    return left
 
 
 def reach_matrix(groups: tuple[ChannelGroup, ...], tasks: tuple[str, ...]) -> torch.Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 
 from disparse_structured.structure.labels import FROZEN, Axis, FreezeRecord, Value
 from disparse_structured.structure.provenance import Arithmetic, Attribute, Expression, Size
-from disparse_structured.structure.tracing import Literal
+from disparse_structured.structure.tracing import Literal, Trace
 
 
 @dataclass(frozen=True)
@@ -148,20 +148,36 @@ class _Solver:
             return None
         return _comparable(left, right, factor, reason)
 
-    def labels_of(self, expression: Expression, attributes: dict[Attribute, np.ndarray]) -> list[np.ndarray]:
-        if isinstance(expression, Attribute):
-            return [attributes[expression]] if expression in attributes else []
-        if isinstance(expression, Size):
-            value = self.annotated.get(expression.value)
-            axis = Axis(0) if value is None else value[expression.dim]
-            return [axis.atoms()]
-        if isinstance(expression, Arithmetic):
-            return [
-                labels
-                for side in (expression.left, expression.right)
-                for labels in self.labels_of(side, attributes)
-            ]
-        return []
+
+def _labels_of(
+    expression: Expression, annotated: dict[int, Value], attributes: dict[Attribute, np.ndarray]
+) -> list[np.ndarray]:
+    if isinstance(expression, Attribute):
+        return [attributes[expression]] if expression in attributes else []
+    if isinstance(expression, Size):
+        value = annotated.get(expression.value)
+        axis = Axis(0) if value is None else value[expression.dim]
+        return [axis.atoms()]
+    if isinstance(expression, Arithmetic):
+        return [
+            labels
+            for side in (expression.left, expression.right)
+            for labels in _labels_of(side, annotated, attributes)
+        ]
+    return []
+
+
+def freeze_reals(trace: Trace) -> None:
+    """Freezes the widths that ``forward`` computes real numbers from: a scale would be another one."""
+    attributes: dict[Attribute, np.ndarray] = {}
+    for literal in trace.literals:
+        if isinstance(counted := literal.expression, Attribute):
+            labels = attributes.get(counted, np.empty(0, dtype=np.int64))
+            attributes[counted] = np.concatenate([labels, literal.labels])
+    for expression in trace.capture.reals:
+        module = expression.module if isinstance(expression, Attribute) else ""
+        for labels in _labels_of(expression, trace.annotated, attributes):
+            trace.labels.freeze(labels, "forward computes a real number from the width", "", module)
 
 
 def _undone(expression: Arithmetic, left: bool, required: Count, value: Count) -> Count | None:
@@ -245,7 +261,7 @@ def _settle(solver: _Solver, literals: list[Literal], numbers: Numbers) -> Itera
         if ratio is not None:
             numbers.ratios.append(ratio)
             continue
-        labels = [literal.labels, *solver.labels_of(literal.expression, numbers.attributes)]
+        labels = [literal.labels, *_labels_of(literal.expression, solver.annotated, numbers.attributes)]
         reason = "a number in forward does not follow the width"
         if isinstance(literal.expression, int):
             reason = f"forward hard-codes the number {literal.expression}"

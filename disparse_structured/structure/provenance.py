@@ -95,15 +95,24 @@ Expression = int | Attribute | Size | Arithmetic
 
 
 class TracedInt(int):
-    """An ``int`` that knows the expression it is the value of."""
+    """An ``int`` that knows the expression it is the value of.
+
+    ``reals`` collects the expressions that real numbers were computed from, such as a scale: these end up as
+    constants in the graph. (Python itself turns the integer in ``1.0 / integer`` into a real number, unseen.)
+    """
 
     expression: Expression
+    reals: set[Expression]
 
-    def __new__(cls, value: int, expression: Expression) -> TracedInt:
+    def __new__(cls, value: int, expression: Expression, reals: set[Expression]) -> TracedInt:
         """An ``int`` of ``value`` that remembers ``expression``."""
         traced = super().__new__(cls, value)
-        traced.expression = expression
+        traced.expression, traced.reals = expression, reals
         return traced
+
+    def __float__(self) -> float:
+        self.reals.add(self.expression)
+        return float(int(self))
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
         return int, (int(self),)
@@ -113,33 +122,46 @@ def _expression(value: int) -> Expression:
     return value.expression if isinstance(value, TracedInt) else int(value)
 
 
-def _arithmetic(
-    symbol: str, compute: Callable[[int, int], int]
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _real(compute: Callable[[Any, Any], Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
     def forward(self: TracedInt, other: Any) -> Any:
-        if not isinstance(other, int):
-            return compute(int(self), other)
-        return TracedInt(
-            compute(int(self), int(other)), Arithmetic(symbol, self.expression, _expression(other))
-        )
+        self.reals.add(self.expression)
+        return compute(int(self), other)
 
     def backward(self: TracedInt, other: Any) -> Any:
-        if not isinstance(other, int):
-            return compute(other, int(self))
-        return TracedInt(
-            compute(int(other), int(self)), Arithmetic(symbol, _expression(other), self.expression)
-        )
+        self.reals.add(self.expression)
+        return compute(other, int(self))
 
     return forward, backward
 
 
-for _symbol, _method, _compute in (
-    ("+", "add", operator.add),
-    ("-", "sub", operator.sub),
-    ("*", "mul", operator.mul),
-    ("//", "floordiv", operator.floordiv),
-):
-    _forward, _backward = _arithmetic(_symbol, _compute)
+def _arithmetic(
+    symbol: str, compute: Callable[[int, int], int]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    left, right = _real(compute)
+
+    def forward(self: TracedInt, other: Any) -> Any:
+        if not isinstance(other, int):
+            return left(self, other)
+        expression = Arithmetic(symbol, self.expression, _expression(other))
+        return TracedInt(compute(int(self), int(other)), expression, self.reals)
+
+    def backward(self: TracedInt, other: Any) -> Any:
+        if not isinstance(other, int):
+            return right(self, other)
+        expression = Arithmetic(symbol, _expression(other), self.expression)
+        return TracedInt(compute(int(other), int(self)), expression, self.reals)
+
+    return forward, backward
+
+
+for _method, (_forward, _backward) in {
+    "add": _arithmetic("+", operator.add),
+    "sub": _arithmetic("-", operator.sub),
+    "mul": _arithmetic("*", operator.mul),
+    "floordiv": _arithmetic("//", operator.floordiv),
+    "truediv": _real(operator.truediv),
+    "pow": _real(operator.pow),
+}.items():
     setattr(TracedInt, f"__{_method}__", _forward)
     setattr(TracedInt, f"__r{_method}__", _backward)
 
@@ -154,11 +176,15 @@ def _leaves(arguments: Any) -> Iterator[Any]:
 
 
 class Annotator(TorchFunctionMode):
-    """Writes the integer arguments of every call, with their expressions, onto the graph nodes it makes."""
+    """Writes the integer arguments of every call, with their expressions, onto the graph nodes it makes.
+
+    ``reals`` will hold the expressions that ``forward`` computed real numbers from.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._values = 0
+        self.reals: set[Expression] = set()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -194,7 +220,7 @@ class Annotator(TorchFunctionMode):
         number = self._number(tracer, tensor)
         if number is None:
             return list(sizes)
-        return [TracedInt(size, Size(number, dim)) for dim, size in enumerate(sizes)]
+        return [TracedInt(size, Size(number, dim), self.reals) for dim, size in enumerate(sizes)]
 
     def number(self, tensor: torch.Tensor) -> int | None:
         """The :func:`annotation` of the node that computed ``tensor``; None if the graph does not."""
@@ -216,19 +242,19 @@ class Annotator(TorchFunctionMode):
 @contextmanager
 def traced_integers(model: nn.Module) -> Iterator[Annotator]:
     """Within it, ``torch.export`` of ``model`` annotates its graph; attributes are put back after."""
-    with traced_attributes(model), Annotator() as annotator:
+    with Annotator() as annotator, traced_attributes(model, annotator.reals):
         yield annotator
 
 
 @contextmanager
-def traced_attributes(model: nn.Module) -> Iterator[None]:
-    """Within it, the integer attributes of all modules are traced integers."""
+def traced_attributes(model: nn.Module, reals: set[Expression]) -> Iterator[None]:
+    """Within it, the integer attributes of all modules are traced integers, which fill ``reals``."""
     before: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for path, module in model.named_modules():
             attributes = vars(module)
             for name, value in list(attributes.items()):
-                traced = _trace_attribute(path, name, value)
+                traced = _trace_attribute(path, name, value, reals)
                 if traced is not None:
                     before.append((attributes, name, value))
                     attributes[name] = traced
@@ -238,11 +264,13 @@ def traced_attributes(model: nn.Module) -> Iterator[None]:
             attributes[name] = value
 
 
-def _trace_attribute(path: str, name: str, value: Any) -> Any:
+def _trace_attribute(path: str, name: str, value: Any, reals: set[Expression]) -> Any:
     if type(value) is int:
-        return TracedInt(value, Attribute(path, name))
+        return TracedInt(value, Attribute(path, name), reals)
     if type(value) in (tuple, list) and value and all(type(item) is int for item in value):
-        return type(value)(TracedInt(item, Attribute(path, name, (i,))) for i, item in enumerate(value))
+        return type(value)(
+            TracedInt(item, Attribute(path, name, (i,)), reals) for i, item in enumerate(value)
+        )
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from disparse_structured.structure.capture import Capture
-from disparse_structured.structure.groups import Argument, Kind
+from disparse_structured.structure.groups import Argument, Attention, Kind
 from disparse_structured.structure.labels import FROZEN, Axis, Labels, Value
 from disparse_structured.structure.provenance import Attribute, Expression, annotation, expressions
 
@@ -67,6 +67,18 @@ class Multiply:
     module: str
     coefficient: float
     axes: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """``node``, fused attention, takes its scale from the size of ``axis``, which its query can make up for.
+
+    ``query`` are the positions of the parameters that make the query, see :class:`.scales.AttentionScale`.
+    """
+
+    node: str
+    axis: Axis
+    query: Mapping[str, np.ndarray]
 
 
 class Call:
@@ -158,11 +170,16 @@ def plain(shape: Iterable[int]) -> Value:
 
 @dataclass
 class Trace:
-    """What the rules collect. Values by node name; tensors (parameters, buffers) by qualified name."""
+    """What the rules collect. Values by node name; tensors (parameters, buffers) by qualified name.
+
+    ``rewritable`` where the graph itself is pruned, so that every number in it can be written anew.
+    """
 
     capture: Capture
     shapes: dict[str, tuple[int, ...]]
     has_attribute: Callable[[Attribute], bool] = lambda attribute: False
+    attention: Attention = "heads"
+    rewritable: bool = False
     labels: Labels = field(default_factory=Labels)
     values: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Value] = field(default_factory=dict)
@@ -171,6 +188,7 @@ class Trace:
     literals: list[Literal] = field(default_factory=list)
     multiplies: list[Multiply] = field(default_factory=list)
     kinds: list[tuple[np.ndarray, Kind]] = field(default_factory=list)
+    scaled: list[Scaled] = field(default_factory=list)
 
     def run(self) -> Trace:
         """Visits every node in order."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import fx
 
-from disparse_structured.structure.groups import Kind
+from disparse_structured.structure.heads import head_dimension
 from disparse_structured.structure.labels import FROZEN, Axis, Value
+from disparse_structured.structure.provenance import Arithmetic, Expression
 from disparse_structured.structure.tracing import Call, Trace, rule
 
 aten = torch.ops.aten
@@ -32,10 +33,23 @@ def reshape(trace: Trace, call: Call) -> Value:
     literal = next((call.raw[name] for name in ("size", "shape", "sizes") if name in call.raw), None)
     if literal is not None:
         start = call["dim"] % len(value) if "dim" in call.raw else 0
-        for i, (size, expression) in enumerate(zip(literal, call.expressions(literal), strict=True)):
+        expressions = call.expressions(literal)
+        given = dict(zip(expressions, axes[start:], strict=False))
+        for i, (size, expression) in enumerate(zip(literal, expressions, strict=True)):
             if size != -1:
-                trace.literal(call, expression, axes[start + i])
+                trace.literal(call, *_undivided(trace, expression, axes[start + i], given))
     return tuple(axes)
+
+
+def _undivided(
+    trace: Trace, expression: Expression, axis: Axis, others: Mapping[Expression, Axis]
+) -> tuple[Expression, Axis]:
+    """A head dimension that is a width divided by the number of heads: the width is that of all heads."""
+    if trace.attention == "head_dim" and isinstance(expression, Arithmetic) and expression.symbol == "//":
+        heads = others.get(expression.right)
+        if heads is not None and heads.labels is None and axis.labels is not None:
+            return expression.left, Axis(axis.size * heads.size, np.tile(axis.labels, heads.size))
+    return expression, axis
 
 
 def _blocks(source: list[int], target: list[int]) -> list[tuple[list[int], list[int]]]:
@@ -78,17 +92,25 @@ def _reshape_block(trace: Trace, call: Call, axes: list[Axis], sizes: list[int],
     blocks = labels.reshape(sizes)
     dim = _constant_axis(blocks, wide)
     if dim is None:
-        dim = _pick_axis(call.node, sizes, wide, first)
+        shuffled = _shuffled(call.node)
+        whole = trace.attention == "heads" or shuffled
+        within = None if whole else head_dimension(call.node, first, sizes)
+        dim = _pick_axis(call.node, sizes, wide, first) if within is None else within
         slabs = np.moveaxis(blocks, dim, 0).reshape(sizes[dim], -1)
         trace.unite(call, slabs[:, :1], slabs)
-        trace.kind(labels, _kind(call.node))
+        trace.kind(labels, "bundle" if shuffled or within is not None else "head")
     result[dim] = Axis(sizes[dim], _along(blocks, dim), result[dim].sample)
     return result
 
 
 def _owner(trace: Trace, call: Call, axes: list[Axis]) -> int | None:
-    """The dimension of the block whose labels survive; others that have labels are frozen."""
+    """The dimension of the block whose labels survive; others that have labels are frozen.
+
+    Of heads, which a table may have given labels, and the head dimension behind them it is the unit.
+    """
     labelled = [i for i, axis in enumerate(axes) if axis.labels is not None and (axis.labels != FROZEN).any()]
+    if trace.attention == "head_dim":
+        labelled.reverse()
     for i in labelled[1:]:
         trace.freeze(call, [axes[i]], "merged with another prunable dimension")
     return labelled[0] if labelled else None
@@ -116,10 +138,6 @@ def _constant_axis(blocks: np.ndarray, wide: Sequence[int]) -> int | None:
         if (slabs == slabs[:, :1]).all():
             return dim
     return None
-
-
-def _kind(node: fx.Node) -> Kind:
-    return "bundle" if _shuffled(node) else "head"
 
 
 def _pick_axis(node: fx.Node, sizes: list[int], wide: Sequence[int], first: int) -> int:

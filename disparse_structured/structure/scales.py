@@ -1,0 +1,102 @@
+"""Fused attention that takes its scale from the head dimension: who makes up for it when that shrinks.
+
+``scaled_dot_product_attention`` divides by the root of the head dimension unless it is given a scale. The
+masked twin divides by that of the dense network. A smaller graph is given that scale; a smaller module
+computes the same if its queries are smaller by the root of the share that is left, which the weights of
+the layer that makes them take up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import fx
+
+from disparse_structured.structure.capture import Capture
+from disparse_structured.structure.moves import followed, keeps, moves, numbered, packet
+from disparse_structured.structure.tracing import Call
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionScale:
+    """``node`` is attention that divides by the root of its head dimension, ``size`` in the dense network.
+
+    ``row`` is that of the head dimension in the cost model's widths. ``query`` are, by parameter, the
+    positions along its dimension 0 that make the query, int64 ``[n]``; none where the graph is pruned.
+    """
+
+    node: str
+    size: int
+    row: int
+    query: Mapping[str, np.ndarray]
+
+
+_PRODUCERS = {
+    aten.linear: -1,
+    aten.layer_norm: -1,
+    aten.rms_norm: -1,
+    aten.conv1d: 1,
+    aten.conv2d: 1,
+    aten.batch_norm: 1,
+}
+"""Operators whose result is proportional to a weight and a bias, and the dimension that these lie along."""
+
+
+def query_rows(capture: Capture, attention: fx.Node) -> dict[str, np.ndarray] | str:
+    """The positions of parameters that the query of ``attention``, and nothing else, is proportional to.
+
+    int64 along dimension 0, by parameter. Where there are none: why, in words.
+    """
+    query = producer = Call(attention, lambda item: item).raw["query"]
+    while moves(producer) or keeps(producer):
+        producer = producer.args[0]
+    call = Call(producer, lambda item: item)
+    if packet(producer) not in _PRODUCERS or call.raw["weight"] is None:
+        return f"the query comes out of {call.operator} without a weight to make up for it"
+    shape = tuple(producer.meta["val"].shape)
+    dim = _PRODUCERS[packet(producer)] % len(shape)
+    wanted, others = np.empty(0, dtype=np.int64), [np.empty(0, dtype=np.int64)]
+    for reader, node, index in followed(producer, numbered(shape, dim, dim + 1)):
+        rows = np.unique(index.numpy())
+        if reader is attention and node is query:
+            wanted = rows
+            others += [rows] * (attention.args.count(query) - 1)
+        elif reader.op != "output" or node in capture.outputs:
+            others.append(rows)
+    if np.isin(wanted, np.concatenate(others)).any():
+        return "the query is read elsewhere too"
+    found: dict[str, np.ndarray] = {}
+    for weight in (call.raw["weight"], call.raw.get("bias")):
+        start = 0
+        for piece in () if weight is None else _pieces(weight):
+            stop = start + piece.meta["val"].shape[0]
+            rows = wanted[(wanted >= start) & (wanted < stop)] - start
+            name = capture.tensors.get(piece.name)
+            if rows.size and (name is None or _uses(capture, name) > 1):
+                return f"the weights of {call.operator}, which makes the query, are computed or shared"
+            if rows.size and name is not None:
+                found[name] = rows
+            start = stop
+    return found
+
+
+def _pieces(weight: fx.Node) -> list[fx.Node]:
+    """What ``weight`` was put together of, along dimension 0."""
+    call = Call(weight, lambda item: item)
+    if packet(weight) is not aten.cat or call.raw["dim"] != 0 or len(weight.users) > 1:
+        return [weight]
+    return [piece for each in call.raw["tensors"] for piece in _pieces(each)]
+
+
+def _uses(capture: Capture, tensor: str) -> int:
+    """How many operators read a parameter, by whichever of its names."""
+    return sum(
+        len(node.users)
+        for node in capture.graph.find_nodes(op="placeholder")
+        if capture.tensors.get(node.name) == tensor
+    )
