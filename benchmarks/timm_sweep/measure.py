@@ -41,7 +41,7 @@ from disparse_structured.tasks import Task
 STEPS = (0.1, 0.01, 0.001, 0.0001)
 """Shares of the loss that one step is to take away, by its first-order prediction; tried in turn."""
 
-STOCK_SECONDS = 60
+STOCK_SECONDS = 20
 """What each stage of stock Torch-Pruning may take: on some models its groups grow without end."""
 
 REASON = 400

@@ -61,6 +61,9 @@ def group_units(
     _, index = np.unique(signature[candidates], return_inverse=True)
     first = np.full(index.max() + 1 if index.size else 0, len(candidates))
     np.minimum.at(first, index, np.arange(len(candidates)))
+    group_of_class = np.full(len(free), -1)
+    group_of_class[candidates] = index
+    inside = _places_of_groups([group_of_class[position] for position in positions], len(first))
     for group in np.argsort(first, kind="stable"):
         units = candidates[index == group]
         if len(units) == 1:
@@ -68,13 +71,9 @@ def group_units(
             continue
         rank = np.full(len(free), -1)
         rank[units] = np.arange(len(units))
-        found = [_positions(rank[position], len(units)) for position in positions]
-        owned = tuple(
-            Member(*place.member, where)
-            for place, where in zip(places, found, strict=True)
-            if place.member is not None and where is not None
-        )
-        reads = [(place.read, where) for place, where in zip(places, found, strict=True) if where is not None]
+        found = [(places[i], _positions(rank[positions[i]], len(units))) for i in inside[group]]
+        owned = tuple(Member(*place.member, where) for place, where in found if place.member is not None)
+        reads = [(place.read, where) for place, where in found]
         consumers = tuple(
             Consumer(read.node, read.arg, read.dim, where, read.normalises, read.averages, read.sample)
             for read, where in ((trace.reads[i], where) for i, where in reads if i is not None)
@@ -121,11 +120,18 @@ def _first_seen(positions: list[np.ndarray], count: int) -> np.ndarray:
     return seen
 
 
-def _positions(ranks: np.ndarray, units: int) -> np.ndarray | None:
-    """int64 ``[units, multiplicity]``: where each unit stands; None if it does not occur."""
+def _places_of_groups(groups: list[np.ndarray], count: int) -> list[list[int]]:
+    """For each of ``count`` groups the places it stands in; ``groups``: the one at each position, or -1."""
+    inside: list[list[int]] = [[] for _ in range(count)]
+    for place, found in enumerate(groups):
+        for group in np.unique(found[found >= 0]):
+            inside[group].append(place)
+    return inside
+
+
+def _positions(ranks: np.ndarray, units: int) -> np.ndarray:
+    """int64 ``[units, multiplicity]``: where each unit stands."""
     where = np.flatnonzero(ranks >= 0)
-    if not where.size:
-        return None
     return where[np.argsort(ranks[where], kind="stable")].reshape(units, -1)
 
 
