@@ -38,6 +38,7 @@ class Family:
     fused: bool = False
     resizable: bool = False
     checkpoints: bool = True
+    again: bool = True
     heavy: bool = False
 
 
@@ -96,7 +97,15 @@ FAMILIES = [
         heavy=True,
     ),
     Family("pvt_v2_b0", options={"depths": (1, 1, 1, 1)}, fused=True),
-    Family("coat_lite_tiny", options={"img_size": 64}, other_size=None, checkpoints=False, heavy=True),
+    # Once its heads are shared out unevenly over three windows, their counts are no ratios any more.
+    Family(
+        "coat_lite_tiny",
+        options={"img_size": 64},
+        other_size=None,
+        checkpoints=False,
+        again=False,
+        heavy=True,
+    ),
     Family("repvit_m0_9", heavy=True),
     Family("maxvit_rmlp_pico_rw_256", options={"img_size": 64}, other_size=None, resizable=True, heavy=True),
 ]
@@ -342,7 +351,7 @@ def test_a_copy_with_the_weights_of_another_is_the_other(name: str) -> None:
     assert torch.equal(copied(life(name).images), life(name).pruned(life(name).images))
 
 
-@every
+@pytest.mark.parametrize("name", families("again"))
 @torch.no_grad()
 def test_it_is_exported_and_pruned_again(name: str) -> None:
     case = Case.of(life(name).again(), (life(name).images,), TASKS)
