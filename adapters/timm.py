@@ -27,6 +27,9 @@ from disparse_structured.tasks import Loss, Task
 WITHOUT_FINAL_NORM = (Hiera, HieraDet)
 """Transformers whose maps timm refuses to normalise."""
 
+GRID_FROM_DATA = ("Gemma4VitEncoder", "Gemma4VitClassifier")
+"""By name, as older versions of timm lack them: they read the grid of their tokens off a tensor's values."""
+
 __all__ = ["ASPPHead", "DenseHead", "Head", "LinearHead", "MultiTask", "multitask"]
 
 
@@ -145,13 +148,23 @@ def multitask(
 class Maps(nn.Module):
     """timm's feature list with channels in dimension 1, whatever the backbone prefers."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: Any) -> None:
         super().__init__()
         self.net = net
         self.channels_last = isinstance(net, FeatureListNet) and net.output_fmt == Format.NHWC
+        self.strides: list[int] = []
+        """Pixels a token, of each map that comes as a list of tokens."""
+        if isinstance(net, FeatureGetterNet) and net.output_fmt == Format.NLC:
+            self.strides = list(net.feature_info.reduction())
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps: list[Tensor] = self.net(images)
+        if self.strides:
+            height, width = images.shape[-2:]
+            return [
+                tokens.transpose(1, 2).unflatten(2, (height // stride, width // stride))
+                for tokens, stride in zip(maps, self.strides, strict=True)
+            ]
         return [x.permute(0, 3, 1, 2) for x in maps] if self.channels_last else maps
 
 
@@ -170,7 +183,8 @@ def _feature_net(name: str, options: Mapping[str, Any], weights: Mapping[str, An
     levels = options.pop("out_indices", 1)
     model = timm.create_model(name, num_classes=0, **options, **weights)
     normed = not isinstance(model, WITHOUT_FINAL_NORM)
-    return FeatureGetterNet(model, out_indices=levels, norm=normed, prune=False)
+    form = "NLC" if type(model).__name__ in GRID_FROM_DATA else "NCHW"
+    return FeatureGetterNet(model, out_indices=levels, norm=normed, prune=False, output_fmt=form)
 
 
 def _with_checkpoint(build: Callable[..., nn.Module], path: Path, name: str) -> nn.Module:

@@ -81,6 +81,24 @@ def test_transformers_whose_maps_timm_does_not_normalise(backbone: str) -> None:
     }  # fmt: skip
 
 
+def test_a_grid_that_timm_reads_off_the_data_is_known_from_the_images() -> None:
+    """So that the network can be exported; the map is the one that timm makes."""
+    if not timm.is_model("gemma4_vit_167m"):
+        pytest.skip("this timm is older than the model")
+    model = multitask(
+        "gemma4_vit_167m", THREE, image_size=(96, 48), embed_dim=32, depth=4, num_heads=2, head_dim=16,
+        intermediate_size=48, position_embedding_size=64,
+    ).eval()  # fmt: skip
+    images = torch.randn(2, 3, 96, 48)
+    net = model.backbone.net
+
+    with torch.no_grad():
+        (expected,) = net.model.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)
+        (found,) = model.backbone(images)
+    assert torch.equal(found, expected)
+    assert set(torch.export.export(model, (images,), strict=False).module()(images)) == set(THREE)
+
+
 def test_channels_last_maps_are_turned() -> None:
     torch.manual_seed(0)
     model = multitask("swin_tiny_patch4_window7_224", {"kind": LinearHead(3)}, image_size=(64, 96)).eval()
