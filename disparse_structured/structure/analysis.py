@@ -18,7 +18,7 @@ from torch import fx, nn
 import disparse_structured.structure.rules  # noqa: F401  (registers the operator rules)
 from disparse_structured.batches import as_arguments, batch_size
 from disparse_structured.errors import PlanError, TaskError
-from disparse_structured.structure.capture import Capture, capture
+from disparse_structured.structure.capture import Capture, capture, check_supported
 from disparse_structured.structure.cost import CostModel, Products, WidthTable
 from disparse_structured.structure.declared import Declarations
 from disparse_structured.structure.effects import Effects
@@ -136,6 +136,7 @@ def analyse(
             )
     tasks = check_tasks(tasks)
     example_inputs = as_arguments(example_inputs)
+    check_supported(model)  # before anything looks into it
     declared = Declarations.of(model) if form == "module" else Declarations()
     captured = capture(model, example_inputs, tasks, declared.methods)
     state, canonical = named_tensors(model)
