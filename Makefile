@@ -61,6 +61,7 @@ bench: $(RUN_STAMP) ## the benchmarks that need no data: tables and JSON
 	@echo "== benchmarks"
 	$(BIN)/python -m benchmarks.saliency
 	$(BIN)/python -m benchmarks.planning
+	$(BIN)/python -m benchmarks.large_models
 
 tables: $(RUN_STAMP) ## DiSparse's tables at desk scale: an hour on two cores; needs the data packs
 	$(BIN)/python -m benchmarks.disparse_tables
