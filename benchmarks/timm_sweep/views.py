@@ -31,7 +31,8 @@ every group keeps one unit, or the few that count constraints ask for. Seconds o
 export of its own; in the goals that is taken off. Those of `surgery` include the proof. *Stock* is
 Torch-Pruning's `MagnitudePruner` at 50 % with its own tracing and its own recipe for timm (predictors left
 alone, heads counted anew, and timm's newer `attn_dim` too): how far it came, and the parameters it removed.
-It proves nothing: that it runs does not say that it is right.
+It proves nothing: that it runs does not say that it is right; a stage of it may take 20 s. Images are of
+timm's size, or of the side in pixels that stands behind the kind.
 """
 
 
