@@ -23,7 +23,8 @@ _HEAD = """# Models of timm
 `python -m benchmarks.timm_sweep` writes this page and [timm_sweep.json](timm_sweep.json). Every model is
 built with random weights, in one or two ways: as *multitask* (timm's features with two dense heads and a
 linear one) and as the *classifier* that timm makes of it. A plan of random scores takes every layer to
-about half of its width. *Sound as module*: the pruned module runs, is the masked twin (relative difference ≤ 1e-9 in float64,
+about half of its width. *Sound as module*: the pruned module runs, is the masked twin
+(relative difference ≤ 1e-9 in float64,
 ≤ 1e-4 where the model does not run in it, which is then said), ONNX Runtime agrees with it in float32 (≤
 1e-4), and one step of SGD lowers its loss. *Sound as graph*: the pruned exported graph, with a plan of
 its own in which no number of `forward` holds anything, is its masked twin. *Prunable* is what goes if
