@@ -228,7 +228,7 @@ class RootOfSize(Attention):
 
 
 class NoAffine(Normed):
-    norm = functools.partial(nn.LayerNorm, elementwise_affine=False)  # type: ignore[assignment]
+    norm: Callable[[int], nn.Module] = functools.partial(nn.LayerNorm, elementwise_affine=False)
 
 
 class SharedNorm(Normed):

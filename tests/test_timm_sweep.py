@@ -381,6 +381,16 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.Ca
     assert "'0' is no number above 0" in capsys.readouterr().err
 
 
+def test_stock_that_was_stopped_at_a_limit_is_not_counted_against_it() -> None:
+    late = finished("b", seconds=without("stock graph", "stock prune", "stock run"))
+    late = replace(late, failures={"stock graph": "TimeoutError: it took more than 120 s"})
+    page = views.document([Selection("Two", ("a", "b"))], [finished("a"), late])
+
+    assert "| stock: still runs | 1 of 1 |  |" in page
+    assert "| stock: cut off by a limit, not counted above | 1 |  |" in page
+    assert "| no end |" in page
+
+
 def test_stock_that_changes_an_output_is_refused() -> None:
     class Widened(nn.Sequential):
         num_classes = 5  # not the width of the last layer, so that nothing protects it

@@ -32,6 +32,10 @@ BESIDE = ("graph", "stock graph", "stock prune", "stock run")
 """Stages that say nothing about the module."""
 
 
+LATE = "it took more than"
+"""Begins the reason of a stage that passed a limit."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """``model`` with three heads of its own, or as the classifier that timm makes of it.
@@ -131,6 +135,11 @@ class Row:
     def sound_as_graph(self) -> bool:
         """Whether the pruned graph is the masked twin of its plan."""
         return "graph" in self.seconds
+
+    @property
+    def stock_cut_off(self) -> bool:
+        """Whether stock Torch-Pruning was stopped at a limit, which says only that it is slow."""
+        return any(LATE in reason for stage, reason in self.failures.items() if stage.startswith("stock"))
 
     @property
     def removed(self) -> float:

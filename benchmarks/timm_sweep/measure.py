@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from benchmarks import rows
 from benchmarks.machine import machine
-from benchmarks.timm_sweep.cells import KINDS, PARITY, SEED, Cell, Row
+from benchmarks.timm_sweep.cells import KINDS, LATE, PARITY, SEED, Cell, Row
 from benchmarks.timm_sweep.stock import Stock
 from benchmarks.timm_sweep.subject import Subject
 from disparse_structured.budget import Budget, smallest
@@ -41,7 +41,7 @@ from disparse_structured.tasks import Task
 STEPS = (0.1, 0.01, 0.001, 0.0001)
 """Shares of the loss that one step is to take away, by its first-order prediction; tried in turn."""
 
-STOCK_SECONDS = 20
+STOCK_SECONDS = 120
 """What each stage of stock Torch-Pruning may take: on some models its groups grow without end."""
 
 REASON = 400
@@ -195,7 +195,7 @@ def within(seconds: int) -> Iterator[None]:
     """Raises ``TimeoutError`` in the main thread after so many seconds; 0 is no limit."""
 
     def late(number: int, frame: object) -> None:
-        raise TimeoutError(f"it took more than {seconds} s")
+        raise TimeoutError(f"{LATE} {seconds} s")
 
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(seconds)

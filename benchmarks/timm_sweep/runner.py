@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.rows import RowError
-from benchmarks.timm_sweep.cells import Cell, Row, Shelf, read
+from benchmarks.timm_sweep.cells import LATE, Cell, Row, Shelf, read
 
 Say = Callable[[str], None]
 
@@ -132,9 +132,9 @@ def _watch(process: subprocess.Popen[bytes], limits: Limits, stop: threading.Eve
         if stop.wait(PAUSE):
             return "stopped"
         if time.monotonic() > deadline:
-            return f"it took more than {limits.seconds:g} s"
+            return f"{LATE} {limits.seconds:g} s"
         if _gigabytes(process.pid) > limits.memory:
-            return f"it took more than {limits.memory:g} GB of memory"
+            return f"{LATE} {limits.memory:g} GB of memory"
     if process.returncode < 0:
         return f"the process was ended by {signal.Signals(-process.returncode).name}"
     return None

@@ -32,7 +32,8 @@ every group keeps one unit, or the few that count constraints ask for. Seconds o
 export of its own; in the goals that is taken off. Those of `surgery` include the proof. *Stock* is
 Torch-Pruning's `MagnitudePruner` at 50 % with its own tracing and its own recipe for timm (predictors left
 alone, heads counted anew, and timm's newer `attn_dim` too): how far it came, and the parameters it removed.
-It proves nothing: that it runs does not say that it is right; a stage of it may take 20 s. Images are of
+It proves nothing: that it runs does not say that it is right; where it was stopped at a limit of time or
+memory, it is not counted. Images are of
 timm's size, or of the side in pixels that stands behind the kind.
 """
 
@@ -55,6 +56,7 @@ class Summary:
     prunable: float | None
     structure_share: float | None
     stock: int
+    stock_cut_off: int
     stock_graph: int
     stock_prune: int
     stock_run: int
@@ -63,10 +65,13 @@ class Summary:
     def of(cls, models: int, rows: Sequence[Row]) -> Summary:
         """Over ``rows`` of ``models`` models."""
         shares = [share for row in rows if (share := row.structure_share) is not None]
+        tried = [row for row in rows if "stock graph" in {**row.seconds, **row.failures}]
         prunable = [row.prunable_parameters for row in rows if "prunable" in row.seconds]
 
-        def ended(stage: str) -> int:
-            return sum(stage in row.seconds for row in rows)
+        stock = [row for row in tried if not row.stock_cut_off]
+
+        def ended(stage: str, among: Sequence[Row] = rows) -> int:
+            return sum(stage in row.seconds for row in among)
 
         return cls(
             run=len(rows),
@@ -79,10 +84,11 @@ class Summary:
             graphs_halved=sum(row.sound_as_graph and 2 * row.graph_left <= row.parameters for row in rows),
             prunable=statistics.median(prunable) if prunable else None,
             structure_share=statistics.median(shares) if shares else None,
-            stock=sum("stock graph" in {**row.seconds, **row.failures} for row in rows),
-            stock_graph=ended("stock graph"),
-            stock_prune=ended("stock prune"),
-            stock_run=ended("stock run"),
+            stock=len(stock),
+            stock_cut_off=len(tried) - len(stock),
+            stock_graph=ended("stock graph", stock),
+            stock_prune=ended("stock prune", stock),
+            stock_run=ended("stock run", stock),
         )
 
 
@@ -120,6 +126,7 @@ def goals(selection: Selection, by_cell: Mapping[_Place, Row]) -> str:
         ("stock: builds its graph and groups", lambda s: f"{s.stock_graph} of {s.stock}", ""),
         ("stock: prunes", lambda s: f"{s.stock_prune} of {s.stock}", ""),
         ("stock: still runs", lambda s: f"{s.stock_run} of {s.stock}", ""),
+        ("stock: cut off by a limit, not counted above", lambda s: f"{s.stock_cut_off}", ""),
         ("not run yet", lambda s: f"{s.models - s.run}", "0"),
     ]
     body = [[what, *(cell(summary) for summary in found.values()), asked] for what, cell, asked in lines]
@@ -215,6 +222,8 @@ _BROKEN = {"stock graph": "no graph", "stock prune": "does not prune", "stock ru
 
 
 def _stock(row: Row) -> str:
+    if row.stock_cut_off:
+        return "no end"
     for stage, word in _BROKEN.items():
         if stage not in row.seconds:
             return word if stage in row.failures else NONE

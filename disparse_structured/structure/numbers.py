@@ -115,10 +115,8 @@ class _Solver:
     ) -> tuple[Attribute, Count] | None:
         """The attribute, not assigned yet, whose count makes ``expression`` come out as ``required``."""
         if isinstance(expression, Attribute):
-            known = (
-                expression in assigned or min([required.fixed, *(times for _, times in required.classes)]) < 0
-            )
-            return None if known else (expression, required)
+            least = min([required.fixed, *(times for _, times in required.classes)])
+            return None if expression in assigned or least < 0 else (expression, required)
         if not isinstance(expression, Arithmetic):
             return None
         for side, other in ((expression.left, expression.right), (expression.right, expression.left)):
