@@ -385,6 +385,8 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
 
     def _keep_scales(self, before: np.ndarray) -> None:
         """Makes up for attention scales that a cut changed; ``before`` are the widths until then."""
+        if not self.structure.scales:
+            return
         after = self.structure.cost.widths(self._kept)
         left = positions_left(self.structure.groups, self.structure.capture.shapes(), self._kept)
         tensors, _ = named_tensors(self.model)

@@ -19,8 +19,8 @@ from disparse_structured.errors import DisparseError, PlanError, VerificationErr
 from disparse_structured.plan import Plan
 from disparse_structured.pruned_graph import PrunedGraph
 from disparse_structured.specimen import TOLERANCES, Outputs, Specimen, difference
-from disparse_structured.structure import Structure, analyse
-from disparse_structured.structure.analysis import check_described, named_tensors
+from disparse_structured.structure import Structure
+from disparse_structured.structure.analysis import analyse_like, check_described, named_tensors
 from disparse_structured.structure.capture import own_copy
 from disparse_structured.surgery import Proof, check_form, objection_to
 from disparse_structured.twin import masked_twin
@@ -117,9 +117,7 @@ def _with_two_examples(model: nn.Module, structure: Structure) -> Structure | No
         return None
     inputs = pytree.tree_map(lambda leaf: _longer(leaf, 1), structure.example_inputs)
     try:
-        found = analyse(
-            model, inputs, structure.task_objects, form=structure.form, attention=structure.attention
-        )
+        found = analyse_like(structure, model, inputs)
     except DisparseError:
         return None
     return found if found.fingerprint == structure.fingerprint else None

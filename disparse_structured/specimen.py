@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from disparse_structured.errors import CaptureError, PlanError, VerificationError
-from disparse_structured.structure import Structure, analyse
-from disparse_structured.structure.analysis import named_tensors
+from disparse_structured.structure import Structure
+from disparse_structured.structure.analysis import analyse_like, named_tensors
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest deviation of two networks that are to be one, relative as in :func:`difference`."""
@@ -59,9 +59,7 @@ class Specimen:
             module.training = False
         _reveal(dense)
         inputs = _cast(structure.example_inputs, dtype)
-        found = analyse(
-            dense, inputs, structure.task_objects, form=structure.form, attention=structure.attention
-        )
+        found = analyse_like(structure, dense, inputs)
         if found.fingerprint != structure.fingerprint:
             raise PlanError(
                 f"the model's structure in {dtype} is not the one that was analysed. "

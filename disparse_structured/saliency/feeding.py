@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.batches import Inputs, model_inputs
 from disparse_structured.errors import BatchError, CaptureError
-from disparse_structured.structure import Structure, analyse
+from disparse_structured.structure import Structure
+from disparse_structured.structure.analysis import analyse_like
 
 T = TypeVar("T")
 
@@ -72,13 +73,7 @@ class PerShape(Generic[T]):
         if _shape(inputs) == _shape(self._structure.example_inputs):
             return self._structure
         try:
-            found = analyse(
-                self._model,
-                inputs,
-                self._structure.task_objects,
-                form=self._structure.form,
-                attention=self._structure.attention,
-            )
+            found = analyse_like(self._structure, self._model, inputs)
         except CaptureError as error:
             raise BatchError(
                 f"{type(self._model).__name__} refuses a batch with inputs {described(inputs)}: {error}"

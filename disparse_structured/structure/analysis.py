@@ -224,6 +224,15 @@ def analyse(
     )
 
 
+def analyse_like(structure: Structure, model: nn.Module, inputs: tuple[Any, ...]) -> Structure:
+    """The structure of ``model`` with other inputs, or of a copy of it, with the choices of ``structure``.
+
+    Raises:
+        DisparseError: as :func:`analyse` does.
+    """
+    return analyse(model, inputs, structure.task_objects, form=structure.form, attention=structure.attention)
+
+
 def _unclaimed(groups: tuple[ChannelGroup, ...], reach: dict[str, frozenset[str]]) -> frozenset[str]:
     return frozenset(
         group.name
