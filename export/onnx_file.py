@@ -147,7 +147,9 @@ def _write_and_prove(job: _Job, form: Form, draft: Path) -> tuple[tuple[ParityFa
         _check_file(draft)
     session = open_session(draft, threads=torch.get_num_threads())
     facts = [
-        fact for probe in probes for fact in compare(session, probe.inputs, probe.expected, job.tolerance)
+        fact
+        for probe in probes
+        for fact in compare(session, job.model, probe.inputs, probe.expected, job.tolerance)
     ]
     return tuple(facts), unchecked
 

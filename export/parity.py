@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from disparse_structured.errors import ExportError
 from disparse_structured.export.plain import (
     Inputs,
     Outputs,
+    TaskOutputs,
     TaskTensors,
     checked_inputs,
     output_names,
@@ -52,8 +54,9 @@ def check_parity(
         One fact for each batch and task, in that order.
 
     Raises:
-        ExportError: a relative error above ``tolerance``, a NaN or an infinity on either side, another
-            shape or type, other outputs, or inputs that PyTorch or ONNX Runtime refuses.
+        ExportError: a relative error above ``tolerance`` (beside it stands how far PyTorch's own result
+            is from the one in float64: what the network's precision allows), a NaN or an infinity on either
+            side, another shape or type, other outputs, or inputs that PyTorch or ONNX Runtime refuses.
     """
     batches = [checked_inputs(batch, f"batch {number}") for number, batch in enumerate(inputs)]
     if not batches:
@@ -61,14 +64,18 @@ def check_parity(
     session = open_session(Path(path), threads=torch.get_num_threads())
     own = plain_copy(model, outputs)
     return tuple(
-        fact for batch in batches for fact in compare(session, batch, reference(own, batch), tolerance)
+        fact for batch in batches for fact in compare(session, own, batch, reference(own, batch), tolerance)
     )
 
 
 def compare(
-    session: onnxruntime.InferenceSession, inputs: Inputs, expected: TaskTensors, tolerance: float
+    session: onnxruntime.InferenceSession,
+    model: TaskOutputs,
+    inputs: Inputs,
+    expected: TaskTensors,
+    tolerance: float,
 ) -> tuple[ParityFact, ...]:
-    """The facts of one batch, ``expected`` being PyTorch's tensors; raises as :func:`check_parity` does."""
+    """The facts of one batch, ``expected`` being what ``model`` gives; raises as ``check_parity`` does."""
     names = output_names(expected)
     wanted = [name for task_names in names.values() for name in task_names]
     declared = [output.name for output in session.get_outputs()]
@@ -91,7 +98,7 @@ def compare(
                 tolerance=tolerance,
             )
         )
-    _refuse_differences(facts, expected, inputs)
+    _refuse_differences(facts, model, inputs, expected)
     return tuple(facts)
 
 
@@ -102,14 +109,18 @@ def _errors(name: str, found: np.ndarray, wanted: torch.Tensor, inputs: Inputs) 
             f"on {shapes_text(inputs)} the output {name!r} is {found.dtype} {found.shape} in ONNX Runtime, "
             f"but {right.dtype} {right.shape} in PyTorch."
         )
-    if not right.size:
-        return 0.0, 0.0
     for where, values in (("ONNX Runtime", found), ("PyTorch", right)):
         if not np.isfinite(values).all():
             raise ExportError(
                 f"on {shapes_text(inputs)} the output {name!r} has NaN or infinite values in {where}. "
                 "Nothing can be proven about them: give inputs on which the model is finite."
             )
+    return _distance(found, right)
+
+
+def _distance(found: np.ndarray, right: np.ndarray) -> tuple[float, float]:
+    if not right.size:
+        return 0.0, 0.0
     absolute = float(np.abs(found.astype(np.float64) - right.astype(np.float64)).max())
     scale = float(np.abs(right.astype(np.float64)).max())
     if absolute == 0.0:
@@ -117,14 +128,38 @@ def _errors(name: str, found: np.ndarray, wanted: torch.Tensor, inputs: Inputs) 
     return absolute, absolute / scale if scale else float("inf")
 
 
-def _refuse_differences(facts: Sequence[ParityFact], expected: TaskTensors, inputs: Inputs) -> None:
+def _refuse_differences(
+    facts: Sequence[ParityFact], model: TaskOutputs, inputs: Inputs, expected: TaskTensors
+) -> None:
     wrong = [fact for fact in facts if not fact.max_rel <= fact.tolerance]
     if not wrong:
         return
     listed = "; ".join(f"task {f.task!r}: max abs {f.max_abs:.3g}, max rel {f.max_rel:.3g}" for f in wrong)
+    own = _rounding(model, inputs, expected, {fact.task for fact in wrong})
+    rounding = ", ".join(f"{task!r} {error:.1g}" for task, error in own.items())
+    beside = f" PyTorch's own rounding, against float64: {rounding}." if rounding else ""
     half = any(tensor.dtype == torch.float16 for fact in wrong for tensor in expected[fact.task])
     advice = " Half precision needs a tolerance near 1e-2, or export model.float()." if half else ""
     raise ExportError(
         f"ONNX Runtime differs from PyTorch on {shapes_text(inputs)}: {listed} "
-        f"(tolerance {wrong[0].tolerance:g}).{advice}"
+        f"(tolerance {wrong[0].tolerance:g}).{beside}{advice}"
     )
+
+
+def _rounding(model: TaskOutputs, inputs: Inputs, expected: TaskTensors, tasks: Set[str]) -> dict[str, float]:
+    """Relative error of ``expected`` itself against ``model`` in float64; nothing where that does not run."""
+    try:
+        exact = reference(
+            copy.deepcopy(model).double(),
+            tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs),
+        )
+    except ExportError:
+        return {}
+    return {
+        task: max(
+            _distance(tensor.numpy(), right.numpy())[1]
+            for tensor, right in zip(tensors, exact[task], strict=True)
+        )
+        for task, tensors in expected.items()
+        if task in tasks
+    }

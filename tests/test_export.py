@@ -435,6 +435,27 @@ def test_parity_of_a_changed_file_names_the_task_and_only_that(
     assert len(check_parity(model, path, batches, outputs=TWO_NORMS)) == 4
 
 
+class Amplifies(nn.Module):
+    """Its result in float32 has few right digits."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(1e4 * x)
+
+
+def test_a_difference_stands_beside_the_rounding_of_pytorch_itself(tmp_path: Path) -> None:
+    model, x = Amplifies(), image(1, 3, 16, 16)
+    path = tmp_path / "m.onnx"
+    export_onnx(model, x, path, outputs={"all": whole}, tolerance=1.0, **STATIC)
+    with torch.no_grad():
+        exact = model(*(tensor.double() for tensor in x))
+        rounding = (model(*x) - exact).abs().max() / exact.abs().max()
+    assert rounding > 1e-4
+    perturb(path, path, "val_0", lambda factor: factor * 2)
+    with pytest.raises(ExportError, match="max rel") as caught:
+        check_parity(model, path, [x], outputs={"all": whole})
+    assert f"PyTorch's own rounding, against float64: 'all' {rounding:.1g}." in str(caught.value)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_parity_refuses_what_is_not_finite(
     two_norms: tuple[TwoNorms, Path], tmp_path: Path, value: float
