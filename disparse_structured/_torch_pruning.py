@@ -393,10 +393,9 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
         for scale in self.structure.scales:
             factor = math.sqrt(after[scale.row] / before[scale.row])
             for name, rows in scale.query.items() if factor != 1 else ():
-                tensor = tensors[name]
+                tensor = tensors[name].detach()
                 index = torch.from_numpy(np.flatnonzero(np.isin(left[name][0], rows))).to(tensor.device)
-                with torch.no_grad():
-                    tensor.index_copy_(0, index, factor * tensor.index_select(0, index))
+                tensors[name].data = tensor.index_copy(0, index, factor * tensor.index_select(0, index))
 
 
 def _describe(module: nn.Module) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,13 +103,41 @@ class Specimen:
 
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy; what modules merely remember of their last forward pass (attention maps) is detached."""
+    return _copied(model, {})
+
+
+@contextmanager
+def borrowing(model: nn.Module) -> Iterator[nn.Module]:
+    """A copy whose parameters and buffers are ``model``'s own memory until the block ends.
+
+    For work that puts new tensors in place and writes into none. Only what it left is copied then, so that
+    there are never two whole models in memory.
+    """
+    tensors = named_tensors(model)[0].values()
+    lent = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    borrower = _copied(model, {id(tensor): _alias(tensor) for tensor in tensors})
+    yield borrower
+    copies: dict[int, Any] = {}
+    for tensor in named_tensors(borrower)[0].values():
+        if tensor.untyped_storage().data_ptr() in lent:
+            tensor.data = copy.deepcopy(tensor.data, copies)
+
+
+def _alias(tensor: torch.Tensor) -> torch.Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return type(tensor)(tensor.detach(), tensor.requires_grad)
+    return tensor.detach()
+
+
+def _copied(model: nn.Module, instead: Mapping[int, torch.Tensor]) -> nn.Module:
+    """A deep copy with other tensors ``instead`` of those with these ids."""
     remembered = {
         id(leaf): leaf.detach().clone()
         for module in model.modules()
         for leaf in pytree.tree_leaves(vars(module))
         if isinstance(leaf, torch.Tensor) and not leaf.is_leaf
     }
-    return copy.deepcopy(model, remembered)
+    return copy.deepcopy(model, {**remembered, **instead})
 
 
 def _reveal(model: nn.Module) -> None:

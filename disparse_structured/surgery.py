@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from disparse_structured._torch_pruning import StructureGraph
 from disparse_structured.errors import PlanError, VerificationError
 from disparse_structured.plan import Plan
-from disparse_structured.specimen import TOLERANCES, Specimen, copied
+from disparse_structured.specimen import TOLERANCES, Specimen, borrowing
 from disparse_structured.structure import Attention, Form, Structure
 from disparse_structured.structure.analysis import (
     attention_of,
@@ -117,10 +117,10 @@ _UNITS: dict[Attention, str] = {"heads": "whole heads", "head_dim": "indices of 
 
 def cut(model: nn.Module, structure: Structure, keep: torch.Tensor) -> nn.Module:
     """A copy of ``model`` that has only the units of ``keep`` (bool ``[units]``); nothing is checked."""
-    pruned = copied(model)
     removed = np.flatnonzero(~np.asarray(keep, dtype=bool))
-    if len(removed):
-        StructureGraph(pruned, structure).units_group(removed).prune()
+    with borrowing(model) as pruned:
+        if len(removed):
+            StructureGraph(pruned, structure).units_group(removed).prune()
     return pruned
 
 

@@ -30,6 +30,7 @@ from disparse_structured.export import export_onnx
 from disparse_structured.graph_surgery import apply_graph
 from disparse_structured.plan import Plan
 from disparse_structured.pruned_graph import PrunedGraph
+from disparse_structured.specimen import copied
 from disparse_structured.structure import ChannelGroup, Form, Structure, analyse
 from disparse_structured.structure.rules import attention
 from disparse_structured.tasks import Task
@@ -532,7 +533,7 @@ def test_pruned_twice_in_a_row(kind: type[Attention]) -> None:
         first[gone[1:]] = True
     once = animal.outputs(animal.pruned(keep))
 
-    graph = StructureGraph(surgery.copied(animal.model), structure)
+    graph = StructureGraph(copied(animal.model), structure)
     for step in (~first, first & ~keep):
         graph.units_group(step.nonzero().flatten().numpy()).prune()
     assert deviation(animal.outputs(graph.model), once) <= EXACT

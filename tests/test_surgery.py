@@ -314,6 +314,11 @@ def test_the_copy_shares_nothing_with_the_model() -> None:
 # Afterwards.
 
 
+def memory(model: nn.Module) -> set[int]:
+    tensors = named_tensors(model)[0].values()
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}
+
+
 @pytest.mark.parametrize("id", ids)
 def test_result_is_proven_and_the_model_is_bit_identical(id: str) -> None:
     entry = BY_ID[id]
@@ -325,6 +330,7 @@ def test_result_is_proven_and_the_model_is_bit_identical(id: str) -> None:
     done = apply(model, plan, structure)
 
     assert snapshot(model) == before
+    assert memory(model).isdisjoint(memory(done.model))
     assert torch.equal(torch.get_rng_state(), state)
     assert (done.refused, done.plan) == ((), plan)
     assert done.proof is not None
