@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from disparse_structured.errors import CaptureError, PlanError, VerificationError
+from disparse_structured.precision import asks_for_less, double_precision
 from disparse_structured.structure import Structure
 from disparse_structured.structure.analysis import analyse_like, named_tensors
 
@@ -86,7 +87,7 @@ class Specimen:
         """
         found: dict[str, list[float]] = {name: [] for name in self.structure.tasks}
         for inputs in (self.inputs, _other_inputs(self.inputs)):
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), self._precision():
                 wanted = expected(inputs)
                 given = actual(inputs)
             for name in found:
@@ -99,6 +100,11 @@ class Specimen:
                     "compared. Pass example inputs that the model was made for."
                 )
         return {name: max(differences) for name, differences in found.items()}
+
+    def _precision(self) -> AbstractContextManager[None]:
+        if self.dtype is torch.float64 and asks_for_less(self.structure.capture.graph):
+            return double_precision()
+        return nullcontext()
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from disparse_structured.errors import PlanError, VerificationError
+from disparse_structured.graph_surgery import apply_graph
 from disparse_structured.plan import GroupPlan, Plan, Provenance
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.structure.analysis import named_tensors
@@ -309,6 +310,67 @@ def test_the_copy_shares_nothing_with_the_model() -> None:
             tensor.fill_(1)
 
     assert snapshot(animal.model) == before
+
+
+# A forward that computes in float32, whatever the model's own precision.
+
+
+class Float32Inside(nn.Module):
+    """Every unit is there twice; a sum over those that are kept is made, or rounded, in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(64, 128, bias=False), nn.Linear(1, 3)
+        with torch.no_grad():
+            self.hidden.weight.copy_(torch.eye(64).repeat(2, 1))
+
+    def total(self, hidden: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.total(self.hidden(x)).to(x.dtype))
+
+
+class RoundsToFloat32(Float32Inside):
+    def total(self, hidden: Tensor) -> Tensor:
+        return hidden.sum(-1, keepdim=True).float()
+
+
+class SumsInFloat32(Float32Inside):
+    def total(self, hidden: Tensor) -> Tensor:
+        return hidden.sum(-1, keepdim=True, dtype=torch.float32)
+
+
+class MultipliesInFloat32(Float32Inside):
+    """With a tensor of torch's default type."""
+
+    def total(self, hidden: Tensor) -> Tensor:
+        return hidden.float().sum(-1, keepdim=True) @ torch.eye(1)
+
+
+def halfway(kind: type[Float32Inside]) -> tuple[nn.Module, Structure, Plan]:
+    """With sums halfway between two numbers of float32, where the order of the terms decides."""
+    model = kind().double().eval()
+    x = torch.randn(256, 64, dtype=torch.float64)
+    x[:, -1] = 1 + 2**-24 - x[:, :-1].sum(-1)
+    structure = analyse(model, (x,), WHOLE)
+    once = torch.rand(64) < 0.5
+    return model, structure, Plan.from_keep(structure, torch.cat([once, ~once]))
+
+
+@pytest.mark.parametrize("kind", [RoundsToFloat32, SumsInFloat32, MultipliesInFloat32])
+def test_what_computes_in_float32_is_proven_in_float64(kind: type[Float32Inside]) -> None:
+    model, structure, plan = halfway(kind)
+
+    done = apply(model, plan, structure)
+
+    assert done.refused == ()
+    graph = apply_graph(model, plan, structure)
+    for proof in (done.proof, graph.proof):
+        assert proof is not None
+        assert proof.dtype == "torch.float64"
+        assert max(proof.deviation.values()) <= 1e-12
+    assert torch.get_default_dtype() is torch.float32
 
 
 # Afterwards.
