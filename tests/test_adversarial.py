@@ -489,15 +489,30 @@ def test_a_model_that_proves_nothing_is_refused(
         applied(Numbers(forward), (torch.randn(2, 5, 6),))
 
 
-def test_a_model_that_runs_in_float32_only_is_proven_in_float32() -> None:
-    class Single(Numbers):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x.float())
+class Casting(Numbers):
+    """Its weights in float64 would meet inputs in float32, if casts were followed."""
 
-    operation = applied(Single(lambda self, x: x.relu()), (torch.randn(2, 5, 6),))
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+class Table(Numbers):
+    """Has a factor in float32 that no ``model.double()`` reaches."""
+
+    def __init__(self, forward: Callable[[Numbers, Tensor], Tensor]) -> None:
+        super().__init__(forward)
+        self.table = {"factor": torch.eye(4)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) @ self.table["factor"]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(Casting, "torch.float64"), (Table, "torch.float32")])
+def test_a_model_is_proven_in_the_widest_type_it_runs_in(kind: type[Numbers], dtype: str) -> None:
+    operation = applied(kind(lambda self, x: x.relu()), (torch.randn(2, 5, 6),))
 
     assert operation.proof is not None
-    assert operation.proof.dtype == "torch.float32"
+    assert operation.proof.dtype == dtype
     assert operation.refused == ()
     assert operation.plan.removals
 
