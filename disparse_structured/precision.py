@@ -19,12 +19,13 @@ def double_precision() -> Iterator[None]:
     """Gives float64 to whatever asks for a narrower floating type: casts, sums, new tensors.
 
     Two networks that are one up to the order of their sums are so to 1e-9 in float64 alone. Where they
-    round to float32 in between, a last digit of float64 may decide which way.
+    round to float32 in between, a last digit of float64 may decide which way. Torch's default type is the
+    whole process's, and is float64 meanwhile.
     """
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _Widening():  # type: ignore[no-untyped-call]
+        with _Widening():  # type: ignore[no-untyped-call]  # torch gives its __init__ no types
             yield
     finally:
         torch.set_default_dtype(default)

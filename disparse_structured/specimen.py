@@ -116,8 +116,8 @@ def copied(model: nn.Module) -> nn.Module:
 def borrowing(model: nn.Module) -> Iterator[nn.Module]:
     """A copy whose parameters and buffers are ``model``'s own memory until the block ends.
 
-    For work that puts new tensors in place and writes into none. Only what it left is copied then, so that
-    there are never two whole models in memory.
+    For work that puts new tensors in place and writes into none. Only what it left is copied then: what
+    goes never is.
     """
     tensors = named_tensors(model)[0].values()
     lent = {tensor.untyped_storage().data_ptr() for tensor in tensors}

@@ -147,12 +147,10 @@ def _refuse_differences(
 
 
 def _rounding(model: TaskOutputs, inputs: Inputs, expected: TaskTensors, tasks: Set[str]) -> dict[str, float]:
-    """Relative error of ``expected`` itself against ``model`` in float64; nothing where that does not run."""
+    """Relative error of ``expected`` itself against ``model.double()``; nothing where that does not run."""
+    wide = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)
     try:
-        exact = reference(
-            copy.deepcopy(model).double(),
-            tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs),
-        )
+        exact = reference(copy.deepcopy(model).double(), wide)
     except ExportError:
         return {}
     return {

@@ -316,41 +316,31 @@ def test_the_copy_shares_nothing_with_the_model() -> None:
 
 
 class Float32Inside(nn.Module):
-    """Every unit is there twice; a sum over those that are kept is made, or rounded, in float32."""
+    """Every unit is there twice; ``total``, over those that are kept, is made or rounded in float32."""
 
-    def __init__(self) -> None:
+    def __init__(self, total: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
+        self.total = total
         self.hidden, self.out = nn.Linear(64, 128, bias=False), nn.Linear(1, 3)
         with torch.no_grad():
             self.hidden.weight.copy_(torch.eye(64).repeat(2, 1))
-
-    def total(self, hidden: Tensor) -> Tensor:
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.total(self.hidden(x)).to(x.dtype))
 
 
-class RoundsToFloat32(Float32Inside):
-    def total(self, hidden: Tensor) -> Tensor:
-        return hidden.sum(-1, keepdim=True).float()
+TOTALS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rounds": lambda hidden: hidden.sum(-1, keepdim=True).float(),
+    "sums": lambda hidden: hidden.sum(-1, keepdim=True, dtype=torch.float32),
+    "multiplies by a tensor of torch's default type": lambda hidden: (
+        hidden.float().sum(-1, keepdim=True) @ torch.eye(1)
+    ),
+}
 
 
-class SumsInFloat32(Float32Inside):
-    def total(self, hidden: Tensor) -> Tensor:
-        return hidden.sum(-1, keepdim=True, dtype=torch.float32)
-
-
-class MultipliesInFloat32(Float32Inside):
-    """With a tensor of torch's default type."""
-
-    def total(self, hidden: Tensor) -> Tensor:
-        return hidden.float().sum(-1, keepdim=True) @ torch.eye(1)
-
-
-def halfway(kind: type[Float32Inside]) -> tuple[nn.Module, Structure, Plan]:
+def halfway(total: Callable[[Tensor], Tensor]) -> tuple[nn.Module, Structure, Plan]:
     """With sums halfway between two numbers of float32, where the order of the terms decides."""
-    model = kind().double().eval()
+    model = Float32Inside(total).double().eval()
     x = torch.randn(256, 64, dtype=torch.float64)
     x[:, -1] = 1 + 2**-24 - x[:, :-1].sum(-1)
     structure = analyse(model, (x,), WHOLE)
@@ -358,9 +348,9 @@ def halfway(kind: type[Float32Inside]) -> tuple[nn.Module, Structure, Plan]:
     return model, structure, Plan.from_keep(structure, torch.cat([once, ~once]))
 
 
-@pytest.mark.parametrize("kind", [RoundsToFloat32, SumsInFloat32, MultipliesInFloat32])
-def test_what_computes_in_float32_is_proven_in_float64(kind: type[Float32Inside]) -> None:
-    model, structure, plan = halfway(kind)
+@pytest.mark.parametrize("total", TOTALS.values(), ids=TOTALS)
+def test_what_computes_in_float32_is_proven_in_float64(total: Callable[[Tensor], Tensor]) -> None:
+    model, structure, plan = halfway(total)
 
     done = apply(model, plan, structure)
 
