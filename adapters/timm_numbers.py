@@ -16,14 +16,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from disparse_structured.structure import Number
-from disparse_structured.structure.provenance import (
+from disparse_structured.graph.provenance import (
     Arithmetic,
     Attribute,
     Expression,
     TracedInt,
     traced_attributes,
 )
+from disparse_structured.structure import Number
 
 _CHANNELS = {2: 1, 3: 2, 4: 1}
 """Where the channels are: of pooled vectors ``[B, C]``, tokens ``[B, N, C]``, maps ``[B, C, H, W]``."""

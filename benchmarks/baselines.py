@@ -13,16 +13,12 @@ from typing import Literal
 from benchmarks.joint import joint_task
 from benchmarks.rivals import ConflictTaylor, CosPrune
 from benchmarks.stock_scores import Kind, StockScores
-from disparse_structured.arbitration import Arbiter, Majority, WeightedMean
-from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING
-from disparse_structured.saliency import SNIP, Criterion, Fisher, Learned, Magnitude, Random, Taylor
+from disparse_structured.decision.arbiters import Arbiter, Majority, WeightedMean
+from disparse_structured.decision.budget import DEFAULT_ARBITER, DEFAULT_RANKING
+from disparse_structured.decision.votes import GlobalRanking, IsomorphicRanking, LayerRanking, Ranking
+from disparse_structured.scoring import Criterion
+from disparse_structured.scoring.criteria import SNIP, Fisher, Learned, Magnitude, Random, Taylor
 from disparse_structured.tasks import Task, check_tasks
-from disparse_structured.votes import (
-    GlobalRanking,
-    IsomorphicRanking,
-    LayerRanking,
-    Ranking,
-)
 
 RegimeName = Literal["pretrained", "static", "dynamic"]
 

@@ -26,7 +26,7 @@ from benchmarks.machine import machine
 from benchmarks.timm_sweep.cells import Cell
 from benchmarks.timm_sweep.subject import Subject
 from disparse_structured.structure import count_parameters
-from disparse_structured.surgery import apply
+from disparse_structured.surgery.module import apply
 
 MODELS = (
     "resnet50",

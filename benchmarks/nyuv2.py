@@ -28,23 +28,14 @@ from torch import Tensor, nn
 from benchmarks import stock
 from benchmarks.data import Batch, DataError, Loader, Samples, flip, nyuv2
 from benchmarks.machine import machine
-from disparse_structured import (
-    Fisher,
-    Magnitude,
-    Majority,
-    Random,
-    Taylor,
-    Unanimous,
-    WeightedMean,
-    prune,
-)
+from disparse_structured import Fisher, Magnitude, Majority, Random, Taylor, Unanimous, WeightedMean, prune
 from disparse_structured.adapters.timm import DenseHead, MultiTask, multitask
-from disparse_structured.arbitration import Arbiter
-from disparse_structured.datasets import TargetLoss, evaluate, figure_of_merit, nyuv2_tasks
-from disparse_structured.recovery.finetune import finetune
-from disparse_structured.saliency import Criterion
+from disparse_structured.decision.arbiters import Arbiter
+from disparse_structured.decision.votes import GlobalRanking, LayerRanking, PerCostRanking, Ranking
+from disparse_structured.lab.datasets import TargetLoss, evaluate, figure_of_merit, nyuv2_tasks
+from disparse_structured.scoring import Criterion
 from disparse_structured.tasks import Loss, Task
-from disparse_structured.votes import GlobalRanking, LayerRanking, PerCostRanking, Ranking
+from disparse_structured.training.finetune import finetune
 
 PACK_NAMES = {"segmentation": "seg13", "depth": "depth", "normals": "normals"}
 SPECS = {name: nyuv2_tasks(classes=13)[task] for task, name in PACK_NAMES.items()}

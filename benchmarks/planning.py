@@ -23,9 +23,9 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks.machine import machine
-from disparse_structured.budget import Budget, make_plan, search
+from disparse_structured.decision.budget import Budget, make_plan, search
 from disparse_structured.structure import Structure, analyse, count_macs
-from disparse_structured.surgery import apply
+from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Task
 
 TASKS = (

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.joint import parts
 from benchmarks.weight_gradients import Gradients, WeightGradients, each_loss
-from disparse_structured.saliency import Probe
+from disparse_structured.scoring import Probe
 from disparse_structured.structure import Structure
 
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from benchmarks._measure import in_own_process, in_turn, paired_ratio, peak_bytes, write
 from benchmarks.machine import machine
 from disparse_structured.adapters.timm import DenseHead, LinearHead, MultiTask, multitask
-from disparse_structured.saliency import Fisher, measure
+from disparse_structured.scoring import measure
+from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.structure import analyse
 from disparse_structured.tasks import Task
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from benchmarks.joint import parts
 from benchmarks.weight_gradients import Gradients, WeightGradients, joint_loss
-from disparse_structured._torch_pruning import StructureGraph
-from disparse_structured.saliency import Probe
+from disparse_structured.scoring import Probe
+from disparse_structured.surgery._torch_pruning import StructureGraph
 
 Kind = Literal["magnitude", "taylor", "hessian"]
 

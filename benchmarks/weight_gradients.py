@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.joint import loss_of
-from disparse_structured.batches import batch_size, batches, call_model, to_device
+from disparse_structured.data.arguments import arguments, examples
+from disparse_structured.data.batches import batch_size, batches, call_model, to_device
+from disparse_structured.data.modes import evaluating
+from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import BatchError
-from disparse_structured.modes import evaluating
-from disparse_structured.saliency import Probe
-from disparse_structured.saliency.feeding import arguments, examples
-from disparse_structured.saliency.randomness import Isolation
+from disparse_structured.scoring import Probe
 from disparse_structured.tasks import Task
 
 Gradients = dict[str, Tensor]

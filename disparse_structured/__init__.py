@@ -11,7 +11,7 @@ Without labels and without training, a few dozen inputs are enough: ``shrink(mod
 
 from importlib.metadata import version
 
-from disparse_structured.arbitration import (
+from disparse_structured.decision.arbiters import (
     AnyTask,
     Majority,
     Minimax,
@@ -21,17 +21,21 @@ from disparse_structured.arbitration import (
     Unanimous,
     WeightedMean,
 )
-from disparse_structured.budget import Budget, make_plan
+from disparse_structured.decision.budget import Budget, make_plan
+from disparse_structured.decision.plan import Plan
+from disparse_structured.decision.votes import (
+    GlobalRanking,
+    IsomorphicRanking,
+    LayerRanking,
+    PerCostRanking,
+)
 from disparse_structured.errors import DisparseError
-from disparse_structured.extraction import Extracted, extract
-from disparse_structured.foresight import Foresight
-from disparse_structured.graph_surgery import apply_graph
-from disparse_structured.outputs import tasks_of
 from disparse_structured.pipeline import Pruned, prune, shrink
-from disparse_structured.plan import Plan
-from disparse_structured.recovery import LeastSquares
+from disparse_structured.pipeline.compensated import Foresight
+from disparse_structured.refit import LeastSquares
 from disparse_structured.relatedness import Relatedness, relate
-from disparse_structured.saliency import (
+from disparse_structured.scoring import measure
+from disparse_structured.scoring.criteria import (
     SNIP,
     DiagonalHessian,
     Fisher,
@@ -39,14 +43,15 @@ from disparse_structured.saliency import (
     Magnitude,
     Random,
     Taylor,
-    measure,
 )
-from disparse_structured.saving import load, save
 from disparse_structured.structure import analyse
-from disparse_structured.surgery import apply
+from disparse_structured.surgery.extraction import Extracted, extract
+from disparse_structured.surgery.graph import apply_graph
+from disparse_structured.surgery.module import apply
+from disparse_structured.surgery.saving import load, save
 from disparse_structured.tasks import Task
-from disparse_structured.twin import masked_twin
-from disparse_structured.votes import GlobalRanking, IsomorphicRanking, LayerRanking, PerCostRanking
+from disparse_structured.verification.outputs import tasks_of
+from disparse_structured.verification.twin import masked_twin
 
 __version__ = version("disparse-structured")
 

@@ -25,7 +25,7 @@ class Task:
             an attribute path (``"heads.depth"``), a tuple of such steps (an empty one picks all of it),
             or a callable.
         loss: ``loss(picked_output, batch) -> scalar tensor``. Without it the task is *label-free*:
-            its saliency is the response of its own output (see :mod:`disparse_structured.saliency`).
+            its saliency is the response of its own output (see :mod:`disparse_structured.scoring`).
         weight: the task's weight in training losses and in the weighted-mean arbiter. Votes never
             depend on it.
     """

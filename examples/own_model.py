@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from disparse_structured import Task, load, prune
-from disparse_structured.losses import cosine, cross_entropy, depth_l1
-from disparse_structured.scenes import CLASSES, scene_loader
+from disparse_structured.lab.losses import cosine, cross_entropy, depth_l1
+from disparse_structured.lab.scenes import CLASSES, scene_loader
 
 
 class Block(nn.Module):

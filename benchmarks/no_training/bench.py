@@ -17,11 +17,11 @@ from benchmarks.joint import joint_task
 from benchmarks.no_training.networks import CACHE, Network, calibration, labelled, problem, trained
 from benchmarks.tables.problems import Problem
 from disparse_structured.adapters.timm import MultiTask
-from disparse_structured.budget import Budget, search
-from disparse_structured.saliency import Criterion, measure
+from disparse_structured.decision.budget import Budget, search
+from disparse_structured.decision.votes import Ranking
+from disparse_structured.scoring import Criterion, measure
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.tasks import Task
-from disparse_structured.votes import Ranking
 
 T = TypeVar("T")
 

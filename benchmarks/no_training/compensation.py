@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from benchmarks.no_training.bench import Bench, reestimated
 from benchmarks.no_training.ours import Shrink
-from disparse_structured.modes import evaluating
-from disparse_structured.recovery.contraction import Contraction, contractions
-from disparse_structured.saliency import Criterion
-from disparse_structured.specimen import copied
+from disparse_structured.data.modes import evaluating
+from disparse_structured.decision.votes import Ranking
+from disparse_structured.refit.contraction import Contraction, contractions
+from disparse_structured.scoring import Criterion
 from disparse_structured.structure import Structure
-from disparse_structured.surgery import cut
-from disparse_structured.votes import Ranking
+from disparse_structured.surgery.module import cut
+from disparse_structured.verification.copy import copied
 
 RIDGE = 1e-3
 """Of the mean of the Gram matrix's diagonal, as in the authors' code."""

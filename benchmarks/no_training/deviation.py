@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from disparse_structured.modes import evaluating
+from disparse_structured.data.modes import evaluating
 from disparse_structured.tasks import Task
 
 

@@ -15,11 +15,11 @@ from benchmarks.no_training.compensation import Grail, GrailOnOurs
 from benchmarks.no_training.folding import Folding
 from benchmarks.no_training.ours import Shrink
 from benchmarks.no_training.stock import Chance, Pruner, Scored
-from disparse_structured.arbitration import AnyTask, Majority, Minimax, Priority, Unanimous
-from disparse_structured.foresight import Foresight
-from disparse_structured.recovery import Affine, BatchNormStatistics, Fold, LeastSquares
-from disparse_structured.saliency import Fisher, Magnitude, Random, Taylor
-from disparse_structured.votes import GlobalRanking, IsomorphicRanking, LayerRanking
+from disparse_structured.decision.arbiters import AnyTask, Majority, Minimax, Priority, Unanimous
+from disparse_structured.decision.votes import GlobalRanking, IsomorphicRanking, LayerRanking
+from disparse_structured.pipeline.compensated import Foresight
+from disparse_structured.refit import Affine, BatchNormStatistics, Fold, LeastSquares
+from disparse_structured.scoring.criteria import Fisher, Magnitude, Random, Taylor
 
 FRACTIONS = (0.8, 0.65, 0.5, 0.4, 0.3)
 """Shares of the dense MACs that are left."""

@@ -12,9 +12,9 @@ from benchmarks import stock
 from benchmarks.no_training.bench import Bench, reestimated
 from benchmarks.no_training.networks import predictors
 from benchmarks.stock_scores import Kind, StockScores
-from disparse_structured.saliency import Random
-from disparse_structured.surgery import cut
-from disparse_structured.votes import LayerRanking, Ranking
+from disparse_structured.decision.votes import LayerRanking, Ranking
+from disparse_structured.scoring.criteria import Random
+from disparse_structured.surgery.module import cut
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from benchmarks.tables.cells import DENSE, Cell, Row, described, settings_hash
 from benchmarks.tables.problems import Problem, problem
 from benchmarks.tables.settings import Setup
 from disparse_structured.adapters.timm import MultiTask
-from disparse_structured.budget import Budget
-from disparse_structured.plan import Plan
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.plan import Plan
 from disparse_structured.regimes import Dynamic, Iterative, Pretrained, Regime, Static
 from disparse_structured.structure import analyse, count_macs, count_parameters
-from disparse_structured.surgery import apply
+from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Loss, Task
 from disparse_structured.training import Companion, Recipe, train
 

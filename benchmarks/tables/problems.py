@@ -18,8 +18,8 @@ from benchmarks.tables.cells import Figures
 from benchmarks.tables.settings import Setup
 from disparse_structured.adapters.deeplab import deeplab
 from disparse_structured.adapters.timm import DenseHead, Head, LinearHead, MultiTask, multitask
-from disparse_structured.datasets import TargetLoss, TaskSpec, evaluate, figure_of_merit
-from disparse_structured.metrics import Classification
+from disparse_structured.lab.datasets import TargetLoss, TaskSpec, evaluate, figure_of_merit
+from disparse_structured.lab.metrics import Classification
 from disparse_structured.tasks import Loss
 
 

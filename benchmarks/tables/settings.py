@@ -12,7 +12,7 @@ REMOVED = (0.7, 0.5, 0.9)
 PUBLISHED_WEIGHTS: Mapping[str, tuple[tuple[str, float], ...]] = {
     "nyuv2": (("seg13", 1.0), ("depth", 3.0), ("normals", 20.0)),
 }
-"""As in :func:`disparse_structured.datasets.nyuv2_tasks`: DiSparse's, and AdaShare's for depth."""
+"""As in :func:`disparse_structured.lab.datasets.nyuv2_tasks`: DiSparse's, and AdaShare's for depth."""
 
 
 @dataclass(frozen=True)

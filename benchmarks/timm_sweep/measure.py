@@ -32,11 +32,11 @@ from benchmarks.machine import machine
 from benchmarks.timm_sweep.cells import KINDS, LATE, PARITY, SEED, Cell, Row
 from benchmarks.timm_sweep.stock import Stock
 from benchmarks.timm_sweep.subject import Subject
-from disparse_structured.budget import Budget, smallest
+from disparse_structured.decision.budget import Budget, smallest
 from disparse_structured.export import export_onnx
-from disparse_structured.specimen import copied
 from disparse_structured.structure import Freeze, count_parameters
 from disparse_structured.tasks import Task
+from disparse_structured.verification.copy import copied
 
 STEPS = (0.1, 0.01, 0.001, 0.0001)
 """Shares of the loss that one step is to take away, by its first-order prediction; tried in turn."""

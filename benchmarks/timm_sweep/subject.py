@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from benchmarks.timm_sweep.cells import BATCH, SEED, WIDTH, Cell
 from disparse_structured.adapters.timm import DenseHead, LinearHead, multitask
-from disparse_structured.budget import Budget, make_plan
-from disparse_structured.budget.widths import Widths
-from disparse_structured.graph_surgery import GraphOperation, apply_graph
-from disparse_structured.plan import Plan
-from disparse_structured.saliency import Random
+from disparse_structured.decision.budget import Budget, make_plan
+from disparse_structured.decision.budget.widths import Widths
+from disparse_structured.decision.plan import Plan
+from disparse_structured.decision.votes import LayerRanking
+from disparse_structured.scoring.criteria import Random
 from disparse_structured.structure import Structure, analyse
-from disparse_structured.surgery import Operation, apply
+from disparse_structured.surgery.graph import GraphOperation, apply_graph
+from disparse_structured.surgery.module import Operation, apply
 from disparse_structured.tasks import Task
-from disparse_structured.votes import LayerRanking
 
 HEADS = {"labels": DenseHead(13), "depth": DenseHead(1), "scene": LinearHead(10)}
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from disparse_structured import __version__
-from disparse_structured.budget import Budget
 from disparse_structured.cli import demo, inspect, names, prune, relate, show, shrink, train
 from disparse_structured.cli.console import Screen
 from disparse_structured.cli.inputs import SUFFIXES
 from disparse_structured.cli.usage import Parser
+from disparse_structured.decision.budget import Budget
 from disparse_structured.errors import DisparseError
 from disparse_structured.pipeline import SAMPLES
 from disparse_structured.relatedness import RATIO, UNIT_RATIO

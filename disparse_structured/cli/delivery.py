@@ -16,15 +16,15 @@ from rich.console import RenderableType
 from rich.text import Text
 from torch import nn
 
-from disparse_structured.batches import take
 from disparse_structured.cli import sources, views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.usage import UsageError
+from disparse_structured.data.batches import take
 from disparse_structured.errors import ExportError
 from disparse_structured.export import export_onnx, measure_latency
 from disparse_structured.pipeline import EXAMPLE_SAMPLES, Pruned
 from disparse_structured.report.facts import ExportFacts
-from disparse_structured.saving import PLAN, REPORT, WEIGHTS, extend_report
+from disparse_structured.surgery.saving import PLAN, REPORT, WEIGHTS, extend_report
 from disparse_structured.tasks import Task
 
 ONNX = "model.onnx"

@@ -10,7 +10,7 @@ from disparse_structured.cli.console import Outcome, Screen
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     """Trains, prunes, fine-tunes, exports and compares a small network."""
-    from disparse_structured import demo as room  # brings timm and matplotlib, which only this one needs
+    from disparse_structured.lab import demo as room  # brings timm and matplotlib, which only this one needs
 
     result = room.run(Path(arguments.out), seed=arguments.seed, quick=arguments.quick, progress=screen.lively)
     return Outcome(result.to_dict(), [result])

@@ -11,11 +11,11 @@ import torch
 from rich.console import RenderableType
 from rich.text import Text
 
-from disparse_structured.batches import take
-from disparse_structured.budget import Budget, smallest
 from disparse_structured.cli import sources, views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.usage import UsageError
+from disparse_structured.data.batches import take
+from disparse_structured.decision.budget import Budget, smallest
 from disparse_structured.pipeline import EXAMPLE_SAMPLES
 from disparse_structured.report.pruning import GraphOnly, summarise_freezes
 from disparse_structured.structure import ChannelGroup, Structure, analyse

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from disparse_structured.arbitration import (
+from disparse_structured.cli.usage import UsageError, suggestion
+from disparse_structured.decision.arbiters import (
     AnyTask,
     Arbiter,
     Majority,
@@ -16,25 +17,24 @@ from disparse_structured.arbitration import (
     Unanimous,
     WeightedMean,
 )
-from disparse_structured.cli.usage import UsageError, suggestion
-from disparse_structured.foresight import Foresight
-from disparse_structured.recovery import Affine, BatchNormStatistics, Fold, LeastSquares, Method
-from disparse_structured.saliency import (
+from disparse_structured.decision.votes import (
+    GlobalRanking,
+    IsomorphicRanking,
+    LayerRanking,
+    PerCostRanking,
+    Ranking,
+)
+from disparse_structured.pipeline.compensated import Foresight
+from disparse_structured.refit import Affine, BatchNormStatistics, Fold, LeastSquares, Method
+from disparse_structured.scoring import Criterion
+from disparse_structured.scoring.criteria import (
     SNIP,
-    Criterion,
     DiagonalHessian,
     Fisher,
     Learned,
     Magnitude,
     Random,
     Taylor,
-)
-from disparse_structured.votes import (
-    GlobalRanking,
-    IsomorphicRanking,
-    LayerRanking,
-    PerCostRanking,
-    Ranking,
 )
 
 CRITERIA: Mapping[str, Criterion] = {

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from disparse_structured.budget import Budget
 from disparse_structured.cli import names
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.delivery import deliver, subject, writable
 from disparse_structured.cli.usage import UsageError
+from disparse_structured.decision.budget import Budget
 from disparse_structured.pipeline import prune
 
 

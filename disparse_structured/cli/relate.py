@@ -16,11 +16,11 @@ import torch
 from rich.text import Text
 from torch import nn
 
-from disparse_structured.batches import take
 from disparse_structured.cli import names, sources
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.delivery import writable
 from disparse_structured.cli.usage import UsageError
+from disparse_structured.data.batches import take
 from disparse_structured.pipeline import EXAMPLE_SAMPLES
 from disparse_structured.relatedness import (
     PUBLISHED,

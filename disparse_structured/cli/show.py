@@ -8,9 +8,9 @@ from pathlib import Path
 
 from disparse_structured.cli import views
 from disparse_structured.cli.console import Outcome, Screen
+from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import LoadError
-from disparse_structured.plan import Plan
-from disparse_structured.saving import PLAN, REPORT
+from disparse_structured.surgery.saving import PLAN, REPORT
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:

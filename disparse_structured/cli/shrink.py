@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from disparse_structured.arbitration import Arbiter, Priority
-from disparse_structured.batches import take
 from disparse_structured.cli import names, sources
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.delivery import Subject, deliver, writable
 from disparse_structured.cli.inputs import load_inputs
 from disparse_structured.cli.prune import budget
 from disparse_structured.cli.usage import UsageError
-from disparse_structured.outputs import tasks_of
+from disparse_structured.data.batches import take
+from disparse_structured.decision.arbiters import Arbiter, Priority
 from disparse_structured.pipeline import EXAMPLE_SAMPLES, calibrate, shrink
+from disparse_structured.verification.outputs import tasks_of
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from disparse_structured.batches import batches, model_inputs, to_device
 from disparse_structured.cli.lookup import find, users_code
 from disparse_structured.cli.usage import UsageError
+from disparse_structured.data.batches import batches, model_inputs, to_device
 from disparse_structured.errors import BatchError, LoadError
-from disparse_structured.structure.analysis import named_tensors
+from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.tasks import Task, check_tasks
 
 REAL_SAMPLES = 8

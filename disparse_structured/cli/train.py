@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.batches import batches
 from disparse_structured.cli import names, sources
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.delivery import Subject, deliver, subject, writable
 from disparse_structured.cli.prune import budget
 from disparse_structured.cli.usage import UsageError
+from disparse_structured.data.batches import batches
 from disparse_structured.regimes import Dynamic, Iterative, Pretrained, Regime, Static
 from disparse_structured.training import Distillation, Recipe, TrainingFacts, train
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.batches import Inputs
+from disparse_structured.data.batches import Inputs
+from disparse_structured.data.calibration import Calibration
+from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import BatchError
-from disparse_structured.recovery import Calibration
-from disparse_structured.saliency.randomness import Isolation
 
 SAMPLES = 64
 """Inputs that a refit reads by default; more bring a little more still."""

@@ -27,7 +27,7 @@ def check_method(refit: object) -> None:
     if refit is not None and (isinstance(refit, type) or not callable(getattr(refit, "visit", None))):
         raise PlanError(
             f"refit={refit!r} is no way to refit. Pass an object, such as LeastSquares() of "
-            "disparse_structured.recovery, or None to leave the weights that stay as they are."
+            "disparse_structured.refit, or None to leave the weights that stay as they are."
         )
 
 

@@ -8,19 +8,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.arbitration import Arbiter
-from disparse_structured.batches import Inputs, as_they_are
-from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget, make_plan
+from disparse_structured.data.batches import Inputs, as_they_are
+from disparse_structured.decision.arbiters import Arbiter
+from disparse_structured.decision.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget, make_plan
+from disparse_structured.decision.votes import Ranking
 from disparse_structured.errors import BatchError
 from disparse_structured.pipeline.calibrating import calibrate
 from disparse_structured.pipeline.checks import check_callables, check_method, check_place, step
 from disparse_structured.pipeline.pruned import Pruned, report_on
 from disparse_structured.pipeline.surgeon import Surgeon
-from disparse_structured.recovery import Method
-from disparse_structured.saliency import Criterion, Fisher, measure
+from disparse_structured.refit import Method
+from disparse_structured.scoring import Criterion, measure
+from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.structure import Attention, Form, analyse
 from disparse_structured.tasks import Task, check_tasks
-from disparse_structured.votes import Ranking
 
 
 def prune(
@@ -62,8 +63,8 @@ def prune(
             not at all by default.
         verify: prove the result against the masked twin in float64 before handing it back.
         inplace: at the very end, make ``model`` itself the result.
-        form: ``"graph"`` gives a :class:`~disparse_structured.pruned_graph.PrunedGraph` instead of a smaller
-            ``model``: widths that ``forward`` hard-codes can shrink as well, and the result returns
+        form: ``"graph"`` gives a :class:`~disparse_structured.surgery.pruned_graph.PrunedGraph` instead of a
+            smaller ``model``: widths that ``forward`` hard-codes can shrink as well, and the result returns
             ``{task: tensor}``. It trains, exports to ONNX and can be saved and loaded.
         attention: what of attention is a unit: whole ``"heads"``, or one index of the head dimension in all
             heads, ``"head_dim"``. See :func:`~disparse_structured.structure.analyse`.

@@ -9,9 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from disparse_structured import saving
-from disparse_structured.plan import Plan
-from disparse_structured.pruned_graph import PrunedGraph
+from disparse_structured.decision.plan import Plan
 from disparse_structured.report.pruning import (
     CostFacts,
     GraphFacts,
@@ -22,9 +20,11 @@ from disparse_structured.report.pruning import (
     TaskFacts,
 )
 from disparse_structured.report.refit import RefitFacts
-from disparse_structured.saliency import Saliency
+from disparse_structured.scoring import Saliency
 from disparse_structured.structure import Structure, count_macs, count_parameters
-from disparse_structured.surgery import Operation
+from disparse_structured.surgery import saving
+from disparse_structured.surgery.module import Operation
+from disparse_structured.surgery.pruned_graph import PrunedGraph
 from disparse_structured.tasks import Task
 
 

@@ -9,28 +9,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.arbitration import Arbiter, WeightedMean
-from disparse_structured.batches import as_they_are, take
-from disparse_structured.budget import DEFAULT_RANKING, Budget, plan_of, search
-from disparse_structured.foresight import Foresight
-from disparse_structured.outputs import tasks_of
-from disparse_structured.pipeline.calibrating import (
-    EXAMPLE_SAMPLES,
-    SAMPLES,
-    calibrate,
-)
+from disparse_structured.data.batches import as_they_are, take
+from disparse_structured.data.calibration import Calibration
+from disparse_structured.decision.arbiters import Arbiter, WeightedMean
+from disparse_structured.decision.budget import DEFAULT_RANKING, Budget, plan_of, search
+from disparse_structured.decision.plan import Plan
+from disparse_structured.decision.votes import Ranking
+from disparse_structured.pipeline.calibrating import EXAMPLE_SAMPLES, SAMPLES, calibrate
 from disparse_structured.pipeline.checks import check_callables, check_method, check_place, step
+from disparse_structured.pipeline.compensated import Foresight
 from disparse_structured.pipeline.pruned import Pruned, report_on
 from disparse_structured.pipeline.surgeon import Surgeon
 from disparse_structured.pipeline.tolerating import Try, checked_limits, within
-from disparse_structured.plan import Plan
-from disparse_structured.recovery import Calibration, LeastSquares, Method
+from disparse_structured.refit import LeastSquares, Method
 from disparse_structured.report.refit import RefitFacts
-from disparse_structured.saliency import Criterion, Saliency, measure
+from disparse_structured.scoring import Criterion, Saliency, measure
 from disparse_structured.structure import Attention, Form, Structure, analyse
-from disparse_structured.surgery import Operation
+from disparse_structured.surgery.module import Operation
 from disparse_structured.tasks import Task, check_tasks
-from disparse_structured.votes import Ranking
+from disparse_structured.verification.outputs import tasks_of
 
 DEFAULT_REFIT: Method = LeastSquares()
 DEFAULT_FORESIGHT = Foresight()
@@ -71,17 +68,17 @@ def shrink(
         inputs: a tensor ``[N, ...]``, or batches as :func:`prune` takes them as ``data``; labels in them
             are not read. Iterated once, until there are ``samples`` examples, all of one shape.
         tasks: name and output of each task; losses are not used. By default every entry of what the model
-            returns is a task, see :func:`~disparse_structured.outputs.tasks_of`.
+            returns is a task, see :func:`~disparse_structured.verification.outputs.tasks_of`.
         criterion: how units are scored: by the damage that is left after compensation, measured along the
-            way (:class:`~disparse_structured.foresight.Foresight`), or by any criterion, at once.
+            way (:class:`~disparse_structured.pipeline.compensated.Foresight`), or by any criterion, at once.
         arbiter: how the tasks' scores become a decision; by their mean. :class:`~.arbitration.Unanimous` lets
             no unit go that one task votes to keep.
         refit: how the weights that stay make up for those that go; None leaves them as they are. See
-            :mod:`disparse_structured.recovery` for others than least squares.
+            :mod:`disparse_structured.refit` for others than least squares.
         tolerance: by the name of a task, how far its output may be from the dense one's, relative in the
             Euclidean norm, as the report measures it after the refit. The budget is met with no task over
-            its limit (see :class:`~disparse_structured.arbitration.Tolerance`), in up to four tries. Instead
-            of ``arbiter``.
+            its limit (see :class:`~disparse_structured.decision.arbiters.Tolerance`), in up to four tries.
+            Instead of ``arbiter``.
         samples: read no more inputs than this, at least 2: half of them judge what the others taught.
         seed: of the votes, and of what a loader draws.
 

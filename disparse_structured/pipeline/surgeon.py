@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from disparse_structured.graph_surgery import apply_graph
+from disparse_structured.data.calibration import Calibration
+from disparse_structured.decision.plan import Plan
+from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.pipeline.checks import step
-from disparse_structured.plan import Plan
-from disparse_structured.recovery import Calibration, Method, Refit, refit
+from disparse_structured.refit import Method, Refit, refit
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.structure import Structure
-from disparse_structured.structure.analysis import named_tensors
-from disparse_structured.surgery import Operation, apply
+from disparse_structured.surgery.graph import apply_graph
+from disparse_structured.surgery.module import Operation, apply
 
 
 @dataclass(frozen=True, eq=False)

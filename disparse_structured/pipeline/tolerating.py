@@ -9,12 +9,12 @@ from typing import Generic, TypeVar
 
 import torch
 
-from disparse_structured.arbitration import Arbiter, Priority, Tolerance
-from disparse_structured.arbitration.by_name import by_task
-from disparse_structured.budget import Budget
+from disparse_structured.decision.arbiters import Arbiter, Priority, Tolerance
+from disparse_structured.decision.arbiters.by_name import by_task
+from disparse_structured.decision.budget import Budget
 from disparse_structured.errors import BudgetError
 from disparse_structured.naming import called
-from disparse_structured.recovery import Method
+from disparse_structured.refit import Method
 from disparse_structured.structure import Structure
 from disparse_structured.tasks import Task
 
@@ -84,7 +84,7 @@ def _used(measured: Mapping[str, float], limits: Mapping[str, float]) -> float:
 def checked_limits(
     tolerance: Mapping[str, float], tasks: Sequence[Task], arbiter: Arbiter | None, refit: Method | None
 ) -> Mapping[str, float]:
-    """``tolerance`` as the limits of a :class:`~disparse_structured.arbitration.Tolerance`.
+    """``tolerance`` as the limits of a :class:`~disparse_structured.decision.arbiters.Tolerance`.
 
     Raises:
         BudgetError: they are none, there is another arbiter, or nothing that measures.

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.arbitration import Arbiter
-from disparse_structured.batches import Inputs
-from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget
+from disparse_structured.data.batches import Inputs
+from disparse_structured.decision.arbiters import Arbiter
+from disparse_structured.decision.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget
+from disparse_structured.decision.votes import Ranking
 from disparse_structured.pipeline import Pruned
 from disparse_structured.regimes.masked import MaskedRegime
 from disparse_structured.regimes.panel import Panel
-from disparse_structured.saliency import Criterion, Fisher
+from disparse_structured.scoring import Criterion
+from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.structure import analyse
 from disparse_structured.tasks import Task
-from disparse_structured.votes import Ranking
 
 
 class Iterative(MaskedRegime):

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.budget import Decision
+from disparse_structured.decision.budget import Decision
+from disparse_structured.decision.votes import Votes
 from disparse_structured.errors import BatchError, BudgetError, LoadError
-from disparse_structured.masking import Masks
 from disparse_structured.naming import called
 from disparse_structured.pipeline import Pruned, report_on
 from disparse_structured.regimes.panel import Panel
 from disparse_structured.regimes.regime import Regime
-from disparse_structured.saliency import Saliency
-from disparse_structured.surgery import apply
-from disparse_structured.votes import Votes
+from disparse_structured.scoring import Saliency
+from disparse_structured.surgery.module import apply
+from disparse_structured.surgery.weight_masks import Masks
 
 
 class MaskedRegime(Regime):

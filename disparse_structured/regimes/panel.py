@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.arbitration import Arbiter
-from disparse_structured.batches import Inputs
-from disparse_structured.budget import Budget, Decision, plan_of, search
-from disparse_structured.plan import Plan
+from disparse_structured.data.batches import Inputs
+from disparse_structured.decision.arbiters import Arbiter
+from disparse_structured.decision.budget import Budget, Decision, plan_of, search
+from disparse_structured.decision.plan import Plan
+from disparse_structured.decision.votes import Ranking
 from disparse_structured.regimes.processes import on_main
 from disparse_structured.regimes.reading import undisturbed
-from disparse_structured.saliency import Criterion, Saliency, measure
+from disparse_structured.scoring import Criterion, Saliency, measure
 from disparse_structured.structure import Structure
-from disparse_structured.votes import Ranking
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,19 +8,20 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from disparse_structured.arbitration import Arbiter
-from disparse_structured.batches import Inputs
-from disparse_structured.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget
+from disparse_structured.data.batches import Inputs
+from disparse_structured.decision.arbiters import Arbiter
+from disparse_structured.decision.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget
+from disparse_structured.decision.plan import Plan
+from disparse_structured.decision.votes import Ranking
 from disparse_structured.errors import LoadError
 from disparse_structured.pipeline import Pruned, report_on
-from disparse_structured.plan import Plan
 from disparse_structured.regimes.panel import Panel
 from disparse_structured.regimes.regime import Regime
-from disparse_structured.saliency import SNIP, Criterion, Fisher
+from disparse_structured.scoring import Criterion
+from disparse_structured.scoring.criteria import SNIP, Fisher
 from disparse_structured.structure import analyse
-from disparse_structured.surgery import apply
+from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Task
-from disparse_structured.votes import Ranking
 
 
 class _Physical(Regime):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from disparse_structured.training.streams import generators
+from disparse_structured.training.random_streams import generators
 
 
 @contextmanager

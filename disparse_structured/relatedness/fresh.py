@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.batches import Inputs, batches, call_model, to_device
-from disparse_structured.modes import evaluating
-from disparse_structured.saliency.randomness import Isolation
-from disparse_structured.specimen import copied
+from disparse_structured.data.batches import Inputs, batches, call_model, to_device
+from disparse_structured.data.modes import evaluating
+from disparse_structured.data.randomness import Isolation
+from disparse_structured.verification.copy import copied
 
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 _NORMALISERS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

@@ -9,17 +9,18 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from disparse_structured.batches import Inputs, as_arguments
+from disparse_structured.data.batches import Inputs, as_arguments
+from disparse_structured.decision.votes import LayerRanking, Ranking
 from disparse_structured.errors import BudgetError, TaskError
 from disparse_structured.relatedness.overlap import KeptSets, overlap, shared_layers
 from disparse_structured.relatedness.published import RATIO
 from disparse_structured.relatedness.result import Layer, Level, Relatedness, Run
 from disparse_structured.relatedness.units import UNIT_RATIO, unit_sets
 from disparse_structured.relatedness.weights import weight_sets
-from disparse_structured.saliency import Criterion, Fisher
+from disparse_structured.scoring import Criterion
+from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.structure import analyse
 from disparse_structured.tasks import Task, check_tasks
-from disparse_structured.votes import LayerRanking, Ranking
 
 _SENSITIVITY = "connection sensitivity |w dL/dw|"
 
@@ -62,7 +63,7 @@ def relate(
     Raises:
         TaskError: fewer than two tasks, tasks that share nothing, or a loss that is not usable.
         BudgetError: ``ratio`` is not between 0 and 1, there is no seed, or no such level.
-        BatchError, GradientError, CaptureError: as from :func:`disparse_structured.saliency.measure`.
+        BatchError, GradientError, CaptureError: as from :func:`disparse_structured.scoring.measure`.
     """
     tasks = check_tasks(tasks)
     if len(tasks) < 2:

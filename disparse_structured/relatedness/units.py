@@ -8,12 +8,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.batches import Inputs
+from disparse_structured.data.batches import Inputs
+from disparse_structured.decision.votes import (
+    LayerRanking,
+    Ranking,
+    normalise,
+    ranking_context,
+    standings,
+    vote,
+)
 from disparse_structured.relatedness.overlap import KeptSets
 from disparse_structured.relatedness.result import Layer
-from disparse_structured.saliency import Criterion, Fisher, measure
+from disparse_structured.scoring import Criterion, measure
+from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.structure import ChannelGroup, Structure
-from disparse_structured.votes import LayerRanking, Ranking, normalise, ranking_context, standings, vote
 
 UNIT_RATIO = 0.5
 """The share of units that every task gives up by default. At the paper's 0.922, whole layers go from every
@@ -36,12 +44,12 @@ def unit_sets(
 
     Args:
         structure: of ``model``, by :func:`disparse_structured.analyse`; a layer is a channel group.
-        criterion: :class:`~disparse_structured.saliency.Fisher` by default. SNIP adds up a unit's gradients
-            over all samples before it takes their size: on NYU-v2 its sets agreed no better than by chance.
+        criterion: :class:`~disparse_structured.scoring.criteria.Fisher` by default. SNIP adds up a
+            unit's gradients over all samples before it takes their size: on NYU-v2 its sets agreed no better than by chance.
         ranking: each layer by itself by default, so that all layers lose the same share and their IoU can be
             compared; with layers in competition, some are kept whole, others lost, by every task alike.
 
-    Raises what :func:`disparse_structured.saliency.measure` raises.
+    Raises what :func:`disparse_structured.scoring.measure` raises.
     """
     found = measure(
         model, structure, criterion or Fisher(), data, inputs=inputs, seed=seed, max_batches=max_batches

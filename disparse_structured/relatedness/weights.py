@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.batches import Inputs, batch_size, batches, to_device
+from disparse_structured.data.arguments import arguments, described
+from disparse_structured.data.batches import Inputs, batch_size, batches, to_device
+from disparse_structured.data.modes import evaluating
+from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import BatchError, DisparseError, GradientError, TaskError
-from disparse_structured.modes import evaluating
+from disparse_structured.graph.capture import Capture, capture
+from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.relatedness.overlap import KeptSets, keep_top
 from disparse_structured.relatedness.published import RATIO
 from disparse_structured.relatedness.result import Layer
-from disparse_structured.saliency.feeding import arguments, described
-from disparse_structured.saliency.objectives import Objective, Packing, Projections, labelled
-from disparse_structured.saliency.randomness import Isolation
-from disparse_structured.structure.analysis import named_tensors
-from disparse_structured.structure.capture import Capture, capture
+from disparse_structured.scoring.objectives import Objective, Packing, Projections, labelled
 from disparse_structured.tasks import Task, check_tasks
 
 

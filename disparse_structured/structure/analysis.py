@@ -16,20 +16,21 @@ import torch
 from torch import fx, nn
 
 import disparse_structured.structure.rules  # noqa: F401  (registers the operator rules)
-from disparse_structured.batches import as_arguments, batch_size
+from disparse_structured.data.batches import as_arguments, batch_size
 from disparse_structured.errors import PlanError, TaskError
-from disparse_structured.structure.capture import Capture, capture, check_supported
+from disparse_structured.graph.capture import Capture, capture, check_supported
+from disparse_structured.graph.effects import Effects
+from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.provenance import Attribute
 from disparse_structured.structure.cost import CostModel, Products, WidthTable
 from disparse_structured.structure.declared import Declarations
-from disparse_structured.structure.effects import Effects
 from disparse_structured.structure.freezes import summarise
 from disparse_structured.structure.grouping import Grouping, group_units
 from disparse_structured.structure.groups import Attention, ChannelGroup, Freeze, Proportion, reach_matrix
 from disparse_structured.structure.labels import FreezeRecord
-from disparse_structured.structure.numbers import Count, Numbers, Ratio, follow, freeze_reals
-from disparse_structured.structure.provenance import Attribute
 from disparse_structured.structure.resizing import Resizing, resizing_of
 from disparse_structured.structure.scales import AttentionScale
+from disparse_structured.structure.size_constraints import Count, Numbers, Ratio, follow, freeze_reals
 from disparse_structured.structure.tracing import Trace
 from disparse_structured.tasks import Task, check_tasks
 
@@ -116,7 +117,7 @@ def analyse(
         tasks: the tasks; each must depend on at least one parameter.
         form: what is to be pruned. A ``"module"`` computes with numbers of its own: widths that they do not
             follow are frozen. In its exported ``"graph"`` they are literals that can be rewritten, so they
-            freeze nothing and bind nothing; see :func:`disparse_structured.graph_surgery.apply_graph`.
+            freeze nothing and bind nothing; see :func:`disparse_structured.surgery.graph.apply_graph`.
         attention: what of an attention layer is a unit: whole ``"heads"``, or, with ``"head_dim"``, one index
             of the head dimension, in all heads at once. It is one for query and key and one for the value,
             or one for the three where they are split from one projection. Scales stay those of the dense
@@ -239,23 +240,6 @@ def _unclaimed(groups: tuple[ChannelGroup, ...], reach: dict[str, frozenset[str]
         for group in groups
         if not group.reach and any(reach[consumer.node] for consumer in group.consumers)
     )
-
-
-def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Parameters and buffers by canonical name, and the canonical name of every name (ties share one)."""
-    tensors: dict[str, torch.Tensor] = {}
-    canonical: dict[str, str] = {}
-    first: dict[int, str] = {}
-    for named in (
-        model.named_parameters(remove_duplicate=False),
-        model.named_buffers(remove_duplicate=False),
-    ):
-        for name, tensor in named:
-            owner = first.setdefault(id(tensor), name)
-            canonical[name] = owner
-            if owner == name:
-                tensors[name] = tensor
-    return tensors, canonical
 
 
 def check_described(state: Mapping[str, torch.Tensor], structure: Structure) -> None:

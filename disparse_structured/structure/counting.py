@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from disparse_structured.batches import batch_size
-from disparse_structured.modes import evaluating
+from disparse_structured.data.batches import batch_size
+from disparse_structured.data.modes import evaluating
 
 
 def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:

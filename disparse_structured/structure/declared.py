@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from disparse_structured.errors import ExtensionError
+from disparse_structured.graph.provenance import Attribute, Key
 from disparse_structured.structure.labels import Axis
-from disparse_structured.structure.provenance import Attribute, Key
 from disparse_structured.structure.tracing import Literal, Trace, is_value
 
 GROUP = "disparse_structured.numbers"

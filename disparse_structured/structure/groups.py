@@ -13,14 +13,13 @@ from typing import Literal
 import numpy as np
 import torch
 
+from disparse_structured.graph.instrument import Argument
+
 Kind = Literal["channel", "bundle", "head"]
 """channel: one index; bundle: one index repeated over groups, halves or slabs; head: one attention head."""
 
 Attention = Literal["heads", "head_dim"]
 """What of an attention layer is a unit: a whole head, or one index of the head dimension in all heads."""
-
-Argument = int | tuple[int, int]
-"""The number of one of an operator's arguments, or that of a list among them and of an item of it."""
 
 
 @dataclass(frozen=True, eq=False)

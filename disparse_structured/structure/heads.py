@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from disparse_structured.structure.moves import followed, numbered, packet
+from disparse_structured.graph.index_tracking import followed, numbered, packet
 from disparse_structured.structure.tracing import Call
 
 aten = torch.ops.aten

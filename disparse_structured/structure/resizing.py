@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import fx
 
+from disparse_structured.graph.provenance import Arithmetic, Expression, Size
 from disparse_structured.structure.cost import Keep, Widths, WidthTable
 from disparse_structured.structure.labels import Axis, Value
-from disparse_structured.structure.provenance import Arithmetic, Expression, Size
 from disparse_structured.structure.tracing import Call, Trace, is_value
 
 aten = torch.ops.aten

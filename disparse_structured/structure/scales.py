@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from disparse_structured.structure.capture import Capture
-from disparse_structured.structure.moves import followed, keeps, moves, numbered, packet
+from disparse_structured.graph.capture import Capture
+from disparse_structured.graph.index_tracking import followed, keeps, moves, numbered, packet
 from disparse_structured.structure.tracing import Call
 
 aten = torch.ops.aten

@@ -12,10 +12,11 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from disparse_structured.structure.capture import Capture
-from disparse_structured.structure.groups import Argument, Attention, Kind
+from disparse_structured.graph.capture import Capture
+from disparse_structured.graph.instrument import Argument
+from disparse_structured.graph.provenance import Attribute, Expression, annotation, expressions
+from disparse_structured.structure.groups import Attention, Kind
 from disparse_structured.structure.labels import FROZEN, Axis, Labels, Value
-from disparse_structured.structure.provenance import Attribute, Expression, annotation, expressions
 
 Rule = Callable[["Trace", "Call"], Any]
 RULES: dict[Any, Rule] = {}

@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import nn
 
-from disparse_structured.batches import Inputs, batches
+from disparse_structured.data.batches import Inputs, batches
+from disparse_structured.data.modes import evaluating
 from disparse_structured.errors import BatchError, UnsupportedModelError
-from disparse_structured.modes import evaluating
 from disparse_structured.tasks import Task
-from disparse_structured.training.bar import bar
 from disparse_structured.training.checkpoint import Checkpoint, identity
 from disparse_structured.training.objective import Objective
+from disparse_structured.training.progress import bar
+from disparse_structured.training.random_streams import kept_generators, stream
 from disparse_structured.training.recipe import Companion, OnEpoch, Recipe, TrainingFacts
 from disparse_structured.training.run import Run
-from disparse_structured.training.streams import kept_generators, stream
-from disparse_structured.training.weights import guarded
+from disparse_structured.training.snapshot import guarded
 
 
 def train(
@@ -65,7 +65,7 @@ def train(
         validation: read after each epoch in eval mode. With ``recipe.patience`` the weights, and the
             companion's state, of the epoch with the lowest loss come back at the end.
         inputs: from a batch to the tuple of ``forward``'s arguments; by default
-            :func:`disparse_structured.batches.model_inputs`.
+            :func:`disparse_structured.data.batches.model_inputs`.
         checkpoint: the file to write and to go on from.
         checkpoint_every: steps between two writes; the end of an epoch is always written.
         on_epoch: called after each epoch, once more if the run is killed just then.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from disparse_structured.batches import Inputs, call_model, to_device
+from disparse_structured.data.batches import Inputs, call_model, to_device
 from disparse_structured.errors import TaskError
 from disparse_structured.tasks import Task, check_tasks
 from disparse_structured.training.distillation import Distillation, DistillationLoss, relative_error

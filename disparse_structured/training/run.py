@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from disparse_structured.batches import Inputs, to_device
+from disparse_structured.data.batches import Inputs, to_device
+from disparse_structured.data.modes import evaluating
 from disparse_structured.errors import GradientError, TaskError
-from disparse_structured.modes import evaluating
-from disparse_structured.training.bar import Shown
 from disparse_structured.training.checkpoint import Checkpoint
+from disparse_structured.training.distributed import launch, same_buffers, share
 from disparse_structured.training.objective import Objective, Sealed
+from disparse_structured.training.progress import Shown
+from disparse_structured.training.random_streams import read_epoch, reseed
 from disparse_structured.training.recipe import Companion, OnEpoch, Recipe, TrainingFacts
-from disparse_structured.training.shares import launch, same_buffers, share
-from disparse_structured.training.streams import read_epoch, reseed
-from disparse_structured.training.weights import Weights, put, take
+from disparse_structured.training.snapshot import Weights, put, take
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -39,7 +39,7 @@ def recurrent(trace: Trace, call: Call) -> list[Value]:
 
     A layer reads its hidden state, and the output of the layer below, between its own steps, by columns of
     ``weight_hh`` and ``weight_ih`` that the masked twin reads as zeros. Saliency has gates at
-    what is read behind the layer (see :func:`disparse_structured.saliency.gates.reads`): a score says what
+    what is read behind the layer (see :func:`disparse_structured.scoring.gates.reads`): a score says what
     a unit is worth as an output, and does not see what it is worth to the other units at later steps.
     """
     value, states = call["input"], _states(call)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import fx
 
+from disparse_structured.graph.provenance import Arithmetic, Expression
 from disparse_structured.structure.heads import head_dimension
 from disparse_structured.structure.labels import FROZEN, Axis, Value
-from disparse_structured.structure.provenance import Arithmetic, Expression
 from disparse_structured.structure.tracing import Call, Trace, rule
 
 aten = torch.ops.aten

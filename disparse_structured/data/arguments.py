@@ -1,0 +1,77 @@
+"""From a batch to the arguments of ``forward``: inputs, shapes, single examples."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from disparse_structured.data.batches import Inputs, model_inputs
+from disparse_structured.errors import BatchError
+
+
+def arguments(model: nn.Module, batch: Any, inputs: Inputs | None) -> tuple[Any, ...]:
+    """The positional arguments of ``forward`` that ``batch`` holds, detached."""
+    if inputs is not None:
+        given = inputs(batch)
+        if not isinstance(given, tuple):
+            raise BatchError(
+                f"inputs= returned a {type(given).__name__}; expected the tuple of forward's positional "
+                "arguments. For a single tensor return (tensor,)."
+            )
+    else:
+        positional, named = model_inputs(model, batch)
+        try:
+            bound = inspect.signature(model.forward).bind(*positional, **named)
+        except TypeError as error:
+            raise BatchError(
+                f"the batch does not fit {type(model).__name__}.forward: {error}. "
+                "Pass inputs=, a function from a batch to the tuple of forward's arguments."
+            ) from None
+        if bound.kwargs:
+            raise BatchError(
+                f"{type(model).__name__}.forward would get {sorted(bound.kwargs)} by name only. "
+                "Pass inputs=, a function from a batch to the tuple of forward's positional arguments."
+            )
+        given = bound.args
+    return pytree.tree_map(  # type: ignore[no-any-return]
+        lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, given
+    )
+
+
+def described(inputs: tuple[Any, ...]) -> str:
+    """Shapes and types, for messages."""
+    return ", ".join(
+        f"{tuple(leaf.shape)} {leaf.dtype}" if isinstance(leaf, torch.Tensor) else type(leaf).__name__
+        for leaf in pytree.tree_leaves(inputs)
+    )
+
+
+def examples(batch: Any, size: int) -> Iterator[Any]:
+    """The examples of ``batch``, each as a batch of one.
+
+    Tensors whose first dimension is the batch's size are cut, and lists and tuples of that length that
+    hold no such tensor; everything else belongs to every example.
+    """
+    for number in range(size):
+        yield _example(batch, number, size)
+
+
+def _example(batch: Any, number: int, size: int) -> Any:
+    if isinstance(batch, torch.Tensor):
+        return batch[number : number + 1] if batch.ndim and batch.shape[0] == size else batch
+    if isinstance(batch, Mapping):
+        return {key: _example(value, number, size) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        whole = any(isinstance(t, torch.Tensor) and t.ndim and t.shape[0] == size for t in batch)
+        if len(batch) == size and not whole:
+            return batch[number : number + 1]
+        items = [_example(value, number, size) for value in batch]
+        if isinstance(batch, list):
+            return items
+        return getattr(type(batch), "_make", tuple)(items)
+    return batch

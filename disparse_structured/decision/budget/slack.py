@@ -1,0 +1,125 @@
+"""Using up what a kept set leaves of the budget."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from disparse_structured.decision.budget.widths import Widths
+
+_TRADE = 4
+_TRIALS = 6000
+
+
+@dataclass(frozen=True, eq=False)
+class Fits:
+    """The cost of a kept set against the target."""
+
+    cost: Callable[[torch.Tensor], float]
+    target: float
+    tolerance: float
+
+    def __call__(self, keep: torch.Tensor) -> bool:
+        """Whether ``keep``, bool ``[units]``, is within the target."""
+        return self.cost(keep) <= self.target
+
+    def closely(self, keep: torch.Tensor) -> bool:
+        """Whether it leaves no more than the tolerance of the budget unused."""
+        return self.target - self.cost(keep) <= self.tolerance
+
+
+def give_back(
+    keep: torch.Tensor,
+    over: torch.Tensor,
+    asked: torch.Tensor,
+    widths: Widths,
+    group: torch.Tensor,
+    fits: Fits,
+) -> torch.Tensor:
+    """Restore units of ``over``, then of all that tasks ``asked`` about, while the result fits."""
+    blocked = torch.zeros(int(group.max()) + 1, dtype=torch.bool)
+    for pool in (over & asked, asked):
+        while True:
+            offered = pool & ~keep & ~blocked[group]
+            order = widths.by_importance[offered[widths.by_importance]]
+            taken, keep = _longest_prefix(keep, order, widths, fits)
+            if taken == len(order):
+                break
+            if fits.closely(keep):
+                return keep
+            # Costs only grow as units come back: what does not fit now never will.
+            blocked[group[order[taken]]] = True
+    return keep
+
+
+def trade(keep: torch.Tensor, removable: torch.Tensor, widths: Widths, fits: Fits) -> torch.Tensor:
+    """In a small network, where one unit can be more than the tolerance: let groups trade units.
+
+    Some groups give up their least important units that the arbiter lets go at a higher ratio, others get
+    some back. The smallest trade that lands within the tolerance wins, or else the one that comes closest;
+    ``keep`` itself if none is better.
+    """
+    best, cost = keep, fits.cost(keep)
+    for change in _trades(widths, widths.counts(keep)):
+        trial = widths.settle(_traded(keep, removable, widths, change))
+        found = fits.cost(trial)
+        if cost < found <= fits.target:
+            best, cost = trial, found
+            if fits.closely(best):
+                break
+    return best
+
+
+def _trades(widths: Widths, counts: np.ndarray) -> list[np.ndarray]:
+    """Changes of the counts, smallest first: all of them in a tiny network, else those of two groups."""
+    dense = widths.dense
+    if math.prod(dense.tolist()) <= _TRIALS:
+        changes = [np.array(each) - counts for each in itertools.product(*(range(1, n + 1) for n in dense))]
+    else:
+        sizes = [0, *(int(step) * count for step in np.unique(widths.step) for count in range(1, _TRADE + 1))]
+        unit = np.eye(len(dense), dtype=np.int64)
+        changes = [
+            more * unit[second] - fewer * unit[first]
+            for fewer, more in itertools.product(sizes, sizes)
+            for first, second in itertools.permutations(range(len(dense)), 2)
+        ]
+    changes.sort(key=lambda change: (int(np.abs(change).sum()), change.tolist()))
+    return changes[:_TRIALS]
+
+
+def _traded(keep: torch.Tensor, removable: torch.Tensor, widths: Widths, change: np.ndarray) -> torch.Tensor:
+    traded = keep.clone()
+    for group in np.flatnonzero(change).tolist():
+        members = widths.within[widths.group[widths.within] == group]
+        if change[group] > 0:
+            traded[members[~keep[members]][: change[group]]] = True
+        else:
+            leaving = members[(keep & removable)[members]]
+            traded[leaving[max(0, len(leaving) + int(change[group])) :]] = False
+    return traded
+
+
+def _longest_prefix(
+    keep: torch.Tensor, order: torch.Tensor, widths: Widths, fits: Fits
+) -> tuple[int, torch.Tensor]:
+    """How many of ``order`` can come back, by doubling and bisection, and the kept set with them."""
+
+    def restored(count: int) -> torch.Tensor:
+        more = keep.clone()
+        more[order[:count]] = True
+        return widths.settle(more)
+
+    fitting, best, failing, count = 0, keep, len(order) + 1, 1
+    while fitting + 1 < failing:
+        trial = restored(count)
+        if fits(trial):
+            fitting, best = count, trial
+        else:
+            failing = count
+        count = min(2 * count, len(order)) if failing > len(order) else (fitting + failing) // 2
+    return fitting, best

@@ -1,0 +1,173 @@
+"""Canonical JSON of a plan, and reading it back without trusting it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, get_args
+
+import numpy as np
+
+from disparse_structured.decision.plan.parts import (
+    SCHEMA,
+    Change,
+    GroupPlan,
+    Plain,
+    Provenance,
+    check_indices,
+    other_schema,
+)
+from disparse_structured.errors import PlanError
+from disparse_structured.structure.groups import Kind
+
+
+def encode(
+    *,
+    fingerprint: str,
+    tasks: tuple[str, ...],
+    groups: tuple[GroupPlan, ...],
+    macs: Change,
+    parameters: Change,
+    budget: tuple[tuple[str, Plain], ...],
+    provenance: Provenance,
+    schema: int,
+) -> str:
+    """A plan's fields as canonical JSON: sorted keys, two spaces, unit indices as ranges."""
+    entries = [
+        {
+            "kind": group.kind,
+            "name": group.name,
+            "reach": list(group.reach),
+            "removed": _ranges(group.removed),
+            "units": group.units,
+            "votes": {task: _ranges(units) for task, units in group.votes},
+        }
+        for group in groups
+    ]
+    data = {
+        "budget": {key: list(value) if isinstance(value, tuple) else value for key, value in budget},
+        "fingerprint": fingerprint,
+        "groups": entries,
+        "predicted": {"macs": asdict(macs), "parameters": asdict(parameters)},
+        "provenance": {**asdict(provenance), "versions": dict(provenance.versions)},
+        "schema": schema,
+        "tasks": list(tasks),
+    }
+    return json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def decode(text: str) -> dict[str, Any]:
+    """The keyword arguments of :func:`encode`; raises :class:`PlanError` on anything else."""
+    try:
+        data = json.loads(text, parse_constant=_no_constant)
+    except ValueError as error:
+        raise PlanError(f"the plan is not JSON: {error}. Save plans with Plan.save.") from None
+    found = data.get("schema") if isinstance(data, dict) else None
+    if found != SCHEMA or isinstance(found, bool):
+        raise PlanError(other_schema(found))
+    predicted = _get(data, "predicted", dict)
+    tasks = _names(data, "tasks")
+    return {
+        "fingerprint": _get(data, "fingerprint", str),
+        "tasks": tasks,
+        "groups": tuple(_read_group(entry, tasks) for entry in _get(data, "groups", list)),
+        "macs": _read_change(predicted, "macs"),
+        "parameters": _read_change(predicted, "parameters"),
+        "budget": tuple(sorted((k, _plain(k, v)) for k, v in _get(data, "budget", dict).items())),
+        "provenance": _read_provenance(_get(data, "provenance", dict)),
+        "schema": SCHEMA,
+    }
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    if not indices:
+        return ""
+    values = np.asarray(indices, dtype=np.int64)
+    runs = np.split(values, np.flatnonzero(np.diff(values) != 1) + 1)
+    return ",".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _read_ranges(name: str, text: object, units: int) -> tuple[int, ...]:
+    if not isinstance(text, str) or not re.fullmatch(r"(\d+(-\d+)?(,\d+(-\d+)?)*)?", text, re.ASCII):
+        raise PlanError(f"group {name!r}: {text!r} is no list of units such as '0-3,7'.")
+    found: list[int] = []
+    for part in text.split(",") if text else ():
+        first, _, last = part.partition("-")
+        # Before the range is spelt out: a damaged file must not fill the memory.
+        check_indices(name, (int(last or first),), units)
+        found.extend(range(int(first), int(last or first) + 1))
+    check_indices(name, found, units)
+    return tuple(found)
+
+
+def _get(data: object, key: str, kind: type) -> Any:
+    value = data.get(key) if isinstance(data, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise PlanError(
+            f"the plan's entry {key!r} is missing or no {kind.__name__}: found {value!r}. "
+            "The file is damaged; make the plan again."
+        )
+    return value
+
+
+def _names(data: object, key: str) -> tuple[str, ...]:
+    return tuple(_get({key: name}, key, str) for name in _get(data, key, list))
+
+
+def _number(data: object, key: str) -> float:
+    value = data.get(key) if isinstance(data, dict) else None
+    return float(value) if isinstance(value, int) else float(_get(data, key, float))
+
+
+def _read_change(data: object, key: str) -> Change:
+    entry = _get(data, key, dict)
+    return Change(before=_number(entry, "before"), after=_number(entry, "after"))
+
+
+def _read_group(data: object, tasks: tuple[str, ...]) -> GroupPlan:
+    name, units, kind = _get(data, "name", str), _get(data, "units", int), _get(data, "kind", str)
+    if kind not in get_args(Kind):
+        raise PlanError(f"group {name!r}: kind {kind!r} is none of {', '.join(get_args(Kind))}.")
+    votes = _get(data, "votes", dict)
+    strangers = sorted(set(votes) - set(tasks))
+    if strangers:
+        raise PlanError(f"group {name!r}: a vote of {strangers[0]!r}, which is no task of the plan.")
+    return GroupPlan(
+        name=name,
+        kind=kind,
+        units=units,
+        reach=_names(data, "reach"),
+        removed=_read_ranges(name, _get(data, "removed", str), units),
+        votes=tuple((task, _read_ranges(name, votes[task], units)) for task in tasks if task in votes),
+    )
+
+
+def _plain(key: str, value: object) -> Plain:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise PlanError(
+        f"the plan's budget entry {key!r} is {value!r}, expected a number, a text or a list of texts."
+    )
+
+
+def _read_provenance(data: dict[str, Any]) -> Provenance:
+    def optional(key: str, kind: type) -> Any:
+        return None if data.get(key) is None else _get(data, key, kind)
+
+    versions = _get(data, "versions", dict)
+    return Provenance(
+        criterion=optional("criterion", str),
+        arbiter=optional("arbiter", str),
+        ranking=optional("ranking", str),
+        ratio=None if data.get("ratio") is None else _number(data, "ratio"),
+        seed=optional("seed", int),
+        versions=tuple((name, _get(versions, name, str)) for name in sorted(versions)),
+    )

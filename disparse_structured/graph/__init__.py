@@ -1,0 +1,1 @@
+"""The exported program as data: capture, effects, provenance, where indices move."""

@@ -1,0 +1,318 @@
+"""From a module to its exported graph, with the tasks' outputs as the graph's outputs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from disparse_structured.data.modes import evaluating
+from disparse_structured.errors import CaptureError, TaskError, UnsupportedModelError
+from disparse_structured.graph.effects import Effects
+from disparse_structured.graph.provenance import Expression, traced_integers
+from disparse_structured.graph.regions import inline_regions
+from disparse_structured.tasks import Task
+
+_PREFIX = "model"
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """An exported graph whose parameters and buffers are inputs.
+
+    ``tensors`` maps a placeholder to the qualified name of its parameter or buffer, ``constants`` to a
+    constant tensor, ``inputs`` lists the placeholders of the user's inputs. The graph returns the
+    tasks' tensors, ``widths[k]`` of them for task ``k`` in order, then everything else the model returns
+    (``returned`` tensors so far), then what each layer computed, so that dead branches stay visible.
+    ``results`` are the annotations of the tensors that the methods asked for returned, None where the graph
+    computes none. ``reals`` are the integers that ``forward`` computed real numbers from.
+    """
+
+    module: fx.GraphModule
+    tensors: Mapping[str, str]
+    constants: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    tasks: tuple[str, ...]
+    widths: tuple[int, ...]
+    returned: int
+    results: Mapping[str, tuple[int | None, ...]]
+    reals: frozenset[Expression]
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The exported graph."""
+        return self.module.graph
+
+    @property
+    def outputs(self) -> tuple[Any, ...]:
+        """The nodes (or constants) that the model returns."""
+        results: Any = self.graph.output_node().args[0]
+        return tuple(results)[: self.returned]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter and buffer when the graph was made, by name."""
+        placeholders = self.graph.find_nodes(op="placeholder")
+        return {
+            self.tensors[node.name]: tuple(node.meta["val"].shape)
+            for node in placeholders
+            if node.name in self.tensors
+        }
+
+    def task_outputs(self, flat: Sequence[Any]) -> dict[str, tuple[Any, ...]]:
+        """``flat``, what the graph returned, by task."""
+        outputs, start = {}, 0
+        for task, width in zip(self.tasks, self.widths, strict=True):
+            outputs[task] = tuple(flat[start : start + width])
+            start += width
+        return outputs
+
+    def run(
+        self,
+        state: Mapping[str, torch.Tensor],
+        inputs: tuple[Any, ...],
+        module: Callable[..., Any] | None = None,
+    ) -> dict[str, tuple[torch.Tensor, ...]]:
+        """Runs the graph (or ``module``, made from it) with the tensors of ``state``; outputs by task."""
+        given = self.given(state, inputs)
+        arguments = [
+            given[node] if node in given else state[self.tensors[node.name]]
+            for node in self.graph.find_nodes(op="placeholder")
+        ]
+        return self.task_outputs((module or self.module)(*arguments))
+
+    def given(self, state: Mapping[str, torch.Tensor], inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
+        """Copies of what the graph reads beside ``state``: the user's inputs, and its constants.
+
+        Constants come on the device of ``state``, and in its type if both are floating.
+        """
+        leaves = iter(pytree.tree_leaves((inputs, {})))
+        first = next((each for each in state.values() if each.is_floating_point()), None)
+        return {
+            node: _like(self.constants[node.name], first)
+            if node.name in self.constants
+            else own_copy(next(leaves))
+            for node in self.graph.find_nodes(op="placeholder")
+            if node.name not in self.tensors
+        }
+
+
+def capture(
+    model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[Task], methods: Iterable[str] = ()
+) -> Capture:
+    """Exports ``model`` in eval mode; raises :class:`CaptureError` with torch's reason if that fails.
+
+    What ``methods`` (dotted, from the model: ``"stem.forward"``) return is remembered. The model's mode,
+    attributes and random state are as before afterwards.
+    """
+    check_supported(model)
+    wrapper = _TaskOutputs(model, tasks)
+    with (
+        evaluating(model),
+        _quiet(),
+        torch.random.fork_rng(devices=[]),
+        traced_integers(model) as annotator,
+        _recorded(model, methods, annotator.number) as results,
+    ):
+        try:
+            exported = torch.export.export(wrapper, example_inputs, strict=False)
+        except TaskError:
+            raise
+        except Exception as error:
+            task_error = _task_error(error)
+            if task_error is not None:
+                raise task_error from None
+            raise CaptureError(
+                f"torch.export could not capture {type(model).__name__}: {_reason(error)}\n"
+                "The forward pass must be one graph: no branches on tensor values, no Python side effects. "
+                "torch.export.export(model, example_inputs, strict=False) reproduces this."
+            ) from error
+    tensors, constants, inputs = {}, {}, []
+    for spec in exported.graph_signature.input_specs:
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            tensors[spec.arg.name] = spec.target.removeprefix(f"{_PREFIX}.")
+        elif spec.kind is InputKind.USER_INPUT:
+            inputs.append(spec.arg.name)
+        else:
+            constants[spec.arg.name] = exported.constants.get(spec.target)
+    inline_regions(exported.graph_module)
+    written = Effects.of(exported.graph_module.graph).written
+    changed = sorted(tensors[name] for name in written & tensors.keys())
+    if changed:
+        raise CaptureError(
+            f"{type(model).__name__} changes its own {', '.join(map(repr, changed[:3]))} in eval mode, so "
+            "that no two forward passes are alike. Make such updates in train mode only."
+        )
+    return Capture(
+        module=exported.graph_module,
+        tensors=tensors,
+        constants=constants,
+        inputs=tuple(inputs),
+        tasks=tuple(task.name for task in tasks),
+        widths=wrapper.layout.widths,
+        returned=wrapper.layout.returned,
+        results=results,
+        reals=frozenset(annotator.reals),
+    )
+
+
+def check_supported(model: nn.Module) -> None:
+    """Raises :class:`UnsupportedModelError` for wrappers and formats that cannot be pruned as they are."""
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            f"the model is a {type(model).__name__}, not a torch.nn.Module. Wrap what it does in a module."
+        )
+    for name, module in model.named_modules():
+        where = f"layer {name!r}" if name else "the model"
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise UnsupportedModelError(
+                f"{where} is wrapped in {type(module).__name__}. Use the module inside: its .module."
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModelError(
+                f"{where} is a TorchScript module. Use the Python module it was made from."
+            )
+        if isinstance(module, torch._dynamo.OptimizedModule):
+            raise UnsupportedModelError(
+                f"{where} was compiled by torch.compile. Use the original module: its ._orig_mod."
+            )
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
+            raise UnsupportedModelError(
+                f"{where} is quantised ({type(module).__name__}). Prune the float model, then quantise."
+            )
+
+
+@dataclass
+class _Layout:
+    """Filled while exporting; an object of its own, because torch.export puts a module's attributes back."""
+
+    widths: tuple[int, ...] = ()
+    returned: int = 0
+
+
+class _TaskOutputs(nn.Module):
+    """Returns the tasks' tensors, everything else the model returns, and what every layer computed."""
+
+    def __init__(self, model: nn.Module, tasks: Sequence[Task]) -> None:
+        super().__init__()
+        self.add_module(_PREFIX, model)
+        self.tasks = tasks
+        self.layout = _Layout()
+
+    def forward(self, *inputs: Any) -> tuple[torch.Tensor, ...]:
+        computed: list[torch.Tensor] = []
+        layers = [
+            module for module in self.modules() if next(module.parameters(recurse=False), None) is not None
+        ]
+        hooks = [
+            layer.register_forward_hook(lambda _, __, result: computed.extend(tensor_leaves(result)))
+            for layer in layers
+        ]
+        try:
+            output = getattr(self, _PREFIX)(*inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        picked = [task.tensors(output) for task in self.tasks]
+        returned = [tensor for tensors in [*picked, tensor_leaves(output)] for tensor in tensors]
+        self.layout.widths = tuple(len(tensors) for tensors in picked)
+        self.layout.returned = len(returned)
+        return (*returned, *computed)
+
+
+def tensor_leaves(output: Any) -> list[torch.Tensor]:
+    """Every tensor of a model's output: pytrees, and plain objects such as dataclasses."""
+    tensors = []
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, torch.Tensor):
+            tensors.append(leaf)
+        elif hasattr(leaf, "__dict__"):
+            tensors.extend(tensor_leaves(vars(leaf)))
+    return tensors
+
+
+@contextlib.contextmanager
+def _recorded(
+    model: nn.Module, methods: Iterable[str], number: Callable[[torch.Tensor], int | None]
+) -> Iterator[dict[str, tuple[int | None, ...]]]:
+    """Within it, the numbers of the tensors that ``methods`` return are put into what it yields."""
+    results: dict[str, tuple[int | None, ...]] = {}
+
+    def recording(path: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            results[path] = tuple(map(number, tensor_leaves(result)))
+            return result
+
+        return recorded
+
+    with contextlib.ExitStack() as afterwards:
+        for path in methods:
+            owner, _, name = path.rpartition(".")
+            module = model.get_submodule(owner)
+            attributes, method = vars(module), getattr(module, name)
+            if name in attributes:
+                afterwards.callback(attributes.__setitem__, name, method)
+            else:
+                afterwards.callback(attributes.pop, name)
+            attributes[name] = recording(path, method)
+        yield results
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps off the terminal what the exporter says of an error, which we raise anyway.
+
+    And of recurrent layers, whose list of weights it exchanges and puts back.
+    """
+    level = logging.root.manager.disable
+    try:
+        logging.disable(logging.CRITICAL)
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The tensor attributes? .*_flat_weights")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def own_copy(argument: Any) -> Any:
+    """A copy: ``forward`` may write to its input."""
+    return argument.clone() if isinstance(argument, torch.Tensor) else argument
+
+
+def _like(constant: Any, first: torch.Tensor | None) -> Any:
+    if isinstance(constant, torch.Tensor) and first is not None:
+        return constant.to(first.device, first.dtype if constant.is_floating_point() else None, copy=True)
+    return own_copy(constant)
+
+
+def _task_error(error: BaseException | None) -> TaskError | None:
+    while error is not None:
+        if isinstance(error, TaskError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    """torch's first sentence, and the line of the user's code that it happened in."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    message = " ".join(lines[:2])[:500] or type(error).__name__
+    place = ""
+    traceback = error.__traceback__
+    while traceback is not None:
+        path = traceback.tb_frame.f_code.co_filename
+        if "/torch/" not in path and "disparse_structured" not in path and not path.startswith("<"):
+            place = f" (at {path}:{traceback.tb_lineno}, in {traceback.tb_frame.f_code.co_name})"
+        traceback = traceback.tb_next
+    return f"{type(error).__name__}: {message}{place}"

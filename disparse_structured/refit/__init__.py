@@ -1,0 +1,17 @@
+"""Getting accuracy back without training: the remaining weights are refit to the dense network's outputs."""
+
+from disparse_structured.refit.affine import Affine
+from disparse_structured.refit.batch_norm import BatchNormStatistics
+from disparse_structured.refit.context import Method
+from disparse_structured.refit.folding import Fold
+from disparse_structured.refit.least_squares import LeastSquares, Refit, refit
+
+__all__ = [
+    "Affine",
+    "BatchNormStatistics",
+    "Fold",
+    "LeastSquares",
+    "Method",
+    "Refit",
+    "refit",
+]

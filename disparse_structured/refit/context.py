@@ -1,0 +1,247 @@
+"""What a method of repair works with: both networks in lockstep, layers, and a record of what was done."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from disparse_structured.graph.schedule import Step, separable
+from disparse_structured.refit.contraction import Contraction, layers, named_arguments, packet
+from disparse_structured.refit.design import design, positions, target
+from disparse_structured.refit.folds import LIMIT
+from disparse_structured.refit.lockstep import Lockstep, State
+from disparse_structured.refit.regression import Centre, Fit, Folds, cross_validated
+from disparse_structured.refit.residual_sums import sums
+from disparse_structured.report.refit import LayerFacts, SkippedLayer
+from disparse_structured.structure import Structure
+
+aten = torch.ops.aten
+
+LEAST = 8192
+"""Rows that are taken at least, where there are as many."""
+
+APART = "its uses depend on each other, or on those of another shared weight"
+"""Why a shared weight, or shared statistics, stay as they are."""
+
+
+class Method(Protocol):
+    """One way of repairing a network, layer by layer."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes of activations to hold in memory; more are held in files."""
+        ...
+
+    @property
+    def shifts(self) -> int:
+        """Shifted copies of every image to fit on besides; see :func:`~.shifts.shifted`."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of what is drawn."""
+        ...
+
+    def visit(self, work: Work, step: Step) -> None:
+        """Repairs what ``step`` computes, if it can, through :class:`Work`.
+
+        The twin's inputs to ``step`` are there, computed with everything repaired before; its results are
+        not. ``step`` is never one that both networks compute alike.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Rows of one chunk; ``fold`` is the fold that they belong to.
+
+    Args:
+        inputs: the twin's, ``[groups, rows, features]``.
+        target: the dense network's pre-activation at the kept outputs, ``[groups, rows, out]``.
+        computed: the twin's, with the weights as they are, without its bias.
+        residuals: what the twin's is short of the target.
+    """
+
+    fold: int
+    node: fx.Node
+    chunk: int
+    inputs: Tensor
+    target: Tensor
+    computed: Tensor
+    residuals: Tensor
+
+
+class Work:
+    """Both networks, what they contract, and what has been done so far.
+
+    ``state`` is the twin's parameters and buffers by name; repairs replace some.
+    """
+
+    def __init__(
+        self,
+        structure: Structure,
+        state: State,
+        keep: Tensor,
+        chunks: Sequence[tuple[Any, ...]],
+        method: Method,
+    ) -> None:
+        found = layers(structure, keep)
+        norms = _batch_norms(structure)
+        steps = separable(structure.capture, [each.nodes for each in found.contractions] + norms)
+        self.walk = Lockstep(structure, state, keep, chunks, steps, method.memory)
+        self.state = state
+        self.layers: list[LayerFacts] = []
+        self.skipped: list[SkippedLayer] = []
+        self._refused = dict(found.refused)
+        self._removed = found.removed
+        self._contractions: dict[fx.Node, Contraction] = {}
+        for each in found.contractions:
+            if each.nodes in steps:
+                self._contractions.update(dict.fromkeys(each.nodes, each))
+            else:
+                self._refused.update(dict.fromkeys(each.nodes, SkippedLayer(each.weight, APART)))
+        self._apart = {node for nodes in norms if nodes not in steps for node in nodes}
+        self._method = method
+        self._generator = torch.Generator().manual_seed(method.seed)
+
+    def visit(self, step: Step) -> None:
+        """Lets the method repair ``step``, unless both networks compute it alike."""
+        if all(self.walk.alike(node) for node in step):
+            return
+        self._method.visit(self, step)
+
+    def contraction(self, step: Step) -> Contraction | None:
+        """The contraction that ``step`` computes; None, and noted why, if it cannot be regressed."""
+        if step[0] in self._refused:
+            refused = self._refused[step[0]]
+            self.skip(refused.layer, refused.reason)
+        return self._contractions.get(step[0])
+
+    def apart(self, node: fx.Node) -> bool:
+        """Whether ``node`` is a batch norm whose statistics others use that run at another time."""
+        return node in self._apart
+
+    def kept(self, name: str, dim: int = 0) -> Tensor:
+        """int64: the positions along a dimension of a parameter or buffer that stay."""
+        removed = self._removed.get((name, dim), np.empty(0, dtype=np.int64))
+        return torch.from_numpy(np.delete(np.arange(self.state[name].shape[dim]), removed))
+
+    def skip(self, layer: str, reason: str) -> None:
+        """Notes that ``layer`` stays as it is."""
+        if SkippedLayer(layer, reason) not in self.skipped:
+            self.skipped.append(SkippedLayer(layer, reason))
+
+    def conclude(
+        self,
+        contraction: Contraction,
+        known: Folds,
+        rows: int,
+        scale: float,
+        ridges: Sequence[float | None],
+        centres: Sequence[Centre | None] = (None,),
+        expand: Callable[[Fit], Fit] = lambda fit: fit,
+    ) -> None:
+        """Repairs a contraction as far as that lowers its error on data that was not fitted on.
+
+        ``scale`` is the sum of squares of its target; ``expand`` makes what was fitted a change of the
+        whole weight. See :func:`cross_validated` for the rest.
+        """
+        if not known.finite() or not math.isfinite(scale):
+            self.skip(contraction.weight, "it reads or computes NaN or infinite values")
+            return
+        outcome = cross_validated(known, ridges, centres)
+        errors = (float(outcome.before.sum()), float(outcome.after.sum()))
+        before, after = (math.sqrt(error / scale) if scale else 0.0 for error in errors)
+        facts = LayerFacts(contraction.weight, known.shape.features, rows, before, after)
+        self._repair(contraction, expand(outcome.fit), facts)
+
+    def _repair(self, contraction: Contraction, fit: Fit, facts: LayerFacts) -> None:
+        """Changes the twin's weight and what takes its intercept, unless that is not finite in their type."""
+        weight = self.state[contraction.weight]
+        changed = bool(fit.change.any()) or bool(fit.intercept.any())
+        replaced = {}
+        if changed:
+            matrix = contraction.matrix(weight).double() + fit.change.to(weight.device).double()
+            replaced[contraction.weight] = contraction.with_matrix(weight, matrix)
+        sign = -1 if contraction.subtracts else 1
+        for name in contraction.bias if changed else ():
+            bias = self.state[name].clone()
+            places = contraction.outputs.reshape(-1).to(bias.device)
+            bias[places] = (bias[places].double() + sign * fit.intercept.reshape(-1).to(bias.device)).to(bias)
+            replaced[name] = bias
+        self.replace(facts, replaced)
+
+    def replace(self, facts: LayerFacts, replaced: Mapping[str, Tensor]) -> None:
+        """Puts ``replaced`` into the twin's state, unless it is not finite."""
+        if all(bool(tensor.isfinite().all()) for tensor in replaced.values()):
+            self.state.update(replaced)
+            self.layers.append(facts)
+        else:
+            kind = next(iter(replaced.values())).dtype
+            self.skip(facts.layer, f"what was fitted is not finite in {kind}")
+
+    def samples(self, contraction: Contraction, step: Step, share: float, streams: bool) -> Iterator[Sample]:
+        """Rows of every chunk: ``share`` of each operator's output positions, the same of all its examples.
+
+        With ``streams``, targets make up for what is off in the other operands of the sums that the
+        result flows into.
+        """
+        current = _wide(contraction.matrix(self.state[contraction.weight]))
+        for chunk in range(self.walk.chunks):
+            for node in step:
+                total, _ = positions(node, self.walk.dense_result(node, chunk))
+                count = max(1, math.ceil(total * share))
+                places = torch.randperm(total, generator=self._generator)[:count].sort().values
+                inputs = _wide(design(contraction, node, self.walk.arguments(node, chunk)[0], places))
+                wanted = _wide(target(contraction, node, self._wanted(node, chunk, streams), places))
+                computed = inputs @ current.mT
+                bias = named_arguments(node)["bias"]
+                constant = None if bias is None else self.walk.value(bias, chunk)
+                residuals = wanted - computed
+                if constant is not None:
+                    residuals -= constant[contraction.outputs.to(constant.device)][:, None]
+                yield Sample(chunk % 2, node, chunk, inputs, wanted, computed, residuals)
+
+    def share(self, contraction: Contraction, step: Step, rows: int) -> tuple[float, int]:
+        """What share of the output positions to take for ``rows`` rows a feature, and the rows that gives."""
+        walk = self.walk
+        available = [positions(node, walk.dense_result(node, 0)) for node in step]
+        everything = sum(total * examples for total, examples in available) * walk.chunks
+        wanted = max(2 * rows * contraction.features, LEAST)
+        if contraction.features > LIMIT:
+            wanted = min(wanted, LIMIT)
+        share = min(1.0, wanted / max(everything, 1))
+        taken = sum(max(1, math.ceil(total * share)) * examples for total, examples in available)
+        return share, taken * walk.chunks
+
+    def _wanted(self, node: fx.Node, chunk: int, streams: bool) -> Tensor:
+        walk = self.walk
+        wanted: Tensor = walk.dense_result(node, chunk)
+        for each in sums(node) if streams else ():
+            if walk.has(each.other):
+                off = walk.dense_result(each.other, chunk) - walk.twin_result(each.other, chunk)
+                wanted = wanted + each.back(off, lambda constant: walk.value(constant, chunk))
+        return wanted
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """At least single precision, where products of half precision are slow and coarse."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def _batch_norms(structure: Structure) -> list[Step]:
+    """The batch norms that share running statistics."""
+    found: dict[str, list[fx.Node]] = defaultdict(list)
+    for node in structure.capture.graph.nodes:
+        if packet(node) is aten.batch_norm:
+            mean = named_arguments(node)["running_mean"]
+            if isinstance(mean, fx.Node):
+                found[structure.capture.tensors.get(mean.name, mean.name)].append(node)
+    return [tuple(nodes) for nodes in found.values() if len(nodes) > 1]

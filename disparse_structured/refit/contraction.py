@@ -1,0 +1,271 @@
+"""Convolutions and linear layers, and what a plan leaves of their weights.
+
+In each of a contraction's groups the kept part of its weight is a matrix ``W [out, features]``, of which a
+feature is one kept input channel at one kernel position; :mod:`disparse_structured.refit.design` has the
+``X`` and ``Y`` of ``Y = X W^T``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from disparse_structured.graph.capture import Capture
+from disparse_structured.graph.schedule import Step
+from disparse_structured.report.refit import SkippedLayer
+from disparse_structured.structure import Structure
+from disparse_structured.structure.tracing import module_path
+
+aten = torch.ops.aten
+
+_CONVOLUTIONS = (aten.conv1d, aten.conv2d, aten.conv3d)
+TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
+CONTRACTIONS = (*_CONVOLUTIONS, *TRANSPOSED, aten.linear)
+"""Operators that contract an input with a weight."""
+
+_OTHERS = (
+    aten.matmul, aten.mm, aten.bmm, aten.addmm, aten.einsum, aten.convolution, aten.bilinear,
+    aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu,
+)  # fmt: skip
+"""Operators that may contract with a parameter in ways that have no regression here."""
+
+
+@dataclass(frozen=True, eq=False)
+class Contraction:
+    """All operators that use one weight, and what of it stays.
+
+    Args:
+        weight: the parameter's name.
+        nodes: the operators.
+        bias: names of what takes an intercept: one bias, or the running means of the batch norms behind
+            the operators (which subtract it); empty where nothing does.
+        subtracts: whether ``bias`` are running means.
+        groups: of the convolution; 1 for linear layers.
+        inputs: int64 ``[groups, in]``, positions along the input's channels that stay.
+        outputs: int64 ``[groups, out]``, positions along the output's channels that stay.
+        rows, columns: int64, kept positions of the weight's output and input dimension.
+        transposed: whether the weight's input dimension comes first.
+    """
+
+    weight: str
+    nodes: Step
+    bias: tuple[str, ...]
+    subtracts: bool
+    groups: int
+    inputs: Tensor
+    outputs: Tensor
+    rows: Tensor
+    columns: Tensor
+    transposed: bool
+
+    @property
+    def features(self) -> int:
+        """Unknowns of each output channel."""
+        weight = named_arguments(self.nodes[0])["weight"].meta["val"]
+        return int(self.inputs.shape[1] * math.prod(weight.shape[2:]))
+
+    @property
+    def spatial(self) -> int:
+        """Spatial dimensions; 0 of a linear layer."""
+        return int(named_arguments(self.nodes[0])["weight"].meta["val"].ndim) - 2
+
+    def lost(self) -> Contraction | None:
+        """The same outputs from the input channels that go; None where a group has none of them."""
+        given = named_arguments(self.nodes[0])
+        shape = given["weight"].meta["val"].shape
+        groups, size = int(given.get("groups", 1)), shape[0 if self.transposed else 1]
+        columns = np.setdiff1d(np.arange(size), self.columns.numpy())
+        if not len(columns) or (groups > 1 and size == (groups if self.transposed else 1)):
+            return None
+        every = np.arange(groups)[:, None] * shape[1] + columns[None]
+        inputs = columns.reshape(groups, -1) if self.transposed else every
+        return replace(self, inputs=torch.from_numpy(inputs), columns=torch.from_numpy(columns))
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The kept part of the weight as ``[groups, out, features]``."""
+        first, second = (self.columns, self.rows) if self.transposed else (self.rows, self.columns)
+        kept = weight.index_select(0, first.to(weight.device)).index_select(1, second.to(weight.device))
+        if not self.transposed:
+            return kept.reshape(self.groups, -1, math.prod(kept.shape[1:]))
+        spatial = list(range(2, kept.ndim))
+        split = kept.flip(spatial).reshape(self.groups, -1, *kept.shape[1:])
+        return split.transpose(1, 2).reshape(self.groups, kept.shape[1], -1)
+
+    def with_matrix(self, weight: Tensor, matrix: Tensor) -> Tensor:
+        """A copy of ``weight`` with its kept part replaced by ``[groups, out, features]``."""
+        first, second = (self.columns, self.rows) if self.transposed else (self.rows, self.columns)
+        kernel = weight.shape[2:]
+        if self.transposed:
+            split = matrix.reshape(self.groups, len(second), -1, *kernel).transpose(1, 2)
+            kept = split.reshape(len(first), len(second), *kernel).flip(list(range(2, weight.ndim)))
+        else:
+            kept = matrix.reshape(len(first), len(second), *kernel)
+        result = weight.clone()
+        result[first[:, None].to(weight.device), second[None].to(weight.device)] = kept.to(weight.dtype)
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """``contractions`` in graph order, and operators that contract with a parameter but are none of them.
+
+    ``removed`` are the sorted positions along a dimension of a parameter or buffer that go.
+    """
+
+    contractions: tuple[Contraction, ...]
+    refused: Mapping[fx.Node, SkippedLayer]
+    removed: Mapping[tuple[str, int], np.ndarray]
+
+
+def contractions(structure: Structure, keep: torch.Tensor) -> tuple[Contraction, ...]:
+    """Every contraction with a weight of its own, with what ``keep`` (bool ``[units]``) leaves of it."""
+    return layers(structure, keep).contractions
+
+
+def layers(structure: Structure, keep: torch.Tensor) -> Layers:
+    """The contractions, and what could not become one."""
+    capture = structure.capture
+    removed = _removed(structure, keep)
+    constant = _constants(capture)
+    users: dict[str, list[fx.Node]] = defaultdict(list)
+    for node in capture.graph.nodes:
+        for each in node.all_input_nodes:
+            if each.name in capture.tensors and node.op != "output":
+                users[capture.tensors[each.name]].append(node)
+    by_weight: dict[str, list[fx.Node]] = defaultdict(list)
+    refused: dict[fx.Node, SkippedLayer] = {}
+    for node in capture.graph.nodes:
+        read = [name for each in node.all_input_nodes for name in sorted(constant.get(each, ()))]
+        if packet(node) in CONTRACTIONS:
+            weight = named_arguments(node)["weight"]
+            if weight.name in capture.tensors:
+                by_weight[capture.tensors[weight.name]].append(node)
+            else:
+                names = sorted(constant.get(weight, ())) or [module_path(node) or node.name]
+                refused[node] = SkippedLayer(names[0], "its weight is computed from other tensors")
+        elif packet(node) in _OTHERS and read:
+            refused[node] = SkippedLayer(read[0], f"{node.target} has no regression")
+    found = []
+    for weight, nodes in by_weight.items():
+        made = _contraction(structure, weight, nodes, users, removed)
+        if isinstance(made, str):
+            refused.update({node: SkippedLayer(weight, made) for node in nodes})
+        else:
+            found.append(made)
+    return Layers(tuple(found), refused, removed)
+
+
+def _constants(capture: Capture) -> dict[fx.Node, frozenset[str]]:
+    """The nodes that depend on parameters and buffers alone, and on which."""
+    found: dict[fx.Node, frozenset[str]] = {}
+    for node in capture.graph.nodes:
+        if node.name in capture.tensors:
+            found[node] = frozenset([capture.tensors[node.name]])
+        elif node.op == "call_function" and node.all_input_nodes:
+            if all(each in found for each in node.all_input_nodes):
+                found[node] = frozenset().union(*(found[each] for each in node.all_input_nodes))
+    return found
+
+
+def _contraction(
+    structure: Structure,
+    weight: str,
+    nodes: list[fx.Node],
+    users: Mapping[str, list[fx.Node]],
+    removed: Mapping[tuple[str, int], np.ndarray],
+) -> Contraction | str:
+    """The contraction with ``weight``, or why there is none."""
+    given = named_arguments(nodes[0])
+    if users[weight] != nodes or any(named_arguments(node)["input"] is given["weight"] for node in nodes):
+        return "its weight is used in other ways as well"
+    shape = given["weight"].meta["val"].shape
+    groups = int(given.get("groups", 1))
+    if len({(packet(node), named_arguments(node).get("groups", 1)) for node in nodes}) > 1 or len(shape) < 2:
+        return "its weight is used by different operators"
+    transposed = packet(nodes[0]) in TRANSPOSED
+    columns = _kept(shape[0 if transposed else 1], removed.get((weight, 0 if transposed else 1)))
+    rows = _kept(shape[1 if transposed else 0], removed.get((weight, 1 if transposed else 0)))
+    split, size = (columns if transposed else rows), shape[0] // groups
+    left, counts = np.unique(split // size, return_counts=True)
+    depthwise = groups > 1 and (shape[0] // groups if transposed else shape[1]) == 1
+    if len(set(counts.tolist())) > 1 or (len(left) < groups and not depthwise):
+        return "its groups lose different numbers of channels"
+    if not depthwise:
+        left = np.arange(groups)
+    per_group = split.reshape(len(left), -1)
+    others = left[:, None] * shape[1] + (rows if transposed else columns)[None]
+    inputs, outputs = (per_group, others) if transposed else (others, per_group)
+    groups = len(left)  # of a depthwise convolution a group goes with its channel
+    bias, subtracts = _intercept(structure, nodes, users)
+    return Contraction(
+        weight, tuple(nodes), bias, subtracts, groups,
+        torch.from_numpy(inputs), torch.from_numpy(outputs),
+        torch.from_numpy(rows), torch.from_numpy(columns), transposed,
+    )  # fmt: skip
+
+
+def _intercept(
+    structure: Structure, nodes: list[fx.Node], users: Mapping[str, list[fx.Node]]
+) -> tuple[tuple[str, ...], bool]:
+    """What takes an intercept of all ``nodes``, and whether it is subtracted; see :class:`Contraction`."""
+    tensors = structure.capture.tensors
+    biases = [named_arguments(node).get("bias") for node in nodes]
+    names = {tensors.get(bias.name) for bias in biases if isinstance(bias, fx.Node)}
+    if all(isinstance(bias, fx.Node) for bias in biases) and len(names) == 1:
+        (name,) = names
+        return ((name,), False) if name is not None and set(users[name]) == set(nodes) else ((), False)
+    if any(bias is not None for bias in biases):
+        return (), False
+    means: list[str] = []
+    for node in nodes:
+        readers = [user for user in node.users if user.op != "output"]
+        if len(readers) != 1 or packet(readers[0]) is not aten.batch_norm:
+            return (), False
+        norm = named_arguments(readers[0])
+        mean = norm["running_mean"]
+        name = tensors.get(mean.name) if isinstance(mean, fx.Node) else None
+        if norm["input"] is not node or norm["training"] or name is None or users[name] != [readers[0]]:
+            return (), False
+        means.append(name)
+    return tuple(means), True
+
+
+def named_arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an operator's call by the names of its schema, defaults included."""
+    target: Any = node.target
+    schema = target._schema.arguments
+    return {
+        argument.name: node.args[place]
+        if place < len(node.args)
+        else node.kwargs.get(argument.name, argument.default_value if argument.has_default_value() else None)
+        for place, argument in enumerate(schema)
+    }
+
+
+def packet(node: fx.Node) -> Any:
+    """The operator without its overload; None for what is no operator."""
+    return getattr(node.target, "overloadpacket", None)
+
+
+def _removed(structure: Structure, keep: torch.Tensor) -> dict[tuple[str, int], np.ndarray]:
+    """Sorted positions along a dimension of a parameter that go with the units that ``keep`` removes."""
+    gone: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
+    kept = np.asarray(keep, dtype=bool)
+    for group in structure.groups:
+        lost = ~kept[group.slice]
+        if lost.any():
+            for member in group.members:
+                gone[member.parameter, member.dim].append(member.index[lost].reshape(-1))
+    return {place: np.unique(np.concatenate(found)) for place, found in gone.items()}
+
+
+def _kept(size: int, removed: np.ndarray | None) -> np.ndarray:
+    everything = np.arange(size)
+    return everything if removed is None else np.delete(everything, removed)

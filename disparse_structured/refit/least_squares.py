@@ -1,0 +1,182 @@
+"""Accuracy back without labels or training: every layer regressed on what the dense one computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from disparse_structured.data.batches import Inputs
+from disparse_structured.data.calibration import Calibration
+from disparse_structured.data.randomness import Isolation
+from disparse_structured.errors import PlanError
+from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.schedule import Step
+from disparse_structured.naming import called
+from disparse_structured.refit.context import Method, Work
+from disparse_structured.refit.deviation import deviations
+from disparse_structured.refit.folding import Merging
+from disparse_structured.refit.folds import folds
+from disparse_structured.refit.lockstep import MEMORY, State
+from disparse_structured.refit.progress import advancing
+from disparse_structured.refit.regression import RIDGES, Shape
+from disparse_structured.refit.shifts import shifted
+from disparse_structured.report.refit import RefitFacts
+from disparse_structured.structure import Structure
+from disparse_structured.structure.analysis import check_described
+from disparse_structured.structure.at_shape import PerShape
+from disparse_structured.verification.copy import copied
+
+
+@dataclass(frozen=True)
+class LeastSquares:
+    """The kept weights of every layer fitted to the dense network's pre-activation, with a constant.
+
+    Layer by layer in execution order the masked network's own input is regressed on what the dense network
+    computes, as channel pruning does (He, Zhang and Sun, ICCV 2017, also for ``streams``: section 3.3). The
+    ridge pulls towards the weights that are there. Ridges are chosen for each output by two-fold
+    cross-validation, and an output is left alone where none lowers the error on held-back data. The constant
+    goes to the bias, or into the running mean of the batch norm behind; where there is neither, none is
+    fitted.
+
+    Peak memory beyond ``memory`` and the networks: with ``n = min(features, rows)``, about four matrices of
+    ``n x n`` numbers, of 8 bytes up to ``n`` = 4,096 and else of 4, and the rows themselves where they are
+    fewer than the features. For more than 8,192 features no more than 8,192 rows are taken: a 3x3
+    convolution over 2,048 channels (18,432 features) peaks at 3.4 GiB, with the
+    activations of 64 images and their copies.
+
+    Args:
+        ridges: offered ridges, in units of the mean of the Gram matrix's diagonal.
+        rows: rows (examples times positions) for each unknown of an output and each of the two folds, where
+            there are as many; more are drawn at random.
+        streams: whether the last branch of a sum makes up for what the others got wrong.
+        merge: whether to offer also weights in which each removed channel is merged into the kept one most
+            like it, as what the ridge pulls towards, and as they are; see
+            :class:`disparse_structured.refit.Fold`.
+        shifts: copies of every image, moved by a few pixels, that are fitted on besides. For inputs that are
+            not images ``[N, C, H, W]`` alone there are none, for many large images fewer.
+        memory: bytes of activations of both networks to hold in memory; more are held in files.
+        seed: of the positions that are drawn.
+    """
+
+    ridges: tuple[float, ...] = RIDGES
+    rows: int = 8
+    streams: bool = True
+    merge: bool = False
+    shifts: int = 3
+    memory: int = MEMORY
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.shifts < 0 or not all(ridge > 0 for ridge in self.ridges):
+            raise ValueError(
+                f"rows={self.rows}, ridges={self.ridges}, shifts={self.shifts}: rows and ridges must be "
+                "positive, shifts not negative."
+            )
+
+    def visit(self, work: Work, step: Step) -> None:
+        """See :class:`disparse_structured.refit.context.Method`."""
+        contraction = work.contraction(step)
+        if contraction is None:
+            return
+        share, rows = work.share(contraction, step, self.rows)
+        groups, outputs = contraction.outputs.shape
+        shape = Shape(groups, outputs, contraction.features, bool(contraction.bias))
+        weight = work.state[contraction.weight]
+        known = folds(shape, rows, weight.dtype, weight.device)
+        merging = Merging.of(work, contraction) if self.merge else None
+        scale = 0.0
+        for sample in work.samples(contraction, step, share, self.streams):
+            known.add(sample.fold, sample.inputs, sample.residuals)
+            scale += float(sample.target.norm()) ** 2
+            if merging is not None:
+                merging.add(sample)
+        centres = (None,) if merging is None else (None, merging.centre())
+        work.conclude(contraction, known, rows, scale, (None, *self.ridges), centres)
+
+
+@dataclass(frozen=True, eq=False)
+class Refit:
+    """``model`` has the dense shapes; :func:`disparse_structured.surgery.module.apply` cuts it."""
+
+    model: nn.Module
+    facts: RefitFacts
+
+
+def refit(
+    model: nn.Module,
+    structure: Structure,
+    keep: Tensor,
+    data: Iterable[Any] | Calibration,
+    *,
+    method: Method = LeastSquares(),
+    inputs: Inputs | None = None,
+    limit: int | None = None,
+    progress: bool = False,
+) -> Refit:
+    """A dense-shaped copy of ``model`` whose masked twin is as near to the dense network as can be.
+
+    :func:`disparse_structured.surgery.module.apply` on it gives the small network. No labels are read. Of 16
+    examples or more about an eighth is set aside to measure the outputs on, before and after. The model
+    itself, its modes and the random states are as before. The same seed gives the same weights, on the same
+    machine and number of threads: sums in another order differ in the last bits.
+
+    Args:
+        model: the dense model that ``structure`` describes; eval mode is what counts.
+        keep: bool ``[units]``, True = keep.
+        data: batches as a loader yields them, read once, or a :class:`Calibration`.
+        method: how layers are repaired: :class:`LeastSquares`, or the cheaper
+            :class:`~disparse_structured.refit.Affine`,
+            :class:`~disparse_structured.refit.BatchNormStatistics` and
+            :class:`~disparse_structured.refit.Fold`.
+        inputs: from a batch to the tuple of ``forward``'s arguments; by default
+            :func:`disparse_structured.data.batches.model_inputs`.
+        limit: read no more examples than this; a :class:`Calibration` is taken as it is.
+        progress: draw a progress bar, if standard error is a terminal.
+
+    Raises:
+        PlanError: ``keep`` is not bool ``[units]``, or the structure is not that of ``model``.
+        BatchError: too few examples, examples of different shapes, examples that are not finite or on which
+            a task's output is not, batches that the model refuses or with which it has other units; no room
+            on disk for activations beyond ``memory``.
+    """
+    if keep.dtype != torch.bool or keep.shape != (structure.units,):
+        raise PlanError(
+            f"keep is {keep.dtype} {list(keep.shape)}, expected torch.bool [{structure.units}]: "
+            "one entry per unit of the structure, True = keep."
+        )
+    keep = keep.cpu()
+    result = copied(model)
+    tensors, _ = named_tensors(result)
+    dense: State = {name: tensor.detach() for name, tensor in tensors.items()}
+    check_described(dense, structure)
+    state = dict(dense)
+    device = next((tensor.device for tensor in dense.values()), torch.device("cpu"))
+    with Isolation(method.seed, device):
+        calibration = (
+            data if isinstance(data, Calibration) else Calibration.of(model, data, inputs, limit=limit)
+        )
+        described = PerShape(model, structure, lambda found: found)(calibration.chunks[0])
+        # An even number of chunks each time, so that an image and its copies are in the same fold.
+        chunks = [*calibration.chunks, *shifted(calibration.chunks, method.shifts, method.seed)]
+        work = Work(described, state, keep, chunks, method)
+        with advancing("refit", len(work.walk.steps), progress) as advance:
+
+            def visit(step: Step) -> None:
+                work.visit(step)
+                advance()
+
+            work.walk.run(visit)
+        before, after = deviations(described, keep, calibration, dense, (dense, state))
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if state[name] is not dense[name]:
+                tensor.copy_(state[name])
+    facts = RefitFacts(
+        called(method), calibration.samples, calibration.checked,
+        tuple(work.layers), tuple(work.skipped), before, after,
+    )  # fmt: skip
+    return Refit(result, facts)

@@ -1,0 +1,68 @@
+"""Shifted copies of images: more positions of what few inputs show, for layers with many unknowns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils import _pytree as pytree
+
+from disparse_structured.data.batches import batch_size
+
+SHARE = 12
+"""Images are shifted by up to this part of their shorter side: 4 pixels of 48."""
+
+PIXELS = 8 * 1024**2
+"""Of all images and copies together, at most: one copy of 64 images of 224 x 224."""
+
+
+def shifted(chunks: Sequence[tuple[Any, ...]], copies: int, seed: int) -> list[tuple[Any, ...]]:
+    """``copies`` of all ``chunks``, in their order, every image moved by a random number of pixels.
+
+    What comes in at the edge mirrors what is there. Images are the only tensor with a batch dimension,
+    floating, ``[N, C, H, W]`` with sides of at least :data:`SHARE`; of other inputs there are no copies, and
+    fewer where there would be more than :data:`PIXELS`, as large images show enough positions.
+    """
+    image = _image(chunks[0])
+    if image is None:
+        return []
+    pixels = len(chunks) * len(image) * image.shape[2] * image.shape[3]
+    copies = min(copies, max(0, PIXELS // pixels - 1))
+    generator = torch.Generator().manual_seed(seed)
+
+    def copied(chunk: tuple[Any, ...]) -> tuple[Any, ...]:
+        found: tuple[Any, ...] = pytree.tree_map(
+            lambda leaf: _moved(leaf, generator) if _batched(leaf, chunk) else leaf, chunk
+        )
+        return found
+
+    return [copied(chunk) for _ in range(copies) for chunk in chunks]
+
+
+def _image(chunk: tuple[Any, ...]) -> Tensor | None:
+    """The images of a chunk; None if there are none, or something else that would have to move along."""
+    batched = [leaf for leaf in pytree.tree_leaves(chunk) if _batched(leaf, chunk)]
+    if len(batched) != 1 or batched[0].ndim != 4 or not batched[0].is_floating_point():
+        return None
+    image: Tensor = batched[0]
+    return image if min(image.shape[2:]) >= SHARE else None
+
+
+def _batched(leaf: Any, chunk: tuple[Any, ...]) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch_size(chunk)
+
+
+def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
+    height, width = images.shape[2:]
+    reach = min(height, width) // SHARE
+    padded = functional.pad(images, (reach,) * 4, mode="reflect")
+    offsets = torch.randint(0, 2 * reach + 1, (len(images), 2), generator=generator).tolist()
+    return torch.stack(
+        [
+            image[:, top : top + height, left : left + width]
+            for image, (top, left) in zip(padded, offsets, strict=True)
+        ]
+    )

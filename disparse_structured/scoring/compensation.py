@@ -1,0 +1,179 @@
+"""What layers would become if some of what they read went: closed form, from one pass through the network.
+
+A layer computes ``Y = X W^T`` exactly, so least squares from the kept columns needs no targets: the
+removed columns are regressed on the kept ones, and what they contributed moves over (optimal brain surgeon
+for whole channels; Hassibi and Stork, NIPS 1992).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from disparse_structured.refit.contraction import Contraction
+from disparse_structured.refit.design import design, positions
+from disparse_structured.scoring.execution import Execution, State, Values
+
+RIDGE = 1e-3
+"""In units of the mean of the Gram matrix's diagonal."""
+
+FEWEST, MOST = 2048, 8192
+"""Rows that are drawn for a layer at least and at most; four for each feature in between."""
+
+
+class Compensation:
+    """The inputs of every layer of ``contractions`` on some chunks, as sums of products or as rows.
+
+    Everything is in single precision, on the model's device. Memory: for a layer with ``n`` features (input
+    channels of a group times kernel positions) ``n x n`` numbers for each group, or, from ``n`` = 8,193 on,
+    :data:`FEWEST` rows of ``n``. A 3x3 convolution over 2,048 channels takes 150 MB, the largest Gram matrix
+    270 MB.
+    """
+
+    def __init__(self, contractions: Sequence[Contraction]) -> None:
+        self._by_node = {node: each for each in contractions for node in each.nodes}
+        self._known = {each.weight: _Inputs(each) for each in contractions}
+
+    def observe(
+        self,
+        execution: Execution,
+        state: State,
+        chunks: Sequence[tuple[Any, ...]],
+        generator: torch.Generator,
+    ) -> None:
+        """Adds one pass of ``execution`` with the weights ``state`` through ``chunks``, of equal size.
+
+        Where layers have more output positions than are wanted, ``generator`` draws some.
+        """
+        for chunk in chunks:
+
+            def see(node: fx.Node, values: Values) -> None:
+                contraction = self._by_node.get(node)
+                if contraction is None:
+                    return
+                value = execution.argument(node, values, state)
+                total, examples = positions(node, node.meta["val"])
+                share = len(chunks) * len(contraction.nodes) * examples
+                places = torch.randperm(total, generator=generator)
+                places = places[: math.ceil(_wanted(contraction.features) / share)].sort().values
+                self._known[contraction.weight].add(design(contraction, node, value, places))
+
+            execution.walk(state, chunk, see)
+
+    def without(self, base: Contraction, kept: Contraction, state: State) -> State:
+        """The tensors of ``state`` that change when ``base`` can only read the columns of ``kept``.
+
+        The kept columns get what the ridge regression of the others on them says, and the bias (or the
+        running mean behind) the constant. Nothing changes where a layer loses no columns, or whole groups
+        (of a depthwise convolution each is its channel), or where there is no solution.
+
+        Args:
+            base: one of this object's contractions.
+            kept: the same with fewer columns; its rows do not count.
+            state: the weights as they were observed.
+        """
+        if len(kept.columns) == len(base.columns) or kept.groups != base.groups:
+            return {}
+        if base.transposed and base.groups > 1:
+            return {}
+        weight = state[base.weight]
+        matrix = base.matrix(weight)
+        channels = np.searchsorted(base.columns.numpy(), kept.columns.numpy())
+        kernel = matrix.shape[2] // base.inputs.shape[1]
+        stays = torch.from_numpy((channels[:, None] * kernel + np.arange(kernel)[None]).reshape(-1))
+        found = self._known[base.weight].moved(matrix, stays.to(matrix.device))
+        if found is None:
+            return {}
+        change, constant = found
+        full = matrix.clone()
+        full[:, :, stays] += change.to(matrix)
+        changed = {base.weight: base.with_matrix(weight, full)}
+        for name in base.bias:
+            bias = state[name].clone()
+            bias[base.outputs.reshape(-1)] += (-1 if base.subtracts else 1) * constant.reshape(-1).to(bias)
+            changed[name] = bias
+        return changed
+
+
+class _Inputs:
+    """``X [groups, rows, features]`` of one layer: its moments, or itself where it has fewer rows."""
+
+    def __init__(self, contraction: Contraction) -> None:
+        self._constant = bool(contraction.bias)
+        self._rows: list[Tensor] = []
+        self._as_rows = _wanted(contraction.features) < contraction.features
+        self._gram: Tensor | None = None
+        self._sum: Tensor | None = None
+        self._count = 0
+        self._centred = False
+
+    def add(self, rows: Tensor) -> None:
+        rows = rows.float()
+        self._count += rows.shape[1]
+        total = rows.sum(1)
+        self._sum = total if self._sum is None else self._sum + total
+        if self._as_rows:
+            self._rows.append(rows)
+        elif self._gram is None:
+            self._gram = rows.mT @ rows
+        else:
+            self._gram.baddbmm_(rows.mT, rows)
+
+    def moved(self, matrix: Tensor, stays: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What the columns ``stays`` of ``matrix [groups, out, features]`` gain, and the constant.
+
+        ``[groups, out, stays]`` and ``[groups, out]``; None where nothing was added, or without a solution.
+        """
+        if self._sum is None:
+            return None
+        goes = torch.ones(matrix.shape[2], dtype=torch.bool, device=matrix.device)
+        goes[stays] = False
+        mean = self._sum / self._count
+        self._centre(mean)
+        lost = matrix[:, :, goes].float()
+        if self._as_rows:
+            (rows,) = self._rows
+            near, far = rows[:, :, stays], rows[:, :, goes]
+            change = near.mT @ _solved(near @ near.mT, far @ lost.mT, near.shape[1] / near.shape[2])
+        else:
+            assert self._gram is not None
+            near = self._gram[:, stays]
+            change = _solved(near[:, :, stays], near[:, :, goes] @ lost.mT, 1.0)
+        if not bool(change.isfinite().all()):
+            return None
+        change = change.mT
+        shift = (lost @ mean[:, goes, None] - change @ mean[:, stays, None])[..., 0]
+        return change, shift if self._constant else torch.zeros_like(shift)
+
+    def _centre(self, mean: Tensor) -> None:
+        """Once all is added: rows as one tensor, and less the mean where a constant makes up for it."""
+        if self._centred:
+            return
+        self._centred = True
+        if self._as_rows:
+            rows = torch.cat(self._rows, 1)
+            self._rows = [rows.sub_(mean[:, None]) if self._constant else rows]
+        elif self._gram is not None and self._constant:
+            self._gram.baddbmm_(self._count * mean[:, :, None], mean[:, None], alpha=-1)
+
+
+def _solved(gram: Tensor, right: Tensor, scale: float) -> Tensor:
+    """``(gram + ridge)^-1 right``; zero where nothing varies."""
+    diagonal = gram.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
+    damped = gram.clone()
+    damped.diagonal(dim1=1, dim2=2).add_(
+        torch.where(diagonal > 0, diagonal * RIDGE * scale, torch.ones_like(diagonal))
+    )
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if bool(failed.any()):
+        return torch.full_like(right, torch.nan)
+    return torch.cholesky_solve(right, factor)
+
+
+def _wanted(features: int) -> int:
+    return FEWEST if features > MOST else min(max(4 * features, FEWEST), MOST)

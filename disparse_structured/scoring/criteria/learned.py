@@ -1,0 +1,140 @@
+"""Learned importance: gates trained for each task under a growing sparsity pressure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from disparse_structured.errors import GradientError
+from disparse_structured.scoring.objective_runs import MiniBatch, run_mini_batches
+from disparse_structured.scoring.probe import Probe
+from disparse_structured.structure import Structure
+
+_START = 1e-3
+"""The first pressure, as a share of the last."""
+
+_THRESHOLD = -4.0
+"""Where thresholds start, before the sigmoid: at 0.018, gates nearly open."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """How long a task's own gate stays open while a sparsity pressure grows: its mean over the training.
+
+    Each task k has a gate ``g = relu(z - sigmoid(s))`` on every unit, open (1) at first: ``z`` is the
+    unit's, the threshold ``s`` common to a component, which is all units that the same tasks reach (the
+    shared trunk, each head). With the network's weights frozen, Adam lowers ::
+
+        loss_k(g) / |loss_k(all closed) - loss_k(as it is)|  +  pressure * mean(g)
+
+    over the gates that the task reaches. The pressure rises geometrically to ``pressure`` over the
+    steps, so that units give way in the order of what they are worth to the task. At pressure 1, closing
+    everything costs as much as it gains.
+
+    Soft thresholds learned a component are AdapMTL's (Xiang et al., "AdapMTL: adaptive pruning framework
+    for multitask learning model", ACM MM 2024). There they act on weights, which are trained
+    along with them, and one threshold serves all tasks; here on gates of units, for each task by itself,
+    and the weights stay. The path of growing pressure is that of the lasso (Tibshirani, 1996).
+
+    Of a label-free task, the loss is the squared distance of its output from what it is now, relative to
+    its squared norm.
+
+    Args:
+        steps: mini-batches in all, however many the data has: it is read as often as needed, so it must
+            be a loader or a list where it has fewer. Each is one forward and one backward pass a task.
+        lr: Adam's; a gate under pressure alone closes in about 1 / lr steps.
+        pressure: the last one, see above.
+    """
+
+    steps: int = 200
+    lr: float = 0.05
+    pressure: float = 10.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"steps={self.steps!r}: a whole number of at least 1 is needed.")
+        for name, value in (("lr", self.lr), ("pressure", self.pressure)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name}={value!r}: a finite number above 0 is needed.")
+
+    def __call__(self, probe: Probe) -> torch.Tensor:
+        """float64 ``[tasks, units]``; units that are off (``probe.keep``) stay off and have 0."""
+        on = torch.ones(probe.structure.units, dtype=torch.bool) if probe.keep is None else probe.keep.cpu()
+        growth = _START ** (-1 / max(self.steps - 1, 1))
+        pressures = iter([self.pressure * _START * growth**step for step in range(self.steps)])
+        learners: list[_Learner] = []
+
+        def step(batch: MiniBatch) -> None:
+            if not learners:
+                rows = range(len(probe.structure.tasks))
+                learners.extend(_Learner(row, probe.structure, on, self.lr, batch) for row in rows)
+            pressure = next(pressures)
+            for learner in learners:
+                learner.step(batch, pressure)
+
+        run_mini_batches(probe, self.steps, step)
+        return torch.stack([learner.total.cpu().double() for learner in learners]) / self.steps
+
+
+class _Learner:
+    """The gates of one task while they are trained, float32 on ``device``.
+
+    ``total`` ``[units]`` is the sum of the gates over the steps, 0 where the task reaches no unit that is on.
+    """
+
+    def __init__(self, row: int, structure: Structure, on: torch.Tensor, lr: float, first: MiniBatch) -> None:
+        device = first.device
+        components = torch.unique(structure.reach.T.int(), dim=0, return_inverse=True)[1]
+        self.row = row
+        self.name = structure.tasks[row]
+        self.component = components.to(device)
+        self.on = on.to(device)
+        self.taught = (structure.reach[row] & on).to(device)
+        self.count = max(int(self.taught.sum()), 1)
+        self.thresholds = torch.full((int(components.max()) + 1,), _THRESHOLD, device=device)
+        self.heights = 1 + self._thresholds()
+        self.total = torch.zeros(structure.units, device=device)
+        self.optimiser = torch.optim.Adam(
+            [self.heights.requires_grad_(), self.thresholds.requires_grad_()], lr=lr
+        )
+        self.scale = self._at_stake(first)
+
+    def step(self, batch: MiniBatch, pressure: float) -> None:
+        """One step of Adam on ``batch``."""
+        gates = self._gates()
+        loss = (
+            batch.objective(self.row, gates) / self.scale + pressure * gates[self.taught].sum() / self.count
+        )
+        leaves = (self.heights, self.thresholds)
+        gradients = torch.autograd.grad(loss, leaves)
+        if not all(gradient.isfinite().all() for gradient in gradients):
+            raise GradientError(
+                f"task {self.name!r}: the gradient of its loss by the gates is NaN or infinite while gates "
+                "close. Look for a square root, logarithm or division at 0 in the loss or the network, or "
+                "use Fisher(), which leaves the gates open."
+            )
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = gradient
+        self.optimiser.step()
+        with torch.no_grad():
+            # Gates only close: one that amplified would be scored above one that is needed as it is.
+            self.heights.copy_(torch.minimum(self.heights, 1 + self._thresholds()))
+            self.total += self._gates() * self.taught
+
+    def _gates(self) -> torch.Tensor:
+        """``[units]``; those of units that the task does not reach are not trained, and do not matter."""
+        return torch.relu(self.heights - self._thresholds()) * self.on
+
+    def _thresholds(self) -> torch.Tensor:
+        return self.thresholds.sigmoid()[self.component]
+
+    def _at_stake(self, batch: MiniBatch) -> torch.Tensor:
+        """What closing all gates costs, so that the scale of a loss does not matter."""
+        gates = self._gates()
+        dense = batch.objective(self.row, gates).detach()
+        closed = batch.objective(self.row, gates * ~self.taught).detach()
+        # The loss of an untrained network may not care at all.
+        least = torch.maximum(dense.abs() * 1e-3, torch.full_like(dense, torch.finfo(dense.dtype).tiny))
+        return torch.maximum((closed - dense).abs(), least)

@@ -1,0 +1,122 @@
+"""What a criterion is, and :func:`measure`, which runs one and checks what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from disparse_structured.data.batches import Inputs
+from disparse_structured.errors import PlanError
+from disparse_structured.naming import called
+from disparse_structured.scoring.probe import Probe
+from disparse_structured.structure import Structure
+
+
+class Criterion(Protocol):
+    """Anything that turns a :class:`Probe` into scores.
+
+    Returns ``[tasks, units]`` (floating point, finite, >= 0): for each task an estimate of how much its
+    loss rises if the unit goes. What lies outside a task's reach is not read. Only the order and the
+    proportions within one task count: votes divide each task's scores by their sum.
+    """
+
+    def __call__(self, probe: Probe) -> torch.Tensor:
+        """The scores of every task and unit."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Saliency:
+    """What a criterion found.
+
+    Args:
+        scores: float64 ``[tasks, units]`` on the CPU, finite, >= 0, and 0 outside a task's reach.
+        tasks: names of the rows.
+        criterion: the criterion's name and settings.
+        batches, samples: how much data was read; 0 for criteria that read none.
+        notes: what is worth knowing about how it was measured.
+    """
+
+    scores: torch.Tensor
+    tasks: tuple[str, ...]
+    criterion: str
+    batches: int
+    samples: int
+    notes: tuple[str, ...] = ()
+
+
+def measure(
+    model: nn.Module,
+    structure: Structure,
+    criterion: Criterion,
+    data: Iterable[Any] | None = None,
+    *,
+    inputs: Inputs | None = None,
+    seed: int = 0,
+    projections: int = 1,
+    max_batches: int | None = None,
+    keep: torch.Tensor | None = None,
+    progress: bool = False,
+) -> Saliency:
+    """Scores every unit of ``structure`` for every task.
+
+    ``model`` is left bit-identical: weights, gradients, buffers, modes, ``requires_grad``, and the global
+    random states of Python, NumPy and torch. The network is evaluated in eval mode, whatever mode it is in.
+
+    Args:
+        model: the model that ``structure`` was read from; its weights may have changed since.
+        data: any iterable of batches; see :mod:`disparse_structured.data.batches` for what a batch may be.
+        inputs: ``inputs(batch) -> tuple of forward's arguments``, where the default cannot tell.
+        seed: for random projections, random scores, and whatever a loader or a loss draws.
+        projections: random projections a batch for each label-free task; each is one more backward pass.
+        max_batches: read no more than these.
+        keep: bool ``[units]``; units that are False read as zeros, as in the masked twin. Their gate
+            gradients say what switching them on would do. All are on by default.
+        progress: show a progress bar if standard error is a terminal.
+
+    Raises:
+        BatchError: no batch, a batch that the model refuses, or no data though the criterion needs it.
+        TaskError: a loss that is not a finite scalar, or that does not depend on the task's output.
+        GradientError: a NaN or infinite gradient; names the task and the layer.
+        PlanError: ``structure`` is not this model's, or the criterion returned something that is no saliency.
+    """
+    probe = Probe(
+        model,
+        structure,
+        data,
+        inputs=inputs,
+        seed=seed,
+        projections=projections,
+        max_batches=max_batches,
+        progress=progress,
+        keep=keep,
+    )
+    name = called(criterion)
+    scores = _checked(criterion(probe), structure, name)
+    return Saliency(scores, structure.tasks, name, probe.batches, probe.samples, probe.notes)
+
+
+def _checked(scores: object, structure: Structure, name: str) -> torch.Tensor:
+    shape = (len(structure.tasks), structure.units)
+    if not isinstance(scores, torch.Tensor) or scores.shape != shape or not scores.is_floating_point():
+        is_tensor = isinstance(scores, torch.Tensor)
+        found = f"{scores.dtype} {list(scores.shape)}" if is_tensor else type(scores).__name__  # type: ignore[attr-defined]
+        raise PlanError(
+            f"the criterion {name} returned {found}, expected floating point [tasks, units] = {list(shape)}. "
+            "Return one row per task and one value per unit."
+        )
+    scores = scores.detach().cpu().double().masked_fill(~structure.reach, 0.0)
+    bad = ~(scores.isfinite() & (scores >= 0))
+    if bad.any():
+        row, unit = (int(i) for i in bad.nonzero()[0])
+        group = next(group for group in structure.groups if group.start <= unit < group.slice.stop)
+        raise PlanError(
+            f"the criterion {name} returned {int(bad.sum())} values that are not finite and >= 0; the first "
+            f"is {float(scores[row, unit])} for task {structure.tasks[row]!r}, unit {unit - group.start} of "
+            f"{group.name!r}. A saliency says how much a loss rises."
+        )
+    return scores

@@ -1,0 +1,296 @@
+"""Damage curves: each channel group narrowed alone, its readers refit, and the tasks' outputs measured."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from disparse_structured.data.batches import batch_size, take
+from disparse_structured.data.calibration import Calibration
+from disparse_structured.errors import BatchError
+from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.refit.contraction import contractions
+from disparse_structured.scoring.compensation import Compensation
+from disparse_structured.scoring.execution import Execution, State
+from disparse_structured.structure import Structure
+from disparse_structured.structure.analysis import check_described
+from disparse_structured.structure.at_shape import PerShape
+from disparse_structured.structure.groups import ChannelGroup
+from disparse_structured.verification.twin import Masking
+
+LEFT = (0.7, 0.45, 0.25, 0.12, 0.05)
+"""Shares of a group's units at which its curve is measured."""
+
+JUDGED = 16
+"""Examples that outputs are compared on."""
+
+LEAST_JUDGED = 2
+"""So many at least, however large the network."""
+
+WORK = 1.5e12
+"""Multiply-accumulates for all comparisons, at most: a minute or so on two cores."""
+
+_LEAST = 1e-12
+"""Squared relative deviations below this are rounding."""
+
+_MOST = 1e12
+"""What stands for the damage of outputs that are no numbers any more."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One group.
+
+    Args:
+        group: its name.
+        removed: how many units were gone, ascending.
+        damage: for each task the squared relative deviation of its output at each of ``removed``.
+    """
+
+    group: str
+    removed: tuple[int, ...]
+    damage: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """All groups, and the saliency that follows.
+
+    ``scores``, float64 ``[tasks, units]``: what each unit adds to its task's squared relative deviation
+    when it goes in its task's own order, after all before it.
+    """
+
+    tasks: tuple[str, ...]
+    curves: tuple[Curve, ...]
+    scores: Tensor
+
+
+def foresee(
+    model: nn.Module,
+    structure: Structure,
+    scores: Tensor,
+    calibration: Calibration,
+    *,
+    keep: Tensor | None = None,
+    left: Sequence[float] = LEFT,
+    judged: int = JUDGED,
+    work: float = WORK,
+    seed: int = 0,
+) -> Curves:
+    """Measures the curves of all groups of ``model``, masked by ``keep``, and turns them into a saliency.
+
+    Each group is narrowed alone, its readers get the weights that make up for it best
+    (:class:`~disparse_structured.scoring.compensation.Compensation`), and the tasks' outputs are compared
+    with those before. The model and the random states stay as they are; equal arguments give equal curves.
+
+    Memory beyond the model's: the inputs' moments of every layer, all readers' weights once for each of
+    ``left``, and all activations of one chunk.
+
+    Args:
+        scores: ``[tasks, units]``, >= 0, by which units go within their group: by the mean over the tasks
+            where curves are measured, by the task's own where they become its saliency.
+        calibration: layers are refit on its even chunks, outputs are compared on examples of the odd ones.
+        keep: bool ``[units]``; what is gone already. All stay by default.
+        left: at which shares of a group's units its curve is measured.
+        judged: examples that outputs are compared on. Where that would take more than ``work``, fewer,
+            down to :data:`LEAST_JUDGED`, and if need be at every other of ``left``.
+        work: multiply-accumulates that all comparisons may take, were each a whole pass.
+        seed: of the positions that layers are refit on.
+
+    Raises:
+        PlanError: ``structure`` does not describe ``model``.
+        BatchError: a task's outputs hold no finite number, or the model refuses the calibration's chunks.
+    """
+    keep = torch.ones(structure.units, dtype=torch.bool) if keep is None else keep.cpu()
+    shaped = PerShape(model, structure, lambda each: each)
+    state = {name: tensor.detach() for name, tensor in named_tensors(model)[0].items()}
+    check_described(state, structure)
+    scores = scores.to("cpu", torch.float64)
+    scores = scores / scores.sum(dim=1, keepdim=True).clamp_min(_LEAST)
+    dense = float(structure.cost.macs(torch.ones_like(keep)))
+    narrowed = list(_narrowed(structure.groups, scores, keep, left))
+    if dense * len(narrowed) * LEAST_JUDGED > work:
+        narrowed = list(_narrowed(structure.groups, scores, keep, left[::2]))
+    affordable = max(LEAST_JUDGED, int(work / max(1.0, dense * len(narrowed))))
+    judges = _judges(structure, calibration, min(judged, affordable))
+    with torch.no_grad():
+        variants = _compensated(shaped(calibration.chunks[0]), state, calibration, keep, narrowed, seed)
+        damage = _damage(shaped(judges[0]), state, keep, variants, judges)
+    curves = []
+    for group in structure.groups:
+        mine = [number for number, each in enumerate(variants) if each.group == group.name]
+        removed = tuple(variants[number].removed for number in mine)
+        curves.append(Curve(group.name, removed, tuple(map(tuple, damage[:, mine].tolist()))))
+    saliency = _saliency(structure.groups, structure.tasks, curves, scores, keep)
+    return Curves(structure.tasks, tuple(curves), saliency)
+
+
+@dataclass(frozen=True, eq=False)
+class _Variant:
+    """``group`` without ``removed`` more of its units; ``changed`` are the tensors of its readers."""
+
+    group: str
+    removed: int
+    keep: Tensor
+    changed: State
+
+
+def _narrowed(
+    groups: Sequence[ChannelGroup], scores: Tensor, keep: Tensor, left: Sequence[float]
+) -> Iterator[_Variant]:
+    """Every group at every share, nothing compensated yet."""
+    for group in groups:
+        on = keep[group.slice].nonzero()[:, 0] + group.start
+        order = _joint(scores, on)
+        for count in sorted({len(on) - max(1, round(share * len(on))) for share in left if len(on)} - {0}):
+            without = keep.clone()
+            without[order[:count]] = False
+            yield _Variant(group.name, count, without, {})
+
+
+def _joint(scores: Tensor, on: Tensor) -> Tensor:
+    """The units ``on`` in the order in which they go where curves are measured."""
+    return on[scores[:, on].sum(0).argsort(stable=True)]
+
+
+def _compensated(
+    structure: Structure,
+    state: State,
+    calibration: Calibration,
+    keep: Tensor,
+    variants: Sequence[_Variant],
+    seed: int,
+) -> list[_Variant]:
+    base = {each.weight: each for each in contractions(structure, keep)}
+    compensation = Compensation(tuple(base.values()))
+    execution = Execution(structure, Masking(structure, keep))
+    generator = torch.Generator().manual_seed(seed)
+    compensation.observe(execution, state, calibration.chunks[::2], generator)
+    found = []
+    for variant in variants:
+        changed: dict[str, Tensor] = {}
+        for each in contractions(structure, variant.keep):
+            if each.weight in base:
+                changed.update(compensation.without(base[each.weight], each, state))
+        found.append(replace(variant, changed=changed))
+    return found
+
+
+def _judges(structure: Structure, calibration: Calibration, judged: int) -> list[tuple[Any, ...]]:
+    """Examples of the odd chunks; where a whole chunk is too much, batches as large as the structure's."""
+    chunks = calibration.chunks[1::2]
+    size, smaller = batch_size(chunks[0]), batch_size(structure.example_inputs)
+    if judged >= size or smaller >= size:
+        return list(chunks[: max(1, judged // size)])
+    return [take(chunk, slice(smaller)) for chunk in chunks[: max(1, judged // smaller)]]
+
+
+def _damage(
+    structure: Structure,
+    state: State,
+    keep: Tensor,
+    variants: Sequence[_Variant],
+    batches: Sequence[tuple[Any, ...]],
+) -> np.ndarray:
+    """float64 ``[tasks, variants]``: squared relative deviations; absolute where all outputs are zero."""
+    execution = Execution(structure, Masking(structure, keep))
+    maskings = [Masking(structure, each.keep) for each in variants]
+    size = np.zeros(len(structure.tasks))
+    finite = np.zeros(len(structure.tasks), dtype=bool)
+    off = np.zeros((len(structure.tasks), len(variants)))
+    for batch in batches:
+        values = execution.values(state, batch)
+        wanted = execution.outputs(values)
+        usable = {task: [each.isfinite() for each in found] for task, found in wanted.items()}
+        size += [_squares(wanted[task], usable[task]) for task in structure.tasks]
+        finite |= [not found or any(each.any() for each in found) for found in usable.values()]
+        for number, (variant, masking) in enumerate(zip(variants, maskings, strict=True)):
+            given = execution.variant(values, state, variant.changed, masking, batch)
+            off[:, number] += [_squares(wanted[task], usable[task], given[task]) for task in structure.tasks]
+    for task, any_finite in zip(structure.tasks, finite, strict=True):
+        if not any_finite:
+            raise BatchError(
+                f"task {task!r}: the network's output holds no finite number on these examples, so that no "
+                "damage can be measured. Pass inputs that the model was made for."
+            )
+    relative = off / np.where(size > 0, size, 1.0)[:, None]
+    damage: np.ndarray = np.nan_to_num(relative, nan=_MOST, posinf=_MOST)
+    return damage
+
+
+def _squares(
+    wanted: Sequence[Tensor], usable: Sequence[Tensor], given: Sequence[Tensor] | None = None
+) -> float:
+    """The sum of squares of ``wanted``, or of what ``given`` is off, where ``usable``."""
+    total = 0.0
+    for number, (tensor, where) in enumerate(zip(wanted, usable, strict=True)):
+        off = tensor if given is None else tensor - given[number]
+        off = off if bool(where.all()) else off[where]
+        wide = torch.promote_types(off.dtype, torch.float64)
+        total += float(torch.linalg.vector_norm(off, dtype=wide)) ** 2
+    return total
+
+
+def _saliency(
+    groups: Sequence[ChannelGroup],
+    tasks: Sequence[str],
+    curves: Sequence[Curve],
+    scores: Tensor,
+    keep: Tensor,
+) -> Tensor:
+    """Curves as scores of units: damage is read off over the scores' cumulative sum, in each task's order.
+
+    Of what is read off the lower convex hull counts, because the units of a group go in an order: the
+    thresholds of a ranking are Lagrange multipliers, and only the corners of a hull are met by one (Shoham
+    and Gersho, IEEE TASSP 1988).
+    """
+    result = torch.zeros_like(scores)
+    for group, curve in zip(groups, curves, strict=True):
+        on = keep[group.slice].nonzero()[:, 0] + group.start
+        joint = _joint(scores, on)
+        for row, task in enumerate(tasks):
+            if task not in group.reach:
+                continue
+            own = on[scores[row, on].argsort(stable=True)]
+            together = np.concatenate([[0.0], scores[row, joint].numpy().cumsum()])
+            alone = np.concatenate([[0.0], scores[row, own].numpy().cumsum()])
+            removed = np.array(curve.removed, dtype=np.int64)
+            damage = _read_off(alone, together[removed], np.array(curve.damage[row]))
+            result[row, own] = torch.from_numpy(_marginals(damage))
+    return result
+
+
+def _read_off(at: np.ndarray, known: np.ndarray, damage: np.ndarray) -> np.ndarray:
+    """``damage`` at each of ``at``, from its values at ``known``: piecewise a power, in proportion beyond."""
+    if not len(known):
+        return at.copy()
+    x = np.log(np.maximum(known, _LEAST))
+    y = np.log(np.maximum.accumulate(np.maximum(damage, _LEAST)))
+    wanted = np.log(np.maximum(at, _LEAST))
+    found = np.interp(wanted, x, y) + np.minimum(wanted - x[0], 0) + np.maximum(wanted - x[-1], 0)
+    result: np.ndarray = np.maximum.accumulate(np.exp(found))
+    result[0] = 0.0
+    return result
+
+
+def _marginals(damage: np.ndarray) -> np.ndarray:
+    """The steps of the largest convex curve below ``damage``; each a little larger than the one before."""
+    corners = [0]
+    for place in range(1, len(damage)):
+        corners.append(place)
+        while len(corners) > 2:
+            a, b, c = corners[-3:]
+            if (damage[b] - damage[a]) * (c - b) < (damage[c] - damage[b]) * (b - a):
+                break
+            corners.pop(-2)
+    steps = np.concatenate(
+        [np.full(b - a, (damage[b] - damage[a]) / (b - a)) for a, b in itertools.pairwise(corners)]
+        or [np.zeros(0)]
+    )
+    return np.asarray(steps * (1 + 1e-9 * np.arange(len(steps))))

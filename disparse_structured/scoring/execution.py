@@ -1,0 +1,157 @@
+"""The masked network on one batch, with every value kept, so that variants compute only what differs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from disparse_structured.graph.capture import own_copy
+from disparse_structured.graph.effects import Effects
+from disparse_structured.graph.schedule import last_uses, schedule
+from disparse_structured.structure import Structure
+from disparse_structured.verification.twin import Masking
+
+Values = dict[fx.Node, Any]
+State = Mapping[str, Tensor]
+Outputs = dict[str, list[Tensor]]
+
+
+class Execution:
+    """Runs the graph of ``structure`` masked by ``masking``; what writes to its input gets a copy of it."""
+
+    def __init__(self, structure: Structure, masking: Masking) -> None:
+        self.capture = structure.capture
+        self._masking = masking
+        self._steps = [node for step in schedule(self.capture, ()) for node in step]
+        self._last = last_uses(self.capture, [(node,) for node in self._steps])
+        effects = Effects.of(self.capture.graph)
+        self._writers = set(effects.readers)
+        self._bases = effects.bases
+        self._apart = _apart(self.capture.graph, self._steps, self._writers, self._bases)
+
+    def values(self, state: State, inputs: tuple[Any, ...]) -> Values:
+        """Every operator's result, for :meth:`outputs` and :meth:`variant`."""
+        values = self.capture.given(state, inputs)
+        with torch.no_grad():
+            for node in self._steps:
+                values[node] = self._call(node, values, state, self._masking, copying=self._apart)
+        return values
+
+    def walk(self, state: State, inputs: tuple[Any, ...], see: Callable[[fx.Node, Values], None]) -> None:
+        """Calls ``see`` before each operator with what is there; results go after their last use."""
+        values = self.capture.given(state, inputs)
+        with torch.no_grad():
+            for node, finished in zip(self._steps, self._last, strict=True):
+                see(node, values)
+                values[node] = self._call(node, values, state, self._masking)
+                for each in finished:
+                    values.pop(each, None)
+
+    def argument(self, node: fx.Node, values: Values, state: State, position: int = 0) -> Any:
+        """What ``node`` reads there, masked."""
+        return self._arguments(node, values, state, self._masking)[0][position]
+
+    def variant(
+        self, values: Values, state: State, changed: State, masking: Masking, inputs: tuple[Any, ...]
+    ) -> Outputs:
+        """The tasks' outputs under another mask, and with tensors of ``changed`` in place of ``state``'s."""
+        named = self.capture.tensors
+        apart = masking.differs(self._masking)
+        state = {**state, **changed}
+        own: Values = {} if self._apart else self.capture.given(state, inputs)
+        known = values if self._apart else {}
+        stale: set[fx.Node] = set()
+        both = _Overlay(known, own)
+        with torch.no_grad():
+            for node, finished in zip(self._steps, self._last, strict=True):
+                touched = node.name in apart or any(
+                    named.get(each.name) in changed or each in stale for each in node.all_input_nodes
+                )
+                if touched or not self._apart:
+                    # What is remembered must not be written to; memory of the variant's own may be.
+                    copying = self._apart and self._bases[node] not in stale
+                    own[node] = self._call(node, both, state, masking, copying)
+                    stale.add(node)
+                for each in finished:
+                    if each in stale:
+                        own.pop(each, None)
+        return self.outputs(both)
+
+    def outputs(self, values: Mapping[fx.Node, Any]) -> Outputs:
+        """The tasks' tensors of real or complex numbers."""
+        found = self.capture.task_outputs(self.capture.outputs)
+        return {
+            task: [
+                values[node]
+                for node in nodes
+                if isinstance(node, fx.Node)
+                and (values[node].is_floating_point() or values[node].is_complex())
+            ]
+            for task, nodes in found.items()
+        }
+
+    def _call(
+        self,
+        node: fx.Node,
+        values: Mapping[fx.Node, Any],
+        state: State,
+        masking: Masking,
+        copying: bool = False,
+    ) -> Any:
+        if node.op == "get_attr":
+            return getattr(self.capture.module, str(node.target))
+        args, kwargs = self._arguments(node, values, state, masking)
+        if copying and node in self._writers:
+            args[0] = own_copy(args[0])
+        return masking.target(node)(*args, **kwargs)
+
+    def _arguments(
+        self, node: fx.Node, values: Mapping[fx.Node, Any], state: State, masking: Masking
+    ) -> tuple[list[Any], dict[str, Any]]:
+        def value(each: fx.Node) -> Any:
+            name = self.capture.tensors.get(each.name)
+            return values[each] if name is None else state[name]
+
+        return masking.arguments(node, value)
+
+
+class _Overlay(Mapping[fx.Node, Any]):
+    """``over`` where it has a value, else ``under``."""
+
+    def __init__(self, under: Values, over: Values) -> None:
+        self._under, self._over = under, over
+
+    def __getitem__(self, node: fx.Node) -> Any:
+        return self._over[node] if node in self._over else self._under[node]
+
+    def __iter__(self) -> Any:
+        return iter({**self._under, **self._over})
+
+    def __len__(self) -> int:
+        return len({**self._under, **self._over})
+
+
+def _apart(
+    graph: fx.Graph, steps: Sequence[fx.Node], writers: set[fx.Node], bases: Mapping[fx.Node, fx.Node]
+) -> bool:
+    """Whether operators that write get by with copies: nobody reads the memory by its old name afterwards."""
+    place = {node: number for number, node in enumerate(graph.nodes)}
+    # What a node is after, by way of views and of writes, each to the one before.
+    past: dict[fx.Node, frozenset[fx.Node]] = {}
+    for node in graph.nodes:
+        before = [past[each] for each in node.all_input_nodes if bases[each] is bases[node]]
+        past[node] = frozenset({node}).union(*before)
+    written: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for writer in writers:
+        written[bases[writer]].append(writer)
+    return all(
+        writer in past[each]
+        for node in steps
+        for each in node.all_input_nodes
+        for writer in written.get(bases[each], ())
+        if place[writer] < place[node]
+    )

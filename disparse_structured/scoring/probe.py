@@ -1,0 +1,323 @@
+"""The probe: what a criterion may ask of a model, a structure and data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from disparse_structured.data.arguments import arguments, described, examples
+from disparse_structured.data.batches import Inputs, batch_size, batches, to_device
+from disparse_structured.data.modes import evaluating
+from disparse_structured.data.randomness import Isolation, generator, signs
+from disparse_structured.errors import BatchError, DisparseError, PlanError
+from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.scoring.derivatives import backpropagate, hessian_diagonal
+from disparse_structured.scoring.gates import (
+    Factor,
+    Gate,
+    Read,
+    Recorder,
+    gated,
+    reads,
+    twice_differentiable,
+)
+from disparse_structured.scoring.objectives import Packing, Projections, labelled, squared_distance
+from disparse_structured.structure import Structure
+from disparse_structured.structure.analysis import check_described
+from disparse_structured.structure.at_shape import PerShape
+
+T = TypeVar("T")
+_Run = Callable[[tuple[Any, ...]], dict[str, tuple[torch.Tensor, ...]]]
+
+
+@dataclass(frozen=True, eq=False)
+class GateGradients:
+    """Gradients of one task by the gates.
+
+    Args:
+        task: the task's row.
+        values: float64 ``[rows, units]`` on the CPU. Each row is the gradient of one sample's own loss,
+            or of the mean loss of a batch. A unit the task does not reach has 0.
+        weight: how many samples each row stands for, divided by the number of projections.
+    """
+
+    task: int
+    values: torch.Tensor
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class GateCurvature:
+    """An estimate of the second derivatives of one task's mean loss over a batch of ``weight`` samples.
+
+    ``diagonal`` is float64 ``[units]`` on the CPU.
+    """
+
+    task: int
+    diagonal: torch.Tensor
+    weight: float
+
+
+@dataclass(eq=False)
+class Probe:
+    """A model, its structure and data, for a criterion to look at; see :func:`measure` for the arguments.
+
+    ``batches`` and ``samples`` count what the last pass through the data read.
+    """
+
+    model: nn.Module
+    structure: Structure
+    data: Iterable[Any] | None = None
+    inputs: Inputs | None = None
+    seed: int = 0
+    projections: int = 1
+    max_batches: int | None = None
+    progress: bool = False
+    keep: torch.Tensor | None = None
+    batches: int = field(default=0, init=False)
+    samples: int = field(default=0, init=False)
+    notes: tuple[str, ...] = field(default=(), init=False)
+
+    def __post_init__(self) -> None:
+        if self.projections < 1 or (self.max_batches is not None and self.max_batches < 1):
+            raise ValueError(
+                f"projections={self.projections}, max_batches={self.max_batches}: both must be at least 1."
+            )
+        units = self.structure.units
+        self._kept = torch.ones(units, dtype=torch.bool) if self.keep is None else self.keep.cpu()
+        if self._kept.dtype != torch.bool or self._kept.shape != (units,):
+            raise PlanError(
+                f"keep is {self._kept.dtype} {list(self._kept.shape)}, expected torch.bool [{units}]: "
+                "one entry per unit of the structure, True = keep."
+            )
+        tensors, _ = named_tensors(self.model)
+        self._state = {name: tensor.detach() for name, tensor in tensors.items()}
+        check_described(self._state, self.structure)
+        floating = [tensor for tensor in self._state.values() if tensor.is_floating_point()]
+        # A task reaches at least one parameter, so there is one.
+        self._device, self._dtype = floating[0].device, floating[0].dtype
+        self._packings: dict[str, Packing] = {}
+
+    def zeros(self) -> torch.Tensor:
+        """float64 ``[tasks, units]`` of zeros on the CPU."""
+        return torch.zeros(self.structure.reach.shape, dtype=torch.float64)
+
+    def average(self, of: Callable[[torch.Tensor], torch.Tensor], per_sample: bool = True) -> torch.Tensor:
+        """float64 ``[tasks, units]``: the mean over the samples of ``of(gate gradients)``, in one pass."""
+        total = self.zeros()
+        for found in self.gate_gradients(per_sample):
+            total[found.task] += found.weight * of(found.values).sum(dim=0)
+        return total / max(self.samples, 1)
+
+    def gate_gradients(self, per_sample: bool = True) -> Iterator[GateGradients]:
+        """One pass through the data: for each batch one forward pass, for each task one backward pass.
+
+        A backward pass computes gradients by what layers read, none by weights. The loss of a task is
+        taken to be a mean over the samples of a batch of B: with ``per_sample``, a sample's own loss is
+        B times its share. For label-free tasks, ``projections`` passes each.
+
+        If the graph does not tell to which example a position of some read belongs (an operator without
+        a rule, say), examples are run one at a time, and ``notes`` says so.
+        """
+
+        def prepare(structure: Structure) -> tuple[_Run, Recorder, Read | None]:
+            found = reads(structure)
+            recorder = Recorder(structure.units, [read.layer for read in found], self._device)
+            gates = {read: Gate(number, read, recorder, self._kept) for number, read in enumerate(found)}
+            return self._runner(structure, gated(structure, gates, self._kept)), recorder, _unknown(found)
+
+        prepared = PerShape(self.model, self.structure, prepare)
+        projections = Projections(self.seed)
+
+        def gradients(batch: Any, inputs: tuple[Any, ...]) -> Iterator[GateGradients]:
+            size = batch_size(inputs)
+            run, recorder, unknown = prepared(inputs)
+            if per_sample and size > 1 and unknown is not None:
+                yield from self._one_at_a_time(batch, size, unknown, gradients)
+                return
+            rows = size if per_sample else 1
+            yield from self._backward(batch, size, run(inputs), recorder, projections, rows)
+
+        return self._stream(gradients)
+
+    def curvatures(self, directions: int) -> Iterator[GateCurvature]:
+        """One pass through the data: for each batch and task the mean of ``v * (H v)`` over ``directions``.
+
+        ``H`` is the Hessian of the batch's loss by the gates, ``v`` a vector of random signs; the mean
+        over ``v`` is H's diagonal. Every example has gates and signs of its own, so that a batch of B
+        averages over B vectors for the price of one (examples run one at a time as in
+        :meth:`gate_gradients`). Of a label-free task, the loss is half the mean squared distance of its
+        output from itself, so that ``H`` is the Gauss-Newton matrix.
+        """
+        held: dict[str, torch.Tensor] = {}
+
+        def prepare(structure: Structure) -> tuple[_Run, Read | None]:
+            found = reads(structure)
+            factors = {read: Factor(read, lambda: held["gates"]) for read in found}
+            module = gated(structure, factors, self._kept, twice_differentiable(structure))
+            return self._runner(structure, module), _unknown(found)
+
+        prepared = PerShape(self.model, self.structure, prepare)
+        source = generator(self.seed, "directions")
+
+        def curvatures(batch: Any, inputs: tuple[Any, ...]) -> Iterator[GateCurvature]:
+            size = batch_size(inputs)
+            run, unknown = prepared(inputs)
+            if size > 1 and unknown is not None:
+                yield from self._one_at_a_time(batch, size, unknown, curvatures)
+                return
+            gates = self._kept.to(self._device, self._dtype).repeat(size, 1)
+            held["gates"] = gates.requires_grad_()
+            with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
+                outputs = run(inputs)
+            for row, task in enumerate(self.structure.task_objects):
+                if task.loss is None:
+                    objective = squared_distance(task, outputs[task.name], size)
+                else:
+                    objective = labelled(task, self._packings[task.name], outputs[task.name], batch)
+                drawn = signs(source, directions * size, self.structure.units).to(gates)
+                diagonal = hessian_diagonal(task, objective, gates, drawn.view(directions, size, -1))
+                yield GateCurvature(row, diagonal.cpu().double(), size)
+
+        return self._stream(curvatures)
+
+    def _stream(self, of: Callable[[Any, tuple[Any, ...]], Iterator[T]]) -> Iterator[T]:
+        """``of`` every batch and its inputs, item by item; the caller runs on the user's random states."""
+        if self.data is None:
+            raise BatchError(
+                "the criterion needs data, and none was given. "
+                "Pass data=, an iterable of batches, or use Magnitude() or Random()."
+            )
+        isolation = Isolation(self.seed, self._device)
+        self.batches = self.samples = 0
+        with self._bar() as advance:
+            stream = self._read(of)
+            while True:
+                with isolation, torch.inference_mode(False), torch.enable_grad():
+                    item = next(stream, _END)
+                if item is _END:
+                    return
+                if item is None:
+                    advance()
+                else:
+                    yield item  # type: ignore[misc]
+
+    def _read(self, of: Callable[[Any, tuple[Any, ...]], Iterator[T]]) -> Iterator[T | None]:
+        """``of`` every batch and its inputs, and None after each batch."""
+        assert self.data is not None
+        for batch in islice(batches(self.data), self.max_batches):
+            batch = to_device(batch, self._device, self._dtype)
+            if not self._packings:
+                self._packings = self._pack()
+            inputs = arguments(self.model, batch, self.inputs)
+            yield from of(batch, inputs)
+            self.batches += 1
+            self.samples += batch_size(inputs)
+            yield None
+
+    def _runner(self, structure: Structure, module: fx.GraphModule) -> _Run:
+        """Runs ``module``, made from the graph of ``structure``, with the model's tensors."""
+
+        def run(inputs: tuple[Any, ...]) -> dict[str, tuple[torch.Tensor, ...]]:
+            try:
+                return structure.capture.run(self._state, inputs, module)
+            except (DisparseError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                raise BatchError(
+                    f"{type(self.model).__name__} refuses a batch with inputs {described(inputs)}: "
+                    f"{type(error).__name__}: {error}. Change what the loader yields, or pass inputs=, a "
+                    "function from a batch to forward's arguments."
+                ) from error
+
+        return run
+
+    def _backward(
+        self,
+        batch: Any,
+        size: int,
+        outputs: dict[str, tuple[torch.Tensor, ...]],
+        recorder: Recorder,
+        projections: Projections,
+        rows: int,
+    ) -> Iterator[GateGradients]:
+        """One backward pass for each task and projection over one graph, freed by the last."""
+        passes = [
+            (row, task, number)
+            for row, task in enumerate(self.structure.task_objects)
+            for number in range(self.projections if task.loss is None else 1)
+        ]
+        for row, task, number in passes:
+            if task.loss is None:
+                objective = projections(task, number, outputs[task.name], size)
+            else:
+                objective = labelled(task, self._packings[task.name], outputs[task.name], batch)
+            recorder.clear(rows, rows > 1)
+            backpropagate(task, objective, recorder, retain=(row, task, number) != passes[-1])
+            # Each sample's own loss is the batch's size times its share of the mean.
+            values = recorder.gradients.cpu().double() * rows
+            weight = size / rows / (self.projections if task.loss is None else 1)
+            yield GateGradients(row, values, weight)
+
+    def _pack(self) -> dict[str, Packing]:
+        """Learns from one example input what the loss of each task that has one expects."""
+        tasks = [task for task in self.structure.task_objects if task.loss is not None]
+        if not tasks:
+            return {}
+        inputs = to_device(self.structure.example_inputs, self._device, self._dtype)
+        with evaluating(self.model), torch.no_grad():
+            try:
+                output = self.model(*next(examples(inputs, batch_size(inputs))))
+            except Exception:  # some networks take no batch of one
+                output = self.model(*inputs)
+        return {task.name: Packing(task, output) for task in tasks}
+
+    def _one_at_a_time(
+        self, batch: Any, size: int, read: Read, of: Callable[[Any, tuple[Any, ...]], Iterator[T]]
+    ) -> Iterator[T]:
+        """``of`` every example of ``batch`` as a batch of its own, because of ``read``."""
+        note = (
+            f"examples were run one at a time: at the input of {read.layer!r} the graph does not say to "
+            "which example of a batch a position belongs"
+        )
+        if note not in self.notes:
+            self.notes = (*self.notes, note)
+        for example in examples(batch, size):
+            yield from of(example, arguments(self.model, example, self.inputs))
+
+    @contextmanager
+    def _bar(self) -> Iterator[Callable[[], None]]:
+        if not (self.progress and sys.stderr.isatty()):
+            yield lambda: None
+            return
+        total = _length(self.data)
+        if total is not None and self.max_batches is not None:
+            total = min(total, self.max_batches)
+        with Progress(console=Console(stderr=True), transient=True) as shown:
+            line = shown.add_task("saliency", total=total)
+            yield lambda: shown.advance(line)
+
+
+_END = object()
+
+
+def _unknown(found: Sequence[Read]) -> Read | None:
+    """A read at which the graph does not say which position belongs to which example."""
+    return next((read for read in found if read.sample is None), None)
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:
+        return None

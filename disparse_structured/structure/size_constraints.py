@@ -1,0 +1,293 @@
+"""Do the numbers that ``forward`` computes with follow the widths of a pruned network?
+
+Each literal of the graph has an expression (where it came from) and the labels it counts. An attribute
+takes the new count; an expression of sizes must come out right by itself, or under a count constraint.
+Where neither holds, the labels stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from disparse_structured.graph.provenance import Arithmetic, Attribute, Expression, Size
+from disparse_structured.structure.labels import FROZEN, Axis, FreezeRecord, Value
+from disparse_structured.structure.tracing import Literal, Trace
+
+
+@dataclass(frozen=True)
+class Count:
+    """``fixed`` positions plus ``times`` for each class that stays: ``fixed + sum(times * kept)``."""
+
+    fixed: int
+    classes: tuple[tuple[int, int], ...] = ()
+
+    def scaled(self, factor: int) -> Count:
+        """``factor`` times this count."""
+        return Count(self.fixed * factor, tuple((each, times * factor) for each, times in self.classes))
+
+    def plus(self, other: Count, sign: int = 1) -> Count:
+        """The sum, or with ``sign`` -1 the difference."""
+        total = dict(self.classes)
+        for each, times in other.classes:
+            total[each] = total.get(each, 0) + sign * times
+        kept = tuple(sorted((each, times) for each, times in total.items() if times))
+        return Count(self.fixed + sign * other.fixed, kept)
+
+    def divided(self, divisor: int) -> Count | None:
+        """The exact quotient; None if there is a remainder."""
+        numbers = [self.fixed, *(times for _, times in self.classes)]
+        if divisor == 0 or any(number % divisor for number in numbers):
+            return None
+        return Count(self.fixed // divisor, tuple((each, times // divisor) for each, times in self.classes))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A count constraint: ``numerator == factor * denominator``."""
+
+    numerator: Count
+    denominator: Count
+    factor: int
+    reason: str
+
+
+@dataclass
+class Numbers:
+    """What :func:`follow` finds: attributes and the labels they count, constraints, labels that must stay."""
+
+    attributes: dict[Attribute, np.ndarray] = field(default_factory=dict)
+    ratios: list[Ratio] = field(default_factory=list)
+    freezes: list[FreezeRecord] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Solver:
+    classes: np.ndarray
+    frozen: np.ndarray
+    annotated: dict[int, Value]
+    current: Callable[[Attribute], int]
+    atoms: np.ndarray
+    """int64 ``[classes]``: one atom of each class."""
+
+    def labels(self, count: Count) -> np.ndarray:
+        """Labels of which there are ``count``."""
+        parts = [
+            np.full(count.fixed, FROZEN),
+            *(np.full(times, self.atoms[each]) for each, times in count.classes),
+        ]
+        return np.concatenate(parts)
+
+    def count(self, labels: np.ndarray) -> Count:
+        classes = self.classes[labels]
+        fixed = (labels == FROZEN) | self.frozen[classes]
+        values, times = np.unique(classes[~fixed], return_counts=True)
+        return Count(int(fixed.sum()), tuple(zip(values.tolist(), times.tolist(), strict=True)))
+
+    def evaluate(self, expression: Expression, assigned: dict[Attribute, Count]) -> Count | None:
+        """The expression's value in terms of surviving classes; None if it is not linear in them."""
+        if isinstance(expression, int):
+            return Count(int(expression))
+        if isinstance(expression, Attribute):
+            return assigned.get(expression) or Count(self.current(expression))
+        if isinstance(expression, Size):
+            value = self.annotated.get(expression.value)
+            return None if value is None else self.count(value[expression.dim].atoms())
+        left, right = (self.evaluate(side, assigned) for side in (expression.left, expression.right))
+        if left is None or right is None:
+            return None
+        if expression.symbol in "+-":
+            return left.plus(right, 1 if expression.symbol == "+" else -1)
+        if expression.symbol == "*":
+            if not left.classes:
+                return right.scaled(left.fixed)
+            return left.scaled(right.fixed) if not right.classes else None
+        if not right.classes:
+            if not left.classes:
+                return Count(left.fixed // right.fixed) if right.fixed else None
+            return left.divided(right.fixed)
+        return _quotient(left, right)
+
+    def solve(
+        self, expression: Expression, required: Count, assigned: dict[Attribute, Count]
+    ) -> tuple[Attribute, Count] | None:
+        """The attribute, not assigned yet, whose count makes ``expression`` come out as ``required``."""
+        if isinstance(expression, Attribute):
+            least = min([required.fixed, *(times for _, times in required.classes)])
+            return None if expression in assigned or least < 0 else (expression, required)
+        if not isinstance(expression, Arithmetic):
+            return None
+        for side, other in ((expression.left, expression.right), (expression.right, expression.left)):
+            value = self.evaluate(other, assigned)
+            wanted = None if value is None else _undone(expression, side is expression.left, required, value)
+            found = None if wanted is None else self.solve(side, wanted, assigned)
+            if found is not None:
+                return found
+        return None
+
+    def ratio(self, literal: Literal, required: Count, assigned: dict[Attribute, Count]) -> Ratio | None:
+        """The count constraint under which ``literal`` comes out right, if it is a ratio.
+
+        Either ``a // b`` must stay the constant it is (``a == constant * b``), or the size of one thing
+        is used for another (``a == b``).
+        """
+        expression, factor = literal.expression, 1
+        left: Count | None = self.evaluate(expression, assigned)
+        right: Count | None = required
+        reason = "forward uses the width of one for the other"
+        if not required.classes:
+            if not isinstance(expression, Arithmetic) or expression.symbol != "//":
+                return None
+            factor, reason = required.fixed, f"forward computes {required.fixed} as a quotient of the two"
+            left, right = (self.evaluate(side, assigned) for side in (expression.left, expression.right))
+        if left is None or right is None:
+            return None
+        return _comparable(left, right, factor, reason)
+
+
+def _labels_of(
+    expression: Expression, annotated: dict[int, Value], attributes: dict[Attribute, np.ndarray]
+) -> list[np.ndarray]:
+    if isinstance(expression, Attribute):
+        return [attributes[expression]] if expression in attributes else []
+    if isinstance(expression, Size):
+        value = annotated.get(expression.value)
+        axis = Axis(0) if value is None else value[expression.dim]
+        return [axis.atoms()]
+    if isinstance(expression, Arithmetic):
+        return [
+            labels
+            for side in (expression.left, expression.right)
+            for labels in _labels_of(side, annotated, attributes)
+        ]
+    return []
+
+
+def freeze_reals(trace: Trace) -> None:
+    """Freezes the widths that ``forward`` computes real numbers from: a scale would be another one."""
+    attributes: dict[Attribute, np.ndarray] = {}
+    for literal in trace.literals:
+        if isinstance(counted := literal.expression, Attribute):
+            labels = attributes.get(counted, np.empty(0, dtype=np.int64))
+            attributes[counted] = np.concatenate([labels, literal.labels])
+    for expression in trace.capture.reals:
+        module = expression.module if isinstance(expression, Attribute) else ""
+        for labels in _labels_of(expression, trace.annotated, attributes):
+            trace.labels.freeze(labels, "forward computes a real number from the width", "", module)
+
+
+def _undone(expression: Arithmetic, left: bool, required: Count, value: Count) -> Count | None:
+    """What one side of ``expression`` must be, the ``left`` or the right, where the other is ``value``."""
+    if expression.symbol == "+":
+        return required.plus(value, -1)
+    if expression.symbol == "-":
+        return required.plus(value) if left else value.plus(required, -1)
+    if value.classes:
+        return None
+    if expression.symbol == "*":
+        return required.divided(value.fixed)
+    return required.scaled(value.fixed) if left else None
+
+
+def _comparable(left: Count, right: Count, factor: int, reason: str) -> Ratio | None:
+    """``left == factor * right`` as a constraint; None if one of them has fixed positions, or only these."""
+    if left.fixed or right.fixed or not left.classes or not right.classes:
+        return None
+    return Ratio(left, right, factor, reason)
+
+
+def _quotient(left: Count, right: Count) -> Count | None:
+    """``left // right`` where left is a constant multiple of right."""
+    (each, times), *_ = right.classes
+    factor, rest = divmod(dict(left.classes).get(each, 0), times)
+    return Count(factor) if rest == 0 and right.scaled(factor) == left else None
+
+
+def follow(
+    literals: Iterable[Literal],
+    classes: np.ndarray,
+    frozen: np.ndarray,
+    annotated: dict[int, Value],
+    current: Callable[[Attribute], int],
+) -> Numbers:
+    """Settles every literal; ``current`` reads an attribute of the dense model.
+
+    Freezing one label can undo another literal's match, so this repeats until nothing changes; each
+    round freezes at least one more class.
+    """
+    frozen = frozen.copy()
+    literals = list(literals)
+    freezes: list[FreezeRecord] = []
+    _, atoms = np.unique(classes, return_index=True)
+    while True:
+        solver = _Solver(classes, frozen, annotated, current, atoms)
+        numbers = Numbers(freezes=freezes)
+        failed = list(_settle(solver, literals, numbers))
+        if not failed:
+            return numbers
+        for record in failed:
+            frozen[classes[record.atoms]] = True
+        freezes.extend(failed)
+
+
+def _settle(solver: _Solver, literals: list[Literal], numbers: Numbers) -> Iterable[FreezeRecord]:
+    assigned: dict[Attribute, Count] = {}
+    for literal in literals:
+        attribute = literal.expression
+        if not isinstance(attribute, Attribute):
+            continue
+        count = solver.count(literal.labels)
+        if attribute in assigned and assigned[attribute] != count:
+            reason = f"{attribute.module}.{attribute.name} counts two different things"
+            ratio = _comparable(assigned[attribute], count, 1, reason)
+            if ratio is None:
+                yield from _freeze(solver, literal, [literal.labels, numbers.attributes[attribute]], reason)
+            else:
+                numbers.ratios.append(ratio)
+        assigned.setdefault(attribute, count)
+        numbers.attributes.setdefault(attribute, literal.labels)
+    _solve_rest(solver, literals, numbers, assigned)
+    for literal in literals:
+        if isinstance(literal.expression, Attribute):
+            continue
+        required = solver.count(literal.labels)
+        if solver.evaluate(literal.expression, assigned) == required:
+            continue
+        ratio = solver.ratio(literal, required, assigned)
+        if ratio is not None:
+            numbers.ratios.append(ratio)
+            continue
+        labels = [literal.labels, *_labels_of(literal.expression, solver.annotated, numbers.attributes)]
+        reason = "a number in forward does not follow the width"
+        if isinstance(literal.expression, int):
+            reason = f"forward hard-codes the number {literal.expression}"
+        yield from _freeze(solver, literal, labels, reason)
+
+
+def _solve_rest(
+    solver: _Solver, literals: list[Literal], numbers: Numbers, assigned: dict[Attribute, Count]
+) -> None:
+    """Attributes that ``forward`` only computes with (``batch * heads``) take what makes that come out right.
+
+    The first literal that asks decides; where others ask for something else, they do not come out right.
+    """
+    for literal in literals:
+        required = solver.count(literal.labels)
+        if not required.classes or solver.evaluate(literal.expression, assigned) == required:
+            continue
+        found = solver.solve(literal.expression, required, assigned)
+        if found is not None:
+            attribute, count = found
+            assigned[attribute] = count
+            numbers.attributes[attribute] = solver.labels(count)
+
+
+def _freeze(
+    solver: _Solver, literal: Literal, labels: list[np.ndarray], reason: str
+) -> Iterable[FreezeRecord]:
+    atoms = np.unique(np.concatenate(labels))
+    atoms = atoms[(atoms != FROZEN) & ~solver.frozen[solver.classes[atoms]]]
+    if atoms.size:
+        yield FreezeRecord(atoms, reason, literal.operator, literal.module, number=True)

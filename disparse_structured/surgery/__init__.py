@@ -1,0 +1,1 @@
+"""From a plan to a smaller network: module, exported graph, weight masks, extraction, saving."""

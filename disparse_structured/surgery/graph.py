@@ -1,0 +1,170 @@
+"""Applies a plan to the exported graph: the result for models whose own ``forward`` cannot follow.
+
+The integers that ``forward`` computes with are literals of the graph, so that all of them can be written
+anew. What comes back runs, trains and exports like any module; it is not the user's class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from disparse_structured.data.batches import take
+from disparse_structured.decision.plan import Plan
+from disparse_structured.errors import DisparseError, PlanError, VerificationError
+from disparse_structured.graph.capture import own_copy
+from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.structure import Structure
+from disparse_structured.structure.analysis import analyse_like, check_described
+from disparse_structured.surgery.forms import check_form
+from disparse_structured.surgery.pruned_graph import PrunedGraph
+from disparse_structured.verification.copy import TOLERANCES, Outputs, Specimen, difference
+from disparse_structured.verification.twin import masked_twin
+from disparse_structured.verification.verifier import Proof, objection_to
+
+
+@dataclass(frozen=True)
+class GraphOperation:
+    """What :func:`apply_graph` hands back.
+
+    ``proof`` is None if verification was switched off.
+    """
+
+    model: PrunedGraph
+    plan: Plan
+    proof: Proof | None
+
+
+def apply_graph(model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = True) -> GraphOperation:
+    """Removes what ``plan`` removes from the exported graph of ``model``, which stays as it is.
+
+    ``structure`` is of either form: with ``form="graph"`` more can be removed; with ``form="module"`` the
+    groups that :func:`~disparse_structured.surgery.module.apply` refused can be removed after all.
+
+    With ``verify`` the result is compared with the masked twin in float64 before it is handed back, and
+    takes batches of any size if it proved to be right on one of another size as well; otherwise it takes
+    batches as large as that of the structure's example inputs.
+
+    Raises:
+        PlanError: the plan is not for this model, or for the other form of it.
+        VerificationError: the result differs from the twin.
+    """
+    check_form(plan, structure)
+    keep = plan.keep(structure)
+    check_described(named_tensors(model)[0], structure)
+    proof, wide = _proven(model, structure, keep) if verify else (None, None)
+    pruned = PrunedGraph(model, wide or structure, keep, any_batch=wide is not None)
+    return GraphOperation(pruned, plan, proof)
+
+
+def rebuild_graph(
+    model: nn.Module, plan: Plan, structure: Structure, *, examples: int, any_batch: bool
+) -> PrunedGraph:
+    """The graph that :func:`apply_graph` made of ``plan`` earlier, as it said of itself; nothing is proven.
+
+    Raises:
+        PlanError: the plan is not for this structure, or its example inputs are of another batch.
+    """
+    keep = plan.keep(structure)
+    made_from: Structure | None = structure
+    if any_batch and structure.resizing.batch < examples:
+        made_from = _with_two_examples(model, structure)
+    if made_from is None or made_from.resizing.batch != examples:
+        raise PlanError(
+            f"the graph was exported with {examples} examples, and the example inputs hold "
+            f"{structure.resizing.batch}. Pass those that the model was pruned with."
+        )
+    return PrunedGraph(model, made_from, keep, any_batch=any_batch)
+
+
+def _proven(model: nn.Module, structure: Structure, keep: torch.Tensor) -> tuple[Proof, Structure | None]:
+    """That the pruned graph is the masked twin; and the structure from which it is so with any batch."""
+    specimen = Specimen.of(model, structure)
+    twin = masked_twin(specimen.structure, keep)
+
+    def expected(inputs: tuple[Any, ...]) -> Outputs:
+        return specimen.run(inputs, twin)
+
+    try:
+        fixed = _runner(specimen, specimen.structure, keep, any_batch=False)
+        deviation = specimen.deviation(fixed, expected)
+        found = objection_to(deviation, specimen.dtype)
+    except VerificationError:
+        raise
+    except Exception as error:
+        found = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if found is not None:
+        raise VerificationError(
+            f"the pruned graph of {type(model).__name__} is not the masked twin: {found}. Your model is "
+            "unchanged. If its forward draws random numbers in eval mode, make it repeatable; otherwise "
+            "please report this model."
+        )
+    proof = Proof(str(specimen.dtype), TOLERANCES[specimen.dtype], deviation)
+    if _takes_other_batches(specimen, specimen.structure, keep, expected):
+        return proof, structure
+    twice = _with_two_examples(specimen.model, specimen.structure)
+    if twice is not None and _takes_other_batches(specimen, twice, keep, expected):
+        return proof, _with_two_examples(model, structure)
+    return proof, None
+
+
+def _with_two_examples(model: nn.Module, structure: Structure) -> Structure | None:
+    """The structure with a batch of two, which shows what is the batch, if ``structure`` has one of one."""
+    if structure.resizing.batch != 1:
+        return None
+    inputs = pytree.tree_map(lambda leaf: _longer(leaf, 1), structure.example_inputs)
+    try:
+        found = analyse_like(structure, model, inputs)
+    except DisparseError:
+        return None
+    return found if found.fingerprint == structure.fingerprint else None
+
+
+def _longer(leaf: Any, batch: int) -> Any:
+    """A batch of ``batch`` examples with another one behind."""
+    if not isinstance(leaf, torch.Tensor) or not leaf.ndim or leaf.shape[0] != batch:
+        return leaf
+    return torch.cat([leaf, leaf[:1].flip(tuple(range(1, leaf.ndim)))])
+
+
+def _runner(
+    specimen: Specimen, structure: Structure, keep: torch.Tensor, *, any_batch: bool
+) -> Callable[[tuple[Any, ...]], Outputs]:
+    """The specimen's pruned graph, its constants in the specimen's precision."""
+    graph = PrunedGraph(specimen.model, structure, keep, any_batch=any_batch).to(specimen.dtype)
+
+    def run(inputs: tuple[Any, ...]) -> Outputs:
+        outputs = graph(*pytree.tree_map(own_copy, inputs))
+        return {
+            task: (found,) if isinstance(found, torch.Tensor) else found for task, found in outputs.items()
+        }
+
+    return run
+
+
+def _takes_other_batches(
+    specimen: Specimen,
+    structure: Structure,
+    keep: torch.Tensor,
+    expected: Callable[[tuple[Any, ...]], Outputs],
+) -> bool:
+    """Whether one example more changes nothing: each run of examples comes out as in a batch of its own."""
+    batch = specimen.structure.resizing.batch
+    inputs = pytree.tree_map(lambda leaf: _longer(leaf, batch), specimen.inputs)
+    worst = 0.0
+    try:
+        with torch.no_grad():
+            outputs = _runner(specimen, structure, keep, any_batch=True)(inputs)
+            for window in (slice(0, batch), slice(1, batch + 1)):
+                for task, wanted in expected(take(inputs, window)).items():
+                    for found, tensor in zip(outputs[task], wanted, strict=True):
+                        whole = found.ndim > 0 and found.shape[0] == batch + 1
+                        worst = max(worst, difference(found[window] if whole else found, tensor))
+    except Exception:  # whatever it raises, it cannot take this batch
+        return False
+    return worst <= TOLERANCES[specimen.dtype]

@@ -1,0 +1,241 @@
+"""A pruned model as a folder: ``plan.json``, ``weights.safetensors``, ``report.json``. No pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from disparse_structured.decision.plan import Plan
+from disparse_structured.errors import LoadError
+from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.report.pruning import GraphFacts, PruningReport
+from disparse_structured.structure import analyse
+from disparse_structured.structure.analysis import attention_of, form_of
+from disparse_structured.surgery.graph import rebuild_graph
+from disparse_structured.surgery.module import apply
+from disparse_structured.tasks import Task, check_tasks
+
+PLAN, WEIGHTS, REPORT = "plan.json", "weights.safetensors", "report.json"
+_PLAIN = int | float | str | None
+
+
+def save(folder: str | Path, model: nn.Module, plan: Plan, report: PruningReport) -> None:
+    """Writes ``model`` (the result of ``plan``) into ``folder``, which is made if need be.
+
+    Tied tensors are written once. Each file is replaced only when it is complete.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors, _ = named_tensors(model)
+    persistent = model.state_dict(keep_vars=True).keys()
+    weights = {name: tensor.detach().contiguous() for name, tensor in tensors.items() if name in persistent}
+    draft = folder / f".{WEIGHTS}.draft"
+    save_file(weights, draft, metadata={"plan": plan.hash})
+    os.replace(draft, folder / WEIGHTS)
+    _write(folder / PLAN, plan.to_json())
+    _write(folder / REPORT, report.to_json())
+
+
+def extend_report(folder: str | Path, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds ``entries``, plain data, to the ``report.json`` of a folder that :func:`save` wrote.
+
+    Returns:
+        All that the report holds now.
+
+    Raises:
+        LoadError: there is no such report, or it is not JSON.
+    """
+    path = Path(folder) / REPORT
+    document = {**_read(path), **entries}
+    _write(path, json.dumps(document, indent=2, sort_keys=True))
+    return document
+
+
+def load(
+    folder: str | Path,
+    factory: Callable[[], nn.Module],
+    inputs: tuple[Any, ...] | None = None,
+    tasks: Sequence[Task] | None = None,
+) -> nn.Module:
+    """The pruned model of ``folder``: ``factory`` builds the dense one, the plan is replayed, weights loaded.
+
+    A pruned graph comes back as one: it returns ``{task: tensor}`` and takes the batches that it took. A
+    model that was pruned twice takes ``lambda: load(first_folder, factory)`` as the second's factory.
+
+    Args:
+        inputs: example inputs as given to ``prune``, where the report could not describe them.
+        tasks: the tasks as given to ``prune``, needed where the model is a pruned graph and the output of one
+            of them is picked by a callable: the folder holds keys, indices and paths, but no code.
+
+    Raises:
+        LoadError: a file is missing or does not belong to the others, or the weights or tasks do not fit.
+        PlanError: the factory builds another model than the plan was made for.
+        TaskError: a task picks nothing of what the factory's model returns.
+    """
+    folder = Path(folder)
+    for name in (PLAN, WEIGHTS, REPORT):
+        if not (folder / name).is_file():
+            raise LoadError(f"{str(folder / name)!r} is missing. Give a folder that save() wrote.")
+    plan = Plan.load(folder / PLAN)
+    report = _read(folder / REPORT)
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise LoadError(f"{str(folder / WEIGHTS)!r} is not a whole safetensors file: {error}.") from None
+    if report.get("plan") != plan.hash:
+        raise LoadError(
+            f"{REPORT} in {str(folder)!r} belongs to plan {str(report.get('plan'))[:12]}…, {PLAN} is plan "
+            f"{plan.hash[:12]}…. The folder mixes two runs; save again."
+        )
+    dense, inputs = factory(), inputs or example_inputs(report["inputs"])
+    model = (
+        _pruned_graph(dense, plan, inputs, tasks, _graph_facts(report, plan, folder))
+        if form_of(plan.fingerprint) == "graph"
+        else _pruned_module(dense, plan, inputs)
+    )
+    _load_weights(model, weights, folder)
+    return model
+
+
+def _pruned_module(dense: nn.Module, plan: Plan, inputs: tuple[Any, ...]) -> nn.Module:
+    everything = [Task("output", ())]  # a module is cut alike whatever its tasks
+    structure = analyse(dense, inputs, everything, attention=attention_of(plan.fingerprint))
+    return apply(dense, plan, structure, verify=False).model
+
+
+def _pruned_graph(
+    dense: nn.Module,
+    plan: Plan,
+    inputs: tuple[Any, ...],
+    tasks: Sequence[Task] | None,
+    facts: GraphFacts,
+) -> nn.Module:
+    chosen = _saved_tasks(facts) if tasks is None else _in_order(check_tasks(tasks), plan)
+    structure = analyse(dense, inputs, chosen, form="graph", attention=attention_of(plan.fingerprint))
+    plan.check(structure)  # that all its groups are there
+    reach = {group.name: group.reach for group in structure.groups}
+    for group in plan.groups:
+        if group.reach != reach[group.name]:
+            raise LoadError(
+                f"channel group {group.name!r} reaches {_listed(reach[group.name])}, but when it was saved "
+                f"{_listed(group.reach)}: the tasks pick other outputs. Let the factory's model return what "
+                "the pruned one's did, and pass the tasks that it was pruned with."
+            )
+    return rebuild_graph(dense, plan, structure, examples=facts.examples, any_batch=facts.any_batch)
+
+
+def _graph_facts(report: Mapping[str, Any], plan: Plan, folder: Path) -> GraphFacts:
+    try:
+        facts = GraphFacts(**report["graph"])
+        found = {name: facts.outputs[name] for name in plan.tasks}
+    except (KeyError, TypeError) as error:
+        raise LoadError(
+            f"{REPORT} in {str(folder)!r} does not say how the pruned graph was made "
+            f"({type(error).__name__}: {error}). Save the model again."
+        ) from None
+    # JSON has no tuples.
+    outputs = {name: tuple(each) if isinstance(each, list) else each for name, each in found.items()}
+    return dataclasses.replace(facts, outputs=outputs)
+
+
+def _saved_tasks(facts: GraphFacts) -> list[Task]:
+    tasks = [Task(name, output) for name, output in facts.outputs.items() if output is not None]
+    callables = [name for name, output in facts.outputs.items() if output is None]
+    if callables:
+        raise LoadError(
+            f"the output of {_listed(callables)} is picked by a callable, which a folder cannot hold. Pass "
+            "tasks=, the tasks that the model was pruned with, to load()."
+        )
+    return tasks
+
+
+def _in_order(tasks: Sequence[Task], plan: Plan) -> list[Task]:
+    """``tasks`` as the plan has them, so that the outputs come in that order."""
+    given = {task.name: task for task in tasks}
+    if set(given) != set(plan.tasks):
+        raise LoadError(
+            f"tasks= has {_listed(list(given))}, but the model was pruned for {_listed(plan.tasks)}. Pass "
+            "the tasks that it was pruned with."
+        )
+    return [given[name] for name in plan.tasks]
+
+
+def _listed(tasks: Sequence[str]) -> str:
+    return f"{'tasks' if len(tasks) > 1 else 'task'} {', '.join(map(repr, tasks))}" if tasks else "no task"
+
+
+def describe_inputs(inputs: tuple[Any, ...]) -> dict[str, Any]:
+    """Example inputs as JSON: shapes and types of tensors, other values as they are.
+
+    Types that JSON has no word for are named instead; :func:`example_inputs` then asks for the inputs.
+    """
+    leaves, spec = pytree.tree_flatten(inputs)
+    odd = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, torch.Tensor | _PLAIN)]
+    try:
+        tree = pytree.treespec_dumps(spec)
+    except NotImplementedError as error:  # torch's answer for containers that it cannot write down
+        odd.append(str(error).partition(" because ")[0])
+    if odd:
+        return {"unknown": odd}
+    described = [
+        {"shape": list(leaf.shape), "dtype": str(leaf.dtype).removeprefix("torch.")}
+        if isinstance(leaf, torch.Tensor)
+        else {"value": leaf}
+        for leaf in leaves
+    ]
+    return {"leaves": described, "tree": tree}
+
+
+def example_inputs(description: dict[str, Any]) -> tuple[Any, ...]:
+    """Inputs of the shapes and types that :func:`describe_inputs` wrote; tensors are zeros."""
+    if "unknown" in description:
+        raise LoadError(
+            f"the model's inputs could not be written down ({', '.join(description['unknown'])}). "
+            "Pass inputs=, the example inputs that the model was pruned with, to load()."
+        )
+    leaves = [
+        torch.zeros(leaf["shape"], dtype=getattr(torch, leaf["dtype"])) if "shape" in leaf else leaf["value"]
+        for leaf in description["leaves"]
+    ]
+    return tuple(pytree.tree_unflatten(leaves, pytree.treespec_loads(description["tree"])))
+
+
+def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    tensors, canonical = named_tensors(model)
+    for name, tensor in weights.items():
+        known = tensors.get(name)
+        if known is not None and known.dtype != tensor.dtype:
+            raise LoadError(
+                f"{name!r} was saved as {tensor.dtype}, the factory builds {known.dtype}. "
+                f"Let the factory return the model in {tensor.dtype}."
+            )
+    persistent = model.state_dict().keys()
+    state = {name: weights[canonical[name]] for name in persistent if canonical.get(name) in weights}
+    state.update({name: tensor for name, tensor in weights.items() if name not in persistent})
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise LoadError(f"the weights in {str(folder)!r} do not fit the factory's model: {error}") from None
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text + "\n", encoding="utf-8", newline="\n")
+    os.replace(draft, path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise LoadError(f"{str(path)!r} cannot be read as JSON: {error}. Save the model again.") from None

@@ -1,0 +1,73 @@
+"""Plain fine-tuning of all tasks together: AdamW with a one-cycle learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from disparse_structured.data.batches import Inputs
+from disparse_structured.tasks import Task
+from disparse_structured.training import OnEpoch, Recipe, train
+
+
+@dataclass(frozen=True)
+class FinetuneFacts:
+    """What a fine-tuning run did. ``losses[task][epoch]`` is the mean over batches, not weighted."""
+
+    epochs: int
+    steps: int
+    lr: float
+    seed: int
+    losses: Mapping[str, tuple[float, ...]]
+    seconds: float = field(compare=False)
+
+
+def finetune(
+    model: nn.Module,
+    tasks: Sequence[Task],
+    loader: Iterable[Any],
+    *,
+    epochs: int,
+    lr: float,
+    inputs: Inputs | None = None,
+    on_epoch: OnEpoch | None = None,
+    progress: bool = False,
+    seed: int = 0,
+) -> FinetuneFacts:
+    """Train ``model`` in place on the weighted sum of its tasks' losses.
+
+    AdamW (Loshchilov and Hutter, ICLR 2019) with torch's defaults, under a one-cycle learning rate
+    (Smith and Topin, 2018) that peaks at ``lr``. Batches go to the model's device and floating-point
+    type. Training mode is on meanwhile and restored afterwards, gradients are cleared, torch's random
+    state is left as found; ``seed`` fixes dropout and the loader's shuffling. If anything raises, the
+    weights are put back as they were.
+
+    :func:`disparse_structured.training.train` does the same with more to choose: a teacher, mixed
+    precision, an early stop, and going on after an interruption.
+
+    Args:
+        model: any module with trainable parameters.
+        tasks: each needs a ``loss``; ``Task.weight`` scales it.
+        loader: iterated once an epoch, so a list or a DataLoader, not a generator. If it has no length
+            it is read once more, to count.
+        epochs: at least 1.
+        lr: the highest learning rate.
+        inputs: from a batch to the tuple of ``forward``'s arguments; by default
+            :func:`disparse_structured.data.batches.model_inputs`.
+        on_epoch: called after each epoch.
+        progress: draw a progress bar, if standard error is a terminal.
+        seed: for torch's random number generators.
+
+    Raises:
+        TaskError: a task has no loss, or its loss is not a finite scalar that depends on the model.
+        BatchError: the loader is empty or can be read only once, or the model refuses a batch.
+        GradientError: a gradient is NaN or infinite.
+        UnsupportedModelError: nothing in the model is trainable.
+        ValueError: ``epochs`` or ``lr`` is not positive.
+    """
+    recipe = Recipe(epochs=epochs, lr=lr, seed=seed)
+    facts = train(model, tasks, loader, recipe, inputs=inputs, on_epoch=on_epoch, progress=progress)
+    return FinetuneFacts(facts.epochs, facts.steps, lr, seed, facts.losses, facts.seconds)

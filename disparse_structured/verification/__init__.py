@@ -1,0 +1,1 @@
+"""The masked twin, and the check of a pruned network against it."""

@@ -1,0 +1,205 @@
+"""A copy of a model, in double precision and with telling weights, on which claims about it are proven."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from disparse_structured.errors import CaptureError, PlanError, VerificationError
+from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.structure import Structure
+from disparse_structured.structure.analysis import analyse_like
+from disparse_structured.verification.precision import asks_for_less, double_precision
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Largest deviation of two networks that are to be one, relative as in :func:`difference`."""
+
+_SMALL = 1e-3
+"""Differences are relative to the expected output's largest value, or to this if it is larger."""
+
+Outputs = Mapping[str, Sequence[torch.Tensor]]
+"""The tensors of each task."""
+
+
+@dataclass(frozen=True, eq=False)
+class Specimen:
+    """A deep copy of a model in eval mode, its structure, and inputs of its own.
+
+    The copy has other values where the model's own would hide a mistake: a branch behind a scale of
+    zero, the order of channels in a normalisation as it was initialised.
+    """
+
+    model: nn.Module
+    structure: Structure
+    inputs: tuple[Any, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, model: nn.Module, structure: Structure, dtype: torch.dtype = torch.float64) -> Specimen:
+        """In ``dtype``, or in float32 where the model cannot run in double precision.
+
+        Raises:
+            PlanError: ``structure`` does not describe the model.
+        """
+        try:
+            return cls._in(model, structure, dtype)
+        except (CaptureError, RuntimeError):
+            if dtype is torch.float32:
+                raise
+            return cls._in(model, structure, torch.float32)
+
+    @classmethod
+    def _in(cls, model: nn.Module, structure: Structure, dtype: torch.dtype) -> Specimen:
+        dense = copied(model).to(dtype)
+        for module in dense.modules():
+            module.training = False
+        _reveal(dense)
+        inputs = _cast(structure.example_inputs, dtype)
+        found = analyse_like(structure, dense, inputs)
+        if found.fingerprint != structure.fingerprint:
+            raise PlanError(
+                f"the model's structure in {dtype} is not the one that was analysed. "
+                "Analyse the model as it is now and make a new plan."
+            )
+        return cls(dense, found, inputs, dtype)
+
+    def run(self, inputs: tuple[Any, ...], module: Callable[..., Any] | None = None) -> Outputs:
+        """The exported graph's outputs, or those of ``module``, which was made from it."""
+        tensors, _ = named_tensors(self.model)
+        state = {name: tensor.detach() for name, tensor in tensors.items()}
+        return self.structure.capture.run(state, inputs, module)
+
+    def deviation(
+        self,
+        actual: Callable[[tuple[Any, ...]], Outputs],
+        expected: Callable[[tuple[Any, ...]], Outputs],
+    ) -> dict[str, float]:
+        """Per task, the largest relative difference on the example inputs and on others of their shape.
+
+        Raises:
+            VerificationError: a task's expected output holds no finite number.
+        """
+        found: dict[str, list[float]] = {name: [] for name in self.structure.tasks}
+        for inputs in (self.inputs, _other_inputs(self.inputs)):
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), self._precision():
+                wanted = expected(inputs)
+                given = actual(inputs)
+            for name in found:
+                pairs = zip(given[name], wanted[name], strict=True)
+                found[name] += [difference(a, b) for a, b in pairs if b.isfinite().any() or not b.numel()]
+        for name, differences in found.items():
+            if not differences:
+                raise VerificationError(
+                    f"task {name!r}: the dense model's output holds no finite number, so that nothing can be "
+                    "compared. Pass example inputs that the model was made for."
+                )
+        return {name: max(differences) for name, differences in found.items()}
+
+    def _precision(self) -> AbstractContextManager[None]:
+        if self.dtype is torch.float64 and asks_for_less(self.structure.capture.graph):
+            return double_precision()
+        return nullcontext()
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy; what modules merely remember of their last forward pass (attention maps) is detached."""
+    return _copied(model, {})
+
+
+@contextmanager
+def borrowing(model: nn.Module) -> Iterator[nn.Module]:
+    """A copy whose parameters and buffers are ``model``'s own memory until the block ends.
+
+    For work that puts new tensors in place and writes into none. Only what it left is copied then: what
+    goes never is.
+    """
+    tensors = named_tensors(model)[0].values()
+    lent = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    borrower = _copied(model, {id(tensor): _alias(tensor) for tensor in tensors})
+    yield borrower
+    copies: dict[int, Any] = {}
+    for tensor in named_tensors(borrower)[0].values():
+        if tensor.untyped_storage().data_ptr() in lent:
+            tensor.data = copy.deepcopy(tensor.data, copies)
+
+
+def _alias(tensor: torch.Tensor) -> torch.Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return type(tensor)(tensor.detach(), tensor.requires_grad)
+    return tensor.detach()
+
+
+def _copied(model: nn.Module, instead: Mapping[int, torch.Tensor]) -> nn.Module:
+    """A deep copy with other tensors ``instead`` of those with these ids."""
+    remembered = {
+        id(leaf): leaf.detach().clone()
+        for module in model.modules()
+        for leaf in pytree.tree_leaves(vars(module))
+        if isinstance(leaf, torch.Tensor) and not leaf.is_leaf
+    }
+    return copy.deepcopy(model, {**remembered, **instead})
+
+
+def _reveal(model: nn.Module) -> None:
+    """Gives parameters and running statistics that are all one number, or zero, random positive values."""
+    generator = torch.Generator().manual_seed(0)
+    statistics = {
+        id(tensor)
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for tensor in (module.running_mean, module.running_var)
+    }
+    with torch.no_grad():
+        for tensor in named_tensors(model)[0].values():
+            chosen = isinstance(tensor, nn.Parameter) or id(tensor) in statistics
+            if not chosen or not tensor.is_floating_point() or not tensor.numel():
+                continue
+            first = tensor.reshape(-1)[0]
+            if bool((tensor == first).all()) and (tensor.numel() > 1 or first == 0):
+                noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
+                tensor.add_(noise.to(tensor.device), alpha=0.5)
+
+
+def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative; infinite for other shapes, or where one is not finite and the other is not the same."""
+    if actual.shape != expected.shape:
+        return float("inf")
+    if not expected.numel():
+        return 0.0
+    if not (actual.is_complex() or actual.is_floating_point()):
+        actual, expected = actual.double(), expected.double()
+    finite = expected.isfinite()
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
+    if not same[~finite].all():
+        return float("inf")
+    worst = (actual - expected)[finite].abs().max().nan_to_num(torch.inf)
+    return float(worst / expected[finite].abs().max().clamp_min(_SMALL))
+
+
+def _cast(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+    def cast(leaf: Any) -> Any:
+        return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
+
+    found: tuple[Any, ...] = pytree.tree_map(cast, inputs)
+    return found
+
+
+def _other_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Other values of the same shape, so that agreement on the example is no accident."""
+    generator = torch.Generator().manual_seed(0)
+
+    def other(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
+            return leaf
+        noise = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
+        return leaf.flip(0) + noise * leaf.std() if leaf.numel() > 1 else leaf
+
+    found: tuple[Any, ...] = pytree.tree_map(other, inputs)
+    return found

@@ -1,0 +1,126 @@
+"""What a model's tasks are, where nobody says: one for each entry of what it returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from disparse_structured.data.batches import as_arguments, call_model
+from disparse_structured.data.modes import evaluating
+from disparse_structured.data.randomness import Isolation
+from disparse_structured.errors import TaskError
+from disparse_structured.tasks import Task
+from disparse_structured.verification.copy import copied
+
+_NUDGE = 0.1
+"""How far parameters are moved, relative to their mean magnitude, to see which outputs follow."""
+
+
+def tasks_of(model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor) -> tuple[Task, ...]:
+    """Label-free tasks read off what ``model`` returns for ``example_inputs`` in eval mode.
+
+    A dict gives one task a key; a tuple or list one a position (``output0``, ``output1``, ...); a named
+    tuple, a dataclass or another object one a field; a tensor alone the task ``output``. What is nested
+    belongs to its top-level entry. Left out are entries without floating-point numbers (an argmax map,
+    say) and those that depend on no parameter (anchors, the input passed through). The model runs as a
+    copy: it and the global random states stay as they are.
+
+    Raises:
+        TaskError: nothing is left; says what the model returns.
+        BatchError: the model refuses the inputs.
+    """
+    inputs = as_arguments(example_inputs)
+    copy = copied(model)
+    output = _run(copy, inputs)
+    entries = tuple(_entries(output))
+    floating = [task for task in entries if _numbers(task, output)]
+    if not floating:
+        raise TaskError(
+            f"no task can be read off what {type(model).__name__} returns: {_content(entries, output)}. "
+            "A task needs floating-point numbers. Let the model return them (logits instead of classes), "
+            "or pass tasks=[Task(name, output)]."
+        )
+    _nudge(copy)
+    moved = _run(copy, inputs)
+    found = tuple(task for task in floating if _differs(task, output, moved))
+    if not found:
+        raise TaskError(
+            f"no task can be read off what {type(model).__name__} returns: {_content(entries, output)} does "
+            "not depend on any parameter. Pass tasks=[Task(name, output)], or a model that computes "
+            "something."
+        )
+    return found
+
+
+def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """The output in eval mode, on random states that are the same at every call."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with Isolation(0, device), evaluating(model), torch.no_grad():
+        return call_model(model, inputs, lambda given: given)
+
+
+def _entries(output: Any) -> Iterator[Task]:
+    """One candidate for each top-level entry of ``output``, whatever it holds."""
+    if isinstance(output, torch.Tensor):
+        yield Task("output", ())
+    elif isinstance(output, Mapping):
+        for key in output:
+            yield Task(str(key), key if type(key) in (str, int) else operator.itemgetter(key))
+    elif pytree.is_namedtuple_instance(output):
+        for name in output._fields:
+            yield Task(name, name)
+    elif isinstance(output, tuple | list):
+        for position in range(len(output)):
+            yield Task(f"output{position}", position)
+    else:
+        for name in _fields(output):
+            yield Task(name, name)
+
+
+def _fields(output: Any) -> tuple[str, ...]:
+    if dataclasses.is_dataclass(output):
+        return tuple(field.name for field in dataclasses.fields(output))
+    return tuple(getattr(output, "__dict__", ()))
+
+
+def _numbers(task: Task, output: Any) -> list[torch.Tensor]:
+    """The floating-point tensors of the task's entry that hold something."""
+    try:
+        tensors = task.tensors(output)
+    except TaskError:  # None, a number, a string
+        return []
+    return [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+
+
+def _nudge(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point() and parameter.numel():
+                size = _NUDGE * float(parameter.abs().mean()) + _NUDGE**2
+                noise = torch.randn(parameter.shape, generator=generator) * size
+                parameter.add_(noise.to(parameter))
+
+
+def _differs(task: Task, output: Any, moved: Any) -> bool:
+    """Whether the task's numbers follow the parameters; a number of tensors that does, does too."""
+    before, after = _numbers(task, output), _numbers(task, moved)
+    return len(before) != len(after) or not all(map(torch.equal, before, after))
+
+
+def _content(entries: tuple[Task, ...], output: Any) -> str:
+    if not entries:
+        return f"{type(output).__name__} {output!r}"
+    return ", ".join(f"{task.name}: {_kind(task.pick(output))}" for task in entries)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return type(value).__name__

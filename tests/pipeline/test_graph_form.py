@@ -1,0 +1,510 @@
+"""The pruned graph wherever the pruned module is: in ``shrink``, on disk, in reports, on the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.utils import _pytree as pytree
+
+from disparse_structured import load, prune, shrink
+from disparse_structured.cli import main
+from disparse_structured.errors import BudgetError, LoadError, PlanError
+from disparse_structured.pipeline import Pruned
+from disparse_structured.pipeline.compensated import Foresight
+from disparse_structured.surgery.pruned_graph import PrunedGraph
+from disparse_structured.tasks import Task
+from tests.support.plans import snapshot
+from tests.support.zoo import BY_ID, Entry, named
+from tests.surgery.test_graph_surgery import FIXED_BATCH, HARD_CODED, WATCHFUL, Baggage
+
+QUICK = Foresight(rounds=1)
+WHOLE = Task("whole", ())
+
+
+class Mixed(nn.Module):
+    """A trunk and a head that ``forward`` lets shrink, and a head whose width it spells out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 1), nn.ReLU())
+        self.wide, self.slim = nn.Conv2d(12, 16, 1), nn.Conv2d(12, 16, 1)
+        self.near, self.far = nn.Conv2d(16, 2, 1), nn.Conv2d(16, 1, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.trunk(x)
+        wide = F.relu(self.wide(x)).reshape(-1, 16, 6, 6)
+        return {"near": self.near(wide), "far": self.far(F.relu(self.slim(x)))}
+
+
+MIXED = Entry("mixed", Mixed, ((3, 8, 8),), named("near", "far"))
+
+
+def batches(entry: Entry) -> list[tuple[Tensor, ...]]:
+    return [entry.inputs(4, seed=seed) for seed in range(3)]
+
+
+def pruned_graph(entry: Entry, batch: int = 2, **options: Any) -> Pruned:
+    return prune(
+        entry.factory(), entry.inputs(batch), entry.tasks, batches(entry), parameters=0.6, inputs=tuple,
+        form="graph", **options,
+    )  # fmt: skip
+
+
+def assert_same(loaded: nn.Module, saved: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """The same tasks in the same order, bit by bit, from the same tensors."""
+    found, wanted = loaded(*inputs), saved(*inputs)
+
+    assert list(found) == list(wanted)
+    for task, expected in wanted.items():
+        pairs = zip(pytree.tree_leaves(found[task]), pytree.tree_leaves(expected), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert list(loaded.state_dict()) == list(saved.state_dict())
+
+
+# shrink
+
+
+@pytest.mark.parametrize("id", HARD_CODED)
+def test_shrink_gives_the_graph_refitted(id: str) -> None:
+    entry = HARD_CODED[id]
+    model = entry.factory()
+    before = snapshot(model)
+    images = entry.inputs(24, seed=3)[0]
+    shrunk = shrink(model, images, macs=0.5, criterion=QUICK, form="graph")
+    plain = shrink(model, images, macs=0.5, criterion=QUICK, form="graph", refit=None)
+    refit = shrunk.report.refit
+
+    assert isinstance(shrunk.model, PrunedGraph)
+    assert shrunk.report.macs.counted == shrunk.plan.macs.after <= 0.5 * shrunk.plan.macs.before
+    assert shrunk.report.proof.verified
+    assert set(shrunk.model(*entry.inputs(5))) == {task.name for task in entry.tasks}
+    assert refit is not None
+    assert sum(refit.after.values()) < sum(refit.before.values())
+    assert sum(off(shrunk.model, model, images).values()) < sum(off(plain.model, model, images).values())
+    assert snapshot(model) == before
+
+
+def off(pruned: nn.Module, dense: nn.Module, images: Tensor) -> dict[str, float]:
+    """By task, how far the output is from the dense one's, relative in the Euclidean norm."""
+    with torch.no_grad():
+        found, wanted = pruned(images), dense(images)
+    return {name: float((found[name] - wanted[name]).norm() / wanted[name].norm()) for name in wanted}
+
+
+def test_shrink_to_a_graph_within_a_tolerance() -> None:
+    model, images = MIXED.factory(), MIXED.inputs(24, seed=3)[0]
+    options: dict[str, Any] = {"macs": 0.7, "criterion": QUICK, "form": "graph", "verify": False}
+    free = shrink(model, images, **options).report.refit
+    assert free is not None
+    limit = 0.8 * free.after["near"]
+    held = shrink(model, images, tolerance={"near": limit}, **options)
+
+    assert isinstance(held.model, PrunedGraph)
+    assert held.report.refit is not None
+    assert held.report.refit.after["near"] <= limit
+    assert held.report.refit.after["far"] > free.after["far"]
+    assert held.report.macs.ratio <= 0.7
+    with pytest.raises(BudgetError, match=r"cannot be met within the tolerance.*'near' deviates by"):
+        shrink(model, images, tolerance={"near": 1e-4}, **options)
+
+
+def test_a_shrunk_graph_does_not_take_the_place_of_a_model() -> None:
+    with pytest.raises(PlanError, match=r"inplace=True and form='graph'.*cannot take its place"):
+        shrink(MIXED.factory(), MIXED.inputs(8)[0], macs=0.5, form="graph", inplace=True)
+
+
+# On disk.
+
+SAVED = (
+    "nested-output",
+    "object-output",
+    "tiny-vit",
+    "multihead-attention",
+    "tied-linears",
+    "channel-buffer",
+)
+
+
+@pytest.mark.parametrize("id", [*HARD_CODED, *SAVED])
+def test_what_was_saved_loads_bit_by_bit(id: str, tmp_path: Path) -> None:
+    entry = HARD_CODED.get(id) or BY_ID[id]
+    pruned = pruned_graph(entry)
+    pruned.save(tmp_path)
+    loaded = load(tmp_path, entry.factory)
+
+    assert isinstance(loaded, PrunedGraph)
+    assert loaded.any_batch
+    for batch in (1, 2, 5):
+        assert_same(loaded, pruned.model, entry.inputs(batch, seed=9))
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "weights.safetensors", "report.json"}
+
+
+def test_a_refitted_and_trained_graph_is_saved_as_it_is(tmp_path: Path) -> None:
+    shrunk = shrink(MIXED.factory(), MIXED.inputs(16)[0], macs=0.6, criterion=QUICK, form="graph")
+    with torch.no_grad():
+        for parameter in shrunk.model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    shrunk.save(tmp_path)
+
+    assert_same(load(tmp_path, MIXED.factory), shrunk.model, MIXED.inputs(3))
+
+
+def test_all_that_a_model_carries_along_is_loaded(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return Baggage().eval()
+
+    inputs = ({"x": torch.randn(2, 7, 6), "shift": torch.randn(4)}, 3)
+    pruned = prune(build(), inputs, named("left", "right"), parameters=0.8, form="graph")
+    pruned.save(tmp_path)
+
+    assert_same(load(tmp_path, build), pruned.model, inputs)
+
+
+def test_reparametrised_weights_are_loaded(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            first = parametrizations.weight_norm(nn.Linear(6, 8))
+            return nn.Sequential(first, nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+
+    pruned = prune(build(), torch.randn(2, 6), [WHOLE], parameters=0.7, form="graph")
+    pruned.save(tmp_path)
+
+    assert_same(load(tmp_path, build), pruned.model, (torch.randn(3, 6),))
+
+
+@pytest.mark.parametrize("id", ["tiny-vit", "plain"])
+def test_a_graph_that_was_made_from_one_example_takes_any_number_again(id: str, tmp_path: Path) -> None:
+    entry = BY_ID[id]
+    pruned = pruned_graph(entry, batch=1)
+    pruned.save(tmp_path)
+    loaded = load(tmp_path, entry.factory)
+
+    assert json.loads((tmp_path / "report.json").read_text())["graph"]["any_batch"] is True
+    assert_same(loaded, pruned.model, entry.inputs(5, seed=9))
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_batch_that_could_not_be_another_cannot_after_loading(verify: bool, tmp_path: Path) -> None:
+    entry = FIXED_BATCH if verify else MIXED  # unproven, another batch is not allowed either
+    pruned = prune(entry.factory(), entry.inputs(), entry.tasks, parameters=0.9, form="graph", verify=verify)
+    pruned.save(tmp_path)
+    loaded = load(tmp_path, entry.factory)
+
+    assert isinstance(loaded, PrunedGraph)
+    assert not loaded.any_batch
+    assert "which takes batches of 2 only" in str(pruned.report)
+    assert_same(loaded, pruned.model, entry.inputs(2, seed=9))
+    with pytest.raises(ValueError, match=r"but the graph was made for \(2, "):
+        loaded(*entry.inputs(3))
+
+
+def test_a_graph_pruned_twice_loads_through_its_first_folder(tmp_path: Path) -> None:
+    entry = HARD_CODED["pieces"]
+    first = pruned_graph(entry)
+    first.save(tmp_path / "first")
+    second = prune(first.model, entry.inputs(), entry.tasks, parameters=0.8, form="graph")
+    second.save(tmp_path / "second")
+    loaded = load(tmp_path / "second", lambda: load(tmp_path / "first", entry.factory))
+
+    assert second.report.parameters.counted < first.report.parameters.counted
+    assert_same(loaded, second.model, entry.inputs(2, seed=9))
+
+
+def test_the_only_output_of_a_model_needs_no_code(tmp_path: Path) -> None:
+    """``shrink`` reads the task off the model; what picks it is data."""
+
+    def build() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return nn.Sequential(
+                nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)
+            ).eval()
+
+    shrunk = shrink(build(), torch.randn(16, 6), macs=0.6, criterion=QUICK, form="graph")
+    shrunk.save(tmp_path)
+    loaded = load(tmp_path, build)
+
+    assert set(loaded(torch.randn(1, 6))) == {"output"}
+    assert_same(loaded, shrunk.model, (torch.randn(3, 6),))
+
+
+def test_integer_keys_of_an_output_need_no_code(tmp_path: Path) -> None:
+    class Numbered(Mixed):
+        def forward(self, x: Tensor) -> Any:
+            return dict(enumerate(super().forward(x).values()))
+
+    entry = Entry("numbered", Numbered, ((3, 8, 8),), ())
+    shrunk = shrink(entry.factory(), entry.inputs(16)[0], macs=0.6, criterion=QUICK, form="graph")
+    shrunk.save(tmp_path)
+
+    assert_same(load(tmp_path, entry.factory), shrunk.model, entry.inputs(3))
+
+
+def test_tasks_picked_by_callables_are_asked_for(tmp_path: Path) -> None:
+    entry = BY_ID["callable-selector"]
+    pruned = pruned_graph(entry)
+    pruned.save(tmp_path)
+
+    with pytest.raises(LoadError, match=r"output of tasks 'kind', 'corner' is picked by a callable.*tasks="):
+        load(tmp_path, entry.factory)
+    with pytest.raises(
+        LoadError, match="tasks= has task 'kind', but the model was pruned for tasks 'kind', 'c"
+    ):
+        load(tmp_path, entry.factory, tasks=entry.tasks[:1])
+    loaded = load(tmp_path, entry.factory, tasks=entry.tasks[::-1])
+    assert_same(loaded, pruned.model, entry.inputs(3, seed=9))
+
+
+def test_tasks_that_pick_other_outputs_are_refused(tmp_path: Path) -> None:
+    entry = BY_ID["private-branches"]
+    pruned_graph(entry).save(tmp_path)
+    exchanged = [Task("left", "right"), Task("right", "left")]
+
+    with pytest.raises(
+        LoadError, match=r"reaches task 'right', but when it was saved task 'left'.*pass the tasks"
+    ):
+        load(tmp_path, entry.factory, tasks=exchanged)
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    pruned_graph(MIXED).save(tmp_path)
+
+    def wider() -> nn.Module:
+        model = Mixed()
+        model.far = nn.Conv2d(16, 3, 1)
+        return model
+
+    with pytest.raises(PlanError, match="the plan was made for another model"):
+        load(tmp_path, wider)
+    with pytest.raises(LoadError, match=r"was saved as torch.float32, the factory builds torch.float64"):
+        load(tmp_path, lambda: MIXED.factory().double(), MIXED.inputs(2, torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda weights: weights.pop("near.bias"), 'Missing key.*"near.bias"'),
+        (lambda weights: weights.update(stray=torch.ones(2)), 'Unexpected key.*"stray"'),
+        (lambda weights: weights.update({"near.bias": torch.ones(3)}), "size mismatch for near.bias"),
+    ],
+    ids=["missing", "left-over", "another-shape"],
+)
+def test_weights_are_loaded_strictly(
+    damage: Callable[[dict[str, Tensor]], None], message: str, tmp_path: Path
+) -> None:
+    pruned_graph(MIXED).save(tmp_path)
+    weights = load_file(tmp_path / "weights.safetensors")
+    damage(weights)
+    save_file(weights, tmp_path / "weights.safetensors")
+
+    with pytest.raises(LoadError, match=rf"(?s)do not fit the factory's model.*{message}"):
+        load(tmp_path, MIXED.factory)
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        (None, "does not say how the pruned graph was made"),
+        ({"examples": 2, "any_batch": True}, "TypeError.*outputs"),
+        ({"examples": 2, "any_batch": True, "outputs": {"near": "near"}}, "KeyError: 'far'"),
+    ],
+    ids=["nothing", "no-outputs", "no-task"],
+)
+def test_a_report_that_does_not_describe_the_graph_is_refused(
+    graph: Any, message: str, tmp_path: Path
+) -> None:
+    pruned_graph(MIXED).save(tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps(report | {"graph": graph}))
+
+    with pytest.raises(LoadError, match=rf"report.json in .*{message}.*Save the model again"):
+        load(tmp_path, MIXED.factory)
+
+
+def test_example_inputs_of_another_batch_are_refused(tmp_path: Path) -> None:
+    pruned_graph(MIXED).save(tmp_path)
+
+    with pytest.raises(PlanError, match=r"exported with 2 examples, .* inputs hold 3\. Pass those"):
+        load(tmp_path, MIXED.factory, MIXED.inputs(3))
+
+
+# Reports.
+
+
+def test_the_report_says_what_numbers_hold_and_that_the_graph_can_let_it_go() -> None:
+    model = MIXED.factory()
+    pruned = prune(model, MIXED.inputs(), MIXED.tasks, batches(MIXED), parameters=0.8, inputs=tuple)
+    held = {name: tensor for name, tensor in model.named_parameters() if name.startswith(("wide", "near.w"))}
+    share = sum(tensor.numel() for tensor in held.values()) / pruned.report.parameters.dense
+    (number,) = [freeze for freeze in pruned.report.frozen if freeze.number]
+    document = json.loads(pruned.report.to_json())
+
+    assert number.reason == "forward hard-codes the number 16"
+    assert number.share == pytest.approx(share)
+    assert document["graph_only"]["frozen"] == pytest.approx(share)
+    assert document["graph_only"]["refused"] == 0
+    for text in (str(pruned.report), document["graph_only"]["advice"]):
+        told = " ".join(text.split())
+        assert 'form="graph" of prune and shrink (--form graph) can remove more:' in told
+        assert f"{share:.1%} of the parameters lie in slices that numbers in forward freeze." in told
+    assert "forward hard-codes the number 16" in str(pruned.report)
+    assert "hard-codes the number 16" in json.dumps([each for each in document["frozen"] if each["number"]])
+
+
+def test_the_graph_removes_what_the_report_said_that_it_would() -> None:
+    pruned = pruned_graph(MIXED)
+
+    assert pruned.model.get_parameter("wide.weight").shape[0] < 16
+    assert pruned.report.graph_only is None
+    assert not any(freeze.number for freeze in pruned.report.frozen)
+    assert "form=" not in str(pruned.report)
+    assert "which takes batches of any size" in str(pruned.report)
+
+
+def test_the_report_says_that_the_graph_can_shrink_what_was_refused() -> None:
+    model = WATCHFUL.factory()
+    pruned = prune(model, WATCHFUL.inputs(), WATCHFUL.tasks, batches(WATCHFUL), macs=0.6, inputs=tuple)
+    held = sum(model.get_parameter(name).numel() for name in ("stem.weight", "stem.bias", "body.weight"))
+    share = held / pruned.report.parameters.dense
+
+    assert [(each.group, "eight channels" in each.reason) for each in pruned.report.refused] == [
+        ("stem", True)
+    ]
+    assert pruned.report.graph_only is not None
+    assert pruned.report.graph_only.frozen == 0
+    assert pruned.report.graph_only.refused == pytest.approx(share)
+    told = " ".join(str(pruned.report).split())
+    assert "left alone: stem: RuntimeError: eight channels were agreed upon" in told
+    assert f"{share:.1%} of the parameters lie in groups that were left alone." in told
+
+
+def test_a_module_that_follows_needs_no_advice() -> None:
+    entry = BY_ID["plain"]
+    pruned = prune(entry.factory(), entry.inputs(), entry.tasks, batches(entry), macs=0.6, inputs=tuple)
+
+    assert (pruned.report.graph, pruned.report.graph_only) == (None, None)
+    assert "form=" not in str(pruned.report)
+
+
+def test_a_budget_that_numbers_stand_in_the_way_of_says_so() -> None:
+    entry = HARD_CODED["heads"]
+    with pytest.raises(
+        BudgetError, match=r"Numbers in forward freeze slices with 99\.3% .* \(--form graph\)"
+    ):
+        prune(entry.factory(), entry.inputs(), entry.tasks, macs=0.5)
+    with pytest.raises(BudgetError) as refused:
+        prune(entry.factory(), entry.inputs(), entry.tasks, macs=0.001, form="graph")
+    assert "--form" not in str(refused.value)
+
+
+# The command line.
+
+NETWORK = """
+import torch
+from tests.pipeline.test_graph_form import MIXED
+
+build = MIXED.factory
+images = [MIXED.inputs(4, seed=seed)[0] for seed in range(4)]
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's directory with ``mixed.py`` in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "mixed.py").write_text(NETWORK)
+    yield tmp_path
+    sys.modules.pop("mixed", None)
+
+
+OUTPUTS = {"prune": {"here": "near", "far": "far"}, "shrink": {"near": "near", "far": "far"}}
+COMMANDS = {
+    "prune": "prune --model mixed:build --data mixed:images --tasks here=near,far --parameters 0.5 --out out",
+    "shrink": "shrink --model mixed:build --inputs mixed:images --parameters 0.5 --out out",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_delivers_the_graph(
+    command: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*COMMANDS[command].split(), "--form", "graph", "--latency", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    report = document["report"]
+    loaded = load("out", MIXED.factory)
+    (images,) = MIXED.inputs(5, seed=8)
+    session = onnxruntime.InferenceSession("out/model.onnx", providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    found = session.run(names, {session.get_inputs()[0].name: images.numpy()})
+
+    assert document["files"] == ["plan.json", "weights.safetensors", "report.json", "model.onnx"]
+    assert report["parameters"]["counted"] <= 0.5 * report["parameters"]["dense"]
+    assert report["graph"] == {"any_batch": True, "examples": 2, "outputs": OUTPUTS[command]}
+    assert report["export"]["dynamic"] == "batch"
+    assert [model["name"] for model in report["latency"]["models"]] == ["dense", "pruned"]
+    assert loaded.get_parameter("wide.weight").shape[0] < 16
+    for name, output in zip(names, found, strict=True):
+        torch.testing.assert_close(torch.from_numpy(output), loaded(images)[name], rtol=1e-4, atol=1e-5)
+    assert main(["show", "out"]) == 0
+    assert "the pruned exported graph, which takes batches of any size" in capsys.readouterr().out
+
+
+def test_show_repeats_what_only_the_graph_can_shrink(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = COMMANDS["prune"].replace("0.5", "0.8").split()
+    assert main([*words, "--no-onnx"]) == 0
+    shown = capsys.readouterr().out
+    assert main(["show", "out"]) == 0
+    again = capsys.readouterr().out
+
+    for text in (shown, again):
+        assert "forward hard-codes the number 16" in text
+        assert "(--form graph) can remove more" in text
+
+
+def test_inspect_says_what_a_budget_could_remove_for_either_form(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "inspect --model mixed:build --example 2x3x8x8 --tasks near,far --floor 0".split()
+    found = {}
+    for form in ("module", "graph"):
+        assert main([*words, "--form", form, "--json"]) == 0
+        found[form] = json.loads(capsys.readouterr().out)
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+
+    least = {form: document["reachable"][0]["parameters"]["least"] for form, document in found.items()}
+    assert least["graph"] < least["module"]
+    assert [document["form"] for document in found.values()] == ["module", "graph"]
+    assert found["graph"]["graph_only"] == 0 < found["module"]["graph_only"]
+    assert f"{found['module']['graph_only']:.1%} of the parameters lie in slices that numbers" in shown
+    # A budget at the graph's limit is one that the graph meets and the module does not.
+    given = [word for word in COMMANDS["prune"].split() if word not in ("--parameters", "0.5")]
+    budget = ["--parameters", str(int(least["graph"])), "--floor", "0", "--no-onnx", "--no-verify"]
+    assert main([*given, *budget, "--form", "graph"]) == 0
+    assert main([*given, *budget]) == 2
+
+
+@pytest.mark.parametrize("command", ["prune", "shrink", "inspect"])
+def test_there_are_two_forms_to_choose_from(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--form", "onnx"]) == 2
+    assert "argument --form: invalid choice: 'onnx' (choose from" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "the module itself, or its exported graph" in " ".join(capsys.readouterr().out.split())
