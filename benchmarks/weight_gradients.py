@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.joint import loss_of
 from disparse_structured.data.arguments import arguments, examples
 from disparse_structured.data.batches import batch_size, batches, call_model, to_device
-from disparse_structured.data.modes import evaluating
+from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import BatchError
 from disparse_structured.scoring import Probe
@@ -49,7 +49,7 @@ class WeightGradients:
         parameters = dict(self.model.named_parameters())
         first = next(iter(parameters.values()))
         self.probe.batches = self.probe.samples = 0
-        with Isolation(self.probe.seed, first.device), evaluating(self.model), torch.enable_grad():
+        with Isolation(self.probe.seed, first.device), eval_mode(self.model), torch.enable_grad():
             for batch in islice(batches(self.probe.data), self.probe.max_batches):
                 batch = to_device(batch, first.device, first.dtype)
                 size = batch_size(arguments(self.model, batch, self.probe.inputs))

@@ -31,7 +31,7 @@ from disparse_structured.decision.votes import (
 )
 from disparse_structured.errors import DisparseError
 from disparse_structured.pipeline import Pruned, prune, shrink
-from disparse_structured.pipeline.compensated import Foresight
+from disparse_structured.pipeline.compensated import Compensated
 from disparse_structured.refit import LeastSquares
 from disparse_structured.relatedness import Relatedness, relate
 from disparse_structured.scoring import measure
@@ -59,11 +59,11 @@ __all__ = [
     "SNIP",
     "AnyTask",
     "Budget",
+    "Compensated",
     "DiagonalHessian",
     "DisparseError",
     "Extracted",
     "Fisher",
-    "Foresight",
     "GlobalRanking",
     "IsomorphicRanking",
     "LayerRanking",

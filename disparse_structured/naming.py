@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 
 
-def called(rule: object) -> str:
+def rule_name(rule: object) -> str:
     """The rule with its settings, the same in every process: no memory addresses."""
     if inspect.isroutine(rule) or inspect.isclass(rule):
         return str(rule.__qualname__)

@@ -18,9 +18,9 @@ WIDTH = 64
 
 _STAGES: Mapping[str, tuple[str, str]] = {
     "structure": ("analyse", "pipeline"),
-    "scores": ("measure", "foresight"),
-    "curves": ("foresee", "foresight"),
-    "refit between rounds": ("refit", "foresight"),
+    "scores": ("measure", "pipeline"),
+    "curves": ("measure_damage_curves", "pipeline"),
+    "refit between rounds": ("refit", "compensated"),
     "refit": ("refit", "pipeline"),
     "cutting and proof": ("apply", "pipeline"),
 }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.no_training.bench import Bench, reestimated
 from benchmarks.no_training.ours import Shrink
-from disparse_structured.data.modes import evaluating
+from disparse_structured.data.modes import eval_mode
 from disparse_structured.decision.votes import Ranking
 from disparse_structured.refit.contraction import Contraction, contractions
 from disparse_structured.scoring import Criterion
@@ -93,7 +93,7 @@ def input_grams(model: nn.Module, structure: Structure, images: Tensor) -> Grams
         if consumer.groups == 1 and isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
             handles.append(module.register_forward_pre_hook(_adder(sums, consumer.weight)))
     try:
-        with evaluating(model):
+        with eval_mode(model):
             for batch in images.split(16):
                 model(batch)
     finally:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from disparse_structured.data.modes import evaluating
+from disparse_structured.data.modes import eval_mode
 from disparse_structured.tasks import Task
 
 
@@ -38,7 +38,7 @@ def deviation(
     """
     if not len(images):
         raise ValueError("images holds no image; the deviation is a mean over at least one.")
-    with evaluating(dense, pruned):
+    with eval_mode(dense, pruned):
         return distance(((pruned(batch), dense(batch)) for batch in images.split(batch_size)), tasks)
 
 

@@ -17,8 +17,8 @@ from benchmarks.no_training.ours import Shrink
 from benchmarks.no_training.stock import Chance, Pruner, Scored
 from disparse_structured.decision.arbiters import AnyTask, Majority, Minimax, Priority, Unanimous
 from disparse_structured.decision.votes import GlobalRanking, IsomorphicRanking, LayerRanking
-from disparse_structured.pipeline.compensated import Foresight
-from disparse_structured.refit import Affine, BatchNormStatistics, Fold, LeastSquares
+from disparse_structured.pipeline.compensated import Compensated
+from disparse_structured.refit import Affine, BatchNormStatistics, LeastSquares, ModelFolding
 from disparse_structured.scoring.criteria import Fisher, Magnitude, Random, Taylor
 
 FRACTIONS = (0.8, 0.65, 0.5, 0.4, 0.3)
@@ -127,7 +127,7 @@ _ABLATION: Mapping[str, Shrink] = {
     "no refit": _but(refit=None),
     "affine instead of refit": _but(refit=Affine()),
     "batch norms instead of refit": _but(refit=BatchNormStatistics()),
-    "folding instead of refit": _but(refit=Fold()),
+    "folding instead of refit": _but(refit=ModelFolding()),
     "batch norms after refit": _but(batchnorm=True),
     "refit without shifts": _but(refit=LeastSquares(shifts=0)),
     "refit without streams": _but(refit=LeastSquares(streams=False)),
@@ -135,8 +135,8 @@ _ABLATION: Mapping[str, Shrink] = {
     "uniform widths": _but(ranking=LayerRanking()),
     "global, not per cost": _but(ranking=GlobalRanking()),
     "isomorphic, not per cost": _but(ranking=IsomorphicRanking()),
-    "one round": _but(criterion=Foresight(rounds=1)),
-    "Fisher foreseen": _but(criterion=Foresight(criterion=Fisher())),
+    "one round": _but(criterion=Compensated(rounds=1)),
+    "Fisher foreseen": _but(criterion=Compensated(criterion=Fisher())),
     "units by Taylor at once": _but(criterion=Taylor()),
     "units by Fisher at once": _but(criterion=Fisher()),
     "units by magnitude": _but(criterion=Magnitude()),

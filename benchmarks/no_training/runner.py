@@ -23,7 +23,7 @@ from benchmarks.tables.cells import Figures
 from benchmarks.tables.problems import Problem
 from benchmarks.tables.runner import aloud, prepare
 from disparse_structured.structure import count_macs, count_parameters
-from disparse_structured.training import Recipe, train
+from disparse_structured.training import TrainingConfig, train
 
 
 def work(cells: Sequence[Cell], lab: Lab, jobs: int = 1, again: bool = False) -> int:
@@ -132,7 +132,7 @@ def finetune(bench: Bench, model: nn.Module, epochs: int) -> None:
     """Trains ``model`` in place on all training samples, as the tables do after pruning."""
     setup, data = bench.network.setup, bench.problem
     loader = Loader(data.train, setup.batch_size, shuffle=True, augment=data.augment)
-    train(model, bench.tasks, loader, Recipe(epochs, setup.finetune_lr, seed=bench.seed))
+    train(model, bench.tasks, loader, TrainingConfig(epochs, setup.finetune_lr, seed=bench.seed))
 
 
 def deltas(problem: Problem, dense: Figures, pruned: Figures) -> dict[str, float]:

@@ -28,7 +28,7 @@ from disparse_structured.regimes import Dynamic, Iterative, Pretrained, Regime, 
 from disparse_structured.structure import analyse, count_macs, count_parameters
 from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Loss, Task
-from disparse_structured.training import Companion, Recipe, train
+from disparse_structured.training import Callback, TrainingConfig, train
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Bench:
 class Timed:
     """A companion that is timed: ``seconds`` is what its steps took."""
 
-    def __init__(self, companion: Companion) -> None:
+    def __init__(self, companion: Callback) -> None:
         self._companion = companion
         self.seconds = 0.0
 
@@ -242,11 +242,11 @@ def _train(
     seed: int,
     *,
     full: bool,
-    companion: Companion | None = None,
+    companion: Callback | None = None,
 ) -> float:
     """Trains in place, ``full`` as the dense network or for the budget after pruning; gives seconds."""
     setup = bench.setup
-    recipe = Recipe(
+    recipe = TrainingConfig(
         setup.epochs if full else setup.finetune_epochs,
         setup.lr if full else setup.finetune_lr,
         precision="bf16-mixed" if bench.device != "cpu" else "32-true",

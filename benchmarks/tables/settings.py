@@ -1,4 +1,4 @@
-"""The scales of the tables: which network on which data, and for how long, from one frozen description."""
+"""The scales of the tables: which network on which data, and for how long, from one pinned description."""
 
 from __future__ import annotations
 

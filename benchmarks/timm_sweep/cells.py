@@ -74,8 +74,8 @@ class Row:
         parameters, macs: of the dense network; MACs of one example, from the structure's cost model.
         groups, units: how many.
         prunable_parameters, prunable_macs: shares that could go, all width rules but one unit a group off.
-        frozen: reasons for what may not go, and at most what share of the parameters each holds; largest
-            first. What two freezes hold is counted for both.
+        pinned: reasons for what may not go, and at most what share of the parameters each holds; largest
+            first. What two pins hold is counted for both.
         planned: parameters that the plan leaves.
         left, macs_left: parameters and MACs of the pruned network; more than planned if groups were refused.
         twin: largest relative difference from the masked twin over the tasks; ``tolerance`` is allowed.
@@ -103,7 +103,7 @@ class Row:
     units: int = 0
     prunable_parameters: float = 0.0
     prunable_macs: float = 0.0
-    frozen: Sequence[tuple[str, float]] = ()
+    pinned: Sequence[tuple[str, float]] = ()
     planned: int = 0
     left: int = 0
     macs_left: float = 0.0

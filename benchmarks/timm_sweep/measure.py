@@ -34,7 +34,7 @@ from benchmarks.timm_sweep.stock import Stock
 from benchmarks.timm_sweep.subject import Subject
 from disparse_structured.decision.budget import Budget, smallest
 from disparse_structured.export import export_onnx
-from disparse_structured.structure import Freeze, count_parameters
+from disparse_structured.structure import Pin, count_parameters
 from disparse_structured.tasks import Task
 from disparse_structured.verification.copy import copied
 
@@ -77,7 +77,7 @@ class Run:
             "groups": len(structure.groups),
             "units": structure.units,
             "macs": structure.cost.macs(torch.ones(structure.units, dtype=torch.bool)),
-            "frozen": reasons(structure.frozen),
+            "pinned": reasons(structure.pinned),
         }
 
     def prunable(self) -> Facts:
@@ -100,9 +100,9 @@ class Run:
         return {
             "left": count_parameters(done.model),
             "macs_left": self._subject.structure.cost.macs(done.plan.keep(self._subject.structure)),
-            "twin": max(done.proof.deviation.values()),
-            "tolerance": done.proof.tolerance,
-            "dtype": done.proof.dtype.removeprefix("torch."),
+            "twin": max(done.verification.deviation.values()),
+            "tolerance": done.verification.tolerance,
+            "dtype": done.verification.dtype.removeprefix("torch."),
             "refused": {refusal.group: shortened(refusal.reason) for refusal in done.refused},
         }
 
@@ -130,7 +130,7 @@ class Run:
         done = self._subject.graph
         assert done.proof is not None
         left = sum(parameter.numel() for parameter in done.model.parameters())
-        return {"graph_left": left, "graph_twin": max(done.proof.deviation.values())}
+        return {"graph_left": left, "graph_twin": max(done.verification.deviation.values())}
 
     def stock_graph(self) -> Facts:
         self._stock = Stock(self._subject.network)
@@ -232,11 +232,11 @@ def learned(model: nn.Module, inputs: tuple[Tensor, ...], tasks: Sequence[Task])
     raise LearningError(f"no step lowers the loss of {before:.3g}")
 
 
-def reasons(frozen: Sequence[Freeze]) -> list[tuple[str, float]]:
-    """Freeze reasons and the share of the parameters that each holds at most, largest first."""
+def reasons(pinned: Sequence[Pin]) -> list[tuple[str, float]]:
+    """Pin reasons and the share of the parameters that each holds at most, largest first."""
     shares: dict[str, float] = defaultdict(float)
-    for freeze in frozen:
-        shares[freeze.reason] += freeze.share
+    for pin in pinned:
+        shares[pin.reason] += pin.share
     largest = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
     return [(reason, min(1.0, share)) for reason, share in largest[:REASONS]]
 

@@ -19,8 +19,8 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.decision.votes import LayerRanking
 from disparse_structured.scoring.criteria import Random
 from disparse_structured.structure import Structure, analyse
-from disparse_structured.surgery.graph import GraphOperation, apply_graph
-from disparse_structured.surgery.module import Operation, apply
+from disparse_structured.surgery.graph import AppliedGraph, apply_graph
+from disparse_structured.surgery.module import Applied, apply
 from disparse_structured.tasks import Task
 
 HEADS = {"labels": DenseHead(13), "depth": DenseHead(1), "scene": LinearHead(10)}
@@ -70,12 +70,12 @@ class Subject:
         return planned(self.structure)
 
     @cached_property
-    def operation(self) -> Operation:
+    def operation(self) -> Applied:
         """The pruned module, proven."""
         return apply(self.network.model, self.plan, self.structure)
 
     @cached_property
-    def graph(self) -> GraphOperation:
+    def graph(self) -> AppliedGraph:
         """The pruned exported graph, proven, by a plan of its own: numbers in ``forward`` hold nothing."""
         network = self.network
         structure = analyse(network.model, network.inputs, network.tasks, form="graph")

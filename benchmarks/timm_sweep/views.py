@@ -157,13 +157,13 @@ def failures(rows: Sequence[Row]) -> str:
 
 
 def stayed(rows: Sequence[Row]) -> str:
-    """Frozen parameters by reason, with the share that each holds at most, and groups that were refused."""
+    """Pinned parameters by reason, with the share that each holds at most, and groups that were refused."""
     lines = []
     for row in rows:
-        frozen = [
-            f"{reason} {share:.0%}" for reason, share in row.frozen if reason not in ENDS and share >= LEAST
+        pinned = [
+            f"{reason} {share:.0%}" for reason, share in row.pinned if reason not in ENDS and share >= LEAST
         ]
-        told = [f"frozen: {', '.join(frozen)}"] if frozen else []
+        told = [f"pinned: {', '.join(pinned)}"] if pinned else []
         by_reason: dict[str, list[str]] = {}
         for group, reason in row.refused.items():
             by_reason.setdefault(reason, []).append(group)

@@ -36,14 +36,14 @@ class Screen:
         self._stderr = Console(stderr=True, highlight=False)
 
     @property
-    def lively(self) -> bool:
+    def interactive(self) -> bool:
         """Whether anybody is watching standard error."""
         return sys.stderr.isatty()
 
     @contextlib.contextmanager
     def step(self, text: str) -> Iterator[None]:
         """A spinner while the body runs."""
-        if not self.lively:
+        if not self.interactive:
             yield
             return
         with self._stderr.status(text):

@@ -12,5 +12,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     """Trains, prunes, fine-tunes, exports and compares a small network."""
     from disparse_structured.lab import demo as room  # brings timm and matplotlib, which only this one needs
 
-    result = room.run(Path(arguments.out), seed=arguments.seed, quick=arguments.quick, progress=screen.lively)
+    result = room.run(
+        Path(arguments.out), seed=arguments.seed, quick=arguments.quick, progress=screen.interactive
+    )
     return Outcome(result.to_dict(), [result])

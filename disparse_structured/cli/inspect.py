@@ -17,7 +17,7 @@ from disparse_structured.cli.usage import UsageError
 from disparse_structured.data.batches import take
 from disparse_structured.decision.budget import Budget, smallest
 from disparse_structured.pipeline import EXAMPLE_SAMPLES
-from disparse_structured.report.pruning import GraphOnly, summarise_freezes
+from disparse_structured.report.pruning import GraphOnly, summarize_pins
 from disparse_structured.structure import ChannelGroup, Structure, analyse
 
 FLOORS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
@@ -64,7 +64,7 @@ def _document(model: str, structure: Structure) -> dict[str, Any]:
             "dead": int((voters == 0).sum()) - unclaimed,
         },
         "groups": [_group(group, group.name in structure.unclaimed) for group in structure.groups],
-        "frozen": [dataclasses.asdict(freeze) for freeze in structure.frozen],
+        "pinned": [dataclasses.asdict(pin) for pin in structure.pinned],
         "graph_only": structure.graph_only,
         "constraints": [dataclasses.asdict(constraint) for constraint in structure.constraints],
     }
@@ -118,8 +118,8 @@ def _views(document: dict[str, Any], structure: Structure) -> Sequence[Renderabl
     ]
     if structure.constraints:
         shown.append(views.constraints(document["constraints"]))
-    if structure.frozen:
-        shown.append(summarise_freezes(structure.frozen))
-    if only := GraphOnly.of(frozen=structure.graph_only, refused=0.0):
+    if structure.pinned:
+        shown.append(summarize_pins(structure.pinned))
+    if only := GraphOnly.of(pinned=structure.graph_only, refused=0.0):
         shown.append(Text(only.advice, style="yellow"))
     return [*shown, Text("how far a budget can go:"), views.reachable(document["reachable"])]

@@ -42,7 +42,7 @@ def find(spec: str, option: str) -> Any:
 
 
 @contextlib.contextmanager
-def users_code(doing: str) -> Iterator[None]:
+def user_code(doing: str) -> Iterator[None]:
     """Turns what the user's own code raises into a :class:`UsageError` that names the line."""
     try:
         yield
@@ -57,7 +57,7 @@ def users_code(doing: str) -> Iterator[None]:
 def _from_import(name: str, said: str) -> ModuleType:
     _importable(Path.cwd())
     importlib.invalidate_caches()
-    with users_code(f"{said}: importing {name!r}"):
+    with user_code(f"{said}: importing {name!r}"):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -99,7 +99,7 @@ def _from_file(path: Path, said: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with users_code(f"{said}: running {str(path)!r}"):
+        with user_code(f"{said}: running {str(path)!r}"):
             spec.loader.exec_module(module)
     except DisparseError:
         del sys.modules[name]

@@ -24,8 +24,8 @@ from disparse_structured.decision.votes import (
     PerCostRanking,
     Ranking,
 )
-from disparse_structured.pipeline.compensated import Foresight
-from disparse_structured.refit import Affine, BatchNormStatistics, Fold, LeastSquares, Method
+from disparse_structured.pipeline.compensated import Compensated
+from disparse_structured.refit import Affine, BatchNormStatistics, LeastSquares, ModelFolding, RefitMethod
 from disparse_structured.scoring import Criterion
 from disparse_structured.scoring.criteria import (
     SNIP,
@@ -48,7 +48,7 @@ CRITERIA: Mapping[str, Criterion] = {
     "random": Random(),
 }
 
-SCORINGS: Mapping[str, Criterion | Foresight] = {"foresight": Foresight(), **CRITERIA}
+SCORINGS: Mapping[str, Criterion | Compensated] = {"foresight": Compensated(), **CRITERIA}
 
 ARBITERS: Mapping[str, Arbiter] = {
     "unanimous": Unanimous(),
@@ -68,11 +68,11 @@ RANKINGS: Mapping[str, Ranking] = {
     "layer": LayerRanking(),
 }
 
-REFITS: Mapping[str, Method | None] = {
+REFITS: Mapping[str, RefitMethod | None] = {
     "least-squares": LeastSquares(),
     "affine": Affine(),
     "batch-norm": BatchNormStatistics(),
-    "fold": Fold(),
+    "fold": ModelFolding(),
     "none": None,
 }
 
@@ -84,7 +84,7 @@ def criterion(name: str) -> Criterion:
     return _named(CRITERIA, name, "criterion")
 
 
-def scoring(name: str) -> Criterion | Foresight:
+def scoring(name: str) -> Criterion | Compensated:
     """The criterion called ``name``, or foresight; raises :class:`UsageError` if there is none."""
     return _named(SCORINGS, name, "criterion")
 
@@ -94,7 +94,7 @@ def ranking(name: str) -> Ranking:
     return _named(RANKINGS, name, "ranking")
 
 
-def refit(name: str) -> Method | None:
+def refit(name: str) -> RefitMethod | None:
     """The refit called ``name``, None for none; raises :class:`UsageError` if there is no such one."""
     return _named(REFITS, name, "refit")
 

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         verify=arguments.verify,
         form=arguments.form,
         attention=arguments.attention,
-        progress=screen.lively,
+        progress=screen.interactive,
     )
     return deliver(given, pruned, folder, arguments, screen)
 

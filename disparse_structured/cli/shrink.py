@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         verify=arguments.verify,
         form=arguments.form,
         attention=arguments.attention,
-        progress=screen.lively,
+        progress=screen.interactive,
     )
     given = Subject(model, tasks, calibration, example, [take(first, slice(sources.REAL_SAMPLES))])
     return deliver(given, pruned, folder, arguments, screen)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from disparse_structured.cli.lookup import find, users_code
+from disparse_structured.cli.lookup import find, user_code
 from disparse_structured.cli.usage import UsageError
 from disparse_structured.data.batches import batches, model_inputs, to_device
 from disparse_structured.errors import BatchError, LoadError
@@ -41,7 +41,7 @@ def load_model(spec: str, weights: str | None) -> nn.Module:
                 f"--model {spec!r} is of type {type(model).__name__}. Name a factory: a function without "
                 "arguments that returns the dense torch.nn.Module."
             )
-        with users_code(f"--model {spec!r}: calling it"):
+        with user_code(f"--model {spec!r}: calling it"):
             model = model()
     if not isinstance(model, nn.Module):
         raise UsageError(
@@ -96,7 +96,7 @@ def load_data(spec: str, limit: int | None, option: str = "--data") -> Iterable[
     found = find(spec, option)
     made, again = found, None
     if callable(found) and not isinstance(found, Iterable):
-        with users_code(f"{option} {spec!r}: calling it"):
+        with user_code(f"{option} {spec!r}: calling it"):
             made = found()
         again = found
     if isinstance(made, torch.Tensor | Mapping):
@@ -113,7 +113,7 @@ def load_data(spec: str, limit: int | None, option: str = "--data") -> Iterable[
         return Batches(lambda: made, limit, option)
     if again is not None:
         return Batches(again, limit, option)
-    with users_code(f"{option} {spec!r}: reading it"):
+    with user_code(f"{option} {spec!r}: reading it"):
         kept = list(itertools.islice(made, limit))
     return Batches(lambda: kept, limit, option)
 
@@ -127,7 +127,7 @@ class Batches:
         self._option = option
 
     def __iter__(self) -> Iterator[Any]:
-        with users_code(f"{self._option}: reading a batch"):
+        with user_code(f"{self._option}: reading a batch"):
             yield from itertools.islice(self._source(), self._limit)
 
     def __len__(self) -> int:
@@ -147,7 +147,7 @@ def load_tasks(spec: str) -> tuple[Task, ...]:
         return check_tasks([_label_free(entry.strip(), spec) for entry in spec.split(",")])
     found = find(spec, "--tasks")
     if callable(found):
-        with users_code(f"--tasks {spec!r}: calling it"):
+        with user_code(f"--tasks {spec!r}: calling it"):
             found = found()
     if isinstance(found, Task):
         found = (found,)

@@ -20,7 +20,7 @@ from disparse_structured.cli.prune import budget
 from disparse_structured.cli.usage import UsageError
 from disparse_structured.data.batches import batches
 from disparse_structured.regimes import Dynamic, Iterative, Pretrained, Regime, Static
-from disparse_structured.training import Distillation, Recipe, TrainingFacts, train
+from disparse_structured.training import Distillation, TrainingConfig, TrainingFacts, train
 
 CHECKPOINT = "checkpoint.pt"
 REGIMES = ("pretrained", "static", "dynamic")
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome | None:
         checkpoint=folder / CHECKPOINT,
         checkpoint_every=arguments.checkpoint_every,
         on_epoch=_announcer(arguments.epochs, screen),
-        progress=screen.lively,
+        progress=screen.interactive,
     )
     with screen.step("cutting and proving"):
         pruned = regime.finish()
@@ -101,7 +101,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("--patience needs data to judge by. Give --validation.")
 
 
-def _recipe(arguments: argparse.Namespace, given: Subject) -> Recipe:
+def _recipe(arguments: argparse.Namespace, given: Subject) -> TrainingConfig:
     distillation = None
     if arguments.distill:
         teacher = copy.deepcopy(given.model)
@@ -109,7 +109,7 @@ def _recipe(arguments: argparse.Namespace, given: Subject) -> Recipe:
             sources.load_weights(teacher, Path(arguments.teacher))
         distillation = Distillation(teacher, arguments.distill)
     try:
-        return Recipe(
+        return TrainingConfig(
             epochs=arguments.epochs,
             lr=arguments.lr,
             weight_decay=arguments.weight_decay,

@@ -16,13 +16,13 @@ from disparse_structured.report.pruning import (
     CostFacts,
     GraphFacts,
     GraphOnly,
-    ProofFacts,
     PruningReport,
     RefusedGroup,
     TaskFacts,
+    VerificationFacts,
 )
 from disparse_structured.report.refit import LayerFacts, RefitFacts, SkippedLayer
-from disparse_structured.structure import Freeze, Proportion
+from disparse_structured.structure import Pin, RatioConstraint
 
 _MEMBERS_SHOWN = 3
 
@@ -38,8 +38,8 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
         facts = {name: document[name] for name in fields}
         for name in ("macs", "parameters"):
             facts[name] = CostFacts(**facts[name])
-        facts["proof"] = ProofFacts(**facts["proof"])
-        for name, kind in (("tasks", TaskFacts), ("refused", RefusedGroup), ("frozen", Freeze)):
+        facts["verification"] = VerificationFacts(**facts["verification"])
+        for name, kind in (("tasks", TaskFacts), ("refused", RefusedGroup), ("pinned", Pin)):
             facts[name] = tuple(kind(**entry) for entry in facts[name])
         for name, optional in (("graph", GraphFacts), ("graph_only", GraphOnly)):
             facts[name] = None if facts[name] is None else optional(**facts[name])
@@ -119,7 +119,7 @@ def constraints(entries: Sequence[Mapping[str, Any]]) -> Table:
     """The count constraints between groups."""
     table = table_of("groups that keep counts in proportion", "shares", "why")
     for entry in entries:
-        sides = Proportion(**entry).sides
+        sides = RatioConstraint(**entry).sides
         groups = ", ".join(" + ".join(names) for names, _ in sides)
         table.add_row(Text(groups), " : ".join(str(share) for _, share in sides), Text(entry["reason"]))
     return table

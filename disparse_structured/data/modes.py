@@ -9,7 +9,7 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
+def eval_mode(*models: nn.Module) -> Iterator[None]:
     """``models`` in eval mode; every module's own mode is restored after.
 
     The flags are set one by one: a ``train()`` of the user's own may do more (merge weights, say).

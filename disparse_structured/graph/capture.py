@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from disparse_structured.data.modes import evaluating
+from disparse_structured.data.modes import eval_mode
 from disparse_structured.errors import CaptureError, TaskError, UnsupportedModelError
 from disparse_structured.graph.effects import Effects
 from disparse_structured.graph.provenance import Expression, traced_integers
@@ -100,7 +100,7 @@ class Capture:
         return {
             node: _like(self.constants[node.name], first)
             if node.name in self.constants
-            else own_copy(next(leaves))
+            else clone_if_tensor(next(leaves))
             for node in self.graph.find_nodes(op="placeholder")
             if node.name not in self.tensors
         }
@@ -117,7 +117,7 @@ def capture(
     check_supported(model)
     wrapper = _TaskOutputs(model, tasks)
     with (
-        evaluating(model),
+        eval_mode(model),
         _quiet(),
         torch.random.fork_rng(devices=[]),
         traced_integers(model) as annotator,
@@ -285,7 +285,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def own_copy(argument: Any) -> Any:
+def clone_if_tensor(argument: Any) -> Any:
     """A copy: ``forward`` may write to its input."""
     return argument.clone() if isinstance(argument, torch.Tensor) else argument
 
@@ -293,7 +293,7 @@ def own_copy(argument: Any) -> Any:
 def _like(constant: Any, first: torch.Tensor | None) -> Any:
     if isinstance(constant, torch.Tensor) and first is not None:
         return constant.to(first.device, first.dtype if constant.is_floating_point() else None, copy=True)
-    return own_copy(constant)
+    return clone_if_tensor(constant)
 
 
 def _task_error(error: BaseException | None) -> TaskError | None:

@@ -32,26 +32,26 @@ def packet(node: fx.Node) -> Any:
     return getattr(node.target, "overloadpacket", node.target)
 
 
-def moves(node: fx.Node) -> bool:
+def rearranges(node: fx.Node) -> bool:
     """Whether all that ``node`` returns are values of its first argument, in other places."""
     if node.target is aten.view.dtype:  # other values, made of the same bits
         return False
     return packet(node) in _MOVING and len(node.all_input_nodes) == 1
 
 
-def keeps(node: fx.Node, *_: fx.Node) -> bool:
+def is_identity(node: fx.Node, *_: fx.Node) -> bool:
     """Whether ``node`` returns what it reads, every value in its place."""
     return packet(node) in _KEEPING
 
 
-def numbered(shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
+def position_ids(shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
     """int64 of ``shape``: the flat position of every element in the dimensions from ``start`` to ``stop``."""
     sizes = torch.Size(size if start <= dim < stop else 1 for dim, size in enumerate(shape))
     return torch.arange(sizes.numel()).reshape(sizes).expand(shape).contiguous()
 
 
-def followed(
-    source: fx.Node, index: torch.Tensor, passes: Callable[[fx.Node, fx.Node], bool] = keeps
+def trace_positions(
+    source: fx.Node, index: torch.Tensor, passes: Callable[[fx.Node, fx.Node], bool] = is_identity
 ) -> Iterator[tuple[fx.Node, fx.Node, torch.Tensor]]:
     """Who reads the values of ``source``, from which node, and which of them: ``(reader, node, index)``.
 
@@ -64,11 +64,11 @@ def followed(
     while pending:
         node, found = pending.pop()
         for user in node.users:
-            if not (moves(user) or passes(user, node)):
+            if not (rearranges(user) or passes(user, node)):
                 yield user, node, found
             elif user not in seen:
                 seen.add(user)
-                pending.append((user, _moved(user, found) if moves(user) else found))
+                pending.append((user, _moved(user, found) if rearranges(user) else found))
 
 
 def _moved(node: fx.Node, index: Any) -> Any:

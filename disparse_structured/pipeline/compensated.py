@@ -13,18 +13,18 @@ from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.arbiters import Arbiter
 from disparse_structured.decision.budget import Budget, Decision, search
 from disparse_structured.decision.votes import Ranking
-from disparse_structured.naming import called
-from disparse_structured.refit import LeastSquares, Method, refit
+from disparse_structured.naming import rule_name
+from disparse_structured.refit import LeastSquares, RefitMethod, refit
 from disparse_structured.scoring import Criterion, Saliency, measure
 from disparse_structured.scoring.criteria import Taylor
-from disparse_structured.scoring.damage_curves import JUDGED, LEFT, foresee
+from disparse_structured.scoring.damage_curves import JUDGED, LEFT, measure_damage_curves
 from disparse_structured.structure import Structure
 
 _TAYLOR, _LEAST_SQUARES = Taylor(), LeastSquares(shifts=0)
 
 
 @dataclass(frozen=True)
-class Foresight:
+class Compensated:
     """Units are scored by the error that is left after compensation, again and again along the way.
 
     In each round the criterion orders the units of what is left, curves say what narrowing each group costs
@@ -45,7 +45,7 @@ class Foresight:
     left: tuple[float, ...] = LEFT
     scored: int = 32
     judged: int = JUDGED
-    refit: Method = _LEAST_SQUARES
+    refit: RefitMethod = _LEAST_SQUARES
 
     def __post_init__(self) -> None:
         if min(self.rounds, self.scored, self.judged) < 1 or not all(0 < share < 1 for share in self.left):
@@ -84,7 +84,7 @@ class Foresight:
                 current, structure, self.criterion, scored,
                 inputs=as_they_are, seed=seed, keep=keep, progress=progress,
             )  # fmt: skip
-            curves = foresee(
+            curves = measure_damage_curves(
                 current, structure, saliency.scores, calibration,
                 keep=keep, left=self.left, judged=self.judged, seed=seed,
             )  # fmt: skip
@@ -97,4 +97,4 @@ class Foresight:
             keep = found.keep
             if number < last:
                 current = refit(model, structure, keep, calibration, method=self.refit).model
-        return found, dataclasses.replace(saliency, scores=curves.scores, criterion=called(self))
+        return found, dataclasses.replace(saliency, scores=curves.scores, criterion=rule_name(self))

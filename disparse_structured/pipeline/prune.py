@@ -17,7 +17,7 @@ from disparse_structured.pipeline.calibrating import calibrate
 from disparse_structured.pipeline.checks import check_callables, check_method, check_place, step
 from disparse_structured.pipeline.pruned import Pruned, report_on
 from disparse_structured.pipeline.surgeon import Surgeon
-from disparse_structured.refit import Method
+from disparse_structured.refit import RefitMethod
 from disparse_structured.scoring import Criterion, measure
 from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.structure import Attention, Form, analyse
@@ -37,7 +37,7 @@ def prune(
     arbiter: Arbiter = DEFAULT_ARBITER,
     ranking: Ranking = DEFAULT_RANKING,
     inputs: Inputs | None = None,
-    refit: Method | None = None,
+    refit: RefitMethod | None = None,
     seed: int = 0,
     verify: bool = True,
     inplace: bool = False,

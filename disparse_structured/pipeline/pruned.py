@@ -14,16 +14,16 @@ from disparse_structured.report.pruning import (
     CostFacts,
     GraphFacts,
     GraphOnly,
-    ProofFacts,
     PruningReport,
     RefusedGroup,
     TaskFacts,
+    VerificationFacts,
 )
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.scoring import Saliency
 from disparse_structured.structure import Structure, count_macs, count_parameters
 from disparse_structured.surgery import saving
-from disparse_structured.surgery.module import Operation
+from disparse_structured.surgery.module import Applied
 from disparse_structured.surgery.pruned_graph import PrunedGraph
 from disparse_structured.tasks import Task
 
@@ -42,10 +42,10 @@ class Pruned:
 
 
 def report_on(
-    structure: Structure, saliency: Saliency, operation: Operation, refit: RefitFacts | None = None
+    structure: Structure, saliency: Saliency, operation: Applied, refit: RefitFacts | None = None
 ) -> PruningReport:
     """The facts of one run; counts MACs and parameters on the pruned model itself."""
-    plan, proof = operation.plan, operation.proof
+    plan, verification = operation.plan, operation.verification
     keep = plan.keep(structure)
     everything = torch.ones_like(keep)
     cost, provenance = structure.cost, plan.provenance
@@ -75,9 +75,13 @@ def report_on(
         batches=saliency.batches,
         samples=saliency.samples,
         refit=refit,
-        proof=ProofFacts(True, proof.dtype, proof.tolerance, proof.deviation) if proof else ProofFacts(False),
+        verification=VerificationFacts(
+            True, verification.dtype, verification.tolerance, verification.deviation
+        )
+        if verification
+        else VerificationFacts(False),
         refused=tuple(RefusedGroup(each.group, each.reason) for each in operation.refused),
-        frozen=structure.frozen,
+        pinned=structure.pinned,
         graph=_graph_facts(operation.model, structure),
         graph_only=GraphOnly.of(structure.graph_only, _held_by(refused, structure)),
         inputs=saving.describe_inputs(structure.example_inputs),

@@ -17,24 +17,24 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.decision.votes import Ranking
 from disparse_structured.pipeline.calibrating import EXAMPLE_SAMPLES, SAMPLES, calibrate
 from disparse_structured.pipeline.checks import check_callables, check_method, check_place, step
-from disparse_structured.pipeline.compensated import Foresight
+from disparse_structured.pipeline.compensated import Compensated
 from disparse_structured.pipeline.pruned import Pruned, report_on
 from disparse_structured.pipeline.surgeon import Surgeon
 from disparse_structured.pipeline.tolerating import Try, checked_limits, within
-from disparse_structured.refit import LeastSquares, Method
+from disparse_structured.refit import LeastSquares, RefitMethod
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.scoring import Criterion, Saliency, measure
 from disparse_structured.structure import Attention, Form, Structure, analyse
-from disparse_structured.surgery.module import Operation
+from disparse_structured.surgery.module import Applied
 from disparse_structured.tasks import Task, check_tasks
 from disparse_structured.verification.outputs import tasks_of
 
-DEFAULT_REFIT: Method = LeastSquares()
-DEFAULT_FORESIGHT = Foresight()
+DEFAULT_REFIT: RefitMethod = LeastSquares()
+DEFAULT_COMPENSATED = Compensated()
 DEFAULT_MEAN: Arbiter = WeightedMean()
 """Where each task's damage is measured, the mean loses less than unanimity; see docs/shrink.md."""
 
-_Done = tuple[Plan, Saliency, Operation, RefitFacts]
+_Done = tuple[Plan, Saliency, Applied, RefitFacts]
 
 
 def shrink(
@@ -45,10 +45,10 @@ def shrink(
     macs: float | None = None,
     parameters: float | None = None,
     budget: Budget | None = None,
-    criterion: Criterion | Foresight = DEFAULT_FORESIGHT,
+    criterion: Criterion | Compensated = DEFAULT_COMPENSATED,
     arbiter: Arbiter = DEFAULT_MEAN,
     ranking: Ranking = DEFAULT_RANKING,
-    refit: Method | None = DEFAULT_REFIT,
+    refit: RefitMethod | None = DEFAULT_REFIT,
     tolerance: Mapping[str, float] | None = None,
     samples: int = SAMPLES,
     seed: int = 0,
@@ -70,7 +70,8 @@ def shrink(
         tasks: name and output of each task; losses are not used. By default every entry of what the model
             returns is a task, see :func:`~disparse_structured.verification.outputs.tasks_of`.
         criterion: how units are scored: by the damage that is left after compensation, measured along the
-            way (:class:`~disparse_structured.pipeline.compensated.Foresight`), or by any criterion, at once.
+            way (:class:`~disparse_structured.pipeline.compensated.Compensated`),
+            or by any criterion, at once.
         arbiter: how the tasks' scores become a decision; by their mean. :class:`~.arbitration.Unanimous` lets
             no unit go that one task votes to keep.
         refit: how the weights that stay make up for those that go; None leaves them as they are. See
@@ -90,7 +91,7 @@ def shrink(
             ``model`` is unchanged.
     """
     check_callables(arbiter=arbiter, ranking=ranking)
-    if not isinstance(criterion, Foresight):
+    if not isinstance(criterion, Compensated):
         check_callables(criterion=criterion)
     check_method(refit)
     check_place(form, inplace)
@@ -140,7 +141,7 @@ def _decide(
     structure: Structure,
     calibration: Calibration,
     budget: Budget,
-    how: Criterion | Foresight,
+    how: Criterion | Compensated,
     arbiter: Arbiter,
     ranking: Ranking,
     seed: int,
@@ -148,7 +149,7 @@ def _decide(
 ) -> tuple[Plan, Saliency]:
     """What goes, without labels, and the scores that say so."""
     weights = [task.weight for task in structure.task_objects]
-    if isinstance(how, Foresight):
+    if isinstance(how, Compensated):
         found, saliency = how.decide(
             model, structure, calibration, budget,
             arbiter=arbiter, ranking=ranking, weights=weights, seed=seed, progress=progress,

@@ -12,11 +12,11 @@ from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.plan import Plan
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.pipeline.checks import step
-from disparse_structured.refit import Method, Refit, refit
+from disparse_structured.refit import Refit, RefitMethod, refit
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.structure import Structure
 from disparse_structured.surgery.graph import apply_graph
-from disparse_structured.surgery.module import Operation, apply
+from disparse_structured.surgery.module import Applied, apply
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +28,12 @@ class Surgeon:
 
     model: nn.Module
     structure: Structure
-    method: Method | None
+    method: RefitMethod | None
     calibration: Calibration | None
     verify: bool
     progress: bool
 
-    def operate(self, plan: Plan, inplace: bool) -> tuple[Operation, RefitFacts | None]:
+    def operate(self, plan: Plan, inplace: bool) -> tuple[Applied, RefitFacts | None]:
         """The model that ``plan`` makes of the refitted one, proven as it is handed out."""
         if self.method is None:
             return self._apply(self.model, plan, inplace), None
@@ -60,11 +60,11 @@ class Surgeon:
             self.model, self.structure, keep, self.calibration, method=self.method, progress=self.progress
         )
 
-    def _apply(self, model: nn.Module, plan: Plan, inplace: bool = False) -> Operation:
+    def _apply(self, model: nn.Module, plan: Plan, inplace: bool = False) -> Applied:
         with step("cutting and proving" if self.verify else "cutting", self.progress):
             if self.structure.form == "graph":
                 done = apply_graph(model, plan, self.structure, verify=self.verify)
-                return Operation(done.model, done.plan, done.proof, ())
+                return Applied(done.model, done.plan, done.verification, ())
             return apply(model, plan, self.structure, verify=self.verify, inplace=inplace)
 
 

@@ -13,8 +13,8 @@ from disparse_structured.decision.arbiters import Arbiter, Priority, Tolerance
 from disparse_structured.decision.arbiters.by_name import by_task
 from disparse_structured.decision.budget import Budget
 from disparse_structured.errors import BudgetError
-from disparse_structured.naming import called
-from disparse_structured.refit import Method
+from disparse_structured.naming import rule_name
+from disparse_structured.refit import RefitMethod
 from disparse_structured.structure import Structure
 from disparse_structured.tasks import Task
 
@@ -82,7 +82,7 @@ def _used(measured: Mapping[str, float], limits: Mapping[str, float]) -> float:
 
 
 def checked_limits(
-    tolerance: Mapping[str, float], tasks: Sequence[Task], arbiter: Arbiter | None, refit: Method | None
+    tolerance: Mapping[str, float], tasks: Sequence[Task], arbiter: Arbiter | None, refit: RefitMethod | None
 ) -> Mapping[str, float]:
     """``tolerance`` as the limits of a :class:`~disparse_structured.decision.arbiters.Tolerance`.
 
@@ -97,7 +97,8 @@ def checked_limits(
     by_task(limits, tuple(task.name for task in tasks), 1.0, "tolerance")
     if arbiter is not None:
         raise BudgetError(
-            f"tolerance= decides by the limits, arbiter={called(arbiter)} by something else. Leave one out."
+            f"tolerance= decides by the limits, arbiter={rule_name(arbiter)} by something else. "
+            "Leave one out."
         )
     if refit is None:
         raise BudgetError(

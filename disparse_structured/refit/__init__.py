@@ -2,16 +2,16 @@
 
 from disparse_structured.refit.affine import Affine
 from disparse_structured.refit.batch_norm import BatchNormStatistics
-from disparse_structured.refit.context import Method
-from disparse_structured.refit.folding import Fold
+from disparse_structured.refit.context import RefitMethod
+from disparse_structured.refit.folding import ModelFolding
 from disparse_structured.refit.least_squares import LeastSquares, Refit, refit
 
 __all__ = [
     "Affine",
     "BatchNormStatistics",
-    "Fold",
     "LeastSquares",
-    "Method",
+    "ModelFolding",
     "Refit",
+    "RefitMethod",
     "refit",
 ]

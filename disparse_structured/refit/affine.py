@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from disparse_structured.graph.schedule import Step
-from disparse_structured.refit.context import Work
+from disparse_structured.refit.context import RefitContext
 from disparse_structured.refit.folds import folds
 from disparse_structured.refit.lockstep import MEMORY
 from disparse_structured.refit.regression import Fit, Shape
@@ -30,7 +30,7 @@ class Affine:
     shifts: int = 0
     seed: int = 0
 
-    def visit(self, work: Work, step: Step) -> None:
+    def visit(self, work: RefitContext, step: Step) -> None:
         """See :class:`disparse_structured.refit.context.Method`."""
         contraction = work.contraction(step)
         if contraction is None:

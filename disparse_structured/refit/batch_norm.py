@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from disparse_structured.graph.schedule import Step
-from disparse_structured.refit.context import APART, Work
+from disparse_structured.refit.context import APART, RefitContext
 from disparse_structured.refit.contraction import named_arguments, packet
 from disparse_structured.refit.lockstep import MEMORY
 from disparse_structured.report.refit import LayerFacts
@@ -35,7 +35,7 @@ class BatchNormStatistics:
     shifts: int = 0
     seed: int = 0
 
-    def visit(self, work: Work, step: Step) -> None:
+    def visit(self, work: RefitContext, step: Step) -> None:
         """See :class:`disparse_structured.refit.context.Method`."""
         given = named_arguments(step[0]) if packet(step[0]) is aten.batch_norm else {}
         if not given or given["training"] or not isinstance(given["running_mean"], fx.Node):
@@ -60,7 +60,7 @@ class BatchNormStatistics:
         work.replace(LayerFacts(mean, 2, count, before, after), replaced)
 
 
-def _moments(work: Work, step: Step, kept: Tensor) -> tuple[int, Tensor, Tensor]:
+def _moments(work: RefitContext, step: Step, kept: Tensor) -> tuple[int, Tensor, Tensor]:
     """How many values each channel has, their mean, and the sum of squared distances from it; float64."""
     count = 0
     mean = torch.zeros(len(kept), dtype=torch.float64, device=kept.device)
@@ -78,7 +78,7 @@ def _moments(work: Work, step: Step, kept: Tensor) -> tuple[int, Tensor, Tensor]
     return count, mean, spread
 
 
-def _error(work: Work, step: Step, kept: Tensor, replaced: dict[str, Tensor]) -> float:
+def _error(work: RefitContext, step: Step, kept: Tensor, replaced: dict[str, Tensor]) -> float:
     """Of the twin's results with ``replaced`` statistics, relative to the dense network's."""
     off = whole = 0.0
     for chunk in range(work.walk.chunks):

@@ -31,7 +31,7 @@ APART = "its uses depend on each other, or on those of another shared weight"
 """Why a shared weight, or shared statistics, stay as they are."""
 
 
-class Method(Protocol):
+class RefitMethod(Protocol):
     """One way of repairing a network, layer by layer."""
 
     @property
@@ -49,8 +49,8 @@ class Method(Protocol):
         """Of what is drawn."""
         ...
 
-    def visit(self, work: Work, step: Step) -> None:
-        """Repairs what ``step`` computes, if it can, through :class:`Work`.
+    def visit(self, work: RefitContext, step: Step) -> None:
+        """Repairs what ``step`` computes, if it can, through :class:`RefitContext`.
 
         The twin's inputs to ``step`` are there, computed with everything repaired before; its results are
         not. ``step`` is never one that both networks compute alike.
@@ -78,7 +78,7 @@ class Sample:
     residuals: Tensor
 
 
-class Work:
+class RefitContext:
     """Both networks, what they contract, and what has been done so far.
 
     ``state`` is the twin's parameters and buffers by name; repairs replace some.
@@ -90,7 +90,7 @@ class Work:
         state: State,
         keep: Tensor,
         chunks: Sequence[tuple[Any, ...]],
-        method: Method,
+        method: RefitMethod,
     ) -> None:
         found = layers(structure, keep)
         norms = _batch_norms(structure)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from disparse_structured.graph.schedule import Step
-from disparse_structured.refit.context import Sample, Work
+from disparse_structured.refit.context import RefitContext, Sample
 from disparse_structured.refit.contraction import Contraction, packet
 from disparse_structured.refit.folds import folds
 from disparse_structured.refit.lockstep import MEMORY
@@ -27,7 +27,7 @@ _PLACES = 1024
 class Merging:
     """How alike the kept channels of the twin's input and the lost ones of the dense network's are."""
 
-    def __init__(self, work: Work, contraction: Contraction, lost: Contraction) -> None:
+    def __init__(self, work: RefitContext, contraction: Contraction, lost: Contraction) -> None:
         self._work, self._contraction, self._lost = work, contraction, lost
         device = work.state[contraction.weight].device
         groups, kept = contraction.inputs.shape
@@ -38,7 +38,7 @@ class Merging:
         self._squares, self._products = zeros(kept), zeros(kept, lost.inputs.shape[1])
 
     @classmethod
-    def of(cls, work: Work, contraction: Contraction) -> Merging | None:
+    def of(cls, work: RefitContext, contraction: Contraction) -> Merging | None:
         """None where no input channel went that another could stand for."""
         lost = contraction.lost()
         return None if lost is None else cls(work, contraction, lost)
@@ -81,7 +81,7 @@ class Merging:
 
 
 @dataclass(frozen=True)
-class Fold:
+class ModelFolding:
     """Merging alone: what read a removed channel is added to what reads the kept one most like it.
 
     It stays for those outputs whose error on inputs that it was not estimated on falls. The scale of a
@@ -99,7 +99,7 @@ class Fold:
     shifts: int = 0
     seed: int = 0
 
-    def visit(self, work: Work, step: Step) -> None:
+    def visit(self, work: RefitContext, step: Step) -> None:
         """See :class:`disparse_structured.refit.context.Method`."""
         contraction = work.contraction(step)
         merging = None if contraction is None else Merging.of(work, contraction)

@@ -15,8 +15,8 @@ from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import PlanError
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.graph.schedule import Step
-from disparse_structured.naming import called
-from disparse_structured.refit.context import Method, Work
+from disparse_structured.naming import rule_name
+from disparse_structured.refit.context import RefitContext, RefitMethod
 from disparse_structured.refit.deviation import deviations
 from disparse_structured.refit.folding import Merging
 from disparse_structured.refit.folds import folds
@@ -77,8 +77,8 @@ class LeastSquares:
                 "positive, shifts not negative."
             )
 
-    def visit(self, work: Work, step: Step) -> None:
-        """See :class:`disparse_structured.refit.context.Method`."""
+    def visit(self, work: RefitContext, step: Step) -> None:
+        """See :class:`disparse_structured.refit.context.RefitMethod`."""
         contraction = work.contraction(step)
         if contraction is None:
             return
@@ -112,7 +112,7 @@ def refit(
     keep: Tensor,
     data: Iterable[Any] | Calibration,
     *,
-    method: Method = LeastSquares(),
+    method: RefitMethod = LeastSquares(),
     inputs: Inputs | None = None,
     limit: int | None = None,
     progress: bool = False,
@@ -162,7 +162,7 @@ def refit(
         described = PerShape(model, structure, lambda found: found)(calibration.chunks[0])
         # An even number of chunks each time, so that an image and its copies are in the same fold.
         chunks = [*calibration.chunks, *shifted(calibration.chunks, method.shifts, method.seed)]
-        work = Work(described, state, keep, chunks, method)
+        work = RefitContext(described, state, keep, chunks, method)
         with advancing("refit", len(work.walk.steps), progress) as advance:
 
             def visit(step: Step) -> None:
@@ -176,7 +176,7 @@ def refit(
             if state[name] is not dense[name]:
                 tensor.copy_(state[name])
     facts = RefitFacts(
-        called(method), calibration.samples, calibration.checked,
+        rule_name(method), calibration.samples, calibration.checked,
         tuple(work.layers), tuple(work.skipped), before, after,
     )  # fmt: skip
     return Refit(result, facts)

@@ -9,12 +9,12 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from disparse_structured.graph.capture import own_copy
+from disparse_structured.graph.capture import clone_if_tensor
 from disparse_structured.graph.effects import Effects
 from disparse_structured.graph.schedule import Step, last_uses, schedule
 from disparse_structured.refit.storage import Storage
 from disparse_structured.structure import Structure
-from disparse_structured.verification.twin import Masking, arguments
+from disparse_structured.verification.twin import MaskedReads, arguments
 
 State = dict[str, torch.Tensor]
 """Parameters and buffers by name."""
@@ -52,7 +52,7 @@ class Lockstep:
         self._effects = Effects.of(self.capture.graph)
         self.steps = schedule(self.capture, together)
         self._storage = Storage(memory)
-        self._masking = Masking(structure, keep)
+        self._masking = MaskedReads(structure, keep)
         self._dense: dict[fx.Node, list[Any]] = {}
         self._twin: dict[fx.Node, list[Any]] = {}
         self._equal: set[fx.Node] = set()
@@ -134,7 +134,7 @@ class Lockstep:
         """``values``, or a copy where later operators write to their memory."""
         if node.name not in self._effects.written:
             return values
-        return [self._storage.hold(pytree.tree_map(own_copy, value)) for value in values]
+        return [self._storage.hold(pytree.tree_map(clone_if_tensor, value)) for value in values]
 
     def _drop(self, node: fx.Node) -> None:
         dense, twin = self._dense.pop(node, None), self._twin.pop(node, None)

@@ -13,9 +13,9 @@ from disparse_structured.data.batches import Inputs
 from disparse_structured.decision.arbiters import Arbiter, Unanimous
 from disparse_structured.decision.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget, smallest
 from disparse_structured.decision.votes import Ranking
-from disparse_structured.naming import called
+from disparse_structured.naming import rule_name
 from disparse_structured.regimes.masked import MaskedRegime
-from disparse_structured.regimes.panel import Panel
+from disparse_structured.regimes.panel import DecisionSettings
 from disparse_structured.scoring import Criterion
 from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.structure import analyse
@@ -78,7 +78,8 @@ class Dynamic(MaskedRegime):
         structure = analyse(model, example_inputs, tasks)
         criterion = criterion or Fisher()
         super().__init__(
-            model, Panel(structure, data, budget, criterion, arbiter, ranking, inputs, seed, batches)
+            model,
+            DecisionSettings(structure, data, budget, criterion, arbiter, ranking, inputs, seed, batches),
         )
         self.every, self.fraction, self.last = every, fraction, until * steps
         self.grow = grow
@@ -90,7 +91,7 @@ class Dynamic(MaskedRegime):
     @property
     def schedule(self) -> str:
         """See :class:`MaskedRegime`."""
-        grown = "" if self.grow is None else f", grown by {called(self.grow)}"
+        grown = "" if self.grow is None else f", grown by {rule_name(self.grow)}"
         return f"every {self.every} steps until {self.last:g}, fraction {self.fraction}{grown}"
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:

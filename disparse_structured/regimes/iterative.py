@@ -14,7 +14,7 @@ from disparse_structured.decision.budget import DEFAULT_ARBITER, DEFAULT_RANKING
 from disparse_structured.decision.votes import Ranking
 from disparse_structured.pipeline import Pruned
 from disparse_structured.regimes.masked import MaskedRegime
-from disparse_structured.regimes.panel import Panel
+from disparse_structured.regimes.panel import DecisionSettings
 from disparse_structured.scoring import Criterion
 from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.structure import analyse
@@ -63,7 +63,8 @@ class Iterative(MaskedRegime):
         structure = analyse(model, example_inputs, tasks)
         criterion = criterion or Fisher()
         super().__init__(
-            model, Panel(structure, data, budget, criterion, arbiter, ranking, inputs, seed, batches)
+            model,
+            DecisionSettings(structure, data, budget, criterion, arbiter, ranking, inputs, seed, batches),
         )
         self.stages, self.every = stages, every
         # The last budget must be within reach before the first stage changes anything.

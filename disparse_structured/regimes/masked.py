@@ -14,13 +14,13 @@ from torch import nn
 from disparse_structured.decision.budget import Decision
 from disparse_structured.decision.votes import Votes
 from disparse_structured.errors import BatchError, BudgetError, LoadError
-from disparse_structured.naming import called
+from disparse_structured.naming import rule_name
 from disparse_structured.pipeline import Pruned, report_on
-from disparse_structured.regimes.panel import Panel
+from disparse_structured.regimes.panel import DecisionSettings
 from disparse_structured.regimes.regime import Regime
 from disparse_structured.scoring import Saliency
 from disparse_structured.surgery.module import apply
-from disparse_structured.surgery.weight_masks import Masks
+from disparse_structured.surgery.weight_masks import WeightMasks
 
 
 class MaskedRegime(Regime):
@@ -29,7 +29,7 @@ class MaskedRegime(Regime):
     Groups that masks cannot hold (``masks.held``) keep their width.
     """
 
-    def __init__(self, model: nn.Module, panel: Panel) -> None:
+    def __init__(self, model: nn.Module, panel: DecisionSettings) -> None:
         if isinstance(panel.data, Iterator):
             raise BatchError(
                 f"the data is a {type(panel.data).__name__}, which can be read only once, and this regime "
@@ -37,7 +37,7 @@ class MaskedRegime(Regime):
             )
         self.model = model
         self.structure = panel.structure
-        self.masks = Masks(model, panel.structure)
+        self.masks = WeightMasks(model, panel.structure)
         # Nobody votes on what cannot be switched off and on.
         open_to_vote = replace(panel.structure, unclaimed=panel.structure.unclaimed | self.masks.held)
         self.panel = replace(panel, structure=open_to_vote)
@@ -94,7 +94,7 @@ class MaskedRegime(Regime):
 
     def _settings(self) -> str:
         panel = self.panel
-        rules = (called(rule) for rule in (panel.criterion, panel.arbiter, panel.ranking))
+        rules = (rule_name(rule) for rule in (panel.criterion, panel.arbiter, panel.ranking))
         budget = ", ".join(f"{name}={value}" for name, value in panel.budget.facts() if value is not None)
         return f"{budget}; {', '.join(rules)}; seed {panel.seed}; {panel.batches} batches; {self.schedule}"
 

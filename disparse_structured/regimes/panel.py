@@ -14,14 +14,14 @@ from disparse_structured.decision.arbiters import Arbiter
 from disparse_structured.decision.budget import Budget, Decision, plan_of, search
 from disparse_structured.decision.plan import Plan
 from disparse_structured.decision.votes import Ranking
-from disparse_structured.regimes.processes import on_main
+from disparse_structured.regimes.processes import on_rank_zero
 from disparse_structured.regimes.reading import undisturbed
 from disparse_structured.scoring import Criterion, Saliency, measure
 from disparse_structured.structure import Structure
 
 
 @dataclass(frozen=True, eq=False)
-class Panel:
+class DecisionSettings:
     """A structure, the data to score its units on, and the rules of the vote.
 
     ``batches`` limits how much of ``data`` one scoring reads. Every scoring iterates ``data`` anew, under
@@ -76,7 +76,7 @@ class Panel:
                     keep=keep,
                 )
 
-        return on_main(scored)
+        return on_rank_zero(scored)
 
     def decide(
         self,

@@ -15,7 +15,7 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.decision.votes import Ranking
 from disparse_structured.errors import LoadError
 from disparse_structured.pipeline import Pruned, report_on
-from disparse_structured.regimes.panel import Panel
+from disparse_structured.regimes.panel import DecisionSettings
 from disparse_structured.regimes.regime import Regime
 from disparse_structured.scoring import Criterion
 from disparse_structured.scoring.criteria import SNIP, Fisher
@@ -45,7 +45,9 @@ class _Physical(Regime):
     ) -> None:
         self.structure = analyse(model, example_inputs, tasks)
         criterion = criterion or self.criterion
-        panel = Panel(self.structure, data, budget, criterion, arbiter, ranking, inputs, seed, batches)
+        panel = DecisionSettings(
+            self.structure, data, budget, criterion, arbiter, ranking, inputs, seed, batches
+        )
         saliency = panel.score(model)
         operation = apply(model, panel.plan(panel.decide(saliency.scores)), self.structure)
         self._pruned = Pruned(operation.model, operation.plan, report_on(self.structure, saliency, operation))

@@ -10,7 +10,7 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
-def on_main(compute: Callable[[], T]) -> T:
+def on_rank_zero(compute: Callable[[], T]) -> T:
     """``compute()`` of the first process, in every process; an exception is raised in all of them.
 
     Without a process group it is simply ``compute()``. What is computed must be picklable.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from disparse_structured.data.batches import Inputs, batches, call_model, to_device
-from disparse_structured.data.modes import evaluating
+from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.verification.copy import copied
 
@@ -61,7 +61,7 @@ def _settle(model: nn.Module, first: torch.Tensor, data: Iterable[Any], inputs: 
     """Running statistics become plain means over the batches."""
     counted = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
     momenta = [module.momentum for module in counted]
-    with evaluating(model):
+    with eval_mode(model):
         for module in counted:
             module.training, module.momentum = True, None
         for batch in data:

@@ -45,7 +45,8 @@ def unit_sets(
     Args:
         structure: of ``model``, by :func:`disparse_structured.analyse`; a layer is a channel group.
         criterion: :class:`~disparse_structured.scoring.criteria.Fisher` by default. SNIP adds up a
-            unit's gradients over all samples before it takes their size: on NYU-v2 its sets agreed no better than by chance.
+            unit's gradients over all samples before it takes their size: on NYU-v2 its sets agreed no
+            better than by chance.
         ranking: each layer by itself by default, so that all layers lose the same share and their IoU can be
             compared; with layers in competition, some are kept whole, others lost, by every task alike.
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from disparse_structured.data.arguments import arguments, described
 from disparse_structured.data.batches import Inputs, batch_size, batches, to_device
-from disparse_structured.data.modes import evaluating
+from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import BatchError, DisparseError, GradientError, TaskError
 from disparse_structured.graph.capture import Capture, capture
@@ -119,7 +119,7 @@ class _Subject:
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
         """Eval mode, but for batch normalisation if it is to use the batch's statistics."""
-        with evaluating(self.model):
+        with eval_mode(self.model):
             for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._NormBase):
                     module.training = self.batch_statistics

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from disparse_structured.report.refit import RefitFacts
-from disparse_structured.structure import Freeze
+from disparse_structured.structure import Pin
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TaskFacts:
 
 
 @dataclass(frozen=True)
-class ProofFacts:
+class VerificationFacts:
     """Deviation of the pruned module from the masked twin, per task, unless that was switched off."""
 
     verified: bool
@@ -83,23 +83,23 @@ class GraphFacts:
 class GraphOnly:
     """What the exported graph could shrink and the module could not; shares of the dense parameters.
 
-    ``frozen`` lie in slices that a number in ``forward`` freezes, ``refused`` in groups that were left whole.
+    ``pinned`` lie in slices that a number in ``forward`` pins, ``refused`` in groups that were left whole.
     """
 
-    frozen: float
+    pinned: float
     refused: float
     advice: str
 
     @classmethod
-    def of(cls, frozen: float, refused: float) -> GraphOnly | None:
+    def of(cls, pinned: float, refused: float) -> GraphOnly | None:
         """With the advice in words; None if there is nothing that only the graph could shrink."""
-        places = ((frozen, "slices that numbers in forward freeze"), (refused, "groups that were left alone"))
+        places = ((pinned, "slices that numbers in forward pin"), (refused, "groups that were left alone"))
         found = [f"{share:.1%} of the parameters lie in {place}" for share, place in places if share]
         if not found:
             return None
         said = " and ".join(found)
         advice = f'form="graph" of prune and shrink (--form graph) can remove more: {said}.'
-        return cls(frozen, refused, advice)
+        return cls(pinned, refused, advice)
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,9 @@ class PruningReport:
     batches: int
     samples: int
     refit: RefitFacts | None
-    proof: ProofFacts
+    verification: VerificationFacts
     refused: tuple[RefusedGroup, ...]
-    frozen: tuple[Freeze, ...]
+    pinned: tuple[Pin, ...]
     graph: GraphFacts | None
     graph_only: GraphOnly | None
     inputs: Mapping[str, Any]
@@ -143,16 +143,18 @@ class PruningReport:
         yield self._voters()
         if self.refit is not None:
             yield self.refit
-        if self.proof.verified:
-            worst = max(self.proof.deviation.values(), default=0.0)
-            yield Text(f"verified against the masked twin in {self.proof.dtype}: worst deviation {worst:.1e}")
+        if self.verification.verified:
+            worst = max(self.verification.deviation.values(), default=0.0)
+            yield Text(
+                f"verified against the masked twin in {self.verification.dtype}: worst deviation {worst:.1e}"
+            )
         else:
             yield Text("NOT VERIFIED: verification was switched off (verify=False)", style="bold yellow")
         for refused in self.refused:
             yield Text(f"left alone: {refused.group}: {refused.reason}", style="yellow")
-        counted = [freeze for freeze in self.frozen if freeze.number]
+        counted = [pin for pin in self.pinned if pin.number]
         if counted:
-            yield summarise_freezes(counted)
+            yield summarize_pins(counted)
         if self.graph_only is not None:
             yield Text(self.graph_only.advice, style="yellow")
         if self.graph is not None:
@@ -184,12 +186,12 @@ class PruningReport:
         return table
 
 
-def summarise_freezes(freezes: Sequence[Freeze]) -> Table:
+def summarize_pins(pins: Sequence[Pin]) -> Table:
     """What may not shrink, why, and how large it is, largest first; one row for each operator and reason."""
-    merged: dict[tuple[str, str], list[Freeze]] = {}
-    for freeze in freezes:
-        merged.setdefault((freeze.reason, freeze.operator), []).append(freeze)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="frozen")
+    merged: dict[tuple[str, str], list[Pin]] = {}
+    for pin in pins:
+        merged.setdefault((pin.reason, pin.operator), []).append(pin)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="pinned")
     for heading in ("why", "operator", "layers", "largest share of parameters"):
         table.add_column(heading, justify="right" if heading.startswith("largest") else "left")
     for (reason, operator), found in merged.items():

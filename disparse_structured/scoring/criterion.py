@@ -11,7 +11,7 @@ from torch import nn
 
 from disparse_structured.data.batches import Inputs
 from disparse_structured.errors import PlanError
-from disparse_structured.naming import called
+from disparse_structured.naming import rule_name
 from disparse_structured.scoring.probe import Probe
 from disparse_structured.structure import Structure
 
@@ -95,7 +95,7 @@ def measure(
         progress=progress,
         keep=keep,
     )
-    name = called(criterion)
+    name = rule_name(criterion)
     scores = _checked(criterion(probe), structure, name)
     return Saliency(scores, structure.tasks, name, probe.batches, probe.samples, probe.notes)
 

@@ -22,7 +22,7 @@ from disparse_structured.structure import Structure
 from disparse_structured.structure.analysis import check_described
 from disparse_structured.structure.at_shape import PerShape
 from disparse_structured.structure.groups import ChannelGroup
-from disparse_structured.verification.twin import Masking
+from disparse_structured.verification.twin import MaskedReads
 
 LEFT = (0.7, 0.45, 0.25, 0.12, 0.05)
 """Shares of a group's units at which its curve is measured."""
@@ -59,7 +59,7 @@ class Curve:
 
 
 @dataclass(frozen=True, eq=False)
-class Curves:
+class DamageCurves:
     """All groups, and the saliency that follows.
 
     ``scores``, float64 ``[tasks, units]``: what each unit adds to its task's squared relative deviation
@@ -71,7 +71,7 @@ class Curves:
     scores: Tensor
 
 
-def foresee(
+def measure_damage_curves(
     model: nn.Module,
     structure: Structure,
     scores: Tensor,
@@ -82,7 +82,7 @@ def foresee(
     judged: int = JUDGED,
     work: float = WORK,
     seed: int = 0,
-) -> Curves:
+) -> DamageCurves:
     """Measures the curves of all groups of ``model``, masked by ``keep``, and turns them into a saliency.
 
     Each group is narrowed alone, its readers get the weights that make up for it best
@@ -128,7 +128,7 @@ def foresee(
         removed = tuple(variants[number].removed for number in mine)
         curves.append(Curve(group.name, removed, tuple(map(tuple, damage[:, mine].tolist()))))
     saliency = _saliency(structure.groups, structure.tasks, curves, scores, keep)
-    return Curves(structure.tasks, tuple(curves), saliency)
+    return DamageCurves(structure.tasks, tuple(curves), saliency)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +169,7 @@ def _compensated(
 ) -> list[_Variant]:
     base = {each.weight: each for each in contractions(structure, keep)}
     compensation = Compensation(tuple(base.values()))
-    execution = Execution(structure, Masking(structure, keep))
+    execution = Execution(structure, MaskedReads(structure, keep))
     generator = torch.Generator().manual_seed(seed)
     compensation.observe(execution, state, calibration.chunks[::2], generator)
     found = []
@@ -199,8 +199,8 @@ def _damage(
     batches: Sequence[tuple[Any, ...]],
 ) -> np.ndarray:
     """float64 ``[tasks, variants]``: squared relative deviations; absolute where all outputs are zero."""
-    execution = Execution(structure, Masking(structure, keep))
-    maskings = [Masking(structure, each.keep) for each in variants]
+    execution = Execution(structure, MaskedReads(structure, keep))
+    maskings = [MaskedReads(structure, each.keep) for each in variants]
     size = np.zeros(len(structure.tasks))
     finite = np.zeros(len(structure.tasks), dtype=bool)
     off = np.zeros((len(structure.tasks), len(variants)))

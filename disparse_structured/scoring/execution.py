@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from disparse_structured.graph.capture import own_copy
+from disparse_structured.graph.capture import clone_if_tensor
 from disparse_structured.graph.effects import Effects
 from disparse_structured.graph.schedule import last_uses, schedule
 from disparse_structured.structure import Structure
-from disparse_structured.verification.twin import Masking
+from disparse_structured.verification.twin import MaskedReads
 
 Values = dict[fx.Node, Any]
 State = Mapping[str, Tensor]
@@ -23,7 +23,7 @@ Outputs = dict[str, list[Tensor]]
 class Execution:
     """Runs the graph of ``structure`` masked by ``masking``; what writes to its input gets a copy of it."""
 
-    def __init__(self, structure: Structure, masking: Masking) -> None:
+    def __init__(self, structure: Structure, masking: MaskedReads) -> None:
         self.capture = structure.capture
         self._masking = masking
         self._steps = [node for step in schedule(self.capture, ()) for node in step]
@@ -56,7 +56,7 @@ class Execution:
         return self._arguments(node, values, state, self._masking)[0][position]
 
     def variant(
-        self, values: Values, state: State, changed: State, masking: Masking, inputs: tuple[Any, ...]
+        self, values: Values, state: State, changed: State, masking: MaskedReads, inputs: tuple[Any, ...]
     ) -> Outputs:
         """The tasks' outputs under another mask, and with tensors of ``changed`` in place of ``state``'s."""
         named = self.capture.tensors
@@ -99,18 +99,18 @@ class Execution:
         node: fx.Node,
         values: Mapping[fx.Node, Any],
         state: State,
-        masking: Masking,
+        masking: MaskedReads,
         copying: bool = False,
     ) -> Any:
         if node.op == "get_attr":
             return getattr(self.capture.module, str(node.target))
         args, kwargs = self._arguments(node, values, state, masking)
         if copying and node in self._writers:
-            args[0] = own_copy(args[0])
+            args[0] = clone_if_tensor(args[0])
         return masking.target(node)(*args, **kwargs)
 
     def _arguments(
-        self, node: fx.Node, values: Mapping[fx.Node, Any], state: State, masking: Masking
+        self, node: fx.Node, values: Mapping[fx.Node, Any], state: State, masking: MaskedReads
     ) -> tuple[list[Any], dict[str, Any]]:
         def value(each: fx.Node) -> Any:
             name = self.capture.tensors.get(each.name)

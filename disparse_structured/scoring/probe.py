@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from disparse_structured.data.arguments import arguments, described, examples
 from disparse_structured.data.batches import Inputs, batch_size, batches, to_device
-from disparse_structured.data.modes import evaluating
+from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation, generator, signs
 from disparse_structured.errors import BatchError, DisparseError, PlanError
 from disparse_structured.graph.named_tensors import named_tensors
@@ -275,7 +275,7 @@ class Probe:
         if not tasks:
             return {}
         inputs = to_device(self.structure.example_inputs, self._device, self._dtype)
-        with evaluating(self.model), torch.no_grad():
+        with eval_mode(self.model), torch.no_grad():
             try:
                 output = self.model(*next(examples(inputs, batch_size(inputs))))
             except Exception:  # some networks take no batch of one

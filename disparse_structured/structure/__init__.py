@@ -2,14 +2,14 @@
 
 from disparse_structured.structure.analysis import AttributeUpdate, Form, Structure, analyse
 from disparse_structured.structure.counting import count_macs, count_parameters
-from disparse_structured.structure.declared import Number
+from disparse_structured.structure.declared import SizeDeclaration
 from disparse_structured.structure.groups import (
     Attention,
     ChannelGroup,
     Consumer,
-    Freeze,
     Member,
-    Proportion,
+    Pin,
+    RatioConstraint,
 )
 
 __all__ = [
@@ -18,10 +18,10 @@ __all__ = [
     "ChannelGroup",
     "Consumer",
     "Form",
-    "Freeze",
     "Member",
-    "Number",
-    "Proportion",
+    "Pin",
+    "RatioConstraint",
+    "SizeDeclaration",
     "Structure",
     "analyse",
     "count_macs",

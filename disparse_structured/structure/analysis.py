@@ -24,13 +24,13 @@ from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.graph.provenance import Attribute
 from disparse_structured.structure.cost import CostModel, Products, WidthTable
 from disparse_structured.structure.declared import Declarations
-from disparse_structured.structure.freezes import summarise
 from disparse_structured.structure.grouping import Grouping, group_units
-from disparse_structured.structure.groups import Attention, ChannelGroup, Freeze, Proportion, reach_matrix
-from disparse_structured.structure.labels import FreezeRecord
+from disparse_structured.structure.groups import Attention, ChannelGroup, Pin, RatioConstraint, reach_matrix
+from disparse_structured.structure.labels import PinRecord
+from disparse_structured.structure.pins import summarise
 from disparse_structured.structure.resizing import Resizing, resizing_of
 from disparse_structured.structure.scales import AttentionScale
-from disparse_structured.structure.size_constraints import Count, Numbers, Ratio, follow, freeze_reals
+from disparse_structured.structure.size_constraints import Count, Ratio, SizeSolution, follow, pin_reals
 from disparse_structured.structure.tracing import Trace
 from disparse_structured.tasks import Task, check_tasks
 
@@ -58,7 +58,7 @@ class Structure:
 
     ``reach`` is bool ``[tasks, units]``. ``unclaimed`` names the groups that no task reaches but an output
     outside all tasks depends on: nobody votes on them, so they stay. ``graph_only`` is the share of
-    the parameters that lies in slices that only numbers in ``forward`` freeze. ``fingerprint`` identifies the
+    the parameters that lies in slices that only numbers in ``forward`` pin. ``fingerprint`` identifies the
     architecture (names, shapes, groups), the form and what of attention is a unit, not the weights.
     ``resizing`` says which integers of the graph follow the widths, ``scales`` which attention would take
     another scale from them.
@@ -66,9 +66,9 @@ class Structure:
 
     tasks: tuple[str, ...]
     groups: tuple[ChannelGroup, ...]
-    frozen: tuple[Freeze, ...]
+    pinned: tuple[Pin, ...]
     graph_only: float
-    constraints: tuple[Proportion, ...]
+    constraints: tuple[RatioConstraint, ...]
     reach: torch.Tensor
     unclaimed: frozenset[str]
     cost: CostModel
@@ -116,8 +116,8 @@ def analyse(
         example_inputs: the positional arguments of one forward pass, batch first; a tensor is the only one.
         tasks: the tasks; each must depend on at least one parameter.
         form: what is to be pruned. A ``"module"`` computes with numbers of its own: widths that they do not
-            follow are frozen. In its exported ``"graph"`` they are literals that can be rewritten, so they
-            freeze nothing and bind nothing; see :func:`disparse_structured.surgery.graph.apply_graph`.
+            follow are pinned. In its exported ``"graph"`` they are literals that can be rewritten, so they
+            pin nothing and bind nothing; see :func:`disparse_structured.surgery.graph.apply_graph`.
         attention: what of an attention layer is a unit: whole ``"heads"``, or, with ``"head_dim"``, one index
             of the head dimension, in all heads at once. It is one for query and key and one for the value,
             or one for the three where they are split from one projection. Scales stay those of the dense
@@ -149,35 +149,35 @@ def analyse(
     for name, value in trace.tensors.items():
         if name not in used:
             for axis in value:
-                trace.labels.freeze(axis.atoms(), "never used by forward", "", name.rpartition(".")[0])
-    declared.freeze(trace, canonical)
+                trace.labels.pin(axis.atoms(), "never used by forward", "", name.rpartition(".")[0])
+    declared.pin(trace, canonical)
     if attention == "head_dim" and form == "module":
-        freeze_reals(trace)
+        pin_reals(trace)
     reach = _node_reach(captured)
     _check_reach(captured, reach)
     classes = trace.labels.solve()
-    frozen = trace.labels.frozen(classes, trace.labels.freezes)
-    numbers = Numbers()
+    pinned = trace.labels.pinned(classes, trace.labels.pins)
+    numbers = SizeSolution()
     if form == "module":
         literals = [*trace.literals, *declared.literals(trace, canonical)]
-        numbers = follow(literals, classes, frozen, trace.annotated, current)
-    frozen |= trace.labels.frozen(classes, numbers.freezes)
+        numbers = follow(literals, classes, pinned, trace.annotated, current)
+    pinned |= trace.labels.pinned(classes, numbers.pins)
     read_reach = [reach.get(read.node, frozenset()) for read in trace.reads]
     names = tuple(task.name for task in tasks)
-    grouping = group_units(trace, classes, frozen, read_reach, names)
+    grouping = group_units(trace, classes, pinned, read_reach, names)
     constraints, extra = _proportions(numbers.ratios, classes, grouping)
     # What goes whole takes along what other ratios tie to it, until nothing more does.
-    while (extra := extra[~frozen[extra]]).size:
-        record = FreezeRecord(
+    while (extra := extra[~pinned[extra]]).size:
+        record = PinRecord(
             np.flatnonzero(np.isin(classes, extra)),
             "a count constraint that is not a ratio of two groups",
             "",
             "",
             number=True,
         )
-        numbers.freezes.append(record)
-        frozen[extra] = True
-        grouping = group_units(trace, classes, frozen, read_reach, names)
+        numbers.pins.append(record)
+        pinned[extra] = True
+        grouping = group_units(trace, classes, pinned, read_reach, names)
         constraints, extra = _proportions(numbers.ratios, classes, grouping)
     count = sum(group.units for group in grouping.groups)
     table = WidthTable(grouping.units, count)
@@ -197,7 +197,7 @@ def analyse(
         for scaled in trace.scaled
         if not table.is_fixed(row := table.row(scaled.axis.atoms()))
     )
-    records = [*trace.labels.freezes, *numbers.freezes, *([grouping.lonely] if grouping.lonely else [])]
+    records = [*trace.labels.pins, *numbers.pins, *([grouping.singletons] if grouping.singletons else [])]
     summary, graph_only = summarise(
         records,
         {name: value for name, value in trace.tensors.items() if name in parameters},
@@ -207,7 +207,7 @@ def analyse(
     return Structure(
         tasks=names,
         groups=grouping.groups,
-        frozen=summary,
+        pinned=summary,
         graph_only=graph_only,
         constraints=constraints,
         reach=reach_matrix(grouping.groups, names),
@@ -318,7 +318,7 @@ def _parameter_products(
 
 def _proportions(
     ratios: list[Ratio], classes: np.ndarray, grouping: Grouping
-) -> tuple[tuple[Proportion, ...], np.ndarray]:
+) -> tuple[tuple[RatioConstraint, ...], np.ndarray]:
     """Ratios between groups, merged where they share one; and the classes of ratios that are none."""
     unit_of_class = dict(zip(classes.tolist(), grouping.units.tolist(), strict=True))
     shares: dict[_Side, dict[_Side, Fraction]] = {}
@@ -347,7 +347,7 @@ def _proportions(
         whole = {side: int(share * denominator) for side, share in merged.items()}
         divisor = gcd(*whole.values())
         proportions.append(
-            Proportion(
+            RatioConstraint(
                 tuple(name for side in whole for name in side),
                 tuple(share // divisor for side, share in whole.items() for _ in side),
                 reasons[next(iter(whole))],

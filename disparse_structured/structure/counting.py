@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from disparse_structured.data.batches import batch_size
-from disparse_structured.data.modes import evaluating
+from disparse_structured.data.modes import eval_mode
 
 
 def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
@@ -22,7 +22,7 @@ def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
     nothing. The model runs once, in eval mode, without gradients.
     """
     counter = FlopCounterMode(display=False)
-    with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _products_of(model), counter:
+    with eval_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _products_of(model), counter:
         model(*example_inputs)
     return round(counter.get_total_flops() / 2 / batch_size(example_inputs))
 

@@ -2,7 +2,7 @@
 
 timm's ``reset_classifier``, say, makes a layer of ``num_features`` inputs. No graph tells what such a number
 counts, so libraries say it: through entry points of the group :data:`GROUP`, each a function that is called
-with every module of a model and gives the :class:`Number` s of that module. Ours for timm is one of them.
+with every module of a model and gives the :class:`SizeDeclaration` s of that module. Ours for timm is one.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from torch import nn
 from disparse_structured.errors import ExtensionError
 from disparse_structured.graph.provenance import Attribute, Key
 from disparse_structured.structure.labels import Axis
-from disparse_structured.structure.tracing import Literal, Trace, is_value
+from disparse_structured.structure.tracing import SizeLiteral, Trace, is_value
 
-GROUP = "disparse_structured.numbers"
+GROUP = "disparse_structured.sizes"
 """The group of entry points that declare numbers: ``name = "package.module:function"``."""
 
-Source = Callable[[nn.Module], Iterable["Number"]]
+Source = Callable[[nn.Module], Iterable["SizeDeclaration"]]
 
 
 @dataclass(frozen=True)
-class Number:
+class SizeDeclaration:
     """``attribute`` of a module is the size of one dimension of what ``counts`` names.
 
     Both are dotted names from the module that the number is declared for. Of several numbers for one
@@ -61,7 +61,7 @@ class Number:
 class _Declared:
     """A number of the model: its attribute and what that says, and the path of what it counts."""
 
-    number: Number
+    number: SizeDeclaration
     attribute: Attribute | None
     size: int | None
     counts: str
@@ -107,8 +107,8 @@ class Declarations:
         """The methods of which it must be known what they return."""
         return frozenset(each.counts for each in self.numbers if each.is_method)
 
-    def freeze(self, trace: Trace, canonical: Mapping[str, str]) -> None:
-        """Freezes what hard-coded numbers count.
+    def pin(self, trace: Trace, canonical: Mapping[str, str]) -> None:
+        """Pins what hard-coded numbers count.
 
         Args:
             canonical: the name under which ``trace`` knows each parameter and buffer.
@@ -118,9 +118,9 @@ class Declarations:
             if axis is not None:
                 module, _, name = each.counts.rpartition(".")
                 reason = f"a method hard-codes the number {axis.size}"
-                trace.labels.freeze(axis.atoms(), reason, name, module)
+                trace.labels.pin(axis.atoms(), reason, name, module)
 
-    def literals(self, trace: Trace, canonical: Mapping[str, str]) -> Iterator[Literal]:
+    def literals(self, trace: Trace, canonical: Mapping[str, str]) -> Iterator[SizeLiteral]:
         """One for every attribute of which it is known what it counts.
 
         Args:
@@ -132,10 +132,10 @@ class Declarations:
             axis = each.axis(trace, canonical)
             if attribute is not None and axis is not None and attribute not in known:
                 known.add(attribute)
-                yield Literal(attribute, axis.atoms(), each.counts, attribute.module)
+                yield SizeLiteral(attribute, axis.atoms(), each.counts, attribute.module)
 
 
-def _declared(model: nn.Module, path: str, number: Number) -> _Declared | None:
+def _declared(model: nn.Module, path: str, number: SizeDeclaration) -> _Declared | None:
     """None where ``model`` has no such attribute, or nothing of that name to count."""
     attribute, size = None, None
     counts = _joined(path, number.counts)
@@ -173,7 +173,7 @@ def _loaded(entry: metadata.EntryPoint) -> Source:
     return source
 
 
-def _asked(entry: metadata.EntryPoint, source: Source, path: str, module: nn.Module) -> list[Number]:
+def _asked(entry: metadata.EntryPoint, source: Source, path: str, module: nn.Module) -> list[SizeDeclaration]:
     where = f"for module {path!r} ({type(module).__name__})"
     try:
         numbers = list(source(module))
@@ -183,10 +183,10 @@ def _asked(entry: metadata.EntryPoint, source: Source, path: str, module: nn.Mod
             "package that registers it."
         ) from error
     for number in numbers:
-        if not isinstance(number, Number):
+        if not isinstance(number, SizeDeclaration):
             raise ExtensionError(
                 f"{_named(entry)} gives {number!r} {where}. Let it give objects of "
-                "disparse_structured.structure.Number."
+                "disparse_structured.structure.SizeDeclaration."
             )
     return numbers
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from disparse_structured.structure.groups import ChannelGroup, Consumer, Kind, Member
-from disparse_structured.structure.labels import FROZEN, FreezeRecord
+from disparse_structured.structure.labels import PINNED, PinRecord
 from disparse_structured.structure.tracing import Trace
 
 
@@ -27,13 +27,13 @@ class Grouping:
 
     groups: tuple[ChannelGroup, ...]
     units: np.ndarray
-    lonely: FreezeRecord | None
+    singletons: PinRecord | None
 
 
 def group_units(
     trace: Trace,
     classes: np.ndarray,
-    frozen: np.ndarray,
+    pinned: np.ndarray,
     reach: Sequence[frozenset[str]],
     tasks: Sequence[str],
 ) -> Grouping:
@@ -46,15 +46,15 @@ def group_units(
     ]
     members = len(places)
     places.extend(_Place(read.labels, None, i) for i, read in enumerate(trace.reads))
-    free = ~frozen
-    free[classes[FROZEN]] = False
+    free = ~pinned
+    free[classes[PINNED]] = False
     positions = [classes[place.labels] for place in places]
     signature = _signatures(positions, members, free)
     order = _first_seen(positions[:members], len(free))
     groups: list[ChannelGroup] = []
     unit_of_class = np.full(len(free), -1)
     start, names = 0, dict[str, int]()
-    lonely: list[np.ndarray] = []
+    singletons: list[np.ndarray] = []
     candidates = np.flatnonzero(free & (order < np.iinfo(np.int64).max))
     candidates = candidates[np.argsort(order[candidates], kind="stable")]
     kinds = _kinds(trace, classes)
@@ -67,7 +67,7 @@ def group_units(
     for group in np.argsort(first, kind="stable"):
         units = candidates[index == group]
         if len(units) == 1:
-            lonely.append(units)
+            singletons.append(units)
             continue
         rank = np.full(len(free), -1)
         rank[units] = np.arange(len(units))
@@ -92,11 +92,11 @@ def group_units(
         )
         unit_of_class[units] = start + np.arange(len(units))
         start += len(units)
-    alone = np.concatenate(lonely) if lonely else np.array([], dtype=np.int64)
+    alone = np.concatenate(singletons) if singletons else np.array([], dtype=np.int64)
     record = None
     if alone.size:
         atoms = np.flatnonzero(np.isin(classes, alone))
-        record = FreezeRecord(atoms, "only one unit", "", "")
+        record = PinRecord(atoms, "only one unit", "", "")
     return Grouping(tuple(groups), unit_of_class[classes], record)
 
 

@@ -88,7 +88,7 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True)
-class Proportion:
+class RatioConstraint:
     """A count constraint: the kept counts of ``groups`` must be ``t * shares`` for one integer ``t``.
 
     For example a residual width that ``forward`` divides by a number of heads. Of groups that are
@@ -117,7 +117,7 @@ class Proportion:
 
 
 @dataclass(frozen=True)
-class Freeze:
+class Pin:
     """Why some dimensions may not change: the operator, the module it ran in, and what it holds.
 
     ``number`` where a number that ``forward`` computes with does not follow: in the exported graph it does.

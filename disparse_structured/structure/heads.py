@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from disparse_structured.graph.index_tracking import followed, numbered, packet
+from disparse_structured.graph.index_tracking import packet, position_ids, trace_positions
 from disparse_structured.structure.tracing import Call
 
 aten = torch.ops.aten
@@ -27,8 +27,8 @@ def head_dimension(split: fx.Node, first: int, sizes: Sequence[int]) -> int | No
     None where no product reads the parts.
     """
     shape = tuple(split.meta["val"].shape)
-    index = numbered(shape, first, first + len(sizes))
-    for reader, node, found in followed(split, index, _passes):
+    index = position_ids(shape, first, first + len(sizes))
+    for reader, node, found in trace_positions(split, index, _passes):
         for dim in _factors(reader, node):
             line = np.moveaxis(found.numpy(), dim, 0).reshape(found.shape[dim], -1)[:, 0]
             parts = np.unravel_index(line, sizes)

@@ -2,7 +2,7 @@
 
 Every parameter and buffer has one *atom* for each (dimension, index). The values of the graph carry,
 for each dimension, the atoms that its positions stand for; operator rules hand them on, unite them
-(they must go together) or freeze them (they may not go).
+(they must go together) or pin them (they may not go).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-FROZEN = 0
+PINNED = 0
 """The atom of every position that may not go."""
 
 
@@ -29,8 +29,8 @@ class Axis:
     sample: np.ndarray | None = None
 
     def atoms(self) -> np.ndarray:
-        """The labels, with FROZEN where there are none."""
-        return np.full(self.size, FROZEN) if self.labels is None else self.labels
+        """The labels, with PINNED where there are none."""
+        return np.full(self.size, PINNED) if self.labels is None else self.labels
 
     def with_labels(self, labels: np.ndarray | None) -> Axis:
         """The same dimension with other labels."""
@@ -41,7 +41,7 @@ Value = tuple[Axis, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class FreezeRecord:
+class PinRecord:
     """``atoms`` may not go because of ``operator`` in ``module``; ``number``: as it counts them in Python."""
 
     atoms: np.ndarray
@@ -53,11 +53,11 @@ class FreezeRecord:
 
 @dataclass
 class Labels:
-    """Atoms, what unites them and what freezes them; collected first, solved once."""
+    """Atoms, what unites them and what pins them; collected first, solved once."""
 
     count: int = 1
     edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
-    freezes: list[FreezeRecord] = field(default_factory=list)
+    pins: list[PinRecord] = field(default_factory=list)
 
     def fresh(self, size: int) -> np.ndarray:
         """``size`` new atoms."""
@@ -68,22 +68,22 @@ class Labels:
     def unite(self, first: np.ndarray, second: np.ndarray, reason: str, operator: str, module: str) -> None:
         """Position by position (broadcast), ``first`` and ``second`` go together or not at all."""
         first, second = (np.ravel(side) for side in np.broadcast_arrays(first, second))
-        free = (first != FROZEN) & (second != FROZEN)
+        free = (first != PINNED) & (second != PINNED)
         different = free & (first != second)
         if different.any():
             self.edges.append((first[different], second[different]))
         if not free.all():
-            self.freeze(np.concatenate([first[~free], second[~free]]), reason, operator, module)
+            self.pin(np.concatenate([first[~free], second[~free]]), reason, operator, module)
 
-    def freeze(self, atoms: np.ndarray, reason: str, operator: str, module: str) -> None:
+    def pin(self, atoms: np.ndarray, reason: str, operator: str, module: str) -> None:
         """``atoms`` may not go."""
         atoms = np.unique(atoms)
-        atoms = atoms[atoms != FROZEN]
+        atoms = atoms[atoms != PINNED]
         if atoms.size:
-            self.freezes.append(FreezeRecord(atoms, reason, operator, module))
+            self.pins.append(PinRecord(atoms, reason, operator, module))
 
     def solve(self) -> np.ndarray:
-        """int64 ``[count]``: the class of every atom by union alone; :meth:`frozen` applies the freezes."""
+        """int64 ``[count]``: the class of every atom by union alone; :meth:`pinned` applies the pins."""
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
@@ -95,10 +95,10 @@ class Labels:
         )
         return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
-    def frozen(self, classes: np.ndarray, records: Iterable[FreezeRecord]) -> np.ndarray:
-        """bool ``[number of classes]``: which classes hold a frozen atom."""
-        frozen = np.zeros(int(classes.max()) + 1, dtype=bool)
-        frozen[classes[FROZEN]] = True
+    def pinned(self, classes: np.ndarray, records: Iterable[PinRecord]) -> np.ndarray:
+        """bool ``[number of classes]``: which classes hold a pinned atom."""
+        pinned = np.zeros(int(classes.max()) + 1, dtype=bool)
+        pinned[classes[PINNED]] = True
         for record in records:
-            frozen[classes[record.atoms]] = True
-        return frozen
+            pinned[classes[record.atoms]] = True
+        return pinned

@@ -16,7 +16,13 @@ import torch
 from torch import fx
 
 from disparse_structured.graph.capture import Capture
-from disparse_structured.graph.index_tracking import followed, keeps, moves, numbered, packet
+from disparse_structured.graph.index_tracking import (
+    is_identity,
+    packet,
+    position_ids,
+    rearranges,
+    trace_positions,
+)
 from disparse_structured.structure.tracing import Call
 
 aten = torch.ops.aten
@@ -53,7 +59,7 @@ def query_rows(capture: Capture, attention: fx.Node) -> dict[str, np.ndarray] | 
     int64 along dimension 0, by parameter. Where there are none: why, in words.
     """
     query = producer = Call(attention, lambda item: item).raw["query"]
-    while moves(producer) or keeps(producer):
+    while rearranges(producer) or is_identity(producer):
         producer = producer.args[0]
     call = Call(producer, lambda item: item)
     if packet(producer) not in _PRODUCERS or call.raw["weight"] is None:
@@ -61,7 +67,7 @@ def query_rows(capture: Capture, attention: fx.Node) -> dict[str, np.ndarray] | 
     shape = tuple(producer.meta["val"].shape)
     dim = _PRODUCERS[packet(producer)] % len(shape)
     wanted, others = np.empty(0, dtype=np.int64), [np.empty(0, dtype=np.int64)]
-    for reader, node, index in followed(producer, numbered(shape, dim, dim + 1)):
+    for reader, node, index in trace_positions(producer, position_ids(shape, dim, dim + 1)):
         rows = np.unique(index.numpy())
         if reader is attention and node is query:
             wanted = rows

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from disparse_structured.graph.provenance import Arithmetic, Attribute, Expression, Size
-from disparse_structured.structure.labels import FROZEN, Axis, FreezeRecord, Value
-from disparse_structured.structure.tracing import Literal, Trace
+from disparse_structured.structure.labels import PINNED, Axis, PinRecord, Value
+from disparse_structured.structure.tracing import SizeLiteral, Trace
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,18 @@ class Ratio:
 
 
 @dataclass
-class Numbers:
+class SizeSolution:
     """What :func:`follow` finds: attributes and the labels they count, constraints, labels that must stay."""
 
     attributes: dict[Attribute, np.ndarray] = field(default_factory=dict)
     ratios: list[Ratio] = field(default_factory=list)
-    freezes: list[FreezeRecord] = field(default_factory=list)
+    pins: list[PinRecord] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Solver:
     classes: np.ndarray
-    frozen: np.ndarray
+    pinned: np.ndarray
     annotated: dict[int, Value]
     current: Callable[[Attribute], int]
     atoms: np.ndarray
@@ -75,14 +75,14 @@ class _Solver:
     def labels(self, count: Count) -> np.ndarray:
         """Labels of which there are ``count``."""
         parts = [
-            np.full(count.fixed, FROZEN),
+            np.full(count.fixed, PINNED),
             *(np.full(times, self.atoms[each]) for each, times in count.classes),
         ]
         return np.concatenate(parts)
 
     def count(self, labels: np.ndarray) -> Count:
         classes = self.classes[labels]
-        fixed = (labels == FROZEN) | self.frozen[classes]
+        fixed = (labels == PINNED) | self.pinned[classes]
         values, times = np.unique(classes[~fixed], return_counts=True)
         return Count(int(fixed.sum()), tuple(zip(values.tolist(), times.tolist(), strict=True)))
 
@@ -127,7 +127,7 @@ class _Solver:
                 return found
         return None
 
-    def ratio(self, literal: Literal, required: Count, assigned: dict[Attribute, Count]) -> Ratio | None:
+    def ratio(self, literal: SizeLiteral, required: Count, assigned: dict[Attribute, Count]) -> Ratio | None:
         """The count constraint under which ``literal`` comes out right, if it is a ratio.
 
         Either ``a // b`` must stay the constant it is (``a == constant * b``), or the size of one thing
@@ -165,8 +165,8 @@ def _labels_of(
     return []
 
 
-def freeze_reals(trace: Trace) -> None:
-    """Freezes the widths that ``forward`` computes real numbers from: a scale would be another one."""
+def pin_reals(trace: Trace) -> None:
+    """Pins the widths that ``forward`` computes real numbers from: a scale would be another one."""
     attributes: dict[Attribute, np.ndarray] = {}
     for literal in trace.literals:
         if isinstance(counted := literal.expression, Attribute):
@@ -175,7 +175,7 @@ def freeze_reals(trace: Trace) -> None:
     for expression in trace.capture.reals:
         module = expression.module if isinstance(expression, Attribute) else ""
         for labels in _labels_of(expression, trace.annotated, attributes):
-            trace.labels.freeze(labels, "forward computes a real number from the width", "", module)
+            trace.labels.pin(labels, "forward computes a real number from the width", "", module)
 
 
 def _undone(expression: Arithmetic, left: bool, required: Count, value: Count) -> Count | None:
@@ -206,33 +206,33 @@ def _quotient(left: Count, right: Count) -> Count | None:
 
 
 def follow(
-    literals: Iterable[Literal],
+    literals: Iterable[SizeLiteral],
     classes: np.ndarray,
-    frozen: np.ndarray,
+    pinned: np.ndarray,
     annotated: dict[int, Value],
     current: Callable[[Attribute], int],
-) -> Numbers:
+) -> SizeSolution:
     """Settles every literal; ``current`` reads an attribute of the dense model.
 
     Freezing one label can undo another literal's match, so this repeats until nothing changes; each
-    round freezes at least one more class.
+    round pins at least one more class.
     """
-    frozen = frozen.copy()
+    pinned = pinned.copy()
     literals = list(literals)
-    freezes: list[FreezeRecord] = []
+    pins: list[PinRecord] = []
     _, atoms = np.unique(classes, return_index=True)
     while True:
-        solver = _Solver(classes, frozen, annotated, current, atoms)
-        numbers = Numbers(freezes=freezes)
+        solver = _Solver(classes, pinned, annotated, current, atoms)
+        numbers = SizeSolution(pins=pins)
         failed = list(_settle(solver, literals, numbers))
         if not failed:
             return numbers
         for record in failed:
-            frozen[classes[record.atoms]] = True
-        freezes.extend(failed)
+            pinned[classes[record.atoms]] = True
+        pins.extend(failed)
 
 
-def _settle(solver: _Solver, literals: list[Literal], numbers: Numbers) -> Iterable[FreezeRecord]:
+def _settle(solver: _Solver, literals: list[SizeLiteral], numbers: SizeSolution) -> Iterable[PinRecord]:
     assigned: dict[Attribute, Count] = {}
     for literal in literals:
         attribute = literal.expression
@@ -267,7 +267,7 @@ def _settle(solver: _Solver, literals: list[Literal], numbers: Numbers) -> Itera
 
 
 def _solve_rest(
-    solver: _Solver, literals: list[Literal], numbers: Numbers, assigned: dict[Attribute, Count]
+    solver: _Solver, literals: list[SizeLiteral], numbers: SizeSolution, assigned: dict[Attribute, Count]
 ) -> None:
     """Attributes that ``forward`` only computes with (``batch * heads``) take what makes that come out right.
 
@@ -285,9 +285,9 @@ def _solve_rest(
 
 
 def _freeze(
-    solver: _Solver, literal: Literal, labels: list[np.ndarray], reason: str
-) -> Iterable[FreezeRecord]:
+    solver: _Solver, literal: SizeLiteral, labels: list[np.ndarray], reason: str
+) -> Iterable[PinRecord]:
     atoms = np.unique(np.concatenate(labels))
-    atoms = atoms[(atoms != FROZEN) & ~solver.frozen[solver.classes[atoms]]]
+    atoms = atoms[(atoms != PINNED) & ~solver.pinned[solver.classes[atoms]]]
     if atoms.size:
-        yield FreezeRecord(atoms, reason, literal.operator, literal.module, number=True)
+        yield PinRecord(atoms, reason, literal.operator, literal.module, number=True)

@@ -16,7 +16,7 @@ from disparse_structured.graph.capture import Capture
 from disparse_structured.graph.instrument import Argument
 from disparse_structured.graph.provenance import Attribute, Expression, annotation, expressions
 from disparse_structured.structure.groups import Attention, Kind
-from disparse_structured.structure.labels import FROZEN, Axis, Labels, Value
+from disparse_structured.structure.labels import PINNED, Axis, Labels, Value
 
 Rule = Callable[["Trace", "Call"], Any]
 RULES: dict[Any, Rule] = {}
@@ -52,7 +52,7 @@ class Read:
 
 
 @dataclass(frozen=True, eq=False)
-class Literal:
+class SizeLiteral:
     """The graph holds a number that must become the count of what is left of ``labels``."""
 
     expression: Expression
@@ -186,7 +186,7 @@ class Trace:
     tensors: dict[str, Value] = field(default_factory=dict)
     annotated: dict[int, Value] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
-    literals: list[Literal] = field(default_factory=list)
+    literals: list[SizeLiteral] = field(default_factory=list)
     multiplies: list[Multiply] = field(default_factory=list)
     kinds: list[tuple[np.ndarray, Kind]] = field(default_factory=list)
     scaled: list[Scaled] = field(default_factory=list)
@@ -207,7 +207,7 @@ class Trace:
         for output in self.capture.outputs:
             if isinstance(output, fx.Node):
                 for axis in self.values[output.name] or ():
-                    self.labels.freeze(axis.atoms(), "the network's output", "output", "")
+                    self.labels.pin(axis.atoms(), "the network's output", "output", "")
         return self
 
     # What rules say.
@@ -218,11 +218,11 @@ class Trace:
         """Position by position (broadcast), ``first`` and ``second`` go together."""
         self.labels.unite(first, second, reason, call.operator, call.module)
 
-    def freeze(self, call: Call, axes: Iterable[Axis], reason: str) -> None:
+    def pin(self, call: Call, axes: Iterable[Axis], reason: str) -> None:
         """No position of ``axes`` may go."""
         for axis in axes:
             if axis.labels is not None:
-                self.labels.freeze(axis.labels, reason, call.operator, call.module)
+                self.labels.pin(axis.labels, reason, call.operator, call.module)
 
     def consume(
         self,
@@ -248,7 +248,7 @@ class Trace:
     def literal(self, call: Call, expression: Expression, axis: Axis) -> None:
         """The number given by ``expression`` is the size of ``axis``."""
         if axis.labels is not None or not isinstance(expression, int):
-            self.literals.append(Literal(expression, axis.atoms(), call.operator, call.module))
+            self.literals.append(SizeLiteral(expression, axis.atoms(), call.operator, call.module))
 
     def module_number(self, call: Call, name: str, axis: Axis) -> None:
         """The integer attribute ``name`` of the call's module, if it has one, is the size of ``axis``."""
@@ -262,7 +262,7 @@ class Trace:
 
     def kind(self, labels: np.ndarray, kind: Kind) -> None:
         """Units of ``labels`` are of ``kind``."""
-        self.kinds.append((labels[labels != FROZEN], kind))
+        self.kinds.append((labels[labels != PINNED], kind))
 
     def join(self, call: Call, axes: Sequence[Axis]) -> Axis:
         """Element-wise meeting of broadcastable dimensions: united, size 1 gives way."""
@@ -339,13 +339,13 @@ class Trace:
         if not is_value(value) or all(axis.size != 1 or axis.labels is None for axis in value):
             return value
         single = [axis for axis in value if axis.size == 1]
-        self.freeze(call, single, "a dimension of size 1")
+        self.pin(call, single, "a dimension of size 1")
         return tuple(Axis(1, None, axis.sample) if axis.size == 1 else axis for axis in value)
 
     def _data_dependent(self, call: Call) -> Any:
-        """Freezes everything that a call with sizes unknown before it runs reads, and labels no result."""
+        """Pins everything that a call with sizes unknown before it runs reads, and labels no result."""
         for value in call.values():
-            self.freeze(call, value, "a size depends on the data")
+            self.pin(call, value, "a size depends on the data")
         returned = call.node.meta.get("val")
         known = [
             plain(leaf.shape) if isinstance(leaf, torch.Tensor) and not _has_unknown_size(leaf) else None
@@ -354,10 +354,10 @@ class Trace:
         return known if isinstance(returned, tuple | list) else known[0]
 
     def unknown(self, call: Call, reason: str) -> Any:
-        """Freezes everything that ``call`` reads, and what reads a result of the same shape."""
+        """Pins everything that ``call`` reads, and what reads a result of the same shape."""
         values = call.values()
         for value in values:
-            self.freeze(call, value, reason)
+            self.pin(call, value, reason)
         known = {tuple(axis.size for axis in value): value for value in reversed(values)}
 
         def result(leaf: Any) -> Any:

@@ -254,7 +254,7 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
         if missing:
             raise ValueError(
                 f"positions {missing[:8]} of {self._module2name[module]!r} cannot be pruned: "
-                "they are frozen or out of range."
+                "they are pinned or out of range."
             )
         return self.units_group(np.unique(units))
 

@@ -17,13 +17,13 @@ from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.budget.widths import Widths
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import TaskError, VerificationError
-from disparse_structured.graph.capture import Capture, own_copy
+from disparse_structured.graph.capture import Capture, clone_if_tensor
 from disparse_structured.graph.effects import Effects
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import Structure, analyse, count_macs, count_parameters
 from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Task, check_tasks
-from disparse_structured.verification.copy import TOLERANCES, Outputs, Specimen, copied
+from disparse_structured.verification.copy import TOLERANCES, Outputs, VerificationCopy, copied
 
 _LISTS = (nn.ModuleDict, nn.ModuleList, nn.Sequential)
 
@@ -105,7 +105,7 @@ def extract(
     """
     chosen = _chosen(check_tasks(tasks), keep)
     structure = analyse(model, example_inputs, chosen)
-    trial = _Trial(Specimen.of(model, structure), chosen)
+    trial = _Trial(VerificationCopy.of(model, structure), chosen)
     needed = _needed(structure.capture)
     for name in reversed(list(_candidates(trial.model, needed))):
         trial.take_out(name)
@@ -188,7 +188,7 @@ class _Edit:
 class _Trial:
     """Tries edits on a copy of the specimen and keeps those that leave the chosen outputs as they are."""
 
-    def __init__(self, specimen: Specimen, tasks: tuple[Task, ...]) -> None:
+    def __init__(self, specimen: VerificationCopy, tasks: tuple[Task, ...]) -> None:
         self.specimen, self._tasks = specimen, tasks
         self.model = copied(specimen.model)
         self.edits: list[_Edit] = []
@@ -293,7 +293,7 @@ class Zeros(Stub):
 def _outputs_of(model: nn.Module, tasks: Sequence[Task]) -> Callable[[tuple[Any, ...]], Outputs]:
     def run(inputs: tuple[Any, ...]) -> Outputs:
         with torch.no_grad():
-            output = model(*pytree.tree_map(own_copy, inputs))
+            output = model(*pytree.tree_map(clone_if_tensor, inputs))
         return {task.name: task.tensors(output) for task in tasks}
 
     return run
@@ -310,7 +310,7 @@ def _reached(structure: Structure) -> torch.Tensor:
 
 
 def _proof(
-    model: nn.Module, result: nn.Module, specimen: Specimen, tasks: Sequence[Task]
+    model: nn.Module, result: nn.Module, specimen: VerificationCopy, tasks: Sequence[Task]
 ) -> tuple[dict[str, float], torch.dtype]:
     """How far ``result`` is from ``model``, with their own weights, in the specimen's precision."""
     full, lean = (copied(each).to(specimen.dtype) for each in (model, result))

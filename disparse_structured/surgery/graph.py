@@ -17,19 +17,19 @@ from torch.utils import _pytree as pytree
 from disparse_structured.data.batches import take
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import DisparseError, PlanError, VerificationError
-from disparse_structured.graph.capture import own_copy
+from disparse_structured.graph.capture import clone_if_tensor
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import Structure
 from disparse_structured.structure.analysis import analyse_like, check_described
 from disparse_structured.surgery.forms import check_form
 from disparse_structured.surgery.pruned_graph import PrunedGraph
-from disparse_structured.verification.copy import TOLERANCES, Outputs, Specimen, difference
+from disparse_structured.verification.copy import TOLERANCES, Outputs, VerificationCopy, difference
 from disparse_structured.verification.twin import masked_twin
-from disparse_structured.verification.verifier import Proof, objection_to
+from disparse_structured.verification.verifier import Verification, mismatch_in
 
 
 @dataclass(frozen=True)
-class GraphOperation:
+class AppliedGraph:
     """What :func:`apply_graph` hands back.
 
     ``proof`` is None if verification was switched off.
@@ -37,10 +37,10 @@ class GraphOperation:
 
     model: PrunedGraph
     plan: Plan
-    proof: Proof | None
+    verification: Verification | None
 
 
-def apply_graph(model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = True) -> GraphOperation:
+def apply_graph(model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = True) -> AppliedGraph:
     """Removes what ``plan`` removes from the exported graph of ``model``, which stays as it is.
 
     ``structure`` is of either form: with ``form="graph"`` more can be removed; with ``form="module"`` the
@@ -57,9 +57,9 @@ def apply_graph(model: nn.Module, plan: Plan, structure: Structure, *, verify: b
     check_form(plan, structure)
     keep = plan.keep(structure)
     check_described(named_tensors(model)[0], structure)
-    proof, wide = _proven(model, structure, keep) if verify else (None, None)
+    verification, wide = _proven(model, structure, keep) if verify else (None, None)
     pruned = PrunedGraph(model, wide or structure, keep, any_batch=wide is not None)
-    return GraphOperation(pruned, plan, proof)
+    return AppliedGraph(pruned, plan, verification)
 
 
 def rebuild_graph(
@@ -82,9 +82,11 @@ def rebuild_graph(
     return PrunedGraph(model, made_from, keep, any_batch=any_batch)
 
 
-def _proven(model: nn.Module, structure: Structure, keep: torch.Tensor) -> tuple[Proof, Structure | None]:
+def _proven(
+    model: nn.Module, structure: Structure, keep: torch.Tensor
+) -> tuple[Verification, Structure | None]:
     """That the pruned graph is the masked twin; and the structure from which it is so with any batch."""
-    specimen = Specimen.of(model, structure)
+    specimen = VerificationCopy.of(model, structure)
     twin = masked_twin(specimen.structure, keep)
 
     def expected(inputs: tuple[Any, ...]) -> Outputs:
@@ -93,7 +95,7 @@ def _proven(model: nn.Module, structure: Structure, keep: torch.Tensor) -> tuple
     try:
         fixed = _runner(specimen, specimen.structure, keep, any_batch=False)
         deviation = specimen.deviation(fixed, expected)
-        found = objection_to(deviation, specimen.dtype)
+        found = mismatch_in(deviation, specimen.dtype)
     except VerificationError:
         raise
     except Exception as error:
@@ -104,13 +106,13 @@ def _proven(model: nn.Module, structure: Structure, keep: torch.Tensor) -> tuple
             "unchanged. If its forward draws random numbers in eval mode, make it repeatable; otherwise "
             "please report this model."
         )
-    proof = Proof(str(specimen.dtype), TOLERANCES[specimen.dtype], deviation)
+    verification = Verification(str(specimen.dtype), TOLERANCES[specimen.dtype], deviation)
     if _takes_other_batches(specimen, specimen.structure, keep, expected):
-        return proof, structure
+        return verification, structure
     twice = _with_two_examples(specimen.model, specimen.structure)
     if twice is not None and _takes_other_batches(specimen, twice, keep, expected):
-        return proof, _with_two_examples(model, structure)
-    return proof, None
+        return verification, _with_two_examples(model, structure)
+    return verification, None
 
 
 def _with_two_examples(model: nn.Module, structure: Structure) -> Structure | None:
@@ -133,13 +135,13 @@ def _longer(leaf: Any, batch: int) -> Any:
 
 
 def _runner(
-    specimen: Specimen, structure: Structure, keep: torch.Tensor, *, any_batch: bool
+    specimen: VerificationCopy, structure: Structure, keep: torch.Tensor, *, any_batch: bool
 ) -> Callable[[tuple[Any, ...]], Outputs]:
     """The specimen's pruned graph, its constants in the specimen's precision."""
     graph = PrunedGraph(specimen.model, structure, keep, any_batch=any_batch).to(specimen.dtype)
 
     def run(inputs: tuple[Any, ...]) -> Outputs:
-        outputs = graph(*pytree.tree_map(own_copy, inputs))
+        outputs = graph(*pytree.tree_map(clone_if_tensor, inputs))
         return {
             task: (found,) if isinstance(found, torch.Tensor) else found for task, found in outputs.items()
         }
@@ -148,7 +150,7 @@ def _runner(
 
 
 def _takes_other_batches(
-    specimen: Specimen,
+    specimen: VerificationCopy,
     structure: Structure,
     keep: torch.Tensor,
     expected: Callable[[tuple[Any, ...]], Outputs],

@@ -16,11 +16,11 @@ from disparse_structured.structure.analysis import check_described
 from disparse_structured.surgery._torch_pruning import StructureGraph
 from disparse_structured.surgery.forms import check_form
 from disparse_structured.verification.copy import borrowing
-from disparse_structured.verification.verifier import Judge, Proof, Refusal
+from disparse_structured.verification.verifier import Refusal, Verification, Verifier
 
 
 @dataclass(frozen=True)
-class Operation:
+class Applied:
     """What :func:`apply` hands back.
 
     ``plan`` is the plan that was carried out: the given one without the groups of ``refused``. ``proof``
@@ -29,13 +29,13 @@ class Operation:
 
     model: nn.Module
     plan: Plan
-    proof: Proof | None
+    verification: Verification | None
     refused: tuple[Refusal, ...]
 
 
 def apply(
     model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = True, inplace: bool = False
-) -> Operation:
+) -> Applied:
     """Removes what ``plan`` removes, by Torch-Pruning, from a copy of ``model``.
 
     With ``verify`` the result is compared with the masked twin in float64 before it is handed back.
@@ -55,18 +55,18 @@ def apply(
     check_form(plan, structure)
     keep = plan.keep(structure)
     check_described(named_tensors(model)[0], structure)
-    proof: Proof | None = None
+    verification: Verification | None = None
     refused: tuple[Refusal, ...] = ()
     if verify:
-        judge = Judge(model, structure, cut)
-        keep, proof, refused = judge.settle(keep)
+        judge = Verifier(model, structure, cut)
+        keep, verification, refused = judge.resolve(keep)
     pruned = cut(model, structure, keep)
     if refused:
         plan = plan.without(structure, [refusal.group for refusal in refused])
     if inplace:
         _become(model, pruned)
         pruned = model
-    return Operation(pruned, plan, proof, refused)
+    return Applied(pruned, plan, verification, refused)
 
 
 def cut(model: nn.Module, structure: Structure, keep: torch.Tensor) -> nn.Module:

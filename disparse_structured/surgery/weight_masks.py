@@ -20,7 +20,7 @@ from torch import fx, nn
 from disparse_structured.errors import PlanError
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import ChannelGroup, Structure
-from disparse_structured.verification.copy import TOLERANCES, Specimen
+from disparse_structured.verification.copy import TOLERANCES, VerificationCopy
 from disparse_structured.verification.twin import masked_twin
 
 aten = torch.ops.aten
@@ -51,7 +51,7 @@ class Slices:
         return self.positions[chosen[self.units]]
 
 
-class Masks:
+class WeightMasks:
     """Switches units of ``model`` off and on, in place.
 
     After every optimiser step, :meth:`enforce` puts the slices that are off back to zero.
@@ -92,7 +92,7 @@ class Masks:
             if group.name in self.held and removed:
                 raise PlanError(
                     f"group {group.name!r} cannot be masked, and the mask removes {removed} of its units. "
-                    "Leave the groups of Masks.held whole."
+                    "Leave the groups of WeightMasks.held whole."
                 )
         with torch.no_grad():
             for name, slices in self._slices.items():
@@ -253,7 +253,7 @@ def _slices(
 def _held(model: nn.Module, structure: Structure, readers: Mapping[str, list[_Reader]]) -> frozenset[str]:
     """The groups for which zeros in weights are not the masked twin, found by trying on a specimen."""
     candidates = [group for group in structure.groups if readers.get(group.name)]
-    specimen = Specimen.of(model, structure)
+    specimen = VerificationCopy.of(model, structure)
 
     def agrees(groups: list[ChannelGroup]) -> bool:
         keep = torch.ones(structure.units, dtype=torch.bool)

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from disparse_structured.errors import LoadError
-from disparse_structured.naming import called
+from disparse_structured.naming import rule_name
 from disparse_structured.tasks import Task
-from disparse_structured.training.recipe import Recipe
+from disparse_structured.training.recipe import TrainingConfig
 
 FORMAT = 1
 
@@ -73,7 +73,7 @@ class Checkpoint:
 
 
 def identity(
-    recipe: Recipe,
+    recipe: TrainingConfig,
     tasks: Sequence[Task],
     model: nn.Module,
     batches: int,
@@ -86,7 +86,7 @@ def identity(
         for name in ("epochs", "lr", "weight_decay", "precision", "patience", "seed")
     }
     own = {name: getattr(recipe, name) for name in ("optimizer", "schedule")}
-    facts |= {name: "the default" if made is None else called(made) for name, made in own.items()}
+    facts |= {name: "the default" if made is None else rule_name(made) for name, made in own.items()}
     facts["tasks"] = [(task.name, task.weight, task.loss is not None) for task in tasks]
     distillation = recipe.distillation
     facts["distillation"] = distillation and (distillation.weight, sorted(distillation.losses))

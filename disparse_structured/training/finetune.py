@@ -10,7 +10,7 @@ from torch import nn
 
 from disparse_structured.data.batches import Inputs
 from disparse_structured.tasks import Task
-from disparse_structured.training import OnEpoch, Recipe, train
+from disparse_structured.training import OnEpoch, TrainingConfig, train
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,6 @@ def finetune(
         UnsupportedModelError: nothing in the model is trainable.
         ValueError: ``epochs`` or ``lr`` is not positive.
     """
-    recipe = Recipe(epochs=epochs, lr=lr, seed=seed)
+    recipe = TrainingConfig(epochs=epochs, lr=lr, seed=seed)
     facts = train(model, tasks, loader, recipe, inputs=inputs, on_epoch=on_epoch, progress=progress)
     return FinetuneFacts(facts.epochs, facts.steps, lr, seed, facts.losses, facts.seconds)

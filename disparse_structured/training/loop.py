@@ -9,14 +9,14 @@ from typing import Any
 from torch import nn
 
 from disparse_structured.data.batches import Inputs, batches
-from disparse_structured.data.modes import evaluating
+from disparse_structured.data.modes import eval_mode
 from disparse_structured.errors import BatchError, UnsupportedModelError
 from disparse_structured.tasks import Task
 from disparse_structured.training.checkpoint import Checkpoint, identity
 from disparse_structured.training.objective import Objective
 from disparse_structured.training.progress import bar
 from disparse_structured.training.random_streams import kept_generators, stream
-from disparse_structured.training.recipe import Companion, OnEpoch, Recipe, TrainingFacts
+from disparse_structured.training.recipe import Callback, OnEpoch, TrainingConfig, TrainingFacts
 from disparse_structured.training.run import Run
 from disparse_structured.training.snapshot import guarded
 
@@ -25,9 +25,9 @@ def train(
     model: nn.Module,
     tasks: Sequence[Task],
     loader: Iterable[Any],
-    recipe: Recipe,
+    recipe: TrainingConfig,
     *,
-    companion: Companion | None = None,
+    companion: Callback | None = None,
     validation: Iterable[Any] | None = None,
     inputs: Inputs | None = None,
     checkpoint: str | Path | None = None,
@@ -89,7 +89,7 @@ def train(
         _check_rereadable(data)
     with (
         guarded(model, companion),
-        evaluating(*teachers),
+        eval_mode(*teachers),
         stream(recipe.seed, device, "run"),
         kept_generators(loader),
         kept_generators(() if validation is None else validation),
@@ -107,7 +107,9 @@ def train(
         return run.facts()
 
 
-def _check(model: nn.Module, recipe: Recipe, validation: Iterable[Any] | None, checkpoint_every: int) -> None:
+def _check(
+    model: nn.Module, recipe: TrainingConfig, validation: Iterable[Any] | None, checkpoint_every: int
+) -> None:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UnsupportedModelError(
             f"no parameter of {type(model).__name__} requires a gradient, so there is nothing to train. "

@@ -15,7 +15,7 @@ from disparse_structured.tasks import Task, check_tasks
 from disparse_structured.training.distillation import Distillation, DistillationLoss, relative_error
 
 
-class Sealed:
+class NoAutocast:
     """A batch that mixed precision leaves alone: Fabric would round its ground truth to 16 bits."""
 
     def __init__(self, batch: Any) -> None:
@@ -56,7 +56,7 @@ class Objective(nn.Module):
         # Within the dataclass rather than as an attribute: the teacher is no part of what is trained.
         self._distillation = distillation
 
-    def forward(self, sealed: Sealed) -> Tensor:
+    def forward(self, sealed: NoAutocast) -> Tensor:
         """The terms' values, ``[terms]``."""
         batch = sealed.batch
         output = call_model(self.model, batch, self._inputs)

@@ -20,7 +20,7 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingConfig:
     """How to train. Only ``epochs`` and ``lr`` have to be said.
 
     Args:
@@ -77,7 +77,7 @@ class Recipe:
         return OneCycleLR(optimizer, max_lr=self.lr, total_steps=max(steps, 2))
 
 
-class Companion(Protocol):
+class Callback(Protocol):
     """Takes part in the training of the model that it was made for: a pruning regime, for example.
 
     It may change the values of weights and buffers, but no parameter's shape, and must decide alike in

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from disparse_structured.data.batches import Inputs, to_device
-from disparse_structured.data.modes import evaluating
+from disparse_structured.data.modes import eval_mode
 from disparse_structured.errors import GradientError, TaskError
 from disparse_structured.training.checkpoint import Checkpoint
 from disparse_structured.training.distributed import launch, same_buffers, share
-from disparse_structured.training.objective import Objective, Sealed
+from disparse_structured.training.objective import NoAutocast, Objective
 from disparse_structured.training.progress import Shown
 from disparse_structured.training.random_streams import read_epoch, reseed
-from disparse_structured.training.recipe import Companion, OnEpoch, Recipe, TrainingFacts
+from disparse_structured.training.recipe import Callback, OnEpoch, TrainingConfig, TrainingFacts
 from disparse_structured.training.snapshot import Weights, put, take
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class Run:
     def __init__(
         self,
         objective: Objective,
-        recipe: Recipe,
+        recipe: TrainingConfig,
         steps_per_epoch: int,
-        companion: Companion | None,
+        companion: Callback | None,
         inputs: Inputs | None,
         file: Checkpoint | None,
     ) -> None:
@@ -162,7 +162,7 @@ class Run:
     def _backward(self, batch: Any) -> list[float]:
         """Leaves fresh gradients on the model; returns the terms' values over the whole batch."""
         part, fraction = share(batch, self._model, self._inputs, self._rank, self._count)
-        values = self._trained(Sealed(to_device(part, self._device, self._dtype)))
+        values = self._trained(NoAutocast(to_device(part, self._device, self._dtype)))
         total = self._objective.total(values)
         self._model.zero_grad(set_to_none=True)
         if not total.requires_grad:
@@ -193,10 +193,10 @@ class Run:
         sums = torch.zeros(len(self._objective.terms), device=self._device, dtype=self._dtype)
         taken = 0
         reseed(self._recipe.seed, self._device, "validation")
-        with evaluating(self._model), torch.no_grad(), self._fabric.autocast():
+        with eval_mode(self._model), torch.no_grad(), self._fabric.autocast():
             for batch in read_epoch(validation, self._recipe.seed, 0, self._device):
                 if taken % self._count == self._rank:
-                    sums += self._objective(Sealed(to_device(batch, self._device, self._dtype)))
+                    sums += self._objective(NoAutocast(to_device(batch, self._device, self._dtype)))
                 taken += 1
         means = [value / taken for value in self._sum(sums)]
         self._objective.check(means)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from disparse_structured.training.recipe import Companion
+from disparse_structured.training.recipe import Callback
 
 Weights = dict[str, Tensor | None]
 
@@ -40,7 +40,7 @@ def put(model: nn.Module, weights: Mapping[str, Tensor | None]) -> None:
 
 
 @contextmanager
-def guarded(model: nn.Module, companion: Companion | None) -> Iterator[None]:
+def guarded(model: nn.Module, companion: Callback | None) -> Iterator[None]:
     """Training mode within, and modes as before after it; all as it was if the body raises."""
     modes = [(module, module.training) for module in model.modules()]
     weights = take(model)

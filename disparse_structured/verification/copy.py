@@ -16,7 +16,7 @@ from disparse_structured.errors import CaptureError, PlanError, VerificationErro
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import Structure
 from disparse_structured.structure.analysis import analyse_like
-from disparse_structured.verification.precision import asks_for_less, double_precision
+from disparse_structured.verification.precision import double_precision, has_narrow_dtypes
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest deviation of two networks that are to be one, relative as in :func:`difference`."""
@@ -29,7 +29,7 @@ Outputs = Mapping[str, Sequence[torch.Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
-class Specimen:
+class VerificationCopy:
     """A deep copy of a model in eval mode, its structure, and inputs of its own.
 
     The copy has other values where the model's own would hide a mistake: a branch behind a scale of
@@ -42,7 +42,9 @@ class Specimen:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, model: nn.Module, structure: Structure, dtype: torch.dtype = torch.float64) -> Specimen:
+    def of(
+        cls, model: nn.Module, structure: Structure, dtype: torch.dtype = torch.float64
+    ) -> VerificationCopy:
         """In ``dtype``, or in float32 where the model cannot run in double precision.
 
         Raises:
@@ -56,7 +58,7 @@ class Specimen:
             return cls._in(model, structure, torch.float32)
 
     @classmethod
-    def _in(cls, model: nn.Module, structure: Structure, dtype: torch.dtype) -> Specimen:
+    def _in(cls, model: nn.Module, structure: Structure, dtype: torch.dtype) -> VerificationCopy:
         dense = copied(model).to(dtype)
         for module in dense.modules():
             module.training = False
@@ -103,7 +105,7 @@ class Specimen:
         return {name: max(differences) for name, differences in found.items()}
 
     def _precision(self) -> AbstractContextManager[None]:
-        if self.dtype is torch.float64 and asks_for_less(self.structure.capture.graph):
+        if self.dtype is torch.float64 and has_narrow_dtypes(self.structure.capture.graph):
             return double_precision()
         return nullcontext()
 

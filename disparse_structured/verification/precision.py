@@ -31,7 +31,7 @@ def double_precision() -> Iterator[None]:
         torch.set_default_dtype(default)
 
 
-def asks_for_less(graph: fx.Graph) -> bool:
+def has_narrow_dtypes(graph: fx.Graph) -> bool:
     """Whether operators of ``graph`` name floating types narrower than float64, and all are plain ones."""
     if any(isinstance(node.target, HigherOrderOperator) for node in graph.nodes):
         return False

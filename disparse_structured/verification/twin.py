@@ -53,7 +53,7 @@ def kept_statistics(structure: Structure, keep: torch.Tensor) -> dict[str, nn.Mo
     }
 
 
-class Masking:
+class MaskedReads:
     """What the masked twin of ``keep`` (bool ``[units]``) reads and computes, for who runs it by operator."""
 
     def __init__(self, structure: Structure, keep: torch.Tensor) -> None:
@@ -68,7 +68,7 @@ class Masking:
         """Whether ``node`` itself reads or computes anything else than in the dense network."""
         return node.name in self._reads or node.name in self._replaced
 
-    def differs(self, other: Masking) -> set[str]:
+    def differs(self, other: MaskedReads) -> set[str]:
         """Operators that read or normalise units which only one of two masked twins of a network keeps."""
         changed = self._keep != other._keep
         return {

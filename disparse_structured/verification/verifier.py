@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from disparse_structured.errors import VerificationError
-from disparse_structured.graph.capture import own_copy
+from disparse_structured.graph.capture import clone_if_tensor
 from disparse_structured.structure import Structure
-from disparse_structured.verification.copy import TOLERANCES, Specimen
+from disparse_structured.verification.copy import TOLERANCES, VerificationCopy
 from disparse_structured.verification.twin import masked_twin
 
 Cut = Callable[[nn.Module, Structure, torch.Tensor], nn.Module]
@@ -21,7 +21,7 @@ Cut = Callable[[nn.Module, Structure, torch.Tensor], nn.Module]
 
 
 @dataclass(frozen=True)
-class Proof:
+class Verification:
     """How far the pruned module is from the masked twin, per task, and in which precision."""
 
     dtype: str
@@ -42,17 +42,17 @@ class _Verdict:
     """How far a pruned copy is from its twin, and what is wrong with that or with running it."""
 
     deviation: dict[str, float]
-    objection: str | None
+    mismatch: str | None
 
 
-class Judge:
+class Verifier:
     """Compares pruned copies of one model with their masked twins, in float64 where the model allows it."""
 
     def __init__(self, model: nn.Module, structure: Structure, cut: Cut) -> None:
         self._model, self._given, self._cut = model, structure, cut
-        self._examine(Specimen.of(model, structure))
+        self._examine(VerificationCopy.of(model, structure))
 
-    def _examine(self, specimen: Specimen) -> None:
+    def _examine(self, specimen: VerificationCopy) -> None:
         self._specimen = specimen
         self._verdicts: dict[bytes, _Verdict] = {}
 
@@ -69,14 +69,14 @@ class Judge:
         tasks = specimen.structure.task_objects
 
         def run(inputs: tuple[Any, ...]) -> dict[str, Sequence[torch.Tensor]]:
-            output = pruned(*pytree.tree_map(own_copy, inputs))
+            output = pruned(*pytree.tree_map(clone_if_tensor, inputs))
             return {task.name: task.tensors(output) for task in tasks}
 
         return specimen.deviation(run, lambda inputs: specimen.run(inputs, twin))
 
-    def objection(self, keep: torch.Tensor) -> str | None:
+    def mismatch(self, keep: torch.Tensor) -> str | None:
         """Why the pruned module is not the twin; None if it is."""
-        return self._verdict(keep).objection
+        return self._verdict(keep).mismatch
 
     def _verdict(self, keep: torch.Tensor) -> _Verdict:
         """Each ``keep`` is judged once: the runs in float64 are what a proof costs."""
@@ -88,34 +88,34 @@ class Judge:
                 reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 self._verdicts[key] = _Verdict({}, reason)
             else:
-                self._verdicts[key] = _Verdict(deviation, objection_to(deviation, self.dtype))
+                self._verdicts[key] = _Verdict(deviation, mismatch_in(deviation, self.dtype))
         return self._verdicts[key]
 
-    def settle(self, keep: torch.Tensor) -> tuple[torch.Tensor, Proof, tuple[Refusal, ...]]:
+    def resolve(self, keep: torch.Tensor) -> tuple[torch.Tensor, Verification, tuple[Refusal, ...]]:
         """What of ``keep``'s removals the module follows, the proof, and what was left alone."""
         refused: list[Refusal] = []
-        if self.objection(keep) is not None:
+        if self.mismatch(keep) is not None:
             self._check_repeatable()
-        while self.objection(keep) is not None:
-            found = self._culprits(keep, self._changed(keep))
+        while self.mismatch(keep) is not None:
+            found = self._failing_groups(keep, self._changed(keep))
             if not found:
                 raise VerificationError(
                     f"the pruned {type(self._model).__name__} is not the masked twin: "
-                    f"{self.objection(keep)}. "
+                    f"{self.mismatch(keep)}. "
                     "No group could be named for it; your model is unchanged. Please report this model."
                 )
             refused.extend(found)
             keep = self._with(keep, [refusal.group for refusal in found])
-        proof = Proof(str(self.dtype), TOLERANCES[self.dtype], self._verdict(keep).deviation)
-        return keep, proof, tuple(refused)
+        verification = Verification(str(self.dtype), TOLERANCES[self.dtype], self._verdict(keep).deviation)
+        return keep, verification, tuple(refused)
 
     def _check_repeatable(self) -> None:
         """Before a group is blamed: the model itself, with nothing removed, must agree with its own graph."""
         everything = torch.ones(self._given.units, dtype=torch.bool)
-        reason = self.objection(everything)
+        reason = self.mismatch(everything)
         if reason is not None and self.dtype is torch.float64:
-            self._examine(Specimen.of(self._model, self._given, torch.float32))
-            reason = self.objection(everything)
+            self._examine(VerificationCopy.of(self._model, self._given, torch.float32))
+            reason = self.mismatch(everything)
         if reason is not None:
             raise VerificationError(
                 f"{type(self._model).__name__} does not agree with its own exported graph, with nothing "
@@ -129,16 +129,16 @@ class Judge:
         bound = [frozenset(self._given.bound_to([name])) for name in names]
         return [tuple(name for name in names if name in each) for each in dict.fromkeys(bound)]
 
-    def _culprits(self, keep: torch.Tensor, suspects: list[tuple[str, ...]]) -> list[Refusal]:
+    def _failing_groups(self, keep: torch.Tensor, suspects: list[tuple[str, ...]]) -> list[Refusal]:
         """Groups of ``suspects`` that fail when cut: by halves, each half without the rest."""
         others = [name for names in self._changed(keep) if names not in suspects for name in names]
-        reason = self.objection(self._with(keep, others))
+        reason = self.mismatch(self._with(keep, others))
         if reason is None:
             return []
         if len(suspects) == 1:
             return [Refusal(name, reason) for name in suspects[0]]
         half = len(suspects) // 2
-        found = self._culprits(keep, suspects[:half]) + self._culprits(keep, suspects[half:])
+        found = self._failing_groups(keep, suspects[:half]) + self._failing_groups(keep, suspects[half:])
         return found or [Refusal(name, reason) for names in suspects[half:] for name in names]
 
     def _with(self, keep: torch.Tensor, names: list[str]) -> torch.Tensor:
@@ -149,7 +149,7 @@ class Judge:
         return keep
 
 
-def objection_to(deviation: Mapping[str, float], dtype: torch.dtype) -> str | None:
+def mismatch_in(deviation: Mapping[str, float], dtype: torch.dtype) -> str | None:
     """What is wrong with the largest of the tasks' deviations; None if all are within tolerance."""
     task, worst = max(deviation.items(), key=lambda item: item[1])
     if not worst <= TOLERANCES[dtype]:

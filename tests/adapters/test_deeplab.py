@@ -78,7 +78,7 @@ def test_it_prunes_is_proven_and_exports(tmp_path: Path) -> None:
     (x,) = model.example_inputs(2)
     pruned = ds.prune(model, x, model.tasks(), [x], macs=0.25)
 
-    assert pruned.report.proof.verified
+    assert pruned.report.verification.verified
     assert pruned.report.macs.ratio == pytest.approx(0.25, abs=0.02)
     with torch.no_grad():
         maps = pruned.model.backbone(x)

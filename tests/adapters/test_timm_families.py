@@ -11,7 +11,7 @@ from benchmarks.timm_sweep.measure import learned
 from benchmarks.timm_sweep.subject import Subject
 from disparse_structured.export import export_onnx
 from disparse_structured.structure import count_parameters
-from disparse_structured.verification.verifier import Proof
+from disparse_structured.verification.verifier import Verification
 
 FAMILIES = {
     "swin_tiny_patch4_window7_224": 112,
@@ -30,8 +30,12 @@ FAMILIES = {
 """The smallest model of each, and a side of its images that is quick."""
 
 
-def proven(proof: Proof | None) -> bool:
-    return proof is not None and proof.dtype == "torch.float64" and max(proof.deviation.values()) <= 1e-9
+def proven(verification: Verification | None) -> bool:
+    return (
+        verification is not None
+        and verification.dtype == "torch.float64"
+        and max(verification.deviation.values()) <= 1e-9
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -40,7 +44,7 @@ def test_the_smallest_of_a_family_is_sound_at_half_of_every_width(name: str, tmp
     network, small = subject.network, subject.operation
     dense = count_parameters(network.model)
 
-    assert proven(small.proof)
+    assert proven(small.verification)
     assert count_parameters(small.model) <= dense / 2
     assert learned(small.model, network.inputs, network.tasks) > 0
     facts = export_onnx(
@@ -54,5 +58,5 @@ def test_the_smallest_of_a_family_is_sound_at_half_of_every_width(name: str, tmp
     )
     assert {fact.task for fact in facts.parity} == {task.name for task in network.tasks}
     graph = subject.graph
-    assert proven(graph.proof)
+    assert proven(graph.verification)
     assert count_parameters(graph.model) <= dense / 2

@@ -191,7 +191,7 @@ def gradients(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
 
 def test_the_numbers_of_timm_are_registered() -> None:
     found = [entry.value for entry in metadata.entry_points(group=GROUP, name="timm")]
-    assert found == ["disparse_structured.adapters.timm_numbers:numbers"], "install the package again"
+    assert found == ["disparse_structured.adapters.timm_sizes:numbers"], "install the package again"
 
 
 @every

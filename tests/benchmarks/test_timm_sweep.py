@@ -30,7 +30,7 @@ from benchmarks.timm_sweep.runner import Limits, work
 from benchmarks.timm_sweep.stock import Stock, StockError, predictors
 from benchmarks.timm_sweep.subject import Network, half
 from disparse_structured.adapters.timm import DenseHead, LinearHead, multitask
-from disparse_structured.structure import Freeze, analyse
+from disparse_structured.structure import Pin, analyse
 from disparse_structured.tasks import Task
 
 NO_TIME = Limits(seconds=0.2)
@@ -146,7 +146,7 @@ def test_a_row_has_everything_the_page_tells(told: list[Row]) -> None:
     assert row.dynamic == "batch"
     assert row.learned > 0
     assert row.structure_share is not None
-    assert "the network's output" in dict(row.frozen)
+    assert "the network's output" in dict(row.pinned)
     assert row.memory > 0.1
 
 
@@ -196,8 +196,8 @@ def test_a_model_that_cannot_learn_is_told() -> None:
 
 
 def test_reasons_are_summed_and_never_above_all() -> None:
-    frozen = [Freeze("a", "op", "m", 6, 0.6), Freeze("b", "op", "m", 7, 0.7), Freeze("a", "op", "n", 6, 0.6)]
-    assert reasons(frozen) == [("a", 1.0), ("b", 0.7)]
+    pinned = [Pin("a", "op", "m", 6, 0.6), Pin("b", "op", "m", 7, 0.7), Pin("a", "op", "n", 6, 0.6)]
+    assert reasons(pinned) == [("a", 1.0), ("b", 0.7)]
 
 
 def test_predictors_are_left_to_stock_by_name_or_width() -> None:
@@ -274,7 +274,7 @@ def test_finished_cells_are_run_again_only_when_told(tmp_path: Path) -> None:
     cells = [row.cell for row in (good, bad)]
     counts = [work(cells, shelf, NO_TIME, say=lambda _: None, retry=retry) for retry in (False, True)]
     assert counts == [0, 1]
-    assert shelf.row(good.cell) == replace(good, frozen=[])
+    assert shelf.row(good.cell) == replace(good, pinned=[])
     assert work([old.cell, old.cell], shelf, NO_TIME, jobs=2, say=lambda _: None) == 1
     assert {row.cell.model for row in shelf.rows()} == {"test_resnet", "test_vit", "test_convnext"}
 
@@ -304,7 +304,7 @@ def test_verdicts() -> None:
 def a_page() -> tuple[list[Selection], list[Row]]:
     rows = [
         finished(
-            "good", frozen=[("a rule is missing", 0.25), ("the network's output", 0.1), ("crumb", 0.001)]
+            "good", pinned=[("a rule is missing", 0.25), ("the network's output", 0.1), ("crumb", 0.001)]
         ),
         finished("good", "multitask", dtype="float32", first_try="onnx: differs"),
         finished("wide", left=60, refused={"layer1": "it breaks", "layer2": "it breaks"}),
@@ -335,7 +335,7 @@ def test_the_page_names_every_model_and_what_stayed() -> None:
     assert "| **bad** | classifier |" in page
     assert "- bad (classifier): train: no step" in page
     assert "does not run |" in page
-    assert "- good (classifier): frozen: a rule is missing 25%\n" in page
+    assert "- good (classifier): pinned: a rule is missing 25%\n" in page
     assert "- wide (classifier): 2 refused, layer1 first: it breaks" in page
     assert "## Others" in page.partition("## The chosen")[2]
     assert "| alone | classifier |" in page.partition("## Others")[2]

@@ -221,7 +221,7 @@ def test_the_budget_is_met_and_the_tasks_are_the_ones_given(pruned):
         ("normals", True),
     ]
     assert report["batches"] == 2
-    assert report["proof"]["verified"]
+    assert report["verification"]["verified"]
 
 
 def test_load_gives_the_outputs_of_the_onnx_file(pruned):
@@ -310,7 +310,7 @@ def test_options_reach_the_plan_and_the_report(tiny, capsys):
     assert (budget["parameters"], budget["round_to"], budget["min_width"]) == (0.8, 4, 4)
     assert (budget["floor"], budget["protected"], plan.provenance.seed) == (0.2, ("far.*", "near"), 7)
     assert (report["arbiter"], report["ranking"]) == ("AnyTask()", "PerCostRanking()")
-    assert not report["proof"]["verified"]
+    assert not report["verification"]["verified"]
     assert all(group.kept % 4 == 0 for group in plan.groups)
     assert "far.0" not in plan.removals
 
@@ -500,7 +500,7 @@ def test_inspect_lists_groups_reach_and_what_is_frozen(capsys):
     members = {(member["parameter"], member["dim"]) for member in groups["trunk.1.first"]["members"]}
     assert {("trunk.1.first.weight", 0), ("trunk.1.norm.weight", 0), ("trunk.1.second.weight", 1)} <= members
     assert document["units"] == {"total": 144, "shared": 96, "private": 48, "unclaimed": 0, "dead": 0}
-    assert {freeze["reason"] for freeze in document["frozen"]} == {
+    assert {pin["reason"] for pin in document["pinned"]} == {
         "the network's input",
         "the network's output",
     }

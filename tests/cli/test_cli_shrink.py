@@ -194,7 +194,7 @@ def test_options_reach_the_plan_and_the_report(project, capsys):
     assert [task["name"] for task in report["tasks"]] == ["only"]
     assert (report["criterion"], report["arbiter"]) == ("Magnitude(p=1)", "Majority()")
     assert plan.provenance.seed == 4
-    assert not report["proof"]["verified"]
+    assert not report["verification"]["verified"]
     assert min(group.kept for group in plan.groups) >= 3
 
 

@@ -122,7 +122,7 @@ def test_a_regime_ends_in_a_small_proven_file(code: Path, tmp_path: Path, regime
     out = tmp_path / "out"
     assert main(_arguments(code, out, regime)) == 0
     report = _report(out)
-    assert report["proof"]["verified"]
+    assert report["verification"]["verified"]
     assert report["macs"]["counted"] <= 0.5 * report["macs"]["dense"]
     training = report["training"]
     assert training["steps"] == 24

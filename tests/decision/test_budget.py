@@ -22,7 +22,7 @@ from disparse_structured.decision.votes import (
     PerCostRanking,
 )
 from disparse_structured.errors import BudgetError, PatternError, PlanError
-from disparse_structured.structure.groups import Proportion
+from disparse_structured.structure.groups import RatioConstraint
 from tests.support.synthetic import TASKS, Chain, chain
 
 RANKINGS = [GlobalRanking(), PerCostRanking(), IsomorphicRanking(), LayerRanking()]
@@ -286,7 +286,9 @@ def test_the_narrowest_widths_are_the_smallest_legal_ones(
 ) -> None:
     links = [(0, 1, *shares), (1, 2, 1, 1)] if linked else []
     names = [f"net.layer{i}" for i in range(3)]
-    constraints = tuple(Proportion((names[a], names[b]), (p, q), "so says forward") for a, b, p, q in links)
+    constraints = tuple(
+        RatioConstraint((names[a], names[b]), (p, q), "so says forward") for a, b, p, q in links
+    )
     structure = chain(widths, constraints=constraints, fixed=10.0)
     smallest = [min(w, max(1, min_width, math.ceil(floor * w - 1e-9))) for w in widths]
     expected = smallest_legal(widths, smallest, step, links)
@@ -347,7 +349,7 @@ def test_units_given_back_for_a_floor_are_the_most_salient_of_the_removed() -> N
 
 
 def test_counts_in_proportion_stay_in_proportion() -> None:
-    tied = Proportion(("net.layer0", "net.layer1"), (1, 2), "forward divides the width by the heads")
+    tied = RatioConstraint(("net.layer0", "net.layer1"), (1, 2), "forward divides the width by the heads")
     structure = net(constraints=(tied,))
     for target in (0.7, 0.5, 0.2):
         found = search(structure, structure.saliency(), Budget(macs=target))
@@ -358,7 +360,7 @@ def test_counts_in_proportion_stay_in_proportion() -> None:
 
 def test_a_coarse_step_is_made_up_for_by_other_groups() -> None:
     """One step of the tied pair is 12 % of the network; the third layer has to fill the gap."""
-    tied = Proportion(("net.layer0", "net.layer1"), (8, 8), "heads of eight")
+    tied = RatioConstraint(("net.layer0", "net.layer1"), (8, 8), "heads of eight")
     structure = chain([32, 32, 256], constraints=(tied,))
     for target in (0.65, 0.5, 0.35):
         found = search(structure, structure.saliency(), Budget(parameters=target))

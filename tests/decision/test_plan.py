@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from disparse_structured.decision.budget import Budget, make_plan
 from disparse_structured.decision.plan import GroupPlan, Plan, Provenance
 from disparse_structured.errors import LoadError, PlanError
-from disparse_structured.structure.groups import Proportion
+from disparse_structured.structure.groups import RatioConstraint
 from tests.support.synthetic import Chain, chain
 
 
@@ -182,7 +182,7 @@ def test_a_bad_plan_by_hand_is_refused(removals: dict[str, Any], text: str) -> N
 
 
 def test_a_violated_count_constraint_is_refused_with_its_reason() -> None:
-    tied = Proportion(("net.layer0", "net.layer1"), (3, 2), "forward splits the width 3:2")
+    tied = RatioConstraint(("net.layer0", "net.layer1"), (3, 2), "forward splits the width 3:2")
     structure = two_layers(constraints=(tied,))
     assert Plan.of(structure, {"net.layer0": [0, 1, 2], "net.layer1": [0, 1]}).removals
     assert Plan.of(structure, {}).removals == {}
@@ -193,7 +193,9 @@ def test_a_violated_count_constraint_is_refused_with_its_reason() -> None:
 
 def test_the_dense_model_satisfies_every_constraint() -> None:
     """A count that the dense widths do not obey forbids changes, not the model as it is."""
-    structure = two_layers(constraints=(Proportion(("net.layer0", "net.layer1"), (1, 1), "equal widths"),))
+    structure = two_layers(
+        constraints=(RatioConstraint(("net.layer0", "net.layer1"), (1, 1), "equal widths"),)
+    )
     assert Plan.of(structure, {}).removals == {}
     assert Plan.of(structure, {"net.layer0": [0, 1], "net.layer1": []}).removals
     with pytest.raises(PlanError, match="equal widths"):
@@ -201,7 +203,7 @@ def test_the_dense_model_satisfies_every_constraint() -> None:
 
 
 def test_a_plan_without_a_group_leaves_it_and_what_is_bound_to_it_whole() -> None:
-    tied = Proportion(("net.layer0", "net.layer1"), (1, 1), "equal widths")
+    tied = RatioConstraint(("net.layer0", "net.layer1"), (1, 1), "equal widths")
     structure = chain([4, 4, 4], constraints=(tied,))
     plan = Plan.of(structure, {"net.layer0": [0], "net.layer1": [3], "net.layer2": [1, 2]})
     rest = plan.without(structure, ["net.layer1"])

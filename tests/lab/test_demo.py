@@ -19,7 +19,7 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import DisparseError
 from disparse_structured.lab import demo, scenes
 from disparse_structured.lab.demo import QUICK, TaskOutcome, flow
-from disparse_structured.lab.demo.narrator import Narrator
+from disparse_structured.lab.demo.narrator import Progress
 from disparse_structured.lab.metrics import delta_t
 from disparse_structured.report.figures import Sight, draw_comparison, heat, label_colours, normal_colours
 from disparse_structured.structure import count_macs, count_parameters
@@ -84,7 +84,7 @@ def test_meets_the_budget(document, loaded):
     assert document["macs"]["counted"] == count_macs(loaded, inputs)
     assert 0.49 <= document["macs"]["counted"] / document["macs"]["dense"] <= 0.5
     assert document["parameters"]["counted"] == count_parameters(loaded) < count_parameters(dense)
-    assert document["proof"]["verified"]
+    assert document["verification"]["verified"]
 
 
 def test_the_report_says_what_the_folder_holds(result, folder, document, loaded):
@@ -110,7 +110,7 @@ def test_the_figures_are_those_of_the_saved_network(document, loaded):
 
 
 def test_the_same_seed_gives_the_same_plan_byte_for_byte(folder):
-    data, narrator = flow.render(QUICK, SEED), Narrator(progress=False)
+    data, narrator = flow.render(QUICK, SEED), Progress(progress=False)
     torch.manual_seed(99)  # the state of the global generator is nobody's business
     dense = demo.network(QUICK, SEED)
     flow.fit(dense, data, QUICK.epochs, QUICK.lr, SEED, narrator)
@@ -175,7 +175,7 @@ def test_a_change_above_zero_is_better_for_every_metric(metric, higher, after, c
 
 
 def test_progress_tells_steps_and_losses_on_standard_error(capsys):
-    narrator = Narrator(progress=True)
+    narrator = Progress(progress=True)
     with narrator.step("train", "some epochs"):
         narrator.losses(1, {"depth": 0.25, "edges": 0.5})
     out, err = capsys.readouterr()

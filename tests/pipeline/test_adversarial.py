@@ -34,7 +34,7 @@ from disparse_structured.errors import (
     VerificationError,
 )
 from disparse_structured.structure import analyse
-from disparse_structured.surgery.module import Judge, Operation, apply, cut
+from disparse_structured.surgery.module import Applied, Verifier, apply, cut
 from disparse_structured.surgery.saving import load
 from disparse_structured.tasks import Task
 from tests.support.plans import random_keep, snapshot
@@ -63,7 +63,7 @@ def inputs_of(model: nn.Module) -> tuple[Tensor, ...]:
     return (torch.randn(shape, generator=torch.Generator().manual_seed(0)),)
 
 
-def applied(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0, **options: Any) -> Operation:
+def applied(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0, **options: Any) -> Applied:
     """A random plan of half the units, applied with proof; the model must be left as it was."""
     model.eval()
     before, state = snapshot(model), torch.get_rng_state()
@@ -217,12 +217,12 @@ def test_awkward_networks_are_pruned_right(id: str) -> None:
     before = snapshot(model)
     structure = analyse(model, inputs, WHOLE)
     assert snapshot(model) == before
-    judge = Judge(model, structure)
+    judge = Verifier(model, structure)
 
     assert structure.groups
     for seed in range(3):
         keep = random_keep(structure, seed)
-        assert judge.objection(keep) is None
+        assert judge.mismatch(keep) is None
         pruned = cut(model, structure, keep)
         counted = sum(parameter.numel() for parameter in pruned.parameters())
         assert counted == structure.cost.parameters(keep)
@@ -233,7 +233,7 @@ def as_bytes(x: Tensor, layers: nn.ModuleDict) -> Tensor:
     return x.transpose(1, 3).contiguous().view(torch.uint8).transpose(1, 3)[:, :8].to(x.dtype)
 
 
-FROZEN: dict[str, Callable[[], nn.Module]] = {
+PINNED: dict[str, Callable[[], nn.Module]] = {
     # the positions of what is taken are numbers that do not follow
     "narrow-from-the-end": image(lambda x, _: torch.narrow(x, 1, -4, 4), 4),
     "cut-at-a-position": image(lambda x, _: torch.cat(torch.tensor_split(x, [4], 1)[::-1], 1)),
@@ -252,13 +252,13 @@ FROZEN: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("id", FROZEN)
+@pytest.mark.parametrize("id", PINNED)
 def test_what_cannot_follow_is_frozen_from_the_start(id: str) -> None:
-    model = FROZEN[id]().eval()
+    model = PINNED[id]().eval()
     structure = analyse(model, inputs_of(model), WHOLE)
 
     assert all(member.parameter != "first.weight" for group in structure.groups for member in group.members)
-    assert any("first" in freeze.module or freeze.parameters for freeze in structure.frozen)
+    assert any("first" in pin.module or pin.parameters for pin in structure.pinned)
 
 
 class SingleParts(nn.Module):
@@ -309,7 +309,7 @@ def test_reach_and_votes_go_through_writes_in_place() -> None:
     assert reach["side.0"] == ("sum",)
     assert reach["early.0"] == ("early",)
     pruned = prune(model, (torch.randn(2, 3, 6, 6),), tasks, macs=0.6)
-    assert pruned.report.proof.verified
+    assert pruned.report.verification.verified
     assert pruned.report.refused == ()
 
 
@@ -511,8 +511,8 @@ class Table(Numbers):
 def test_a_model_is_proven_in_the_widest_type_it_runs_in(kind: type[Numbers], dtype: str) -> None:
     operation = applied(kind(lambda self, x: x.relu()), (torch.randn(2, 5, 6),))
 
-    assert operation.proof is not None
-    assert operation.proof.dtype == dtype
+    assert operation.verification is not None
+    assert operation.verification.dtype == dtype
     assert operation.refused == ()
     assert operation.plan.removals
 
@@ -545,7 +545,7 @@ def test_a_train_method_of_the_users_own_is_not_called() -> None:
     pruned = prune(model, (torch.randn(2, 6),), WHOLE, parameters=0.6)
 
     assert snapshot(model) == before
-    assert pruned.report.proof.verified
+    assert pruned.report.verification.verified
     assert not pruned.model[0].merged
 
 

@@ -21,14 +21,14 @@ from disparse_structured import load, prune, shrink
 from disparse_structured.cli import main
 from disparse_structured.errors import BudgetError, LoadError, PlanError
 from disparse_structured.pipeline import Pruned
-from disparse_structured.pipeline.compensated import Foresight
+from disparse_structured.pipeline.compensated import Compensated
 from disparse_structured.surgery.pruned_graph import PrunedGraph
 from disparse_structured.tasks import Task
 from tests.support.plans import snapshot
 from tests.support.zoo import BY_ID, Entry, named
 from tests.surgery.test_graph_surgery import FIXED_BATCH, HARD_CODED, WATCHFUL, Baggage
 
-QUICK = Foresight(rounds=1)
+QUICK = Compensated(rounds=1)
 WHOLE = Task("whole", ())
 
 
@@ -87,7 +87,7 @@ def test_shrink_gives_the_graph_refitted(id: str) -> None:
 
     assert isinstance(shrunk.model, PrunedGraph)
     assert shrunk.report.macs.counted == shrunk.plan.macs.after <= 0.5 * shrunk.plan.macs.before
-    assert shrunk.report.proof.verified
+    assert shrunk.report.verification.verified
     assert set(shrunk.model(*entry.inputs(5))) == {task.name for task in entry.tasks}
     assert refit is not None
     assert sum(refit.after.values()) < sum(refit.before.values())
@@ -350,19 +350,19 @@ def test_the_report_says_what_numbers_hold_and_that_the_graph_can_let_it_go() ->
     pruned = prune(model, MIXED.inputs(), MIXED.tasks, batches(MIXED), parameters=0.8, inputs=tuple)
     held = {name: tensor for name, tensor in model.named_parameters() if name.startswith(("wide", "near.w"))}
     share = sum(tensor.numel() for tensor in held.values()) / pruned.report.parameters.dense
-    (number,) = [freeze for freeze in pruned.report.frozen if freeze.number]
+    (number,) = [pin for pin in pruned.report.pinned if pin.number]
     document = json.loads(pruned.report.to_json())
 
     assert number.reason == "forward hard-codes the number 16"
     assert number.share == pytest.approx(share)
-    assert document["graph_only"]["frozen"] == pytest.approx(share)
+    assert document["graph_only"]["pinned"] == pytest.approx(share)
     assert document["graph_only"]["refused"] == 0
     for text in (str(pruned.report), document["graph_only"]["advice"]):
         told = " ".join(text.split())
         assert 'form="graph" of prune and shrink (--form graph) can remove more:' in told
-        assert f"{share:.1%} of the parameters lie in slices that numbers in forward freeze." in told
+        assert f"{share:.1%} of the parameters lie in slices that numbers in forward pin." in told
     assert "forward hard-codes the number 16" in str(pruned.report)
-    assert "hard-codes the number 16" in json.dumps([each for each in document["frozen"] if each["number"]])
+    assert "hard-codes the number 16" in json.dumps([each for each in document["pinned"] if each["number"]])
 
 
 def test_the_graph_removes_what_the_report_said_that_it_would() -> None:
@@ -370,7 +370,7 @@ def test_the_graph_removes_what_the_report_said_that_it_would() -> None:
 
     assert pruned.model.get_parameter("wide.weight").shape[0] < 16
     assert pruned.report.graph_only is None
-    assert not any(freeze.number for freeze in pruned.report.frozen)
+    assert not any(pin.number for pin in pruned.report.pinned)
     assert "form=" not in str(pruned.report)
     assert "which takes batches of any size" in str(pruned.report)
 
@@ -385,7 +385,7 @@ def test_the_report_says_that_the_graph_can_shrink_what_was_refused() -> None:
         ("stem", True)
     ]
     assert pruned.report.graph_only is not None
-    assert pruned.report.graph_only.frozen == 0
+    assert pruned.report.graph_only.pinned == 0
     assert pruned.report.graph_only.refused == pytest.approx(share)
     told = " ".join(str(pruned.report).split())
     assert "left alone: stem: RuntimeError: eight channels were agreed upon" in told
@@ -402,9 +402,7 @@ def test_a_module_that_follows_needs_no_advice() -> None:
 
 def test_a_budget_that_numbers_stand_in_the_way_of_says_so() -> None:
     entry = HARD_CODED["heads"]
-    with pytest.raises(
-        BudgetError, match=r"Numbers in forward freeze slices with 99\.3% .* \(--form graph\)"
-    ):
+    with pytest.raises(BudgetError, match=r"Numbers in forward pin slices with 99\.3% .* \(--form graph\)"):
         prune(entry.factory(), entry.inputs(), entry.tasks, macs=0.5)
     with pytest.raises(BudgetError) as refused:
         prune(entry.factory(), entry.inputs(), entry.tasks, macs=0.001, form="graph")

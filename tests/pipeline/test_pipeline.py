@@ -42,8 +42,8 @@ def test_the_report_says_what_the_model_is() -> None:
     assert report.parameters.counted == sum(p.numel() for p in pruned.model.parameters())
     assert report.macs.counted == pytest.approx(report.macs.predicted, rel=1e-3)
     assert report.macs.ratio <= 0.5
-    assert report.proof.verified
-    assert max(report.proof.deviation.values()) <= 1e-9
+    assert report.verification.verified
+    assert max(report.verification.deviation.values()) <= 1e-9
     assert report.plan == pruned.plan.hash
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -53,5 +53,5 @@ def test_without_a_proof_the_report_says_so() -> None:
 
     pruned = prune(entry.factory(), entry.inputs(), entry.tasks, criterion=Fisher(), macs=0.5, verify=False)
 
-    assert not pruned.report.proof.verified
+    assert not pruned.report.verification.verified
     assert "NOT VERIFIED" in str(pruned.report)

@@ -131,7 +131,7 @@ def test_whatever_the_model_returns_one_call_is_enough(kind: type[nn.Module], na
     report = pruned.report
     assert [(task.name, task.labelled) for task in report.tasks] == [(name, False) for name in names]
     assert report.macs.ratio <= 0.6
-    assert report.proof.verified
+    assert report.verification.verified
     assert type(pruned.model(images(2))) is type(build(kind)(images(2)))
 
 
@@ -211,7 +211,7 @@ def test_in_place_the_model_becomes_the_result(shrunk: Pruned) -> None:
     assert pruned.model is model
     assert model.stem is trunk
     assert deviation(model, shrunk.model, images(4)) == 0
-    assert pruned.report.proof.verified
+    assert pruned.report.verification.verified
 
 
 def test_what_was_refused_is_not_made_up_for() -> None:
@@ -224,7 +224,7 @@ def test_what_was_refused_is_not_made_up_for() -> None:
     assert [each.group for each in report.refused] == ["second"]
     assert pruned.model.second.out_features == 10
     assert pruned.model.first.out_features < 12
-    assert report.proof.verified
+    assert report.verification.verified
     # The figures are those of the model as it is handed out, not of the plan that was refused.
     assert report.refit is not None
     found = deviation(pruned.model, dense, set_aside(dense, inputs))
@@ -273,7 +273,7 @@ def test_a_model_of_two_inputs() -> None:
     pruned = shrink(entry.factory(), [(entry.inputs(16),)], macs=0.7)
 
     assert [task.name for task in pruned.report.tasks] == ["kind", "dense"]
-    assert pruned.report.proof.verified
+    assert pruned.report.verification.verified
 
 
 def test_losses_are_not_used() -> None:

@@ -18,10 +18,10 @@ from disparse_structured.cli import main
 from disparse_structured.decision.arbiters import Minimax, Priority
 from disparse_structured.errors import BudgetError
 from disparse_structured.pipeline import Pruned
-from disparse_structured.pipeline.compensated import Foresight
+from disparse_structured.pipeline.compensated import Compensated
 from tests.pipeline.test_shrink import build, deviation, images, part, set_aside
 
-QUICK = Foresight(rounds=1)
+QUICK = Compensated(rounds=1)
 
 
 class Rivals(nn.Module):
@@ -64,7 +64,7 @@ def test_a_tolerance_is_kept_at_the_same_cost_at_the_others_expense(
     assert after(pruned)[limited] <= limit
     assert after(pruned)[other] > rivals[other]
     assert pruned.report.macs.ratio <= 0.6
-    assert pruned.report.proof.verified
+    assert pruned.report.verification.verified
     assert pruned.report.arbiter.startswith("Tolerance(limits={'" + limited)
     # Measured by hand, on what was set aside.
     dense, inputs = build(Rivals), set_aside(build(Rivals), images())

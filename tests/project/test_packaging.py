@@ -136,7 +136,7 @@ def test_metadata_names_licence_python_and_entry_points(metadata, contents, whee
     with zipfile.ZipFile(wheel) as archive:
         told = archive.read(entry_points).decode()
     assert "disparse = disparse_structured.cli:main" in told
-    assert "[disparse_structured.numbers]\ntimm = disparse_structured.adapters.timm_numbers:numbers" in told
+    assert "[disparse_structured.sizes]\ntimm = disparse_structured.adapters.timm_sizes:numbers" in told
 
 
 def requirements(metadata: dict[str, list[str]]) -> list[Requirement]:

@@ -228,7 +228,7 @@ def test_removed_channels_that_the_kept_ones_span_are_recovered_exactly(name: st
     assert not keep.all()
     done = refit(model, structure, keep, examples(shape, 48).split(16))
     small = apply(done.model, Plan.from_keep(structure, keep), structure)
-    assert small.proof is not None
+    assert small.verification is not None
     assert sum(p.numel() for p in small.model.parameters()) < sum(p.numel() for p in model.parameters())
     fresh = examples(shape, 8, seed=2)
     for found, wanted in zip(outputs(small.model, fresh), outputs(model, fresh), strict=True):

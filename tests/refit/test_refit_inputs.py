@@ -100,4 +100,4 @@ def test_other_batch_and_image_sizes_than_the_examples() -> None:
     structure, keep = analysed(model)
     done = refit(model, structure, keep, images(30, size=11).split(7))
     assert done.facts.after["all"] < done.facts.before["all"]
-    assert apply(done.model, Plan.from_keep(structure, keep), structure).proof is not None
+    assert apply(done.model, Plan.from_keep(structure, keep), structure).verification is not None

@@ -13,12 +13,20 @@ from torch import Tensor, nn
 
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.plan import Plan
-from disparse_structured.refit import Affine, BatchNormStatistics, Fold, LeastSquares, Method, Refit, refit
+from disparse_structured.refit import (
+    Affine,
+    BatchNormStatistics,
+    LeastSquares,
+    ModelFolding,
+    Refit,
+    RefitMethod,
+    refit,
+)
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.surgery.module import apply, cut
 from disparse_structured.tasks import Task
 
-METHODS = (LeastSquares(), LeastSquares(merge=True), Affine(), BatchNormStatistics(), Fold())
+METHODS = (LeastSquares(), LeastSquares(merge=True), Affine(), BatchNormStatistics(), ModelFolding())
 
 
 class Block(nn.Module):
@@ -88,7 +96,7 @@ def case() -> tuple[nn.Module, Structure, Tensor]:
 
 
 @functools.cache
-def repaired(method: Method) -> Refit:
+def repaired(method: RefitMethod) -> Refit:
     model, structure, keep = case()
     return refit(model, structure, keep, images(64, seed=1).split(20), method=method)
 
@@ -111,7 +119,7 @@ def deviation(model: nn.Module, reference: nn.Module, x: Tensor) -> dict[str, fl
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_every_method_brings_the_outputs_nearer(method: Method) -> None:
+def test_every_method_brings_the_outputs_nearer(method: RefitMethod) -> None:
     model, structure, keep = case()
     facts = repaired(method).facts
     assert mean(facts.after) < 0.95 * mean(facts.before)
@@ -122,7 +130,7 @@ def test_every_method_brings_the_outputs_nearer(method: Method) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_no_layer_is_worse_on_what_it_was_not_fitted_on(method: Method) -> None:
+def test_no_layer_is_worse_on_what_it_was_not_fitted_on(method: RefitMethod) -> None:
     layers = repaired(method).facts.layers
     assert any(layer.after < 0.95 * layer.before for layer in layers)
     if not isinstance(method, BatchNormStatistics):  # which holds nothing back
@@ -131,18 +139,18 @@ def test_no_layer_is_worse_on_what_it_was_not_fitted_on(method: Method) -> None:
 
 def test_least_squares_is_better_than_what_is_cheaper() -> None:
     best = mean(repaired(LeastSquares()).facts.after)
-    for method in (Affine(), BatchNormStatistics(), Fold()):
+    for method in (Affine(), BatchNormStatistics(), ModelFolding()):
         assert best < 0.8 * mean(repaired(method).facts.after)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_the_cut_network_deviates_by_what_the_facts_say(method: Method) -> None:
+def test_the_cut_network_deviates_by_what_the_facts_say(method: RefitMethod) -> None:
     model, structure, keep = case()
     done = repaired(method)
     calibration = Calibration.of(model, images(64, seed=1).split(20))
     operation = apply(done.model, Plan.from_keep(structure, keep), structure)
-    assert operation.proof is not None
-    assert max(operation.proof.deviation.values()) <= operation.proof.tolerance
+    assert operation.verification is not None
+    assert max(operation.verification.deviation.values()) <= operation.verification.tolerance
     checks = torch.cat([chunk[0] for chunk in calibration.checks])
     assert len(checks) == done.facts.checked
     assert deviation(operation.model, model, checks) == pytest.approx(done.facts.after, rel=1e-9)
@@ -202,8 +210,8 @@ class Multiples(nn.Module):
         return self.second(torch.relu(self.first(x)))
 
 
-@pytest.mark.parametrize("method", [Fold(), LeastSquares(merge=True)], ids=repr)
-def test_multiples_of_kept_channels_are_merged_from_a_handful_of_examples(method: Method) -> None:
+@pytest.mark.parametrize("method", [ModelFolding(), LeastSquares(merge=True)], ids=repr)
+def test_multiples_of_kept_channels_are_merged_from_a_handful_of_examples(method: RefitMethod) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Multiples().eval()

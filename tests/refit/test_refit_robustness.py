@@ -19,14 +19,22 @@ from torch import Tensor, nn
 
 from disparse_structured.decision.plan import Plan
 from disparse_structured.graph.schedule import Step
-from disparse_structured.refit import Affine, BatchNormStatistics, Fold, LeastSquares, Method, Refit, refit
-from disparse_structured.refit.context import Work
+from disparse_structured.refit import (
+    Affine,
+    BatchNormStatistics,
+    LeastSquares,
+    ModelFolding,
+    Refit,
+    RefitMethod,
+    refit,
+)
+from disparse_structured.refit.context import RefitContext
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Task
 from tests.support.zoo import BY_ID
 
-METHODS = (LeastSquares(), LeastSquares(merge=True), Affine(), BatchNormStatistics(), Fold())
+METHODS = (LeastSquares(), LeastSquares(merge=True), Affine(), BatchNormStatistics(), ModelFolding())
 
 WHOLE = [Task("all", lambda output: output)]
 
@@ -83,14 +91,14 @@ AWKWARD = """grouped-chain-2-3 depthwise-multiplier-2 transposed-grouped instanc
     [(id, LeastSquares()) for id in AWKWARD] + list(zip(AWKWARD, METHODS[1:] * 3, strict=False))[::3],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_awkward_networks_come_out_nearer_and_can_be_cut(id: str, method: Method) -> None:
+def test_awkward_networks_come_out_nearer_and_can_be_cut(id: str, method: RefitMethod) -> None:
     entry = BY_ID[id]
     model = entry.factory(torch.float64)
     structure = analyse(model, entry.inputs(dtype=torch.float64), entry.tasks)
     keep = thinned(structure)
     data = [(entry.inputs(8, torch.float64, seed),) for seed in range(4)]
     done = refit(model, structure, keep, data, method=method)
-    assert apply(done.model, Plan.from_keep(structure, keep), structure).proof is not None
+    assert apply(done.model, Plan.from_keep(structure, keep), structure).verification is not None
     if isinstance(method, BatchNormStatistics):
         return  # the zoo's statistics are not those of its inputs, so new ones are further off
     facts = done.facts
@@ -98,7 +106,7 @@ def test_awkward_networks_come_out_nearer_and_can_be_cut(id: str, method: Method
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_nothing_removed_is_the_same_network_bit_for_bit(method: Method) -> None:
+def test_nothing_removed_is_the_same_network_bit_for_bit(method: RefitMethod) -> None:
     model = small()
     structure, keep = analysed(model)
     done = refit(model, structure, torch.ones_like(keep), images(16).split(8), method=method)
@@ -109,7 +117,7 @@ def test_nothing_removed_is_the_same_network_bit_for_bit(method: Method) -> None
 
 
 @pytest.mark.parametrize("method", [LeastSquares(), BatchNormStatistics()], ids=repr)
-def test_the_users_model_and_random_states_stay(method: Method) -> None:
+def test_the_users_model_and_random_states_stay(method: RefitMethod) -> None:
     model = small().train()
     model[1].eval()
     structure, keep = analysed(model)
@@ -171,7 +179,7 @@ def dead(model: nn.Sequential) -> None:
     ids=["constant", "zeros-dead", "dead", "no-weights"],
 )
 def test_dead_channels_and_constant_images_are_harmless(
-    method: Method, x: Tensor, spoil: Callable[[nn.Sequential], object]
+    method: RefitMethod, x: Tensor, spoil: Callable[[nn.Sequential], object]
 ) -> None:
     model = small()
     spoil(model)
@@ -228,7 +236,7 @@ def test_weights_computed_from_weights_are_left_as_they_are_and_named() -> None:
 
 
 @pytest.mark.parametrize("method", [LeastSquares(), BatchNormStatistics()], ids=repr)
-def test_what_is_shared_by_uses_that_wait_for_each_other_stays_and_is_named(method: Method) -> None:
+def test_what_is_shared_by_uses_that_wait_for_each_other_stays_and_is_named(method: RefitMethod) -> None:
     entry = BY_ID["called-twice"]
     model = entry.factory(torch.float64)
     structure = analyse(model, entry.inputs(dtype=torch.float64), entry.tasks)
@@ -255,7 +263,7 @@ def test_the_weights_keep_their_type(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("method", [LeastSquares(merge=True), BatchNormStatistics()], ids=repr)
 def test_values_in_files_are_the_same_values(
-    method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: RefitMethod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     entry = BY_ID["residual"]
@@ -275,7 +283,7 @@ class Interrupted:
     shifts: int = 0
     seed: int = 0
 
-    def visit(self, work: Work, step: Step) -> None:
+    def visit(self, work: RefitContext, step: Step) -> None:
         raise KeyboardInterrupt
 
 

@@ -29,7 +29,7 @@ from disparse_structured.scoring import Probe
 from disparse_structured.scoring.criteria import SNIP, Fisher, Magnitude
 from disparse_structured.structure import analyse, count_macs
 from disparse_structured.tasks import Task
-from disparse_structured.training import Companion, Recipe, train
+from disparse_structured.training import Callback, TrainingConfig, train
 from disparse_structured.verification.twin import masked_twin
 from tests.support.plans import deviation
 
@@ -156,8 +156,8 @@ def test_the_result_is_small_and_computes_what_was_trained(make: Make) -> None:
     regime, pruned = _whole(make)
     dense, small = (count_macs(model, EXAMPLE) for model in (_model(), pruned.model))
     assert 0.38 <= small / dense <= 0.4
-    assert pruned.report.proof.verified
-    assert max(pruned.report.proof.deviation.values()) <= 1e-9
+    assert pruned.report.verification.verified
+    assert max(pruned.report.verification.deviation.values()) <= 1e-9
     assert _compare(pruned.model, regime.model) <= 1e-5
     assert pruned.plan.keep(regime.structure).sum() < regime.structure.units
 
@@ -477,8 +477,8 @@ def test_a_loader_with_a_generator_of_its_own_is_read_alike_after_a_resume(tmp_p
         def load_state_dict(self, state: dict[str, Any]) -> None:
             self.regime.load_state_dict(state)
 
-    def run(regime: Dynamic, companion: Companion, file: Path) -> None:
-        recipe = Recipe(epochs=2, lr=3e-3)
+    def run(regime: Dynamic, companion: Callback, file: Path) -> None:
+        recipe = TrainingConfig(epochs=2, lr=3e-3)
         data = regime.panel.data
         train(regime.model, _tasks(), data, recipe, companion=companion, checkpoint=file, checkpoint_every=1)
 

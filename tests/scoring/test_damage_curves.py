@@ -1,4 +1,4 @@
-"""Curves that foresee the refit: the partial re-runs, the closed form, and the saliency made of them."""
+"""Curves that predict the refit: the partial re-runs, the closed form, and the scores made of them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget, search
 from disparse_structured.errors import BatchError
 from disparse_structured.graph.named_tensors import named_tensors
-from disparse_structured.pipeline.compensated import Foresight
+from disparse_structured.pipeline.compensated import Compensated
 from disparse_structured.refit.contraction import contractions
 from disparse_structured.scoring.compensation import RIDGE, Compensation
 from disparse_structured.scoring.criteria import Taylor
-from disparse_structured.scoring.damage_curves import Curves, foresee
+from disparse_structured.scoring.damage_curves import DamageCurves, measure_damage_curves
 from disparse_structured.scoring.execution import Execution, Outputs
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.structure.cost import Measure
 from disparse_structured.surgery.module import cut
 from disparse_structured.tasks import Task
-from disparse_structured.verification.twin import Masking, masked_twin
+from disparse_structured.verification.twin import MaskedReads, masked_twin
 from tests.support.plans import case, random_keep, snapshot
 from tests.support.zoo import BY_ID, ids
 
@@ -81,7 +81,7 @@ def check_execution(
 ) -> None:
     """Values and variants are those of whole runs, bit for bit, in any order."""
     given = [each.clone() for each in inputs]
-    execution = Execution(structure, Masking(structure, keep))
+    execution = Execution(structure, MaskedReads(structure, keep))
     values = execution.values(state, inputs)
     assert same(execution.outputs(values), expected(structure, state, keep, inputs))
 
@@ -89,7 +89,7 @@ def check_execution(
     for seed in seeds:  # the first once more: nothing that is remembered has changed
         without = narrower(structure, keep, seed)
         changed = {name: state[name] * 1.25 for name in floating[seed::3]}
-        found = execution.variant(values, state, changed, Masking(structure, without), inputs)
+        found = execution.variant(values, state, changed, MaskedReads(structure, without), inputs)
         assert same(found, expected(structure, {**state, **changed}, without, inputs))
     assert same(execution.outputs(values), expected(structure, state, keep, inputs))
     assert all(torch.equal(a, b) for a, b in zip(inputs, given, strict=True))
@@ -191,7 +191,7 @@ def test_tensors_of_integers_are_no_outputs_to_compare() -> None:
 
     model, inputs = Labels().eval(), (torch.randn(2, 4),)
     structure = analyse(model, inputs, (Task("both", lambda output: list(output.values())),))
-    execution = Execution(structure, Masking(structure, torch.ones(structure.units, dtype=torch.bool)))
+    execution = Execution(structure, MaskedReads(structure, torch.ones(structure.units, dtype=torch.bool)))
     outputs = execution.outputs(execution.values(state_of(model), inputs))
 
     assert [each.dtype for each in outputs["both"]] == [torch.float32]
@@ -212,7 +212,7 @@ def compensated(
     shaped = analyse(model, (inputs,), OUT)
     base = contractions(shaped, everything)
     compensation = Compensation(base)
-    execution = Execution(shaped, Masking(shaped, everything))
+    execution = Execution(shaped, MaskedReads(shaped, everything))
     compensation.observe(execution, state, [(inputs,)], torch.Generator().manual_seed(0))
     changed: dict[str, Tensor] = {}
     for before, after in zip(base, contractions(shaped, keep), strict=True):
@@ -327,7 +327,7 @@ def test_a_constant_without_a_bias_goes_into_the_running_mean_behind() -> None:
     inputs = torch.randn(4, 3, 6, 6)
     structure = analyse(model, (inputs,), OUT)
     keep = torch.ones(structure.units, dtype=torch.bool)
-    state, execution = state_of(model), Execution(structure, Masking(structure, keep))
+    state, execution = state_of(model), Execution(structure, MaskedReads(structure, keep))
     base = contractions(structure, keep)
     compensation = Compensation(base)
     compensation.observe(execution, state, [(inputs,)], torch.Generator().manual_seed(0))
@@ -357,15 +357,15 @@ def test_dead_and_constant_channels_are_no_trouble() -> None:
     assert all(bool(tensor.isfinite().all()) for tensor in changed.values())
 
 
-# Curves and saliency
+# DamageCurves and saliency
 
 
 def foreseen(
     model: nn.Module, structure: Structure, calibration: Calibration, seed: int = 0, **options: Any
-) -> Curves:
+) -> DamageCurves:
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(structure.reach.shape, generator=generator, dtype=torch.float64) * structure.reach
-    return foresee(model, structure, scores, calibration, **options)
+    return measure_damage_curves(model, structure, scores, calibration, **options)
 
 
 def two_layers(last: int = 8) -> tuple[nn.Module, Tensor]:
@@ -381,7 +381,9 @@ def test_channels_that_others_make_up_for_cost_nothing(useless: bool, low: float
         model[0].weight[5:], model[0].bias[5:] = model[0].weight[:3], model[0].bias[:3]
     structure = analyse(model, (inputs[:2],), OUT)
     scores = torch.tensor([[4.0, 5, 6, 7, 8, 1, 2, 3] if useless else [4.0, 5, 6, 1, 2, 3, 7, 8]]).double()
-    (curve,) = foresee(model, structure, scores, calibration_of(model, inputs), left=(5 / 8, 2 / 8)).curves
+    (curve,) = measure_damage_curves(
+        model, structure, scores, calibration_of(model, inputs), left=(5 / 8, 2 / 8)
+    ).curves
 
     assert curve.removed == (3, 6)
     assert low <= curve.damage[0][0] <= high
@@ -395,7 +397,7 @@ def test_damage_is_what_surgery_on_the_compensated_weights_does(id: str) -> None
     structure = analyse(model, entry.inputs(dtype=torch.float64), entry.tasks)
     calibration = calibration_of(model, *data)
     scores = torch.rand(structure.reach.shape, dtype=torch.float64) * structure.reach
-    curves = foresee(
+    curves = measure_damage_curves(
         model, structure, scores, calibration, left=(0.5,), judged=len(calibration.chunks[0][0]), seed=7
     ).curves
 
@@ -403,7 +405,7 @@ def test_damage_is_what_surgery_on_the_compensated_weights_does(id: str) -> None
     everything, state = torch.ones(structure.units, dtype=torch.bool), state_of(model)
     base = contractions(shaped, everything)
     compensation = Compensation(base)
-    execution = Execution(shaped, Masking(shaped, everything))
+    execution = Execution(shaped, MaskedReads(shaped, everything))
     compensation.observe(execution, state, calibration.chunks[::2], torch.Generator().manual_seed(7))
     order = (scores / scores.sum(1, keepdim=True)).sum(0)
     for group, curve in zip(structure.groups, curves, strict=True):
@@ -460,7 +462,7 @@ def test_scores_along_the_order_add_up_to_the_lower_convex_hull_of_the_damage() 
     model, inputs = two_layers(24)
     structure = analyse(model, (inputs[:2],), OUT)
     scores = torch.rand(1, 24, dtype=torch.float64) ** 2 + 0.01
-    found = foresee(model, structure, scores, calibration_of(model, inputs))
+    found = measure_damage_curves(model, structure, scores, calibration_of(model, inputs))
     (curve,) = found.curves
     steps = found.scores[0, scores[0].argsort()].numpy()
     total = np.concatenate([[0.0], steps.cumsum()])
@@ -480,7 +482,7 @@ def test_the_scores_keep_each_tasks_own_order() -> None:
     model = entry.factory()
     structure = analyse(model, entry.inputs(), entry.tasks)
     scores = torch.rand(structure.reach.shape, dtype=torch.float64)
-    found = foresee(model, structure, scores, calibration_of(model, *entry.inputs(16)))
+    found = measure_damage_curves(model, structure, scores, calibration_of(model, *entry.inputs(16)))
 
     for group in structure.groups:
         for row, task in enumerate(structure.tasks):
@@ -594,7 +596,7 @@ def test_large_networks_are_judged_on_fewer_examples_at_fewer_widths() -> None:
 def test_settings_that_make_no_sense_are_refused(arguments: dict[str, Any]) -> None:
     (name,) = arguments
     with pytest.raises(ValueError, match=name):
-        Foresight(**arguments)
+        Compensated(**arguments)
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
@@ -604,7 +606,7 @@ def test_rounds_end_at_the_budget(rounds: int) -> None:
     structure = analyse(model, entry.inputs(), entry.tasks)
     calibration = calibration_of(model, *entry.inputs(16))
     before = snapshot(model)
-    decision, saliency = Foresight(Taylor(), rounds=rounds).decide(
+    decision, saliency = Compensated(Taylor(), rounds=rounds).decide(
         model, structure, calibration, Budget(macs=0.5),
         arbiter=DEFAULT_ARBITER, ranking=DEFAULT_RANKING, weights=[1.0] * len(structure.tasks),
     )  # fmt: skip
@@ -612,7 +614,7 @@ def test_rounds_end_at_the_budget(rounds: int) -> None:
 
     assert structure.cost.macs(decision.keep) <= 0.5 * dense
     assert saliency.scores.shape == structure.reach.shape
-    assert "Foresight" in saliency.criterion
+    assert "Compensated" in saliency.criterion
     assert snapshot(model) == before
 
 

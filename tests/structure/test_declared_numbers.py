@@ -61,12 +61,12 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Installs a package whose entry point ``probe`` is the function ``numbers`` of the given lines."""
 
     def installed(name: str, *lines: str, entry: str = "numbers") -> None:
-        head = ["from disparse_structured.structure import Number", "", "def numbers(module):"]
+        head = ["from disparse_structured.structure import SizeDeclaration", "", "def numbers(module):"]
         (tmp_path / f"{name}.py").write_text("\n".join([*head, *(f"    {line}" for line in lines)]) + "\n")
         folder = tmp_path / f"{name}-1.0.dist-info"
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (folder / "entry_points.txt").write_text(f"[disparse_structured.numbers]\nprobe = {name}:{entry}\n")
+        (folder / "entry_points.txt").write_text(f"[disparse_structured.sizes]\nprobe = {name}:{entry}\n")
         monkeypatch.syspath_prepend(str(tmp_path))
 
     return installed
@@ -81,14 +81,17 @@ def halves(model: nn.Module) -> tuple[Any, Structure, dict[str, int]]:
 
 DECLARED = {
     "one": [
-        'yield Number("one", "first.weight")',
-        'yield Number("one", "hidden", -1)',
-        'yield Number("one", "first.forward", {3: 0, 2: 1})',
-        'yield Number("one", "second.weight", 1)',
+        'yield SizeDeclaration("one", "first.weight")',
+        'yield SizeDeclaration("one", "hidden", -1)',
+        'yield SizeDeclaration("one", "first.forward", {3: 0, 2: 1})',
+        'yield SizeDeclaration("one", "second.weight", 1)',
     ],
-    "other": ['yield Number("other", "hidden", 1, leaf=1)', 'yield Number("other", "out.weight", 1)'],
-    "table": ['yield Number("table", "hidden", 1, (1, "width"), leaf=1)'],
-    "info": ['yield Number("info", "second.bias", keys=("widths", -1))'],
+    "other": [
+        'yield SizeDeclaration("other", "hidden", 1, leaf=1)',
+        'yield SizeDeclaration("other", "out.weight", 1)',
+    ],
+    "table": ['yield SizeDeclaration("table", "hidden", 1, (1, "width"), leaf=1)'],
+    "info": ['yield SizeDeclaration("info", "second.bias", keys=("widths", -1))'],
 }
 
 
@@ -119,21 +122,23 @@ def test_of_several_the_first_counts_that_fits(install: Install) -> None:
     install(
         "several",
         'if type(module).__name__ == "Told":',
-        '    yield Number("none", "first.weight")',
-        '    yield Number("one", "missing.weight")',
-        '    yield Number("one", "told")',  # is not called
-        '    yield Number("one", "out.weight", 0)',  # of two positions
-        '    yield Number("one", "first.weight", 2)',  # no such dimension
-        '    yield Number("one", "hidden", 1, leaf=7)',  # no such output
-        '    yield Number("one", "second.weight")',
-        '    yield Number("one", "first.weight")',
+        '    yield SizeDeclaration("none", "first.weight")',
+        '    yield SizeDeclaration("one", "missing.weight")',
+        '    yield SizeDeclaration("one", "told")',  # is not called
+        '    yield SizeDeclaration("one", "out.weight", 0)',  # of two positions
+        '    yield SizeDeclaration("one", "first.weight", 2)',  # no such dimension
+        '    yield SizeDeclaration("one", "hidden", 1, leaf=7)',  # no such output
+        '    yield SizeDeclaration("one", "second.weight")',
+        '    yield SizeDeclaration("one", "first.weight")',
     )
     pruned, _, widths = halves(Told())
     assert pruned.told() == {**Told().told(), "one": widths["second"]}
 
 
 def test_numbers_of_a_module_inside(install: Install) -> None:
-    install("inside", 'if type(module).__name__ == "Told":', '    yield Number("one", "first.weight")')
+    install(
+        "inside", 'if type(module).__name__ == "Told":', '    yield SizeDeclaration("one", "first.weight")'
+    )
 
     class Outside(nn.Module):
         def __init__(self) -> None:
@@ -149,16 +154,22 @@ def test_numbers_of_a_module_inside(install: Install) -> None:
 
 
 def test_what_a_method_hard_codes_stays(install: Install) -> None:
-    install("hard_coded", 'if type(module).__name__ == "Told":', '    yield Number(None, "second.weight", 1)')
+    install(
+        "hard_coded",
+        'if type(module).__name__ == "Told":',
+        '    yield SizeDeclaration(None, "second.weight", 1)',
+    )
     structure = analyse(Told(), INPUTS, TASKS)
     assert [(group.name, group.units) for group in structure.groups] == [("second", 8)]
     assert ("a method hard-codes the number 8", "weight", "second") in [
-        (freeze.reason, freeze.operator, freeze.module) for freeze in structure.frozen
+        (pin.reason, pin.operator, pin.module) for pin in structure.pinned
     ]
 
 
 def test_a_number_that_forward_reads_for_another_width_binds_the_two(install: Install) -> None:
-    install("binds", 'if type(module).__name__ == "Reads":', '    yield Number("one", "first.weight")')
+    install(
+        "binds", 'if type(module).__name__ == "Reads":', '    yield SizeDeclaration("one", "first.weight")'
+    )
     pruned, structure, widths = halves(Reads())
     assert [set(constraint.groups) for constraint in structure.constraints] == [{"first", "second"}]
     assert pruned.one == widths["first"] == widths["second"] < 8
@@ -170,7 +181,7 @@ def test_an_entry_point_that_is_not_there_is_named(install: Install) -> None:
     with pytest.raises(
         ExtensionError,
         match=r"entry point 'probe' = 'not_there:no_such_function' of not_there \(group "
-        r"'disparse_structured.numbers'\) cannot be loaded \(AttributeError: .*\). Repair or uninstall",
+        r"'disparse_structured.sizes'\) cannot be loaded \(AttributeError: .*\). Repair or uninstall",
     ):
         analyse(Told(), INPUTS, TASKS)
 

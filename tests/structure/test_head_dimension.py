@@ -358,7 +358,7 @@ def test_the_dimension_stays_whole_where_the_scale_cannot(kind: type[Attention],
     structure = analysed(kind).structure
 
     assert not [group for group in structure.groups if group.kind == "bundle"]
-    assert any(reason in freeze.reason and freeze.parameters for freeze in structure.frozen)
+    assert any(reason in pin.reason and pin.parameters for pin in structure.pinned)
 
 
 @pytest.mark.parametrize("id", ["fused-qkv", "separate-qkv", "tiny-vit", "heads-bound-to-width"])
@@ -400,8 +400,8 @@ def test_pruned_module_is_the_masked_twin(kind: type[Attention]) -> None:
         operation = surgery.apply(animal.model, random_plan(animal.structure, seed), animal.structure)
 
         assert not operation.refused
-        assert operation.proof is not None
-        assert operation.proof.deviation["out"] <= EXACT
+        assert operation.verification is not None
+        assert operation.verification.deviation["out"] <= EXACT
 
 
 @pytest.mark.parametrize("kind", [*FREE, *(kind for kind in HELD if kind is not Rotary)])
@@ -421,10 +421,10 @@ def test_pruned_graph_is_the_masked_twin(kind: type[Attention]) -> None:
 @pytest.mark.parametrize("kind", COMPENSATED)
 def test_the_graph_of_a_module_that_can_be_pruned(kind: type[Attention]) -> None:
     animal = analysed(kind)
-    proof = apply_graph(animal.model, random_plan(animal.structure, 3), animal.structure).proof
+    verification = apply_graph(animal.model, random_plan(animal.structure, 3), animal.structure).verification
 
-    assert proof is not None
-    assert proof.deviation["out"] <= EXACT
+    assert verification is not None
+    assert verification.deviation["out"] <= EXACT
 
 
 @pytest.mark.parametrize("kind", WITHOUT_STATISTICS)
@@ -510,8 +510,8 @@ def test_a_wrong_part_of_the_projection_is_noticed(monkeypatch: Patch) -> None:
 
 
 def test_a_scale_that_follows_the_width_is_noticed(monkeypatch: Patch) -> None:
-    """Computed in ``forward`` from a number that follows: without the freeze the twin objects."""
-    monkeypatch.setattr(analysis, "freeze_reals", lambda trace: None)
+    """Computed in ``forward`` from a number that follows: without the pin the twin objects."""
+    monkeypatch.setattr(analysis, "pin_reals", lambda trace: None)
     model, inputs = analysed(PowerOfWidth).model, analysed(PowerOfWidth).inputs
     animal = Case(model, inputs, analyse(model, inputs, TASKS, attention="head_dim"))
     operation = surgery.apply(model, random_plan(animal.structure, 0, share=0.5), animal.structure)
@@ -542,7 +542,7 @@ def test_pruned_twice_in_a_row(kind: type[Attention]) -> None:
     half = animal.pruned(first)
     again = analyse(half, animal.inputs, TASKS, attention="head_dim")
     operation = surgery.apply(half, Plan.from_keep(again, keep[first]), again)
-    assert operation.proof is not None
+    assert operation.verification is not None
     assert deviation(animal.outputs(operation.model), once) <= EXACT
 
 
@@ -576,7 +576,7 @@ def test_a_plan_of_the_other_units_is_refused(made: Any) -> None:
             PlanError, match=rf"units of attention.*Analyse the model with attention='{made}'"
         ):
             act(model, Plan.from_json(plan.to_json()), structure)
-    assert surgery.apply(model, random_plan(structure, 0), structure).proof is not None
+    assert surgery.apply(model, random_plan(structure, 0), structure).verification is not None
 
 
 def case_of_heads() -> Case:
@@ -631,7 +631,7 @@ def test_shrunk_and_refitted() -> None:
     images = BY_ID["tiny-vit"].inputs(24)[0]
     shrunk = shrink(tiny_vit(), images, parameters=0.6, attention="head_dim")
 
-    assert shrunk.report.proof is not None
+    assert shrunk.report.verification is not None
     assert "attention.qkv" in shrunk.plan.removals
     assert shrunk.model.attention.num_heads == 3
 

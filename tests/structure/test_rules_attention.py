@@ -20,7 +20,7 @@ from disparse_structured.decision.budget.widths import Widths
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import PlanError
 from disparse_structured.export import export_onnx
-from disparse_structured.structure import ChannelGroup, Proportion, analyse
+from disparse_structured.structure import ChannelGroup, RatioConstraint, analyse
 from disparse_structured.structure.labels import Axis, Value
 from disparse_structured.structure.rules import attention
 from disparse_structured.structure.tracing import RULES, Call, Trace
@@ -169,8 +169,8 @@ def test_pruned_module_is_the_masked_twin(kind: type[Attention]) -> None:
         operation = surgery.apply(animal.model, plan, animal.structure)
 
         assert not operation.refused
-        assert operation.proof is not None
-        assert operation.proof.deviation["out"] <= EXACT
+        assert operation.verification is not None
+        assert operation.verification.deviation["out"] <= EXACT
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -327,8 +327,8 @@ def test_pruned_within_its_constraints_it_is_the_masked_twin(kind: Callable[[], 
         operation = surgery.apply(animal.model, plan, animal.structure)
 
         assert not operation.refused
-        assert operation.proof is not None
-        assert operation.proof.deviation["out"] <= EXACT
+        assert operation.verification is not None
+        assert operation.verification.deviation["out"] <= EXACT
 
 
 @pytest.mark.parametrize("kind", [Windows, Cascade])
@@ -384,7 +384,7 @@ def test_settling_a_sum_only_adds_and_ends_within_the_constraint(
     widths: list[int], times: int, round_to: int, floor: float, seed: int
 ) -> None:
     names = tuple(f"net.layer{i}" for i in range(len(widths) + 1))
-    tied = Proportion(names, (times, *(1 for _ in widths)), "so says forward", (names[1:],))
+    tied = RatioConstraint(names, (times, *(1 for _ in widths)), "so says forward", (names[1:],))
     structure = chain([times * sum(widths), *widths], constraints=(tied,))
     budget = Budget(parameters=0.5, floor=floor, round_to=round_to)
     keep = torch.rand(structure.units, generator=torch.Generator().manual_seed(seed)) < 0.4

@@ -27,7 +27,7 @@ from disparse_structured.structure.tracing import RULES, Call, Trace
 from disparse_structured.surgery import module as surgery
 from disparse_structured.surgery.graph import apply_graph
 from disparse_structured.tasks import Task
-from disparse_structured.verification.twin import Masking
+from disparse_structured.verification.twin import MaskedReads
 from tests.support.plans import Case, deviation, learns, onnx_parity, random_keep, random_plan, zeroed
 
 aten = torch.ops.aten
@@ -171,8 +171,8 @@ def network(id: str) -> Case:
 @pytest.mark.parametrize("id", NETWORKS)
 def test_pruned_is_the_twin_and_what_zeros_leave(id: str) -> None:
     subject = network(id)
-    frozen = {freeze.reason for freeze in subject.structure.frozen}
-    assert not {reason for reason in frozen if "rule" in reason or "follow" in reason or "counts" in reason}
+    pinned = {pin.reason for pin in subject.structure.pinned}
+    assert not {reason for reason in pinned if "rule" in reason or "follow" in reason or "counts" in reason}
     for seed in range(3):
         keep = random_keep(subject.structure, seed)
         pruned = subject.pruned(keep)
@@ -192,8 +192,8 @@ def test_the_public_way_removes_what_was_planned(id: str) -> None:
     done = surgery.apply(subject.model, plan, subject.structure)
 
     assert not done.refused
-    assert done.proof is not None
-    assert max(done.proof.deviation.values()) <= EXACT
+    assert done.verification is not None
+    assert max(done.verification.deviation.values()) <= EXACT
     assert count_parameters(done.model) <= 0.6 * count_parameters(subject.model)
     three = inputs(3, seed=1)
     for start in (0, 1):
@@ -210,8 +210,8 @@ def test_the_graph_is_the_twin(id: str) -> None:
     structure = analyse(model, inputs(), TASKS, form="graph")
     done = apply_graph(model, random_plan(structure, 0, 0.5), structure)
 
-    assert done.proof is not None
-    assert max(done.proof.deviation.values()) <= EXACT
+    assert done.verification is not None
+    assert max(done.verification.deviation.values()) <= EXACT
     assert count_parameters(done.model) <= 0.6 * count_parameters(model)
 
 
@@ -237,7 +237,7 @@ def test_the_layer_knows_its_new_sizes(inplace: bool) -> None:
 
 def test_a_projection_goes_and_what_it_projects_stays() -> None:
     structure = network("lstm-projected").structure
-    reasons = {freeze.reason for freeze in structure.frozen}
+    reasons = {pin.reason for pin in structure.pinned}
 
     assert "a projection must change the width" in reasons
     assert {group.name: group.units for group in structure.groups} == {"stem": FEATURES, "rnn": 5}
@@ -250,7 +250,7 @@ def test_a_spelt_out_width_stays() -> None:
     structure = analyse(HardCodedState().double().eval(), inputs(), TASKS)
 
     assert [group.name for group in structure.groups] == ["stem"]
-    assert "forward hard-codes the number 8" in {freeze.reason for freeze in structure.frozen}
+    assert "forward hard-codes the number 8" in {pin.reason for pin in structure.pinned}
 
 
 @pytest.mark.parametrize("id", ["lstm-both-ways", "gru", "lstm-cell"])
@@ -278,7 +278,7 @@ def test_a_score_of_second_order() -> None:
 def test_operator_by_operator_it_is_the_twin(id: str) -> None:
     subject = network(id)
     keep = random_keep(subject.structure, 2)
-    execution = Execution(subject.structure, Masking(subject.structure, keep))
+    execution = Execution(subject.structure, MaskedReads(subject.structure, keep))
     state = {name: tensor.detach() for name, tensor in named_tensors(subject.model)[0].items()}
 
     assert deviation(execution.outputs(execution.values(state, subject.inputs)), subject.twin(keep)) <= EXACT
@@ -318,7 +318,7 @@ def test_a_sequencer_of_timm() -> None:
     subject = Case.of(model.double().eval(), images, (Task("kind", lambda output: output),))
     keep = random_keep(subject.structure, 0, 0.5)
 
-    assert max(freeze.share for freeze in subject.structure.frozen) < 0.01
+    assert max(pin.share for pin in subject.structure.pinned) < 0.01
     assert subject.deviation(keep) <= EXACT
     assert count_parameters(subject.pruned(keep)) <= 0.3 * count_parameters(model)
     assert count_macs(subject.pruned(keep), images) == subject.structure.cost.macs(keep)

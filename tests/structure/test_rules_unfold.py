@@ -155,8 +155,8 @@ def test_the_public_way_removes_what_was_planned(id: str) -> None:
     done = surgery.apply(subject.model, plan, subject.structure)
 
     assert not done.refused
-    assert done.proof is not None
-    assert max(done.proof.deviation.values()) <= EXACT
+    assert done.verification is not None
+    assert max(done.verification.deviation.values()) <= EXACT
     assert count_parameters(done.model) <= 0.65 * count_parameters(subject.model)
 
 
@@ -166,8 +166,8 @@ def test_the_graph_is_the_twin(id: str) -> None:
     structure = analyse(subject.model, subject.inputs, TASKS, form="graph")
     done = apply_graph(subject.model, random_plan(structure, 0, 0.5), structure)
 
-    assert done.proof is not None
-    assert max(done.proof.deviation.values()) <= EXACT
+    assert done.verification is not None
+    assert max(done.verification.deviation.values()) <= EXACT
     assert count_parameters(done.model) <= 0.65 * count_parameters(subject.model)
 
 
@@ -213,7 +213,7 @@ def test_what_windows_run_along_stays() -> None:
     structure = analyse(Across().double().eval(), inputs(), TASKS)
 
     assert not structure.groups
-    assert {(f.reason, f.operator) for f in structure.frozen} >= {("windows along it", "aten.unfold.default")}
+    assert {(f.reason, f.operator) for f in structure.pinned} >= {("windows along it", "aten.unfold.default")}
 
 
 @pytest.mark.parametrize("id", ["windows", "soft-split"])

@@ -256,7 +256,7 @@ def test_an_attribute_that_counts_two_things_binds_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "frozen", "reason"),
+    ("kind", "pinned", "reason"),
     [
         (Literal, {"first"}, "forward hard-codes the number 8"),
         (Outside, {"first"}, "forward hard-codes the number 8"),
@@ -264,12 +264,12 @@ def test_an_attribute_that_counts_two_things_binds_them() -> None:
     ],
 )
 def test_a_number_that_cannot_follow_freezes_what_it_counts(
-    kind: Callable[[], nn.Module], frozen: set[str], reason: str
+    kind: Callable[[], nn.Module], pinned: set[str], reason: str
 ) -> None:
     animal = analysed(kind())
 
-    assert {"first", "second"} - {group.name for group in animal.structure.groups} == frozen
-    assert any(reason in freeze.reason for freeze in animal.structure.frozen)
+    assert {"first", "second"} - {group.name for group in animal.structure.groups} == pinned
+    assert any(reason in pin.reason for pin in animal.structure.pinned)
     for seed in range(2):
         assert animal.deviation(random_keep(animal.structure, seed)) <= 1e-9
 

@@ -1,4 +1,4 @@
-"""What is read from a model: groups, units, reach, frozen parts, constraints, costs; and what is refused."""
+"""What is read from a model: groups, units, reach, pinned parts, constraints, costs; and what is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from disparse_structured.errors import CaptureError, TaskError, UnsupportedModelError
-from disparse_structured.structure import Proportion, Structure, analyse
+from disparse_structured.structure import RatioConstraint, Structure, analyse
 from disparse_structured.tasks import Task
 from tests.support.plans import Case, case, deviation, random_keep, snapshot, zeroed
 from tests.support.zoo import BY_ID, Entry, ids
@@ -228,7 +228,7 @@ def test_reach_matrix_has_a_row_a_task() -> None:
 
 
 def reasons(id: str) -> dict[str, float]:
-    return {f"{freeze.operator}: {freeze.reason}": freeze.share for freeze in case(id).structure.frozen}
+    return {f"{pin.operator}: {pin.reason}": pin.share for pin in case(id).structure.pinned}
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_heads_bound_to_the_width_are_a_proportion() -> None:
     constraints = case("heads-bound-to-width").structure.constraints
 
     assert [(c.groups, c.shares) for c in constraints] == [(("trunk.embed", "trunk.qkv"), (4, 1))]
-    assert isinstance(constraints[0], Proportion)
+    assert isinstance(constraints[0], RatioConstraint)
     assert case("heads-bound-to-width").structure.bound_to(["trunk.qkv"]) == {"trunk.embed", "trunk.qkv"}
     assert all(not case(id).structure.constraints for id in ids if id != "heads-bound-to-width")
 
@@ -341,7 +341,7 @@ def test_analysis_is_deterministic(id: str) -> None:
 
     assert again.fingerprint == first.fingerprint
     assert [g.name for g in again.groups] == [g.name for g in first.groups]
-    assert again.frozen == first.frozen
+    assert again.pinned == first.pinned
     for one, other in zip(first.groups, again.groups, strict=True):
         for a, b in zip(one.members, other.members, strict=True):
             assert (a.parameter, a.dim) == (b.parameter, b.dim)
@@ -366,7 +366,7 @@ def observed(entry: Entry, model: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     "id",
-    ["plain", "frozen-branch", "unequal-split", "tied-linears", "tiny-vit", "multihead-attention", "mlp"],
+    ["plain", "pinned-branch", "unequal-split", "tied-linears", "tiny-vit", "multihead-attention", "mlp"],
 )
 def test_the_model_is_bit_identical_afterwards(id: str) -> None:
     observed(BY_ID[id], BY_ID[id].factory())

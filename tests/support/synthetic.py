@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from disparse_structured.structure.groups import ChannelGroup, Kind, Member, Proportion, reach_matrix
+from disparse_structured.structure.groups import ChannelGroup, Kind, Member, RatioConstraint, reach_matrix
 
 TASKS = ("seg", "depth", "normal")
 
@@ -52,7 +52,7 @@ class Chain:
     groups: tuple[ChannelGroup, ...]
     tasks: tuple[str, ...]
     reach: torch.Tensor
-    constraints: tuple[Proportion, ...]
+    constraints: tuple[RatioConstraint, ...]
     fingerprint: str
     cost: ChainCost
     unclaimed: frozenset[str] = frozenset()
@@ -86,7 +86,7 @@ def chain(
     tasks: tuple[str, ...] = TASKS,
     kinds: Sequence[Kind] | None = None,
     areas: Sequence[int] | None = None,
-    constraints: tuple[Proportion, ...] = (),
+    constraints: tuple[RatioConstraint, ...] = (),
     fixed: float = 0.0,
 ) -> Chain:
     """Groups ``net.layer0`` …; every task reaches all of them unless ``reach`` says otherwise."""

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from benchmarks.data import Batch, Loader, Samples
 from disparse_structured.tasks import Task
-from disparse_structured.training import Recipe, train
+from disparse_structured.training import TrainingConfig, train
 
 
 class Net(nn.Module):
@@ -122,7 +122,7 @@ def run(checkpoint: Path, killer: Killer, result: Path) -> None:
         model,
         TASKS,
         loader,
-        Recipe(12, 0.1, patience=5, seed=5),
+        TrainingConfig(12, 0.1, patience=5, seed=5),
         companion=companion,
         # The wrong way round, so that what is learnt soon makes it worse.
         validation=Watched([{**samples(30, 4).tensors, "sense": torch.tensor(-1.0)}], killer),
@@ -165,7 +165,7 @@ def shared_run(normalised: bool, checkpoint: Path | None = None) -> dict[str, An
     # Batches of 9, which two cannot halve, and for 37 samples a last one of a single sample.
     loader = Loader(samples(36 if normalised else 37, 3), 9, shuffle=True)
     validation = Loader(samples(25, 4), 10)
-    recipe = Recipe(3, 3e-2, patience=3)
+    recipe = TrainingConfig(3, 3e-2, patience=3)
     heard: list[int] = []
     # What a process draws for itself must not part it from the others.
     random.seed(os.getpid())

@@ -1,4 +1,4 @@
-"""Networks whose awkwardness is how tasks hang on them: outputs, inputs, reach, frozen and dead parts."""
+"""Networks whose awkwardness is how tasks hang on them: outputs, inputs, reach, pinned and dead parts."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def frozen_parameters() -> nn.Module:
 
 
 def frozen_branch() -> nn.Module:
-    """One task's branch and half of the trunk are frozen as a whole."""
+    """One task's branch and half of the trunk are pinned as a whole."""
     model = PrivateBranches()
     model.trunk[0].requires_grad_(False)
     model.right.requires_grad_(False)

@@ -173,10 +173,10 @@ def test_it_is_proven_before_it_is_handed_back(id: str) -> None:
     animal = graph_case(id)
     operation = apply_graph(animal.model, random_plan(animal.structure, 2), animal.structure)
 
-    assert operation.proof is not None
-    assert operation.proof.dtype == "torch.float64"
-    assert set(operation.proof.deviation) == set(animal.structure.tasks)
-    assert max(operation.proof.deviation.values()) <= EXACT
+    assert operation.verification is not None
+    assert operation.verification.dtype == "torch.float64"
+    assert set(operation.verification.deviation) == set(animal.structure.tasks)
+    assert max(operation.verification.deviation.values()) <= EXACT
 
 
 def test_no_number_binds_or_freezes_a_graph() -> None:
@@ -196,8 +196,8 @@ def test_what_forward_hard_codes_is_lost_to_the_graph_only(id: str) -> None:
     plan = random_plan(animal.structure, 0, share=0.5)
     pruned = apply_graph(animal.model, plan, animal.structure).model
 
-    assert any("forward" in freeze.reason for freeze in module.frozen)
-    assert not any("forward" in freeze.reason for freeze in animal.structure.frozen)
+    assert any("forward" in pin.reason for pin in module.pinned)
+    assert not any("forward" in pin.reason for pin in animal.structure.pinned)
     assert animal.structure.units > module.units
     assert pruned.get_parameter(LOST[id]).shape < animal.model.get_parameter(LOST[id]).shape
 
@@ -276,7 +276,7 @@ def test_the_model_is_as_it_was(id: str) -> None:
     assert not theirs & ours
 
 
-@pytest.mark.parametrize("id", [*SAMPLE, "frozen-branch", "channel-buffer", "dead-branch", "tied-linears"])
+@pytest.mark.parametrize("id", [*SAMPLE, "pinned-branch", "channel-buffer", "dead-branch", "tied-linears"])
 def test_names_ties_and_flags_are_the_models(id: str) -> None:
     animal = graph_case(id)
     pruned = apply_graph(animal.model, random_plan(animal.structure, 1), animal.structure, verify=False).model
@@ -431,7 +431,7 @@ def test_prune_to_a_graph(refit: LeastSquares | None) -> None:
     assert isinstance(pruned.model, PrunedGraph)
     assert pruned.report.parameters.counted <= 0.5 * pruned.plan.parameters.before
     assert pruned.report.macs.counted == pruned.plan.macs.after
-    assert pruned.report.proof.verified
+    assert pruned.report.verification.verified
     assert set(pruned.model(*entry.inputs(3))) == {"left", "right"}
     assert snapshot(model) == before
 

@@ -18,7 +18,7 @@ from disparse_structured.errors import PlanError, VerificationError
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.surgery.graph import apply_graph
-from disparse_structured.surgery.module import Operation, apply
+from disparse_structured.surgery.module import Applied, apply
 from disparse_structured.tasks import Task
 from tests.support.plans import case, deviation, random_keep, random_plan, snapshot
 from tests.support.zoo import BY_ID, ids
@@ -108,8 +108,8 @@ def test_a_group_that_forward_cannot_follow_is_named_and_left_alone(
     assert done.plan.removals == {name: plan.removals[name] for name in ("first", "third")}
     assert done.plan.parameters.after == sum(p.numel() for p in done.model.parameters())
     assert (done.model.first.out_features, done.model.second.out_features) == (6, 10)
-    assert done.proof is not None
-    assert max(done.proof.deviation.values()) <= done.proof.tolerance
+    assert done.verification is not None
+    assert max(done.verification.deviation.values()) <= done.verification.tolerance
     assert snapshot(model) == before
 
 
@@ -274,7 +274,7 @@ def test_without_verification_there_is_no_proof() -> None:
     plan = random_plan(animal.structure, 0)
     done = apply(animal.model, plan, animal.structure, verify=False)
 
-    assert done == Operation(done.model, plan, None, ())
+    assert done == Applied(done.model, plan, None, ())
     assert deviation(animal.outputs(done.model), animal.twin(plan.keep(animal.structure))) <= 1e-9
 
 
@@ -356,10 +356,10 @@ def test_what_computes_in_float32_is_proven_in_float64(total: Callable[[Tensor],
 
     assert done.refused == ()
     graph = apply_graph(model, plan, structure)
-    for proof in (done.proof, graph.proof):
-        assert proof is not None
-        assert proof.dtype == "torch.float64"
-        assert max(proof.deviation.values()) <= 1e-12
+    for verification in (done.verification, graph.verification):
+        assert verification is not None
+        assert verification.dtype == "torch.float64"
+        assert max(verification.deviation.values()) <= 1e-12
     assert torch.get_default_dtype() is torch.float32
 
 
@@ -385,10 +385,10 @@ def test_result_is_proven_and_the_model_is_bit_identical(id: str) -> None:
     assert memory(model).isdisjoint(memory(done.model))
     assert torch.equal(torch.get_rng_state(), state)
     assert (done.refused, done.plan) == ((), plan)
-    assert done.proof is not None
-    assert (done.proof.dtype, done.proof.tolerance) == ("torch.float64", 1e-9)
-    assert set(done.proof.deviation) == set(structure.tasks)
-    assert max(done.proof.deviation.values()) <= 1e-9
+    assert done.verification is not None
+    assert (done.verification.dtype, done.verification.tolerance) == ("torch.float64", 1e-9)
+    assert set(done.verification.deviation) == set(structure.tasks)
+    assert max(done.verification.deviation.values()) <= 1e-9
     assert {p.dtype for p in done.model.parameters()} == {torch.float32}
     numbers_are_right(done.model)
     assert kinds_of_integers(done.model) == kinds_of_integers(model)
@@ -502,8 +502,8 @@ def test_result_can_be_analysed_and_pruned_again(id: str) -> None:
     done = apply(once, random_plan(again, 1, 0.6), again)
 
     assert done.refused == ()
-    assert done.proof is not None
-    assert max(done.proof.deviation.values()) <= 1e-9
+    assert done.verification is not None
+    assert max(done.verification.deviation.values()) <= 1e-9
     numbers_are_right(done.model)
     assert sum(p.numel() for p in done.model.parameters()) < sum(p.numel() for p in once.parameters())
 
@@ -547,7 +547,7 @@ def test_a_weight_computed_by_a_parametrisation_is_left_alone() -> None:
 
     assert "4" in done.plan.removals
     assert done.model[2].weight.shape[0] == 10
-    assert done.proof is not None
+    assert done.verification is not None
 
 
 def test_a_refused_group_is_data_of_the_plan() -> None:

@@ -163,7 +163,7 @@ def test_what_cannot_be_pruned_is_refused_by_name() -> None:
     stem, head = graph.model.trunk[0][0], graph.model.kind
 
     with pytest.raises(
-        ValueError, match=r"positions \[0, 2\] of 'trunk\.0\.0' cannot be pruned: they are frozen"
+        ValueError, match=r"positions \[0, 2\] of 'trunk\.0\.0' cannot be pruned: they are pinned"
     ):
         graph.get_pruning_group(stem, tp.prune_conv_in_channels, [0, 2])
     with pytest.raises(ValueError, match=r"positions \[8\] of 'trunk\.0\.0' cannot be pruned.*out of range"):

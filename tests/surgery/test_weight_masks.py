@@ -1,4 +1,4 @@
-"""Masks: the network with units off is the masked twin, and comes back as it was."""
+"""WeightMasks: the network with units off is the masked twin, and comes back as it was."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from disparse_structured.errors import PlanError
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import Structure, analyse
-from disparse_structured.surgery.weight_masks import Masks
+from disparse_structured.surgery.weight_masks import WeightMasks
 from disparse_structured.tasks import Task
 from disparse_structured.verification.twin import masked_twin
 from tests.support.plans import deviation, random_keep
@@ -34,7 +34,7 @@ def _twin(structure: Structure, model: nn.Module, inputs: tuple[Tensor, ...], ke
         return structure.capture.run(state, inputs, masked_twin(structure, keep))
 
 
-def _maskable(structure: Structure, masks: Masks, seed: int) -> Tensor:
+def _maskable(structure: Structure, masks: WeightMasks, seed: int) -> Tensor:
     keep = random_keep(structure, seed)
     for name in masks.held:
         keep[structure.group(name).slice] = True
@@ -51,7 +51,7 @@ def test_a_masked_network_is_the_masked_twin_and_comes_back(entry: Entry) -> Non
     inputs = entry.inputs(dtype=torch.float64)
     structure = analyse(model, inputs, entry.tasks)
     before = _weights(model)
-    masks = Masks(model, structure)
+    masks = WeightMasks(model, structure)
     keep = _maskable(structure, masks, seed=1)
     wanted = _twin(structure, model, inputs, keep)
     masks.switch(keep)
@@ -71,12 +71,12 @@ def _chain() -> tuple[nn.Module, Structure]:
 
 def test_most_of_a_convolutional_network_can_be_masked() -> None:
     model, structure = _chain()
-    assert Masks(model, structure).held == frozenset()
+    assert WeightMasks(model, structure).held == frozenset()
 
 
 def test_training_leaves_what_is_off_at_zero() -> None:
     model, structure = _chain()
-    masks = Masks(model, structure)
+    masks = WeightMasks(model, structure)
     keep = _maskable(structure, masks, seed=2)
     masks.switch(keep)
     dense = _weights(model)
@@ -93,7 +93,7 @@ def test_training_leaves_what_is_off_at_zero() -> None:
 
 def test_a_unit_that_returns_is_forgotten_by_the_optimiser() -> None:
     model, structure = _chain()
-    masks = Masks(model, structure)
+    masks = WeightMasks(model, structure)
     everything = torch.ones(structure.units, dtype=torch.bool)
     keep = _maskable(structure, masks, seed=3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -110,12 +110,12 @@ def test_a_unit_that_returns_is_forgotten_by_the_optimiser() -> None:
 def test_a_saved_mask_goes_on_in_another_process() -> None:
     model, structure = _chain()
     dense = _weights(model)
-    masks = Masks(model, structure)
+    masks = WeightMasks(model, structure)
     keep = _maskable(structure, masks, seed=4)
     masks.switch(keep)
     state, weights = masks.state_dict(), _weights(model)
     other, same = _chain()
-    again = Masks(other, same)
+    again = WeightMasks(other, same)
     other.load_state_dict(weights)
     again.load_state_dict(state)
     assert torch.equal(again.keep, keep)
@@ -127,7 +127,7 @@ def test_what_a_normalisation_averages_over_is_held() -> None:
     entry = next(entry for entry in ZOO if entry.id == "convnext-block")
     model = entry.factory()
     structure = analyse(model, entry.inputs(), entry.tasks)
-    masks = Masks(model, structure)
+    masks = WeightMasks(model, structure)
     assert masks.held
     keep = torch.ones(structure.units, dtype=torch.bool)
     keep[structure.group(next(iter(masks.held))).start] = False
@@ -175,7 +175,7 @@ def test_tied_and_fixed_weights(kind: type[nn.Module], held: set[str]) -> None:
     inputs = (torch.randn(2, 3, 4, 4, dtype=torch.float64),)
     structure = analyse(model, inputs, [Task("all", lambda output: output)])
     before = _weights(model)
-    masks = Masks(model, structure)
+    masks = WeightMasks(model, structure)
     assert masks.held == held
     keep = _maskable(structure, masks, seed=1)
     assert not keep.all()
@@ -189,7 +189,7 @@ def test_tied_and_fixed_weights(kind: type[nn.Module], held: set[str]) -> None:
 def test_masks_follow_a_model_of_another_type_and_with_other_tensors() -> None:
     model, structure = _chain()
     dense = _weights(model)
-    masks = Masks(model, structure)
+    masks = WeightMasks(model, structure)
     keep = _maskable(structure, masks, seed=2)
     masks.switch(keep)
     zeros = {name: value == 0 for name, value in model.state_dict().items() if value.ndim > 1}

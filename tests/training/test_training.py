@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from benchmarks.data import Batch, Loader, Samples
 from disparse_structured.errors import BatchError, LoadError, TaskError
 from disparse_structured.tasks import Task
-from disparse_structured.training import Distillation, Recipe, TrainingFacts, relative_error, train
+from disparse_structured.training import Distillation, TrainingConfig, TrainingFacts, relative_error, train
 from disparse_structured.training.distributed import share
 
 
@@ -123,7 +123,7 @@ class Shrinker:
 
 def test_the_default_is_adamw_under_one_cycle() -> None:
     companion = Shrinker()
-    facts = train(Net(), TASKS, data(6), Recipe(2, 1e-2), companion=companion)
+    facts = train(Net(), TASKS, data(6), TrainingConfig(2, 1e-2), companion=companion)
     assert (facts.epochs, facts.steps, facts.stopped_early, facts.validation) == (2, 12, False, ())
     assert max(companion.rates) == pytest.approx(1e-2, rel=0.1)
     assert companion.rates.index(max(companion.rates)) < 6
@@ -145,7 +145,7 @@ def test_optimizer_and_schedule_can_be_replaced() -> None:
     task = Task("sum", lambda output: output, sum_loss)
     expected = copy.deepcopy(model)
     sum_loss(expected(batch[0]["image"]), batch[0]).backward()
-    train(model, [task], batch, Recipe(1, 1e-3, optimizer=sgd, schedule=constant))
+    train(model, [task], batch, TrainingConfig(1, 1e-3, optimizer=sgd, schedule=constant))
     assert given == [2, 1]
     torch.testing.assert_close(model.weight, expected.weight - 0.1 * expected.weight.grad)
 
@@ -153,7 +153,7 @@ def test_optimizer_and_schedule_can_be_replaced() -> None:
 def test_weight_decay_reaches_the_optimizer() -> None:
     runs = [Net(), Net()]
     for model, decay in zip(runs, (0.0, 5.0), strict=True):
-        train(model, TASKS, data(), Recipe(2, 1e-2, weight_decay=decay))
+        train(model, TASKS, data(), TrainingConfig(2, 1e-2, weight_decay=decay))
     loose, tight = (model.trunk[0].weight.norm() for model in runs)
     assert tight < 0.8 * loose
 
@@ -162,7 +162,7 @@ def test_without_labels_the_student_comes_near_its_teacher() -> None:
     teacher, student = Net(1), Net(2)
     teacher.heads["sign"].train().bias.requires_grad_(False)
     modes, before = [module.training for module in teacher.modules()], state(teacher)
-    recipe = Recipe(20, 2e-2, distillation=Distillation(teacher))
+    recipe = TrainingConfig(20, 2e-2, distillation=Distillation(teacher))
     facts = train(student, LABEL_FREE, data(), recipe)
     assert facts.losses == facts.distillation
     for name, losses in facts.losses.items():
@@ -181,15 +181,15 @@ def test_distillation_adds_to_the_tasks_own_losses() -> None:
         return (student - taught).abs().mean()
 
     tasks = (TASKS[0], LABEL_FREE[1])
-    own = train(Net(), [TASKS[0]], data(), Recipe(1, 1e-9))
-    recipe = Recipe(1, 1e-9, distillation=Distillation(teacher, 3.0, {"sign": apart}))
+    own = train(Net(), [TASKS[0]], data(), TrainingConfig(1, 1e-9))
+    recipe = TrainingConfig(1, 1e-9, distillation=Distillation(teacher, 3.0, {"sign": apart}))
     facts = train(Net(), tasks, data(), recipe, validation=data(1))
     assert list(facts.losses) == list(facts.distillation) == ["sum", "sign"]
     assert facts.losses["sum"] == pytest.approx(own.losses["sum"], rel=1e-5)
     assert facts.losses["sign"] == facts.distillation["sign"]
     assert not any(taught.requires_grad for _, taught in heard)
     net = Net().eval()
-    train(net, [TASKS[0]], data(), Recipe(1, 1e-9))
+    train(net, [TASKS[0]], data(), TrainingConfig(1, 1e-9))
     with torch.no_grad():
         ours, theirs = net(data(1)[0]["image"]), teacher.eval()(data(1)[0]["image"])
     error = relative_error(ours["sum"], theirs["sum"]) + (ours["sign"] - theirs["sign"]).abs().mean()
@@ -246,7 +246,11 @@ def test_mixed_precision_learns_on_weights_and_targets_in_full_precision(device:
 
     model = Watched().to(device)
     facts = train(
-        model, [Task("sum", "sum", exact)], data(), Recipe(6, 2e-2, precision=precision), validation=data(1)
+        model,
+        [Task("sum", "sum", exact)],
+        data(),
+        TrainingConfig(6, 2e-2, precision=precision),
+        validation=data(1),
     )
     assert seen == {torch.bfloat16 if precision == "bf16-mixed" else torch.float16}
     assert model.trunk[0].weight.dtype == torch.float32
@@ -271,7 +275,7 @@ def test_patience_stops_and_brings_the_best_weights_back() -> None:
         model,
         [Task("one", "sum", scripted(values), weight=2.0)],
         data(),
-        Recipe(9, 1e-2, patience=2),
+        TrainingConfig(9, 1e-2, patience=2),
         companion=companion,
         validation=data(1),
         on_epoch=lambda epoch, means: weights.append(state(model)),
@@ -287,7 +291,7 @@ def test_without_patience_validation_is_only_reported() -> None:
     models = [Net(), Net()]
     batches = data(3, seed=9)
     facts = [
-        train(model, TASKS, data(), Recipe(2, 1e-2), validation=held)
+        train(model, TASKS, data(), TrainingConfig(2, 1e-2), validation=held)
         for model, held in zip(models, (None, batches), strict=True)
     ]
     assert same(state(models[0]), state(models[1]))
@@ -300,7 +304,7 @@ def test_without_patience_validation_is_only_reported() -> None:
 
 
 def run_in_pieces(
-    path: Path, deaths: list[int], loader: Callable[[], Any], recipe: Recipe, every: int
+    path: Path, deaths: list[int], loader: Callable[[], Any], recipe: TrainingConfig, every: int
 ) -> tuple[TrainingFacts, dict[str, Tensor], Shrinker]:
     """Trains from nothing but the checkpoint after each death; ``path`` in a folder that is not there yet."""
     for death in [*deaths, None]:
@@ -346,7 +350,7 @@ def own_generator() -> DataLoader[dict[str, Tensor]]:
 def test_an_interrupted_run_ends_like_one_that_was_not(
     tmp_path: Path, loader: Callable[[], Any], deaths: list[int], every: int
 ) -> None:
-    recipe = Recipe(3, 2e-2, patience=2, seed=3)
+    recipe = TrainingConfig(3, 2e-2, patience=2, seed=3)
     facts, weights, companion = run_in_pieces(tmp_path / "a" / "run.pt", [], loader, recipe, every)
     again, resumed, other = run_in_pieces(tmp_path / "b" / "run.pt", deaths, loader, recipe, every)
     assert facts == again
@@ -362,8 +366,8 @@ def test_a_finished_run_gives_its_result_at_once(tmp_path: Path) -> None:
             raise AssertionError("the data are read again")
 
     first, second = Net(), Net(seed=0)
-    facts = train(first, TASKS, data(), Recipe(2, 1e-2), checkpoint=tmp_path / "run.pt")
-    again = train(second, TASKS, Unread(data()), Recipe(2, 1e-2), checkpoint=tmp_path / "run.pt")
+    facts = train(first, TASKS, data(), TrainingConfig(2, 1e-2), checkpoint=tmp_path / "run.pt")
+    again = train(second, TASKS, Unread(data()), TrainingConfig(2, 1e-2), checkpoint=tmp_path / "run.pt")
     assert facts == again
     assert again.seconds > 0
     assert same(state(first), state(second))
@@ -383,9 +387,9 @@ def test_buffers_that_no_state_dict_holds_are_resumed(tmp_path: Path) -> None:
     task = Task("sum", lambda output: output, sum_loss)
     options: dict[str, Any] = {"checkpoint": tmp_path / "run.pt", "checkpoint_every": 2}
     with pytest.raises(Killed):
-        train(Counting(), [task], data(), Recipe(1, 1e-2), companion=Shrinker(die_at=5), **options)
+        train(Counting(), [task], data(), TrainingConfig(1, 1e-2), companion=Shrinker(die_at=5), **options)
     model = Counting()
-    train(model, [task], data(), Recipe(1, 1e-2), companion=Shrinker(), **options)
+    train(model, [task], data(), TrainingConfig(1, 1e-2), companion=Shrinker(), **options)
     assert model.calls.item() == 6
 
 
@@ -395,7 +399,7 @@ def test_an_error_leaves_model_companion_and_generators_as_they_were() -> None:
     before, inner = state(model), loader.sampler.generator.get_state()
     outside = (random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist())  # noqa: NPY002
     with pytest.raises(Killed):
-        train(model, TASKS, loader, Recipe(1, 1e-2), companion=companion)
+        train(model, TASKS, loader, TrainingConfig(1, 1e-2), companion=companion)
     assert same(before, state(model))
     assert (companion.calls, companion.rates) == (0, [])
     assert torch.equal(inner, loader.sampler.generator.get_state())
@@ -414,7 +418,7 @@ def test_samplers_are_told_the_epoch() -> None:
 
     sampler = Told(Rows())
     sampler.heard = []
-    train(Net(), TASKS, DataLoader(Rows(), batch_size=16, sampler=sampler), Recipe(3, 1e-2))
+    train(Net(), TASKS, DataLoader(Rows(), batch_size=16, sampler=sampler), TrainingConfig(3, 1e-2))
     assert sampler.heard == [0, 1, 2]
 
 
@@ -461,10 +465,10 @@ class Wide(Net):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param({"recipe": Recipe(2, 2e-2)}, r"lr is 0\.01 there and 0\.02 here", id="lr"),
-        pytest.param({"recipe": Recipe(2, 1e-2, seed=1)}, "seed is 0 there and 1 here", id="seed"),
+        pytest.param({"recipe": TrainingConfig(2, 2e-2)}, r"lr is 0\.01 there and 0\.02 here", id="lr"),
+        pytest.param({"recipe": TrainingConfig(2, 1e-2, seed=1)}, "seed is 0 there and 1 here", id="seed"),
         pytest.param(
-            {"recipe": Recipe(2, 1e-2, optimizer=torch.optim.SGD)},
+            {"recipe": TrainingConfig(2, 1e-2, optimizer=torch.optim.SGD)},
             "optimizer is the default there and SGD here",
             id="optimizer",
         ),
@@ -481,7 +485,7 @@ class Wide(Net):
 )
 def test_another_runs_checkpoint_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = tmp_path / "run.pt"
-    usual = {"model": Net(), "tasks": TASKS, "loader": data(), "recipe": Recipe(2, 1e-2)}
+    usual = {"model": Net(), "tasks": TASKS, "loader": data(), "recipe": TrainingConfig(2, 1e-2)}
     train(**usual, checkpoint=path)
     asked = {**usual, "model": Net(), **change}
     before = state(asked["model"])
@@ -498,7 +502,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes 
     else:
         path.write_bytes(content)
     with pytest.raises(LoadError, match=r"run\.pt is no checkpoint of a training run"):
-        train(Net(), TASKS, data(), Recipe(1, 1e-2), checkpoint=path)
+        train(Net(), TASKS, data(), TrainingConfig(1, 1e-2), checkpoint=path)
 
 
 def test_reading_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
@@ -508,7 +512,7 @@ def test_reading_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
 
     torch.save({"format": 1, "identity": {}, "content": Trap()}, tmp_path / "run.pt")
     with pytest.raises(LoadError, match="is no checkpoint"):
-        train(Net(), TASKS, data(), Recipe(1, 1e-2), checkpoint=tmp_path / "run.pt")
+        train(Net(), TASKS, data(), TrainingConfig(1, 1e-2), checkpoint=tmp_path / "run.pt")
     assert not (tmp_path / "sprung").exists()
 
 
@@ -519,7 +523,7 @@ def test_a_state_that_could_not_be_read_back_is_refused_at_once(tmp_path: Path) 
 
     with pytest.raises(TypeError, match=r"companion, the optimizer or the schedule holds more than"):
         train(
-            Net(), TASKS, data(), Recipe(1, 1e-2), companion=Opaque(), checkpoint=tmp_path / "run.pt",
+            Net(), TASKS, data(), TrainingConfig(1, 1e-2), companion=Opaque(), checkpoint=tmp_path / "run.pt",
             checkpoint_every=1,
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
@@ -532,24 +536,24 @@ def test_a_loader_that_became_shorter_is_refused(tmp_path: Path) -> None:
 
     options: dict[str, Any] = {"checkpoint": tmp_path / "run.pt", "checkpoint_every": 1}
     with pytest.raises(Killed):
-        train(Net(), TASKS, Liar(data()), Recipe(1, 1e-2), companion=Shrinker(die_at=5), **options)
+        train(Net(), TASKS, Liar(data()), TrainingConfig(1, 1e-2), companion=Shrinker(die_at=5), **options)
     with pytest.raises(
         BatchError, match="yields 2 batches in epoch 0, but the checkpoint was written after 4"
     ):
-        train(Net(), TASKS, Liar(data(2)), Recipe(1, 1e-2), companion=Shrinker(), **options)
+        train(Net(), TASKS, Liar(data(2)), TrainingConfig(1, 1e-2), companion=Shrinker(), **options)
 
 
 def test_odd_teachers_are_refused() -> None:
     model = Net()
     with pytest.raises(ValueError, match="the teacher is the model itself"):
-        train(model, TASKS, data(), Recipe(1, 1e-2, distillation=Distillation(model)))
+        train(model, TASKS, data(), TrainingConfig(1, 1e-2, distillation=Distillation(model)))
     losses = {"depth": relative_error}
     with pytest.raises(ValueError, match=r"distillation has a loss for 'depth'.*\['sum', 'sign'\]"):
-        train(model, TASKS, data(), Recipe(1, 1e-2, distillation=Distillation(Net(), losses=losses)))
+        train(model, TASKS, data(), TrainingConfig(1, 1e-2, distillation=Distillation(Net(), losses=losses)))
     other = Net(1)
     other.heads["sign"] = nn.Linear(16, 2)
     with pytest.raises(TaskError, match=r"task 'sign': student and teacher .*\(16, 1\).*\(16, 2\).*losses="):
-        train(model, TASKS, data(), Recipe(1, 1e-2, distillation=Distillation(other)))
+        train(model, TASKS, data(), TrainingConfig(1, 1e-2, distillation=Distillation(other)))
     with pytest.raises(ValueError, match="distillation weight is 0"):
         Distillation(other, 0)
 
@@ -567,7 +571,7 @@ def test_odd_teachers_are_refused() -> None:
 )
 def test_a_recipe_refuses_bad_numbers(ask: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(Recipe(1, 1e-3), **ask)
+        replace(TrainingConfig(1, 1e-3), **ask)
 
 
 def test_a_terminal_sees_each_tasks_loss(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -585,7 +589,7 @@ def test_a_terminal_sees_each_tasks_loss(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setenv("TERM", "xterm")
         monkeypatch.setenv("COLUMNS", "160")
-        facts = train(Net(), TASKS, data(), Recipe(2, 1e-2), progress=True)
+        facts = train(Net(), TASKS, data(), TrainingConfig(2, 1e-2), progress=True)
         monkeypatch.undo()
     reader.join()
     os.close(reading)
@@ -598,10 +602,12 @@ def test_a_terminal_sees_each_tasks_loss(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_bad_asks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"patience=2 needs data to judge by\. Pass validation="):
-        train(Net(), TASKS, data(), Recipe(1, 1e-2, patience=2))
+        train(Net(), TASKS, data(), TrainingConfig(1, 1e-2, patience=2))
     with pytest.raises(ValueError, match="checkpoint_every=0"):
-        train(Net(), TASKS, data(), Recipe(1, 1e-2), checkpoint=tmp_path / "run.pt", checkpoint_every=0)
+        train(
+            Net(), TASKS, data(), TrainingConfig(1, 1e-2), checkpoint=tmp_path / "run.pt", checkpoint_every=0
+        )
     with pytest.raises(BatchError, match="read only once"):
-        train(Net(), TASKS, data(), Recipe(1, 1e-2), validation=iter(data()))
+        train(Net(), TASKS, data(), TrainingConfig(1, 1e-2), validation=iter(data()))
     with pytest.raises(TaskError, match=r"task 'sum' has no loss.*teacher"):
-        train(Net(), LABEL_FREE, data(), Recipe(1, 1e-2))
+        train(Net(), LABEL_FREE, data(), TrainingConfig(1, 1e-2))

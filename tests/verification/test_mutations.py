@@ -2,7 +2,7 @@
 
 Labels feed both the pruner and the twin, so a wrong label might fool both in the same way. It does not:
 wherever a corruption changes the structure of a network, pruning by it either fails outright, deviates
-from the twin, or (the corruption merely froze more, or found another valid grouping) is right by the
+from the twin, or (the corruption merely pinned more, or found another valid grouping) is right by the
 label-free witness, zeroing in place of removing.
 """
 
@@ -292,7 +292,7 @@ MUTATIONS = (
     Mutation("linear-not-united", silent((aten.linear,), "unite"), ("mlp", "token-mean")),
     Mutation("matmul-key-reversed", argument(PRODUCTS, "mat2", -2, reverse), ("bmm-attention",)),
     Mutation("matmul-not-united", silent(PRODUCTS, "unite"), ("bmm-attention",)),
-    Mutation("attention-width-free", silent((aten.scaled_dot_product_attention,), "freeze"), ("one-head",)),
+    Mutation("attention-width-free", silent((aten.scaled_dot_product_attention,), "pin"), ("one-head",)),
     Mutation("attention-heads-not-united", silent((aten.scaled_dot_product_attention,), "broadcast"),
              ("several-heads",)),
     Mutation("batchnorm-not-united", silent(NORMS, "join"), ("plain", "instancenorm-affine", "dense-concat")),
@@ -317,7 +317,7 @@ MUTATIONS = (
     Mutation("pad-on-the-other-side", treated_as((aten.pad,), padded_behind), ("pieces",)),
     Mutation("slice-shifted", argument((aten.slice,), "self", 1, shift), ("pieces",)),
     Mutation("slice-bounds-free", silent((aten.slice,), "literal"), ("pieces",)),
-    Mutation("slice-from-the-end-free", silent((aten.slice,), "freeze"), ("channel-slice",)),
+    Mutation("slice-from-the-end-free", silent((aten.slice,), "pin"), ("channel-slice",)),
     Mutation("roll-is-elementwise", treated_as((aten.roll,), elementwise), ("channel-roll",)),
     Mutation("cumsum-is-elementwise", treated_as((aten.cumsum,), elementwise), ("no-rule-cumsum",)),
     Mutation("channel-statistics-over-all", silent((aten.mean, aten.amax), "consume"),
@@ -337,10 +337,10 @@ MUTATIONS = (
 )  # fmt: skip
 
 HARMLESS = (
-    # A number that counts the labels elsewhere disagrees, so they freeze.
+    # A number that counts the labels elsewhere disagrees, so they pin.
     Mutation("layernorm-reversed", LAYERNORM_REVERSED, ("convnext-block", "tiny-vit")),
     Mutation("split-shifted", argument(SPLIT, "self", 1, shift), ("unequal-split",)),
-    # The wrong axis of a split is taken: what it means is frozen elsewhere, so less is pruned.
+    # The wrong axis of a split is taken: what it means is pinned elsewhere, so less is pruned.
     Mutation("reshape-last-axis", replaced(reshape, "_pick_axis", lambda node, sizes, wide, first: wide[-1]),
              ("fused-qkv", "position-bias-heads")),
     Mutation("reshape-first-axis", replaced(reshape, "_pick_axis", lambda node, sizes, wide, first: wide[0]),

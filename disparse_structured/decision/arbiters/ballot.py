@@ -24,7 +24,7 @@ class Ballot:
             the competing units that go before this one (1 outside the mask).
         weights: float64 ``[tasks]``, >= 0.
         damage: float64 ``[tasks, units]``, >= 0, the saliency as it came; 0 outside reach. What each unit
-            adds to its task's loss; with ``Foresight``'s scores, to the squared relative deviation of its
+            adds to its task's loss; with ``Compensated``'s scores, to the squared relative deviation of its
             output.
         tasks: their names.
     """

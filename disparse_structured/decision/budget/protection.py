@@ -25,7 +25,7 @@ def protected_units(groups: tuple[ChannelGroup, ...], patterns: tuple[str, ...])
             hint = f"Close names: {', '.join(close)}." if close else "`disparse inspect` lists the names."
             raise PatternError(
                 f"the protected pattern {pattern!r} matches no channel group, and no parameter or module "
-                f"that belongs to one (frozen layers need no protection). {hint}"
+                f"that belongs to one (pinned layers need no protection). {hint}"
             )
         for group in matched:
             mask[group.slice] = True

@@ -31,7 +31,7 @@ from disparse_structured.decision.votes import (
     vote,
 )
 from disparse_structured.errors import BudgetError
-from disparse_structured.naming import called
+from disparse_structured.naming import rule_name
 
 TOLERANCE = 0.01
 """A budget counts as met from below within this share of the dense cost."""
@@ -91,9 +91,9 @@ def plan_of(
         votes=decision.votes.keep,
         budget=budget.facts(),
         provenance=Provenance(
-            criterion=None if criterion is None else called(criterion),
-            arbiter=called(arbiter),
-            ranking=called(ranking),
+            criterion=None if criterion is None else rule_name(criterion),
+            arbiter=rule_name(arbiter),
+            ranking=rule_name(ranking),
             ratio=decision.votes.ratio,
             seed=seed,
             versions=package_versions(),
@@ -277,13 +277,13 @@ def _unreachable(
     )
     if structure.graph_only:
         hint += (
-            f" Numbers in forward freeze slices with {structure.graph_only:.1%} of the parameters; "
+            f" Numbers in forward pin slices with {structure.graph_only:.1%} of the parameters; "
             'form="graph" of prune and shrink (--form graph) lets them go.'
         )
     return (
         f"the budget {asked} cannot be met: removing all that may go leaves {reached:.4g} {word}, "
         f"{reached / dense:.1%} of dense. {'It is held by ' + ', '.join(holds) + '. ' if holds else ''}"
-        f"{loosest / dense:.1%} stays whatever the settings: frozen layers, count constraints, one unit "
+        f"{loosest / dense:.1%} stays whatever the settings: pinned layers, count constraints, one unit "
         f"per group. {remedy} what holds it.{hint}"
     )
 

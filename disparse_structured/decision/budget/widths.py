@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from disparse_structured.errors import PlanError
-from disparse_structured.structure.groups import ChannelGroup, Proportion
+from disparse_structured.structure.groups import ChannelGroup, RatioConstraint
 
 
 class WidthRules(Protocol):
@@ -106,7 +106,7 @@ class Widths:
     def of(
         cls,
         groups: Sequence[ChannelGroup],
-        constraints: Sequence[Proportion],
+        constraints: Sequence[RatioConstraint],
         rules: WidthRules,
         reach: torch.Tensor,
         by_importance: torch.Tensor,
@@ -173,7 +173,7 @@ def _minimum(units: int, rules: WidthRules, reached: bool) -> int:
     return min(units, max(1, rules.min_width, share))
 
 
-def _link(constraint: Proportion, places: dict[str, int], dense: np.ndarray, step: np.ndarray) -> _Link:
+def _link(constraint: RatioConstraint, places: dict[str, int], dense: np.ndarray, step: np.ndarray) -> _Link:
     unknown = [name for name in constraint.groups if name not in places]
     if unknown:
         raise PlanError(

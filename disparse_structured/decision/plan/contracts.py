@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
-from disparse_structured.structure.groups import ChannelGroup, Proportion
+from disparse_structured.structure.groups import ChannelGroup, RatioConstraint
 
 CostKind = Literal["macs", "parameters"]
 
@@ -54,11 +54,11 @@ class PrunableStructure(Protocol):
 
     @property
     def graph_only(self) -> float:
-        """The share of the parameters that lies in slices that only numbers in ``forward`` freeze."""
+        """The share of the parameters that lies in slices that only numbers in ``forward`` pin."""
         ...
 
     @property
-    def constraints(self) -> tuple[Proportion, ...]:
+    def constraints(self) -> tuple[RatioConstraint, ...]:
         """Count constraints between groups."""
         ...
 

@@ -33,7 +33,7 @@ from disparse_structured.decision.plan.parts import (
     other_schema,
 )
 from disparse_structured.errors import LoadError, PlanError
-from disparse_structured.structure.groups import ChannelGroup, Proportion
+from disparse_structured.structure.groups import ChannelGroup, RatioConstraint
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,7 @@ def _removed(keep: torch.Tensor) -> tuple[int, ...]:
 
 
 def _check_proportion(
-    constraint: Proportion, kept: Mapping[str, int], groups: Mapping[str, ChannelGroup]
+    constraint: RatioConstraint, kept: Mapping[str, int], groups: Mapping[str, ChannelGroup]
 ) -> None:
     if all(kept[name] == groups[name].units for name in constraint.groups) or constraint.allows(kept):
         return

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from disparse_structured.data.batches import Inputs, batches, call_model, to_device
-from disparse_structured.data.modes import evaluating
+from disparse_structured.data.modes import eval_mode
 from disparse_structured.errors import TaskError
 from disparse_structured.lab import losses
 from disparse_structured.lab.losses import TensorLoss
@@ -126,7 +126,7 @@ def evaluate(
     """
     accumulators = {name: spec.metric() for name, spec in specs.items()}
     parameter = next(model.parameters(), torch.empty(0))
-    with evaluating(model):
+    with eval_mode(model):
         for batch in batches(loader):
             output = call_model(model, to_device(batch, parameter.device, parameter.dtype), inputs)
             for name, accumulator in accumulators.items():

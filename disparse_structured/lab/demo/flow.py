@@ -21,7 +21,7 @@ from disparse_structured.decision.budget import Budget
 from disparse_structured.errors import DisparseError
 from disparse_structured.export import export_onnx, measure_latency
 from disparse_structured.lab import scenes
-from disparse_structured.lab.demo.narrator import Narrator
+from disparse_structured.lab.demo.narrator import Progress
 from disparse_structured.lab.demo.picture import draw
 from disparse_structured.lab.demo.result import DemoResult, Figures, compare
 from disparse_structured.pipeline import Pruned, prune
@@ -111,10 +111,10 @@ def run(
     figures.require()
     out = _folder(Path(out))
     with _threads(settings.threads):
-        return _flow(settings, seed, out, Narrator(progress))
+        return _flow(settings, seed, out, Progress(progress))
 
 
-def _flow(settings: Settings, seed: int, out: Path, narrator: Narrator) -> DemoResult:
+def _flow(settings: Settings, seed: int, out: Path, narrator: Progress) -> DemoResult:
     data = render(settings, seed)
     dense = network(settings, seed)
     with narrator.step("train", f"{settings.epochs} epochs of {settings.training} scenes on {_size(dense)}"):
@@ -180,7 +180,7 @@ def network(settings: Settings = FULL, seed: int = 0) -> MultiTask:
     return model.to(memory_format=torch.channels_last)
 
 
-def fit(model: nn.Module, data: Data, epochs: int, lr: float, seed: int, narrator: Narrator) -> None:
+def fit(model: nn.Module, data: Data, epochs: int, lr: float, seed: int, narrator: Progress) -> None:
     """Trains all tasks together, in place."""
     finetune(
         model,
@@ -194,7 +194,7 @@ def fit(model: nn.Module, data: Data, epochs: int, lr: float, seed: int, narrato
     )
 
 
-def shrink(dense: nn.Module, data: Data, settings: Settings, seed: int, narrator: Narrator) -> Pruned:
+def shrink(dense: nn.Module, data: Data, settings: Settings, seed: int, narrator: Progress) -> Pruned:
     """The smaller network. Each task scores by the Fisher information of its own loss; one veto keeps."""
     return prune(
         dense,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 
 
-class Narrator:
+class Progress:
     """Silent unless ``progress``; ``seconds`` holds how long each step took, by the wall clock."""
 
     def __init__(self, progress: bool) -> None:

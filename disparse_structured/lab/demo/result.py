@@ -132,11 +132,12 @@ class DemoResult:
         yield self._paid()
         yield Text(f"fine-tuned: {self.settings['finetune_epochs']} epochs more than the dense network had\n")
         yield self._costs()
-        proof, parity = self.report.proof, max(fact.max_rel for fact in self.export.parity)
-        if proof.verified:
-            worst = max(proof.deviation.values(), default=0.0)
+        verification, parity = self.report.verification, max(fact.max_rel for fact in self.export.parity)
+        if verification.verified:
+            worst = max(verification.deviation.values(), default=0.0)
             yield Text(
-                f"the pruned network equals the masked twin in {proof.dtype}: worst deviation {worst:.1e}"
+                f"the pruned network equals the masked twin in {verification.dtype}: "
+                f"worst deviation {worst:.1e}"
             )
         yield Text(f"ONNX Runtime equals PyTorch: worst relative difference {parity:.1e}")
         yield Text(f"written to {self.folder}: {', '.join(self.files)}", style="bold")

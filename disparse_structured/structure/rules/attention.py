@@ -22,14 +22,14 @@ def scaled_dot_product_attention(trace: Trace, call: Call) -> Value:
     if call.get("enable_gqa"):
         key, value = (_repeated(each, query[-3].size) for each in (key, value))
     _contract(trace, call, query, key)
-    trace.freeze(call, [key[-2], value[-2]], "token dimension of attention")
+    trace.pin(call, [key[-2], value[-2]], "token dimension of attention")
     leading = trace.broadcast(call, [query[:-2], key[:-2], value[:-2]])
     mask = call.get("attn_mask")
     if mask is not None:
-        trace.freeze(call, mask[-2:], "token dimension of attention")
+        trace.pin(call, mask[-2:], "token dimension of attention")
         leading = trace.broadcast(call, [leading, mask[:-2]])
     if mask is not None or call.get("is_causal"):
-        trace.freeze(call, [query[-2]], "token dimension of attention")
+        trace.pin(call, [query[-2]], "token dimension of attention")
     trace.multiply(call, query[-2].size * key[-2].size, *leading, query[-1])
     trace.multiply(call, query[-2].size * key[-2].size, *leading, value[-1])
     return (*leading, query[-2], value[-1])
@@ -53,7 +53,7 @@ def _contract(trace: Trace, call: Call, query: Value, key: Value) -> None:
             trace.scaled.append(Scaled(call.node.name, query[-1], rows))
             return
         why += f", and {rows}"
-    trace.freeze(call, [query[-1], key[-1]], f"head dimension: {why}")
+    trace.pin(call, [query[-1], key[-1]], f"head dimension: {why}")
 
 
 def _repeated(value: Value, heads: int) -> Value:

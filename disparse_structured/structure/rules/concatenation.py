@@ -81,12 +81,12 @@ def split(trace: Trace, call: Call) -> list[Value]:
         for part in parts[1:]:
             trace.unite(call, parts[0][:least], part[:least])
         for part in parts[:-1]:
-            trace.freeze(call, [Axis(len(part) - least, part[least:])], "the last of equal parts has no more")
+            trace.pin(call, [Axis(len(part) - least, part[least:])], "the last of equal parts has no more")
         trace.kind(axis.labels, "bundle")
         if isinstance(literal, int):
             trace.literal(call, call.expressions([literal])[0], Axis(len(parts[0]), parts[0]))
     else:
-        trace.freeze(call, [axis], "split into unequal parts, or at positions")
+        trace.pin(call, [axis], "split into unequal parts, or at positions")
     return [replaced(value, dim, Axis(len(part), part)) for part in parts]
 
 
@@ -110,7 +110,7 @@ def unbind(trace: Trace, call: Call) -> list[Value]:
     """The dimension disappears, so it stays whole."""
     value = call["self"]
     dim = call["dim"] % len(value)
-    trace.freeze(call, [value[dim]], "unbind along it")
+    trace.pin(call, [value[dim]], "unbind along it")
     return [(*value[:dim], *value[dim + 1 :])] * value[dim].size
 
 
@@ -126,7 +126,7 @@ def pad(trace: Trace, call: Call) -> Value:
             continue
         axis = axes[dim]
         if axis.labels is None or before < 0 or after < 0 or call.get("mode") not in (None, "constant"):
-            trace.freeze(call, [axis], "padding along it")
+            trace.pin(call, [axis], "padding along it")
             axes[dim] = Axis(shape[dim])
         else:
             fixed = [np.zeros(count, dtype=np.int64) for count in (before, after)]

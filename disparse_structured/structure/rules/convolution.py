@@ -41,7 +41,7 @@ def transposed(trace: Trace, call: Call) -> Value:
     outputs = weight[1]
     if groups > 1 and inputs.size == groups:
         slabs = np.repeat(inputs.atoms(), weight[1].size)
-        trace.freeze(call, [weight[1]], "channel multiplier of a depthwise convolution")
+        trace.pin(call, [weight[1]], "channel multiplier of a depthwise convolution")
         outputs = Axis(len(slabs), slabs if inputs.labels is not None else None)
         trace.literal(call, call.expressions([groups])[0], inputs)
     elif groups > 1:
@@ -74,8 +74,8 @@ def _finish(trace: Trace, call: Call, value: Value, weight: Value, outputs: Axis
     transposes = "transpose" in call.operator
     passing = [_is_pointwise(call, weight, i) for i in range(spatial)]
     mixed = [axis for axis, alone in zip(value[channel + 1 :], passing, strict=True) if not alone]
-    trace.freeze(call, mixed, "spatial dimension of a convolution")
-    trace.freeze(call, weight[2:], "kernel dimension of a convolution")
+    trace.pin(call, mixed, "spatial dimension of a convolution")
+    trace.pin(call, weight[2:], "kernel dimension of a convolution")
     bias = call["bias"]
     if bias is not None:
         trace.unite(call, outputs.atoms(), bias[0].atoms())

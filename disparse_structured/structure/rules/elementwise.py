@@ -31,7 +31,7 @@ _BROADCASTING = (
 
 @rule(*[getattr(aten, name) for name in (*_SAME_SHAPE, *_BROADCASTING) if hasattr(aten, name)])
 def elementwise(trace: Trace, call: Call) -> Value:
-    """Labels pass; where two operands meet they unite; a fixed operand of the same size freezes."""
+    """Labels pass; where two operands meet they unite; a fixed operand of the same size pins."""
     return trace.broadcast(call, call.values())
 
 

@@ -31,17 +31,17 @@ def slice_(trace: Trace, call: Call) -> Value:
         return replaced(value, dim, Axis(len(range(begin, stop, step)), None, sample))
     labels = axis.labels[cut]
     if step != 1:
-        trace.freeze(call, [axis], "slice with a step")
+        trace.pin(call, [axis], "slice with a step")
     if "length" in call.raw:
         trace.literal(call, call.expressions([call["length"]])[0], Axis(len(labels), labels))
     elif end < axis.size and end != 0:
         counted = axis.labels[stop:] if end < 0 else axis.labels[:stop]
         if end < 0:
-            trace.freeze(call, [Axis(len(counted), counted)], "slice bound from the end")
+            trace.pin(call, [Axis(len(counted), counted)], "slice bound from the end")
         else:
             trace.literal(call, call.expressions([end])[0], Axis(len(counted), counted))
     if start < 0:
-        trace.freeze(call, [axis], "slice bound from the end")
+        trace.pin(call, [axis], "slice bound from the end")
     elif begin:
         before = axis.labels[:begin]
         trace.literal(call, call.expressions([start])[0], Axis(len(before), before))
@@ -52,7 +52,7 @@ def slice_(trace: Trace, call: Call) -> Value:
 def select(trace: Trace, call: Call) -> Value:
     """One position; the dimension disappears, so it stays whole."""
     value, dim = call["self"], call["dim"] % len(call["self"])
-    trace.freeze(call, [value[dim]], "one position is selected")
+    trace.pin(call, [value[dim]], "one position is selected")
     return (*value[:dim], *value[dim + 1 :])
 
 
@@ -64,9 +64,9 @@ def index(trace: Trace, call: Call) -> Value:
     adjacent = used == list(range(used[0], used[-1] + 1))
     if not adjacent:
         return trace.unknown(call, "indexed in dimensions that are not adjacent")  # type: ignore[no-any-return]
-    trace.freeze(call, [value[i] for i in used], "indexed by a tensor")
+    trace.pin(call, [value[i] for i in used], "indexed by a tensor")
     for i in used:
-        trace.freeze(call, indices[i], "used as an index")
+        trace.pin(call, indices[i], "used as an index")
     after = len(value) - used[-1] - 1
     shape = call.shapes[0]
     middle = plain(shape[used[0] : len(shape) - after])
@@ -77,7 +77,7 @@ def index(trace: Trace, call: Call) -> Value:
 def index_select(trace: Trace, call: Call) -> Value:
     """The selected dimension stays whole."""
     value, dim = call["self"], call["dim"]
-    trace.freeze(call, [value[dim]], "indexed by a tensor")
+    trace.pin(call, [value[dim]], "indexed by a tensor")
     return replaced(value, dim, Axis(call.shapes[0][dim]))
 
 
@@ -85,8 +85,8 @@ def index_select(trace: Trace, call: Call) -> Value:
 def embedding(trace: Trace, call: Call) -> Value:
     """The rows of a table stay; its columns pass."""
     weight, indices = call["weight"], call["indices"]
-    trace.freeze(call, [weight[0]], "rows of an embedding table")
-    trace.freeze(call, indices, "used as an index")
+    trace.pin(call, [weight[0]], "rows of an embedding table")
+    trace.pin(call, indices, "used as an index")
     return (*indices, weight[1])
 
 
@@ -95,6 +95,6 @@ def moved(trace: Trace, call: Call) -> Value:
     """Moved dimensions stay whole; the others pass."""
     value = call["self"]
     dims = [dim % len(value) for dim in (call["dims"] or range(len(value)))]
-    trace.freeze(call, [value[dim] for dim in dims], "its positions are moved")
-    # Labels of a frozen dimension may stand in any order; dropping them would hide what froze the readers.
+    trace.pin(call, [value[dim] for dim in dims], "its positions are moved")
+    # Labels of a pinned dimension may stand in any order; dropping them would hide what pinned the readers.
     return tuple(Axis(axis.size, axis.labels) if i in dims else axis for i, axis in enumerate(value))

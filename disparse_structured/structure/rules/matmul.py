@@ -69,6 +69,6 @@ def einsum(trace: Trace, call: Call) -> Value:
     joined = {letter: trace.join(call, axes) for letter, axes in letters.items()}
     for letter in set(letters) - set(right):
         # Reads of a list argument cannot be masked one by one, so contracted letters stay whole.
-        trace.freeze(call, [joined[letter]], f"contracted by einsum {equation!r}")
+        trace.pin(call, [joined[letter]], f"contracted by einsum {equation!r}")
     trace.multiply(call, 1.0 if len(terms) > 1 else 0.0, *joined.values())
     return tuple(joined[letter] for letter in right)

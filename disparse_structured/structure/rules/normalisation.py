@@ -30,7 +30,7 @@ def _statistics_over(trace: Trace, call: Call, value: Value) -> None:
     others = [dim for dim in range(len(value)) if dim != 1 and value[dim].labels is not None]
     for dim in others[:1]:
         trace.consume(call, "input", dim, value[dim], normalises=True)
-    trace.freeze(call, [value[dim] for dim in others[1:]], "a statistic is taken over it")
+    trace.pin(call, [value[dim] for dim in others[1:]], "a statistic is taken over it")
 
 
 @rule(aten.layer_norm, aten.rms_norm)
@@ -42,8 +42,8 @@ def layer_norm(trace: Trace, call: Call) -> Value:
         for name in ("weight", "bias"):
             tensor = call.get(name)
             if tensor is not None:
-                trace.freeze(call, tensor, "layer norm over several dimensions")
-        trace.freeze(call, value[-len(shape) :], "layer norm over several dimensions")
+                trace.pin(call, tensor, "layer norm over several dimensions")
+        trace.pin(call, value[-len(shape) :], "layer norm over several dimensions")
         return value
     channel = value[-1]
     for name in ("weight", "bias"):
@@ -77,5 +77,5 @@ def group_norm(trace: Trace, call: Call) -> Value:
 def softmax(trace: Trace, call: Call) -> Value:
     """The normalised dimension stays whole; the others pass."""
     value, dim = call["self"], call["dim"]
-    trace.freeze(call, [value[dim]], "softmax over it")
+    trace.pin(call, [value[dim]], "softmax over it")
     return value  # type: ignore[no-any-return]

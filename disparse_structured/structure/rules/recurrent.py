@@ -47,7 +47,7 @@ def recurrent(trace: Trace, call: Call) -> list[Value]:
     directions = 2 if call["bidirectional"] else 1
     projected = len(hidden) != len(state)
     if projected:
-        trace.freeze(call, [states[1][-1]], "a projection must change the width")
+        trace.pin(call, [states[1][-1]], "a projection must change the width")
     else:
         trace.unite(call, hidden, state)
     features = value[-1]
@@ -140,9 +140,9 @@ def _read(trace: Trace, call: Call, cell: _Cell) -> None:
 def _results(trace: Trace, call: Call, value: Value, states: Sequence[Value], directions: int) -> list[Value]:
     """The output of the last layer at every step, and the last states of every layer."""
     time, batch = (1, 0) if call["batch_first"] else (0, 1)
-    trace.freeze(call, [value[time]], "steps of a recurrent layer")
+    trace.pin(call, [value[time]], "steps of a recurrent layer")
     for state in states:
-        trace.freeze(call, [state[0]], "layers and directions of a recurrent layer")
+        trace.pin(call, [state[0]], "layers and directions of a recurrent layer")
         trace.unite(call, state[1].atoms(), value[batch].atoms())
     hidden = states[0][-1].atoms()
     output = [value[0], value[1], Axis(len(hidden) * directions, np.tile(hidden, directions))]

@@ -60,14 +60,14 @@ def _average(trace: Trace, call: Call, value: Value, dims: list[int]) -> None:
     labelled = [dim for dim in dims if value[dim].labels is not None]
     for dim in labelled[:1]:
         trace.consume(call, "self", dim, value[dim], averages=True)
-    trace.freeze(call, [value[dim] for dim in labelled[1:]], "a statistic is taken over it")
+    trace.pin(call, [value[dim] for dim in labelled[1:]], "a statistic is taken over it")
 
 
 @rule(aten.any, aten.all, aten.argmax, aten.argmin)
 def position(trace: Trace, call: Call) -> Value:
     """The reduced dimensions stay whole: positions would be counted anew."""
     value, dims, result = _reduced(call)
-    trace.freeze(call, [value[dim] for dim in dims], "a position in it is computed")
+    trace.pin(call, [value[dim] for dim in dims], "a position in it is computed")
     return result()
 
 

@@ -23,6 +23,6 @@ def resample(trace: Trace, call: Call) -> Value | list[Value]:
     """The last one, two or three dimensions are space."""
     value = call.get("self") or call["input"]
     space = next(count for count in (1, 2, 3) if f"{count}d" in call.operator)
-    trace.freeze(call, value[-space:], "spatial dimension of a resampling")
+    trace.pin(call, value[-space:], "spatial dimension of a resampling")
     results = [(*value[:-space], *plain(shape[-space:])) for shape in call.shapes]
     return results if isinstance(call.node.meta["val"], tuple | list) else results[0]

@@ -12,7 +12,7 @@ from torch import fx
 
 from disparse_structured.graph.provenance import Arithmetic, Expression
 from disparse_structured.structure.heads import head_dimension
-from disparse_structured.structure.labels import FROZEN, Axis, Value
+from disparse_structured.structure.labels import PINNED, Axis, Value
 from disparse_structured.structure.tracing import Call, Trace, rule
 
 aten = torch.ops.aten
@@ -104,15 +104,15 @@ def _reshape_block(trace: Trace, call: Call, axes: list[Axis], sizes: list[int],
 
 
 def _owner(trace: Trace, call: Call, axes: list[Axis]) -> int | None:
-    """The dimension of the block whose labels survive; others that have labels are frozen.
+    """The dimension of the block whose labels survive; others that have labels are pinned.
 
     Of heads, which a table may have given labels, and the head dimension behind them it is the unit.
     """
-    labelled = [i for i, axis in enumerate(axes) if axis.labels is not None and (axis.labels != FROZEN).any()]
+    labelled = [i for i, axis in enumerate(axes) if axis.labels is not None and (axis.labels != PINNED).any()]
     if trace.attention == "head_dim":
         labelled.reverse()
     for i in labelled[1:]:
-        trace.freeze(call, [axes[i]], "merged with another prunable dimension")
+        trace.pin(call, [axes[i]], "merged with another prunable dimension")
     return labelled[0] if labelled else None
 
 
@@ -274,7 +274,7 @@ def pixel_shuffle(trace: Trace, call: Call) -> Value:
         trace.unite(call, slabs[:, :1], slabs)
         trace.kind(channel.labels, "bundle")
         labels = slabs[:, 0]
-    trace.freeze(call, value[-2:], "spatial dimension of pixel_shuffle")
+    trace.pin(call, value[-2:], "spatial dimension of pixel_shuffle")
     return (*value[:-3], Axis(shape[-3], labels), Axis(shape[-2]), Axis(shape[-1]))
 
 
@@ -284,7 +284,7 @@ def pixel_unshuffle(trace: Trace, call: Call) -> Value:
     value, factor, shape = call["self"], call["downscale_factor"], call.shapes[0]
     channel = value[-3]
     labels = None if channel.labels is None else np.repeat(channel.labels, factor**2)
-    trace.freeze(call, value[-2:], "spatial dimension of pixel_unshuffle")
+    trace.pin(call, value[-2:], "spatial dimension of pixel_unshuffle")
     return (*value[:-3], Axis(shape[-3], labels), Axis(shape[-2]), Axis(shape[-1]))
 
 

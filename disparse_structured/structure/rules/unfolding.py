@@ -20,7 +20,7 @@ def windows(trace: Trace, call: Call) -> Value:
     if not value:
         return plain(shape)
     dim = call["dimension"] % len(value)
-    trace.freeze(call, [value[dim]], "windows along it")
+    trace.pin(call, [value[dim]], "windows along it")
     return (*value[:dim], Axis(shape[dim]), *value[dim + 1 :], Axis(shape[-1]))
 
 
@@ -29,7 +29,7 @@ def unfold(trace: Trace, call: Call) -> Value:
     """``F.unfold``: each channel becomes a slab, one row for each place of the window."""
     value, shape = call["self"], call.shapes[0]
     channel = value[-3]
-    trace.freeze(call, value[-2:], "spatial dimension of unfold")
+    trace.pin(call, value[-2:], "spatial dimension of unfold")
     labels = None if channel.labels is None else np.repeat(channel.labels, math.prod(call["kernel_size"]))
     if labels is not None:
         trace.kind(labels, "bundle")
@@ -41,7 +41,7 @@ def fold(trace: Trace, call: Call) -> Value:
     """``F.fold``: the slab of each channel is added up, so its rows go together."""
     value, shape = call["self"], call.shapes[0]
     rows = value[-2]
-    trace.freeze(call, value[-1:], "windows of fold")
+    trace.pin(call, value[-1:], "windows of fold")
     labels = None
     if rows.labels is not None:
         slabs = rows.labels.reshape(shape[-3], -1)

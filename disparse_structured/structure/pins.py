@@ -1,4 +1,4 @@
-"""Which operator froze what share of the parameters."""
+"""Which operator pinned what share of the parameters."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from disparse_structured.structure.groups import Freeze
-from disparse_structured.structure.labels import FROZEN, FreezeRecord, Value
+from disparse_structured.structure.groups import Pin
+from disparse_structured.structure.labels import PINNED, PinRecord, Value
 
 
 def summarise(
-    records: Iterable[FreezeRecord], parameters: Mapping[str, Value], classes: np.ndarray, total: int
-) -> tuple[tuple[Freeze, ...], float]:
-    """One :class:`Freeze` for each reason, operator and module, largest first; the share that numbers hold.
+    records: Iterable[PinRecord], parameters: Mapping[str, Value], classes: np.ndarray, total: int
+) -> tuple[tuple[Pin, ...], float]:
+    """One :class:`Pin` for each reason, operator and module, largest first; the share that numbers hold.
 
-    They count the elements of ``parameters`` that lie in a slice that the record freezes, each once, however
-    many of its dimensions are frozen; ``total`` is the number of elements of the whole network.
+    They count the elements of ``parameters`` that lie in a slice that the record pins, each once, however
+    many of its dimensions are pinned; ``total`` is the number of elements of the whole network.
     """
     touched: dict[tuple[str, str, str, bool], list[np.ndarray]] = defaultdict(list)
     for record in records:
@@ -26,15 +26,15 @@ def summarise(
     elements = _Elements.of(parameters.values(), classes)
 
     def held(atoms: list[np.ndarray]) -> int:
-        return elements.held(classes[np.concatenate(atoms)], int(classes[FROZEN])) if atoms else 0
+        return elements.held(classes[np.concatenate(atoms)], int(classes[PINNED])) if atoms else 0
 
-    freezes = []
+    pins = []
     for (reason, operator, module, number), atoms in touched.items():
         if count := held(atoms):
-            freezes.append(Freeze(reason, operator, module, count, count / total, number))
+            pins.append(Pin(reason, operator, module, count, count / total, number))
     counted = [each for key, atoms in touched.items() if key[-1] for each in atoms]
-    freezes.sort(key=lambda freeze: (-freeze.parameters, freeze.reason, freeze.module))
-    return tuple(freezes), held(counted) / total
+    pins.sort(key=lambda pin: (-pin.parameters, pin.reason, pin.module))
+    return tuple(pins), held(counted) / total
 
 
 class _Elements:

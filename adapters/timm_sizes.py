@@ -1,6 +1,6 @@
 """What those numbers of timm's modules count that no ``forward`` computes with.
 
-Registered in ``pyproject.toml`` as an entry point of ``disparse_structured.numbers``. timm is not imported:
+Registered in ``pyproject.toml`` as an entry point of ``disparse_structured.sizes``. timm is not imported:
 :func:`numbers` is asked about the modules of every model.
 """
 
@@ -23,75 +23,79 @@ from disparse_structured.graph.provenance import (
     TracedInt,
     traced_attributes,
 )
-from disparse_structured.structure import Number
+from disparse_structured.structure import SizeDeclaration
 
 _CHANNELS = {2: 1, 3: 2, 4: 1}
 """Where the channels are: of pooled vectors ``[B, C]``, tokens ``[B, N, C]``, maps ``[B, C, H, W]``."""
 
-_POOLED = Number("in_features", "global_pool.forward", _CHANNELS)
+_POOLED = SizeDeclaration("in_features", "global_pool.forward", _CHANNELS)
 _NORM_HEAD = (
-    Number("in_features", "norm.weight"),
+    SizeDeclaration("in_features", "norm.weight"),
     _POOLED,
-    Number("hidden_size", "pre_logits.fc.weight"),
-    Number("num_features", "fc.weight", 1),
-    Number("num_features", "pre_logits.forward", _CHANNELS),
+    SizeDeclaration("hidden_size", "pre_logits.fc.weight"),
+    SizeDeclaration("num_features", "fc.weight", 1),
+    SizeDeclaration("num_features", "pre_logits.forward", _CHANNELS),
 )
-_EMBEDDING = (Number("embed_dim", "patch_embed.proj.weight"), Number("embed_dim", "norm.weight"))
+_EMBEDDING = (
+    SizeDeclaration("embed_dim", "patch_embed.proj.weight"),
+    SizeDeclaration("embed_dim", "norm.weight"),
+)
 _EMBEDDED = """
     cait.Cait deepseek_vit.DeepseekVitEncoder focalnet.FocalNet naflexvit.NaFlexVit
     pit.PoolingVisionTransformer qwen3_vit.Qwen3VitEncoder swin_transformer.SwinTransformer
     swin_transformer_v2.SwinTransformerV2 vision_transformer.VisionTransformer
     vision_transformer_sam.VisionTransformerSAM xcit.Xcit
 """
-_STAGES = tuple(Number("embed_dim", f"stages.{i}.forward", _CHANNELS, (i,)) for i in range(8))
+_STAGES = tuple(SizeDeclaration("embed_dim", f"stages.{i}.forward", _CHANNELS, (i,)) for i in range(8))
 
-TABLE: Mapping[str, tuple[Number, ...]] = {
+TABLE: Mapping[str, tuple[SizeDeclaration, ...]] = {
     "timm.layers.classifier.ClassifierHead": (
-        Number("in_features", "fc.weight", 1),
+        SizeDeclaration("in_features", "fc.weight", 1),
         _POOLED,
-        Number("num_features", "fc.weight", 1),
-        Number("num_features", "global_pool.forward", _CHANNELS),
+        SizeDeclaration("num_features", "fc.weight", 1),
+        SizeDeclaration("num_features", "global_pool.forward", _CHANNELS),
     ),
     "timm.layers.classifier.NormMlpClassifierHead": _NORM_HEAD,
     "timm.layers.classifier.ClNormMlpClassifierHead": _NORM_HEAD,
     **{f"timm.models.{name}": _EMBEDDING for name in _EMBEDDED.split()},
     "timm.models.levit.Levit": _STAGES,
     "timm.models.repvit.RepVit": _STAGES,
-    "timm.models.maxxvit.MaxxVit": (Number("embed_dim", "forward_features", _CHANNELS),),
+    "timm.models.maxxvit.MaxxVit": (SizeDeclaration("embed_dim", "forward_features", _CHANNELS),),
     # Models whose feature_info names modules that are not called.
     "timm.models.coat.CoaT": tuple(
-        Number("feature_info", f"patch_embed{i + 1}.proj.weight", 0, (i, "num_chs")) for i in range(4)
+        SizeDeclaration("feature_info", f"patch_embed{i + 1}.proj.weight", 0, (i, "num_chs"))
+        for i in range(4)
     ),
     "timm.models.hrnet.HighResolutionNet": (
-        Number("feature_info", "conv2.weight", 0, (0, "num_chs")),
+        SizeDeclaration("feature_info", "conv2.weight", 0, (0, "num_chs")),
         *(
-            Number("feature_info", f"incre_modules.{i}.forward", _CHANNELS, (i + 1, "num_chs"))
+            SizeDeclaration("feature_info", f"incre_modules.{i}.forward", _CHANNELS, (i + 1, "num_chs"))
             for i in range(4)
         ),
     ),
     # set_input_size makes these tables of coordinates anew, with two of them.
-    "timm.layers.pos_embed_rel.RelPosMlp": (Number(None, "rel_coords_log", -1),),
-    "timm.models.swin_transformer_v2.WindowAttention": (Number(None, "relative_coords_table", -1),),
+    "timm.layers.pos_embed_rel.RelPosMlp": (SizeDeclaration(None, "rel_coords_log", -1),),
+    "timm.models.swin_transformer_v2.WindowAttention": (SizeDeclaration(None, "relative_coords_table", -1),),
     "timm.models.swin_transformer_v2_cr.WindowMultiHeadAttention": (
-        Number(None, "relative_coordinates_log", -1),
+        SizeDeclaration(None, "relative_coordinates_log", -1),
     ),
 }
 """Qualified name of a class to the numbers of its modules, and of those of its sub-classes."""
 
 
-def numbers(module: nn.Module) -> Iterator[Number]:
-    """The numbers of ``module``, if its class or a base of it is timm's; see :class:`Number`."""
+def numbers(module: nn.Module) -> Iterator[SizeDeclaration]:
+    """The numbers of ``module``, if its class or a base of it is timm's; see :class:`SizeDeclaration`."""
     classes = [f"{each.__module__}.{each.__qualname__}" for each in type(module).__mro__]
     if any(name.startswith("timm.") for name in classes):
         yield from _of_classifier(module)
         yield from chain.from_iterable(TABLE.get(name, ()) for name in classes)
         if hasattr(module, "forward_features"):
-            yield Number("num_features", "forward_features", _channels(module))
+            yield SizeDeclaration("num_features", "forward_features", _channels(module))
         yield from _of_feature_info(module)
         yield from _of_attention(module)
 
 
-def _of_classifier(module: nn.Module) -> Iterator[Number]:
+def _of_classifier(module: nn.Module) -> Iterator[SizeDeclaration]:
     """What ``reset_classifier`` makes a classifier from, and ``head_hidden_size``: they count what it reads.
 
     It is called on a copy without data whose integers are traced, so that the width of a layer that it
@@ -114,8 +118,10 @@ def _of_classifier(module: nn.Module) -> Iterator[Number]:
         for attribute in (source, Attribute("", "head_hidden_size")):
             if attribute is not None:
                 name = f"{attribute.module}.{attribute.name}".removeprefix(".")
-                yield Number(name, f"{path}.weight", 1, attribute.keys)
-                yield Number(name, f"{path}.forward", _CHANNELS, attribute.keys)  # nn.Identity: no classes
+                yield SizeDeclaration(name, f"{path}.weight", 1, attribute.keys)
+                yield SizeDeclaration(
+                    name, f"{path}.forward", _CHANNELS, attribute.keys
+                )  # nn.Identity: no classes
 
 
 def _without_data(module: nn.Module) -> nn.Module:
@@ -140,23 +146,25 @@ def _source(expression: Expression) -> Attribute | None:
     return expression if isinstance(expression, Attribute) else None
 
 
-def _of_feature_info(module: nn.Module) -> Iterator[Number]:
+def _of_feature_info(module: nn.Module) -> Iterator[SizeDeclaration]:
     """The channels of maps: of those that an extractor returns (``FeatureInfo``), of a model's (a list)."""
     info: Any = getattr(module, "feature_info", None)
     if hasattr(info, "out_indices"):
         given = sorted(index % len(info) for index in info.out_indices)
         for leaf, index in enumerate(given):
-            yield Number("feature_info", "forward", _channels(module), ("info", index, "num_chs"), leaf)
+            yield SizeDeclaration(
+                "feature_info", "forward", _channels(module), ("info", index, "num_chs"), leaf
+            )
     elif isinstance(info, list):
         taken = Counter[str]()  # a module that is named again gives the next of its outputs
         for index, each in enumerate(info):
             name = each["module"]
             called = f"{name}.forward"
-            yield Number("feature_info", called, _channels(module), (index, "num_chs"), taken[name])
+            yield SizeDeclaration("feature_info", called, _channels(module), (index, "num_chs"), taken[name])
             taken[name] += 1
 
 
-def _of_attention(module: nn.Module) -> Iterator[Number]:
+def _of_attention(module: nn.Module) -> Iterator[SizeDeclaration]:
     """Unfused attention scales by a number of its own, fused attention by the width of a head as it is.
 
     So that it may be fused later, a head keeps its width. Of several heads whole ones go; a single one
@@ -164,7 +172,7 @@ def _of_attention(module: nn.Module) -> Iterator[Number]:
     """
     if getattr(module, "fused_attn", True) is False and getattr(module, "num_heads", None) == 1:
         for name in ("qkv", "q", "k", "kv", "q_proj", "k_proj"):
-            yield Number(None, f"{name}.weight")
+            yield SizeDeclaration(None, f"{name}.weight")
 
 
 def _channels(module: nn.Module) -> Mapping[int, int]:
