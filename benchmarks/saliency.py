@@ -1,7 +1,7 @@
 """Saliency against its floor: one forward pass and one input-gradient backward pass a task.
 
 ``python -m benchmarks.saliency`` measures, in turn in one run and on one thread, the Fisher saliency of
-four tasks and the floor: the plain module with pinned weights, the gradient of every task's loss by the
+four tasks and the floor: the plain module with frozen weights, the gradient of every task's loss by the
 image. Peak memory is that of one batch, beside one training step (forward, backward, AdamW), each in a
 process of its own. Weights are random; nothing is downloaded. Prints a table and writes JSON.
 """

@@ -96,7 +96,7 @@ class Run:
 
     def surgery(self) -> Facts:
         done = self._subject.operation
-        assert done.proof is not None
+        assert done.verification is not None
         return {
             "left": count_parameters(done.model),
             "macs_left": self._subject.structure.cost.macs(done.plan.keep(self._subject.structure)),
@@ -128,7 +128,7 @@ class Run:
 
     def graph(self) -> Facts:
         done = self._subject.graph
-        assert done.proof is not None
+        assert done.verification is not None
         left = sum(parameter.numel() for parameter in done.model.parameters())
         return {"graph_left": left, "graph_twin": max(done.verification.deviation.values())}
 

@@ -506,7 +506,7 @@ def restless_loss(picked: Any, batch: Any) -> Tensor:
 @pytest.mark.parametrize("criterion", EVERY, ids=str)
 @pytest.mark.parametrize("labelled", [True, False])
 def test_the_model_and_the_random_states_are_left_as_found(criterion: Criterion, labelled: bool) -> None:
-    entry = BY_ID["pinned-branch"]
+    entry = BY_ID["frozen-branch"]
     model = entry.factory()
     model.train()
     next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eval()

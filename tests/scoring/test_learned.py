@@ -139,7 +139,7 @@ def test_the_model_and_the_random_states_are_left_as_found() -> None:
 
 
 @pytest.mark.parametrize(
-    "id", ["tiny-vit", "partial-reach", "pinned-branch", "dense-concat", "nested-output"]
+    "id", ["tiny-vit", "partial-reach", "frozen-branch", "dense-concat", "nested-output"]
 )
 def test_scores_of_awkward_networks_are_scores(id: str) -> None:
     entry = BY_ID[id]

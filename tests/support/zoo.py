@@ -186,7 +186,7 @@ ZOO: tuple[Entry, ...] = (
     Entry("untasked-head", plumbing.PrivateBranches, (IMAGE,), named("left")),
     Entry("dead-branch", plumbing.DeadBranch, (IMAGE,), named("kind", "dense")),
     Entry("frozen-parameters", plumbing.frozen_parameters, (IMAGE,), (Task("kind", 0), Task("dense", 1))),
-    Entry("pinned-branch", plumbing.frozen_branch, (IMAGE,), named("left", "right")),
+    Entry("frozen-branch", plumbing.frozen_branch, (IMAGE,), named("left", "right")),
 )
 
 ids = tuple(entry.id for entry in ZOO)

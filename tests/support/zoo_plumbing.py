@@ -157,7 +157,7 @@ def frozen_parameters() -> nn.Module:
 
 
 def frozen_branch() -> nn.Module:
-    """One task's branch and half of the trunk are pinned as a whole."""
+    """One task's branch and half of the trunk are frozen as a whole."""
     model = PrivateBranches()
     model.trunk[0].requires_grad_(False)
     model.right.requires_grad_(False)

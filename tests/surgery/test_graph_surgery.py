@@ -276,7 +276,7 @@ def test_the_model_is_as_it_was(id: str) -> None:
     assert not theirs & ours
 
 
-@pytest.mark.parametrize("id", [*SAMPLE, "pinned-branch", "channel-buffer", "dead-branch", "tied-linears"])
+@pytest.mark.parametrize("id", [*SAMPLE, "frozen-branch", "channel-buffer", "dead-branch", "tied-linears"])
 def test_names_ties_and_flags_are_the_models(id: str) -> None:
     animal = graph_case(id)
     pruned = apply_graph(animal.model, random_plan(animal.structure, 1), animal.structure, verify=False).model
