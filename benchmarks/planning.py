@@ -23,7 +23,8 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks.machine import machine
-from disparse_structured.decision.budget import Budget, make_plan, search
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import decide, make_plan
 from disparse_structured.structure import Structure, analyse, count_macs
 from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Task
@@ -129,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record("stock: step()", pruner.step)
         stock_macs = count_macs(copy, inputs)
         record("ours: structure", lambda: analyse(model, inputs, TASKS))
-        record("ours: budget search", lambda: search(structure, scores, budget))
+        record("ours: budget search", lambda: decide(structure, scores, budget))
         record(
             "ours: plan + surgery",
             lambda: apply(model, make_plan(structure, scores, budget), structure, verify=False),

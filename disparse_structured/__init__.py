@@ -21,7 +21,8 @@ from disparse_structured.decision.arbiters import (
     Unanimous,
     WeightedMean,
 )
-from disparse_structured.decision.budget import Budget, make_plan
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import make_plan as plan
 from disparse_structured.decision.plan import Plan
 from disparse_structured.decision.votes import (
     GlobalRanking,
@@ -89,9 +90,9 @@ __all__ = [
     "apply_graph",
     "extract",
     "load",
-    "make_plan",
     "masked_twin",
     "measure",
+    "plan",
     "prune",
     "relate",
     "save",

@@ -17,7 +17,8 @@ from benchmarks.joint import joint_task
 from benchmarks.no_training.networks import CACHE, Network, calibration, labelled, problem, trained
 from benchmarks.tables.problems import Problem
 from disparse_structured.adapters.timm import MultiTask
-from disparse_structured.decision.budget import Budget, search
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import decide
 from disparse_structured.decision.votes import Ranking
 from disparse_structured.scoring import Criterion, measure
 from disparse_structured.structure import Structure, analyse
@@ -95,7 +96,7 @@ class Bench:
         )
         return self.once(
             ("keep", criterion, ranking, fraction),
-            lambda: search(self.joint, scores, Budget(macs=fraction), ranking=ranking).keep,
+            lambda: decide(self.joint, scores, Budget(macs=fraction), ranking=ranking).keep,
         )
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:

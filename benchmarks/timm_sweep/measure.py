@@ -32,7 +32,8 @@ from benchmarks.machine import machine
 from benchmarks.timm_sweep.cells import KINDS, LATE, PARITY, SEED, Cell, Row
 from benchmarks.timm_sweep.stock import Stock
 from benchmarks.timm_sweep.subject import Subject
-from disparse_structured.decision.budget import Budget, smallest
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import smallest
 from disparse_structured.export import export_onnx
 from disparse_structured.structure import Pin, count_parameters
 from disparse_structured.tasks import Task

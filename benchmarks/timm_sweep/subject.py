@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from benchmarks.timm_sweep.cells import BATCH, SEED, WIDTH, Cell
 from disparse_structured.adapters.timm import DenseHead, LinearHead, multitask
-from disparse_structured.decision.budget import Budget, make_plan
+from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.budget.widths import Widths
+from disparse_structured.decision.deciding import make_plan
 from disparse_structured.decision.plan import Plan
 from disparse_structured.decision.votes import LayerRanking
 from disparse_structured.scoring.criteria import Random
@@ -65,7 +66,7 @@ class Subject:
         return analyse(self.network.model, self.network.inputs, self.network.tasks)
 
     @cached_property
-    def plan(self) -> Plan:
+    def make_plan(self) -> Plan:
         """See :func:`planned`."""
         return planned(self.structure)
 

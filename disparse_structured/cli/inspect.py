@@ -15,7 +15,8 @@ from disparse_structured.cli import sources, views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.usage import UsageError
 from disparse_structured.data.batches import take
-from disparse_structured.decision.budget import Budget, smallest
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import smallest
 from disparse_structured.pipeline import EXAMPLE_SAMPLES
 from disparse_structured.report.pruning import GraphOnly, summarize_pins
 from disparse_structured.structure import ChannelGroup, Structure, analyse

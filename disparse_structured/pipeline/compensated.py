@@ -11,7 +11,8 @@ from torch import nn
 from disparse_structured.data.batches import as_they_are, batch_size
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.arbiters import Arbiter
-from disparse_structured.decision.budget import Budget, Decision, search
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import Decision, decide
 from disparse_structured.decision.votes import Ranking
 from disparse_structured.naming import rule_name
 from disparse_structured.refit import LeastSquares, RefitMethod, refit
@@ -90,7 +91,7 @@ class Compensated:
             )  # fmt: skip
             step = fraction ** ((number + 1) / self.rounds)
             aim = budget if number == last else dataclasses.replace(budget, **{budget.kind: step})
-            found = search(
+            found = decide(
                 structure, curves.scores, aim,
                 ranking=ranking, arbiter=arbiter, weights=weights, left=keep if number else None,
             )  # fmt: skip

@@ -10,7 +10,8 @@ from torch import nn
 
 from disparse_structured.data.batches import Inputs, as_they_are
 from disparse_structured.decision.arbiters import Arbiter
-from disparse_structured.decision.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget, make_plan
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import DEFAULT_ARBITER, DEFAULT_RANKING, make_plan
 from disparse_structured.decision.votes import Ranking
 from disparse_structured.errors import BatchError
 from disparse_structured.pipeline.calibrating import calibrate
@@ -93,7 +94,7 @@ def prune(
         data = list(data) if isinstance(data, Iterator) else data  # it is read twice
         calibration = calibrate(model, data, inputs=inputs, seed=seed)
     saliency = measure(model, structure, criterion, data, inputs=inputs, seed=seed, progress=progress)
-    plan = make_plan(
+    found = make_plan(
         structure,
         saliency.scores,
         budget,
@@ -104,7 +105,7 @@ def prune(
         seed=seed,
     )
     surgeon = Surgeon(model, structure, refit, calibration, verify, progress)
-    operation, refitted = surgeon.operate(plan, inplace)
+    operation, refitted = surgeon.operate(found, inplace)
     return Pruned(operation.model, operation.plan, report_on(structure, saliency, operation, refitted))
 
 

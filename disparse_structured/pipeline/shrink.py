@@ -12,7 +12,8 @@ from torch import nn
 from disparse_structured.data.batches import as_they_are, take
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.arbiters import Arbiter, WeightedMean
-from disparse_structured.decision.budget import DEFAULT_RANKING, Budget, plan_of, search
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import DEFAULT_RANKING, decide
 from disparse_structured.decision.plan import Plan
 from disparse_structured.decision.votes import Ranking
 from disparse_structured.pipeline.calibrating import EXAMPLE_SAMPLES, SAMPLES, calibrate
@@ -158,6 +159,6 @@ def _decide(
         saliency = measure(
             model, structure, how, calibration.chunks, inputs=as_they_are, seed=seed, progress=progress
         )
-        found = search(structure, saliency.scores, budget, ranking=ranking, arbiter=arbiter, weights=weights)
-    plan = plan_of(structure, found, budget, ranking=ranking, arbiter=arbiter, criterion=how, seed=seed)
+        found = decide(structure, saliency.scores, budget, ranking=ranking, arbiter=arbiter, weights=weights)
+    plan = found.plan(structure, criterion=how, seed=seed)
     return plan, saliency

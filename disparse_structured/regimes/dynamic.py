@@ -11,7 +11,8 @@ from torch import nn
 
 from disparse_structured.data.batches import Inputs
 from disparse_structured.decision.arbiters import Arbiter, Unanimous
-from disparse_structured.decision.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget, smallest
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import DEFAULT_ARBITER, DEFAULT_RANKING, smallest
 from disparse_structured.decision.votes import Ranking
 from disparse_structured.naming import rule_name
 from disparse_structured.regimes.masked import MaskedRegime

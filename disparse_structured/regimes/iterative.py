@@ -10,7 +10,8 @@ from torch import nn
 
 from disparse_structured.data.batches import Inputs
 from disparse_structured.decision.arbiters import Arbiter
-from disparse_structured.decision.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import DEFAULT_ARBITER, DEFAULT_RANKING
 from disparse_structured.decision.votes import Ranking
 from disparse_structured.pipeline import Pruned
 from disparse_structured.regimes.masked import MaskedRegime

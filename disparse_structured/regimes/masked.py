@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.decision.budget import Decision
+from disparse_structured.decision.deciding import Decision
 from disparse_structured.decision.votes import Votes
 from disparse_structured.errors import BatchError, BudgetError, LoadError
 from disparse_structured.naming import rule_name
@@ -133,4 +133,4 @@ class MaskedRegime(Regime):
         votes = Votes(state["votes"].cpu(), state["ratio"], state["standing"].cpu())
         batches, samples = state["read"]
         saliency = replace(self._last[1], scores=state["scores"].cpu(), batches=batches, samples=samples)
-        self._last = Decision(self.masks.keep, votes), saliency
+        self._last = replace(self._last[0], keep=self.masks.keep, votes=votes), saliency

@@ -11,7 +11,8 @@ from torch import nn
 
 from disparse_structured.data.batches import Inputs
 from disparse_structured.decision.arbiters import Arbiter
-from disparse_structured.decision.budget import Budget, Decision, plan_of, search
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import Decision, decide
 from disparse_structured.decision.plan import Plan
 from disparse_structured.decision.votes import Ranking
 from disparse_structured.regimes.processes import on_rank_zero
@@ -86,8 +87,10 @@ class DecisionSettings:
         arbiter: Arbiter | None = None,
         stay: torch.Tensor | None = None,
     ) -> Decision:
-        """What the tasks vote on ``scores`` (``[tasks, units]``), as :func:`budget.search` does it."""
-        return search(
+        """What the arbiter decides on ``scores``, ``[tasks, units]``; see
+        :func:`~disparse_structured.decision.deciding.decide`.
+        """
+        return decide(
             self.structure,
             scores,
             budget or self.budget,
@@ -99,12 +102,4 @@ class DecisionSettings:
 
     def plan(self, decision: Decision) -> Plan:
         """``decision``, written down."""
-        return plan_of(
-            self.structure,
-            decision,
-            self.budget,
-            ranking=self.ranking,
-            arbiter=self.arbiter,
-            criterion=self.criterion,
-            seed=self.seed,
-        )
+        return decision.plan(self.structure, criterion=self.criterion, seed=self.seed)

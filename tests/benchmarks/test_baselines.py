@@ -16,7 +16,8 @@ from benchmarks.baselines import METHODS, Method
 from benchmarks.joint import joint_task
 from benchmarks.rivals import ConflictTaylor, CosPrune, FilterGradients
 from benchmarks.stock_scores import Kind, StockScores
-from disparse_structured.decision.budget import TOLERANCE, Budget, make_plan
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import TOLERANCE, make_plan
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import BatchError, TaskError
 from disparse_structured.scoring import Criterion, measure

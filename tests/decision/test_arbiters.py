@@ -18,7 +18,7 @@ from disparse_structured.decision.arbiters import (
     Quorum,
     Unanimous,
     WeightedMean,
-    decide,
+    arbitrate,
 )
 from disparse_structured.errors import PlanError
 from tests.support.ballots import ballot_with, reordered
@@ -91,13 +91,13 @@ def test_voting_rules_agree_with_a_loop(
     arbiter: Arbiter, goes: Callable[[list[bool]], bool], ballot: Ballot
 ) -> None:
     expected = [not goes(votes_on(ballot, unit)) for unit in range(ballot.reach.shape[1])]
-    assert decide(arbiter, ballot).tolist() == expected
+    assert arbitrate(arbiter, ballot).tolist() == expected
 
 
 @settings(max_examples=40)
 @given(ballot=ballots())
 def test_weighted_mean_agrees_with_a_loop(ballot: Ballot) -> None:
-    assert decide(WeightedMean(), ballot).tolist() == naive_mean(ballot)
+    assert arbitrate(WeightedMean(), ballot).tolist() == naive_mean(ballot)
 
 
 @pytest.mark.parametrize("arbiter", EVERY, ids=label)
@@ -214,7 +214,7 @@ def test_what_is_no_decision_is_refused(answer: Arbiter, found: str) -> None:
     with pytest.raises(
         PlanError, match=rf"returned {found}, expected torch.bool \[3\]: one decision per unit"
     ):
-        decide(answer, ballot)
+        arbitrate(answer, ballot)
 
 
 @pytest.mark.parametrize("k", [0, -1, 1.5, True])

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disparse_structured.decision.arbiters import AnyTask, Ballot, Majority, Quorum, Unanimous, WeightedMean
-from disparse_structured.decision.budget import Budget, make_plan, search
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import decide, make_plan
 from disparse_structured.decision.votes import (
     GlobalRanking,
     IsomorphicRanking,
@@ -88,7 +89,7 @@ def test_an_absolute_budget_above_the_dense_cost_is_refused(factor: float) -> No
     structure = net()
     dense = structure.cost.macs(torch.ones(structure.units, dtype=torch.bool))
     with pytest.raises(BudgetError, match=f"no less than the dense model's {dense:g} MACs: nothing to do"):
-        search(structure, structure.saliency(), Budget(macs=int(dense * factor)))
+        decide(structure, structure.saliency(), Budget(macs=int(dense * factor)))
 
 
 # Where the search lands
@@ -100,7 +101,7 @@ def test_an_absolute_budget_above_the_dense_cost_is_refused(factor: float) -> No
 def test_the_budget_is_met_within_one_percent_of_dense(ranking: Any, arbiter: Any, kind: str) -> None:
     structure = net()
     for target in (0.8, 0.5, 0.25):
-        found = search(
+        found = decide(
             structure, structure.saliency(), Budget(**{kind: target}), ranking=ranking, arbiter=arbiter
         )
         assert target - 0.01 <= share(structure, found.keep, kind) <= target
@@ -109,14 +110,14 @@ def test_the_budget_is_met_within_one_percent_of_dense(ranking: Any, arbiter: An
 def test_fractions_and_counts_mean_the_same() -> None:
     structure = net()
     dense = structure.cost.macs(torch.ones(structure.units, dtype=torch.bool))
-    one = search(structure, structure.saliency(), Budget(macs=0.5))
-    other = search(structure, structure.saliency(), Budget(macs=round(dense * 0.5)))
+    one = decide(structure, structure.saliency(), Budget(macs=0.5))
+    other = decide(structure, structure.saliency(), Budget(macs=round(dense * 0.5)))
     assert torch.equal(one.keep, other.keep)
 
 
 def test_nothing_leaves_that_a_task_wanted_to_keep() -> None:
     structure = net()
-    found = search(structure, structure.saliency(), Budget(macs=0.4))
+    found = decide(structure, structure.saliency(), Budget(macs=0.4))
     asked = (found.votes.keep & structure.reach).any(dim=0)
     assert found.keep[asked].all()
     assert torch.equal(found.votes.keep, ~(structure.reach & (found.votes.standing < found.votes.ratio)))
@@ -124,7 +125,7 @@ def test_nothing_leaves_that_a_task_wanted_to_keep() -> None:
 
 def test_all_tasks_are_asked_for_the_same_ratio() -> None:
     structure = net()
-    votes = search(structure, structure.saliency(), Budget(macs=0.5)).votes
+    votes = decide(structure, structure.saliency(), Budget(macs=0.5)).votes
     for row, reach in zip(votes.keep, structure.reach, strict=True):
         units = int(reach.sum())
         assert abs(int((~row).sum()) - votes.ratio * units) <= 1
@@ -137,8 +138,8 @@ def test_the_loudness_of_a_task_changes_no_decision(factor: float, task: int) ->
     louder = structure.saliency()
     louder[task] *= factor
     for arbiter in ARBITERS:
-        one = search(structure, structure.saliency(), Budget(macs=0.5), arbiter=arbiter)
-        other = search(structure, louder, Budget(macs=0.5), arbiter=arbiter)
+        one = decide(structure, structure.saliency(), Budget(macs=0.5), arbiter=arbiter)
+        other = decide(structure, louder, Budget(macs=0.5), arbiter=arbiter)
         assert torch.equal(one.keep, other.keep)
 
 
@@ -150,8 +151,8 @@ def test_the_order_of_the_tasks_changes_no_decision() -> None:
     )
     saliency = torch.randint(1, 9, structure.reach.shape).double()
     for arbiter in (Unanimous(), Majority(), AnyTask()):
-        one = search(structure, saliency, Budget(macs=0.5), arbiter=arbiter)
-        other = search(shuffled, saliency[rows], Budget(macs=0.5), arbiter=arbiter)
+        one = decide(structure, saliency, Budget(macs=0.5), arbiter=arbiter)
+        other = decide(shuffled, saliency[rows], Budget(macs=0.5), arbiter=arbiter)
         assert one.votes.ratio == other.votes.ratio
         assert torch.equal(one.votes.keep[rows], other.votes.keep)
 
@@ -159,7 +160,7 @@ def test_the_order_of_the_tasks_changes_no_decision() -> None:
 def test_the_least_salient_units_leave_and_the_most_salient_come_back() -> None:
     structure = chain([10, 20], tasks=("seg",))
     saliency = torch.arange(1.0, 31.0)[None]
-    keep = search(structure, saliency, Budget(parameters=0.5, floor=0.0)).keep
+    keep = decide(structure, saliency, Budget(parameters=0.5, floor=0.0)).keep
     assert not keep[: int((~keep).sum())].any()
 
 
@@ -169,7 +170,7 @@ def test_between_layers_that_stand_alike_the_more_salient_gets_its_units_back() 
     saliency[0, 96:] *= 100
     kept = []
     for target in (0.40, 0.45, 0.5, 0.55):
-        keep = search(structure, saliency, Budget(macs=target, round_to=4), ranking=LayerRanking()).keep
+        keep = decide(structure, saliency, Budget(macs=target, round_to=4), ranking=LayerRanking()).keep
         kept.append(structure.kept(keep))
     assert all(counts["net.layer3"] == max(counts.values()) for counts in kept)
     assert any(counts["net.layer3"] > counts["net.layer1"] for counts in kept)
@@ -181,7 +182,7 @@ def test_per_cost_looks_at_the_cost_of_the_budget() -> None:
     saliency = structure.saliency() + 10
     kept = {
         kind: structure.kept(
-            search(structure, saliency, Budget(**{kind: 0.5}), ranking=PerCostRanking()).keep
+            decide(structure, saliency, Budget(**{kind: 0.5}), ranking=PerCostRanking()).keep
         )
         for kind in ("macs", "parameters")
     }
@@ -192,15 +193,15 @@ def test_per_cost_looks_at_the_cost_of_the_budget() -> None:
 def test_weights_reach_the_arbiters_that_use_them() -> None:
     structure = chain([16, 16], tasks=("seg", "depth"))
     saliency = torch.stack([torch.arange(32.0), torch.arange(32.0).flip(0)])
-    first = search(structure, saliency, Budget(macs=0.5), arbiter=WeightedMean(), weights=[1, 0]).keep
-    alone = search(chain([16, 16], tasks=("seg",)), saliency[:1], Budget(macs=0.5)).keep
+    first = decide(structure, saliency, Budget(macs=0.5), arbiter=WeightedMean(), weights=[1, 0]).keep
+    alone = decide(chain([16, 16], tasks=("seg",)), saliency[:1], Budget(macs=0.5)).keep
     assert torch.equal(first, alone)
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0, 1.0], [0.0] * 3, [float("nan")] * 3])
 def test_weights_must_fit_the_tasks(weights: list[float]) -> None:
     with pytest.raises(BudgetError, match=r"weights=.* do not fit the tasks \['seg', 'depth', 'normal'\]"):
-        search(net(), net().saliency(), Budget(macs=0.5), weights=weights)
+        decide(net(), net().saliency(), Budget(macs=0.5), weights=weights)
 
 
 def test_any_callable_is_an_arbiter_and_must_return_a_decision() -> None:
@@ -208,16 +209,16 @@ def test_any_callable_is_an_arbiter_and_must_return_a_decision() -> None:
         return ballot.votes[0] & ballot.reach.any(dim=0)
 
     structure = chain([32, 32])
-    found = search(structure, structure.saliency(), Budget(macs=0.5), arbiter=first_task)
+    found = decide(structure, structure.saliency(), Budget(macs=0.5), arbiter=first_task)
     assert 0.49 <= share(structure, found.keep) <= 0.5
     assert found.keep[found.votes.keep[0]].all()
     with pytest.raises(PlanError, match=r"returned torch.int64 \[64\]"):
-        search(structure, structure.saliency(), Budget(macs=0.5), arbiter=lambda b: b.voters)
+        decide(structure, structure.saliency(), Budget(macs=0.5), arbiter=lambda b: b.voters)
 
 
 def test_units_that_no_task_reaches_go_first_and_alone_if_they_suffice() -> None:
     structure = chain([16, 64, 16], reach=[TASKS, (), TASKS])
-    found = search(structure, structure.saliency(), Budget(macs=0.9))
+    found = decide(structure, structure.saliency(), Budget(macs=0.9))
     assert structure.kept(found.keep) == {"net.layer0": 16, "net.layer1": 1, "net.layer2": 16}
     assert found.votes.keep.all()
 
@@ -230,13 +231,13 @@ def test_protection_holds_against_any_arbiter_and_for_units_that_no_task_reaches
         return ballot.votes[0] & (torch.arange(ballot.votes.shape[1]) >= 48)
 
     for arbiter in (*ARBITERS, harsh):
-        kept = structure.kept(search(structure, structure.saliency(), budget, arbiter=arbiter).keep)
+        kept = structure.kept(decide(structure, structure.saliency(), budget, arbiter=arbiter).keep)
         assert (kept["net.layer0"], kept["net.layer1"]) == (16, 32)
 
 
 def test_the_search_repeats_itself_exactly() -> None:
     structure = net()
-    one, other = (search(structure, structure.saliency(), Budget(macs=0.37, round_to=4)) for _ in range(2))
+    one, other = (decide(structure, structure.saliency(), Budget(macs=0.37, round_to=4)) for _ in range(2))
     assert torch.equal(one.keep, other.keep)
     assert one.votes.ratio == other.votes.ratio
 
@@ -297,9 +298,9 @@ def test_the_narrowest_widths_are_the_smallest_legal_ones(
         least, before = least + before * width, width
     budget = Budget(parameters=least - 1, floor=floor, min_width=min_width, round_to=step)
     with pytest.raises(BudgetError, match=f"removing all that may go leaves {least:.4g} parameters"):
-        search(structure, structure.saliency(), budget)
+        decide(structure, structure.saliency(), budget)
     if least < structure.cost.parameters(torch.ones(structure.units, dtype=torch.bool)):
-        found = search(structure, structure.saliency(), dataclasses.replace(budget, parameters=least))
+        found = decide(structure, structure.saliency(), dataclasses.replace(budget, parameters=least))
         assert list(structure.kept(found.keep).values()) == expected
 
 
@@ -307,7 +308,7 @@ def test_the_narrowest_widths_are_the_smallest_legal_ones(
 def test_floor_min_width_and_rounding_hold_while_the_budget_is_met(ranking: Any) -> None:
     structure = net()
     budget = Budget(macs=0.3, floor=0.25, min_width=11, round_to=4)
-    found = search(structure, structure.saliency(), budget, ranking=ranking)
+    found = decide(structure, structure.saliency(), budget, ranking=ranking)
     for group in structure.groups:
         kept = structure.kept(found.keep)[group.name]
         assert kept % 4 == 0
@@ -317,12 +318,12 @@ def test_floor_min_width_and_rounding_hold_while_the_budget_is_met(ranking: Any)
 
 def test_rounding_stops_at_the_dense_width_and_leaves_heads_alone() -> None:
     structure = chain([10, 9, 64], kinds=["channel", "head", "bundle"])
-    found = search(structure, structure.saliency(), Budget(parameters=0.4, round_to=8))
+    found = decide(structure, structure.saliency(), Budget(parameters=0.4, round_to=8))
     kept = structure.kept(found.keep)
     assert kept["net.layer0"] in (8, 10)
     assert kept["net.layer2"] % 8 == 0
     assert any(
-        structure.kept(search(structure, structure.saliency(), Budget(parameters=p, round_to=8)).keep)[
+        structure.kept(decide(structure, structure.saliency(), Budget(parameters=p, round_to=8)).keep)[
             "net.layer1"
         ]
         not in (8, 9)
@@ -334,9 +335,9 @@ def test_no_layer_is_emptied_even_where_every_task_calls_it_useless() -> None:
     structure = chain([8, 40, 40])
     saliency = structure.saliency() + 1
     saliency[:, :8] = 0
-    kept = structure.kept(search(structure, saliency, Budget(parameters=0.3, floor=0.0)).keep)
+    kept = structure.kept(decide(structure, saliency, Budget(parameters=0.3, floor=0.0)).keep)
     assert kept["net.layer0"] == 1
-    kept = structure.kept(search(structure, saliency, Budget(parameters=0.3, floor=0.25)).keep)
+    kept = structure.kept(decide(structure, saliency, Budget(parameters=0.3, floor=0.25)).keep)
     assert kept["net.layer0"] == 2
 
 
@@ -344,7 +345,7 @@ def test_units_given_back_for_a_floor_are_the_most_salient_of_the_removed() -> N
     structure = chain([8, 64, 64], tasks=("seg",))
     saliency = structure.saliency() + 10
     saliency[0, :8] = torch.tensor([0.3, 0.1, 0.5, 0.2, 0.05, 0.4, 0.01, 0.02])
-    keep = search(structure, saliency, Budget(parameters=0.3, floor=0.3)).keep
+    keep = decide(structure, saliency, Budget(parameters=0.3, floor=0.3)).keep
     assert keep[:8].nonzero().flatten().tolist() == [0, 2, 5]
 
 
@@ -352,7 +353,7 @@ def test_counts_in_proportion_stay_in_proportion() -> None:
     tied = RatioConstraint(("net.layer0", "net.layer1"), (1, 2), "forward divides the width by the heads")
     structure = net(constraints=(tied,))
     for target in (0.7, 0.5, 0.2):
-        found = search(structure, structure.saliency(), Budget(macs=target))
+        found = decide(structure, structure.saliency(), Budget(macs=target))
         kept = structure.kept(found.keep)
         assert kept["net.layer1"] == 2 * kept["net.layer0"] < 64
         assert target - 0.01 <= share(structure, found.keep) <= target
@@ -363,7 +364,7 @@ def test_a_coarse_step_is_made_up_for_by_other_groups() -> None:
     tied = RatioConstraint(("net.layer0", "net.layer1"), (8, 8), "heads of eight")
     structure = chain([32, 32, 256], constraints=(tied,))
     for target in (0.65, 0.5, 0.35):
-        found = search(structure, structure.saliency(), Budget(parameters=target))
+        found = decide(structure, structure.saliency(), Budget(parameters=target))
         assert structure.kept(found.keep)["net.layer0"] % 8 == 0
         assert target - 0.01 <= share(structure, found.keep, "parameters") <= target
 
@@ -371,7 +372,7 @@ def test_a_coarse_step_is_made_up_for_by_other_groups() -> None:
 @pytest.mark.parametrize("pattern", ["net.layer1", "net.conv1.weight", "net.conv1", "*conv1*", "net.conv[1]"])
 def test_protected_layers_keep_their_width(pattern: str) -> None:
     structure = net()
-    found = search(structure, structure.saliency(), Budget(macs=0.5, protected=pattern))
+    found = decide(structure, structure.saliency(), Budget(macs=0.5, protected=pattern))
     kept = structure.kept(found.keep)
     assert kept["net.layer1"] == 64
     assert kept["net.layer2"] < 64
@@ -381,9 +382,9 @@ def test_protected_layers_keep_their_width(pattern: str) -> None:
 
 def test_a_pattern_that_matches_nothing_names_what_is_close() -> None:
     with pytest.raises(PatternError, match=r"'net.convl' matches no channel group.*Close names: .*net\.conv"):
-        search(net(), net().saliency(), Budget(macs=0.5, protected=("net.conv1", "net.convl")))
+        decide(net(), net().saliency(), Budget(macs=0.5, protected=("net.conv1", "net.convl")))
     with pytest.raises(PatternError, match=r"'zzz' .*`disparse inspect` lists the names"):
-        search(net(), net().saliency(), Budget(macs=0.5, protected="zzz"))
+        decide(net(), net().saliency(), Budget(macs=0.5, protected="zzz"))
 
 
 # How far it can go
@@ -393,7 +394,7 @@ def test_an_unreachable_budget_says_how_far_it_can_go_and_what_holds_it() -> Non
     structure = net(fixed=1000.0)
     budget = Budget(macs=0.02, floor=0.2, protected="net.layer2")
     with pytest.raises(BudgetError) as caught:
-        search(structure, structure.saliency(), budget)
+        decide(structure, structure.saliency(), budget)
     text = str(caught.value)
     assert "the budget macs=0.02" in text
     assert "floor=0.2 (without it" in text
@@ -402,16 +403,16 @@ def test_an_unreachable_budget_says_how_far_it_can_go_and_what_holds_it() -> Non
     assert "the arbiter" not in text
     possible = float(text.partition("Ask for at least ")[2].partition(",")[0])
     assert possible > 0.02
-    found = search(structure, structure.saliency(), dataclasses.replace(budget, macs=possible))
+    found = decide(structure, structure.saliency(), dataclasses.replace(budget, macs=possible))
     assert share(structure, found.keep) <= possible
     with pytest.raises(BudgetError):
-        search(structure, structure.saliency(), dataclasses.replace(budget, macs=possible - 0.002))
+        decide(structure, structure.saliency(), dataclasses.replace(budget, macs=possible - 0.002))
 
 
 def test_an_arbiter_that_will_not_remove_is_named() -> None:
     structure = net()
     with pytest.raises(BudgetError, match=r"It is held by the arbiter \(without it"):
-        search(
+        decide(
             structure,
             structure.saliency(),
             Budget(macs=0.5),
@@ -421,13 +422,13 @@ def test_an_arbiter_that_will_not_remove_is_named() -> None:
 
 def test_a_count_that_was_meant_as_a_percentage_gets_a_hint() -> None:
     with pytest.raises(BudgetError, match=r"A number above 1 is a count; for a share write .* 0\.5"):
-        search(net(), net().saliency(), Budget(macs=50))
+        decide(net(), net().saliency(), Budget(macs=50))
 
 
 def test_a_model_without_any_group_cannot_meet_a_budget() -> None:
     structure = chain([], fixed=100.0)
     with pytest.raises(BudgetError, match=r"leaves 100 MACs, 100.0% of dense.*Nothing may go at all"):
-        search(structure, structure.saliency(), Budget(macs=0.5))
+        decide(structure, structure.saliency(), Budget(macs=0.5))
 
 
 # As a plan
@@ -438,7 +439,7 @@ def test_make_plan_writes_down_what_was_asked_and_found() -> None:
     plan = make_plan(
         structure, structure.saliency(), Budget(macs=0.5), arbiter=Quorum(2), criterion=GlobalRanking, seed=3
     )
-    found = search(structure, structure.saliency(), Budget(macs=0.5), arbiter=Quorum(2))
+    found = decide(structure, structure.saliency(), Budget(macs=0.5), arbiter=Quorum(2))
     assert torch.equal(plan.keep(structure), found.keep)
     assert plan.macs.after == structure.cost.macs(found.keep)
     assert dict(plan.budget)["macs"] == 0.5

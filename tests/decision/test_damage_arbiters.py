@@ -19,9 +19,10 @@ from disparse_structured.decision.arbiters import (
     Tolerance,
     Unanimous,
     WeightedMean,
-    decide,
+    arbitrate,
 )
-from disparse_structured.decision.budget import Budget, search
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import decide
 from disparse_structured.decision.votes import LayerRanking, normalise
 from disparse_structured.errors import TaskError
 from tests.support.ballots import ballot_with, names, reordered
@@ -118,7 +119,7 @@ def test_not_even_the_last_bit_of_a_sum_depends_on_the_order(rows: tuple[int, ..
 @settings(max_examples=40)
 @given(ballot=ballots())
 def test_as_many_go_as_the_ratio_says_and_what_nobody_reaches(arbiter: Arbiter, ballot: Ballot) -> None:
-    keep = decide(arbiter, ballot)
+    keep = arbitrate(arbiter, ballot)
     reached = ballot.reach.any(dim=0)
     assert not keep[~reached].any()
     places = [place / max(1, int(reached.sum())) for place in range(int(reached.sum()))]
@@ -326,7 +327,7 @@ def test_the_search_hands_over_damage_as_it_came_and_the_names() -> None:
         seen.append(ballot)
         return Unanimous()(ballot)
 
-    search(structure, saliency, Budget(macs=0.6), arbiter=arbiter)
+    decide(structure, saliency, Budget(macs=0.6), arbiter=arbiter)
 
     assert seen
     for ballot in seen:
@@ -339,7 +340,7 @@ def test_the_search_hands_over_damage_as_it_came_and_the_names() -> None:
 def test_the_search_lands_on_its_budget(arbiter: Arbiter, options: dict[str, float]) -> None:
     structure = chain([48, 64, 64, 80], areas=[16, 8, 4, 1])
     for seed in range(3):
-        found = search(structure, structure.saliency(seed) ** 3, Budget(macs=0.5, **options), arbiter=arbiter)
+        found = decide(structure, structure.saliency(seed) ** 3, Budget(macs=0.5, **options), arbiter=arbiter)
         share = structure.cost.macs(found.keep) / structure.cost.macs(torch.ones_like(found.keep))
         assert 0.48 <= share <= 0.5
 
@@ -349,7 +350,7 @@ def test_the_search_damages_the_worst_task_less_with_minimax_and_a_limited_one_l
     damage = structure.saliency() ** 3 * torch.tensor([[30.0], [3.0], [1.0]])
 
     def of(arbiter: Arbiter) -> list[float]:
-        keep = search(structure, damage, Budget(macs=0.5), arbiter=arbiter, ranking=LayerRanking()).keep
+        keep = decide(structure, damage, Budget(macs=0.5), arbiter=arbiter, ranking=LayerRanking()).keep
         return (damage * ~keep).sum(dim=1).tolist()
 
     unanimous, minimax, tolerant = of(Unanimous()), of(Minimax()), of(Tolerance({"normal": 0.8}))

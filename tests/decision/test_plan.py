@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disparse_structured.decision.budget import Budget, make_plan
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import make_plan
 from disparse_structured.decision.plan import GroupPlan, Plan, Provenance
 from disparse_structured.errors import LoadError, PlanError
 from disparse_structured.structure.groups import RatioConstraint

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from disparse_structured.cli import main
 from disparse_structured.decision.arbiters import Majority, Quorum
-from disparse_structured.decision.budget import Budget, smallest
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import smallest
 from disparse_structured.decision.votes import LayerRanking
 from disparse_structured.errors import BatchError, BudgetError, LoadError
 from disparse_structured.export import export_onnx

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from disparse_structured.data.calibration import Calibration
-from disparse_structured.decision.budget import DEFAULT_ARBITER, DEFAULT_RANKING, Budget, search
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import DEFAULT_ARBITER, DEFAULT_RANKING, decide
 from disparse_structured.errors import BatchError
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.pipeline.compensated import Compensated
@@ -624,11 +625,11 @@ def test_what_an_earlier_search_removed_goes_first() -> None:
     scores = torch.rand(
         structure.reach.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
     )
-    first = search(structure, scores, Budget(macs=0.7)).keep
-    second = search(structure, scores.flip(1), Budget(macs=0.4), left=first).keep
+    first = decide(structure, scores, Budget(macs=0.7)).keep
+    second = decide(structure, scores.flip(1), Budget(macs=0.4), left=first).keep
 
     assert not bool((second & ~first).any())
-    assert bool((search(structure, scores.flip(1), Budget(macs=0.4)).keep & ~first).any())
+    assert bool((decide(structure, scores.flip(1), Budget(macs=0.4)).keep & ~first).any())
 
 
 @pytest.mark.parametrize("kind", ["macs", "parameters"])

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from disparse_structured.decision.budget import Budget, make_plan
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import make_plan
 from disparse_structured.errors import BatchError, GradientError, TaskError
 from disparse_structured.scoring import Saliency, measure
 from disparse_structured.scoring.criteria import Learned

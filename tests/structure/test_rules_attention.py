@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from disparse_structured.decision.budget import Budget, make_plan
+from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.budget.widths import Widths
+from disparse_structured.decision.deciding import make_plan
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import PlanError
 from disparse_structured.export import export_onnx

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from disparse_structured.adapters.timm import ASPPHead, DenseHead, LinearHead, multitask
-from disparse_structured.decision.budget import Budget, search
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import decide
 from disparse_structured.errors import BudgetError
 from disparse_structured.export import export_onnx
 from disparse_structured.scoring import measure
@@ -33,7 +34,7 @@ def voted_keep(animal: Case, seed: int) -> Tensor:
     saliency = measure(animal.model, animal.structure, Fisher(), [animal.inputs], inputs=tuple, seed=seed)
     for share in (0.45, 0.7, 0.95):
         try:
-            return search(animal.structure, saliency.scores, Budget(parameters=share)).keep
+            return decide(animal.structure, saliency.scores, Budget(parameters=share)).keep
         except BudgetError:
             continue
     raise AssertionError("no budget can be met")

@@ -1,7 +1,7 @@
 """Arbiters: one rule a file. Any callable of :class:`Arbiter`'s signature is one."""
 
 from disparse_structured.decision.arbiters.any_task import AnyTask
-from disparse_structured.decision.arbiters.ballot import Arbiter, Ballot, decide
+from disparse_structured.decision.arbiters.ballot import Arbiter, Ballot, arbitrate
 from disparse_structured.decision.arbiters.majority import Majority
 from disparse_structured.decision.arbiters.minimax import Minimax
 from disparse_structured.decision.arbiters.priority import Priority
@@ -21,5 +21,5 @@ __all__ = [
     "Tolerance",
     "Unanimous",
     "WeightedMean",
-    "decide",
+    "arbitrate",
 ]

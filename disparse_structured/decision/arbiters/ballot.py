@@ -61,7 +61,7 @@ class Arbiter(Protocol):
         ...
 
 
-def decide(arbiter: Arbiter, ballot: Ballot) -> torch.Tensor:
+def arbitrate(arbiter: Arbiter, ballot: Ballot) -> torch.Tensor:
     """The arbiter's decision, bool ``[units]``, True = keep.
 
     Raises:

@@ -1,7 +1,7 @@
-"""The search for the common ratio that meets a budget.
+"""The one place where scores become a decision, and a decision becomes a plan.
 
-Unanimity removes less than each task asked for, so a ratio is no budget. The search bisects the ratio on
-the analytic cost: votes, arbiter, then what the widths must respect, then the cost; no trial surgery.
+Unanimity removes less than each task asked for, so a ratio is not a budget. The search bisects the ratio on
+the analytic cost: votes, arbiter, width rules, cost. It never tries a removal on the network itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from disparse_structured.decision.arbiters import Arbiter, Ballot, Unanimous, decide
+from disparse_structured.decision.arbiters import Arbiter, Ballot, Unanimous, arbitrate
 from disparse_structured.decision.budget.limits import Budget
 from disparse_structured.decision.budget.protection import protected_units
 from disparse_structured.decision.budget.slack import Fits, give_back, trade
@@ -46,21 +46,45 @@ _RATIO_STEP = 1e-9
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """Where the search ended.
+    """Where :func:`decide` ended.
 
     Args:
-        keep: bool ``[units]``, True = stays: what the arbiter decided at ``votes.ratio``, plus the units
+        keep: bool ``[units]``, True = kept: what the arbiter decided at ``votes.ratio``, plus the units
             given back for floors, rounding and count constraints, and to use the budget up.
         votes: what each task chose at that ratio.
+        budget: the budget that was met.
+        arbiter, ranking: the names of the rules in force.
     """
 
     keep: torch.Tensor
     votes: Votes
+    budget: Budget
+    arbiter: str
+    ranking: str
+
+    def plan(
+        self, structure: PrunableStructure, *, criterion: object = None, seed: int | None = None
+    ) -> Plan:
+        """The decision as a :class:`Plan`; ``criterion`` and ``seed`` are only recorded in it."""
+        return Plan.from_keep(
+            structure,
+            self.keep,
+            votes=self.votes.keep,
+            budget=self.budget.facts(),
+            provenance=Provenance(
+                criterion=None if criterion is None else rule_name(criterion),
+                arbiter=self.arbiter,
+                ranking=self.ranking,
+                ratio=self.votes.ratio,
+                seed=seed,
+                versions=package_versions(),
+            ),
+        )
 
 
 def make_plan(
     structure: PrunableStructure,
-    saliency: torch.Tensor,
+    scores: torch.Tensor,
     budget: Budget,
     *,
     ranking: Ranking = DEFAULT_RANKING,
@@ -69,41 +93,17 @@ def make_plan(
     criterion: object = None,
     seed: int | None = None,
 ) -> Plan:
-    """:func:`search`, written down as a :class:`Plan`; ``criterion`` and ``seed`` are only named in it."""
-    found = search(structure, saliency, budget, ranking=ranking, arbiter=arbiter, weights=weights)
-    return plan_of(structure, found, budget, ranking=ranking, arbiter=arbiter, criterion=criterion, seed=seed)
+    """Each task votes on ``scores``, the arbiter decides, and the decision is written down.
+
+    This is :func:`decide` followed by :meth:`Decision.plan`: arguments and errors are theirs.
+    """
+    found = decide(structure, scores, budget, ranking=ranking, arbiter=arbiter, weights=weights)
+    return found.plan(structure, criterion=criterion, seed=seed)
 
 
-def plan_of(
+def decide(
     structure: PrunableStructure,
-    decision: Decision,
-    budget: Budget,
-    *,
-    ranking: Ranking,
-    arbiter: Arbiter,
-    criterion: object = None,
-    seed: int | None = None,
-) -> Plan:
-    """``decision`` as a :class:`Plan`; everything else is only named in it."""
-    return Plan.from_keep(
-        structure,
-        decision.keep,
-        votes=decision.votes.keep,
-        budget=budget.facts(),
-        provenance=Provenance(
-            criterion=None if criterion is None else rule_name(criterion),
-            arbiter=rule_name(arbiter),
-            ranking=rule_name(ranking),
-            ratio=decision.votes.ratio,
-            seed=seed,
-            versions=package_versions(),
-        ),
-    )
-
-
-def search(
-    structure: PrunableStructure,
-    saliency: torch.Tensor,
+    scores: torch.Tensor,
     budget: Budget,
     *,
     ranking: Ranking = DEFAULT_RANKING,
@@ -120,7 +120,7 @@ def search(
 
     Args:
         structure: groups, reach, count constraints and cost of the dense model.
-        saliency: ``[tasks, units]``, finite and >= 0.
+        scores: ``[tasks, units]``, finite and >= 0.
         weights: one per task, >= 0, for arbiters that use them; ones by default.
         stay: bool ``[units]``; nobody may vote on units that are True.
         left: bool ``[units]``; what an earlier search has left. Units that are False go before all others,
@@ -129,7 +129,7 @@ def search(
     Raises:
         BudgetError: the budget is no less than the dense cost, or cannot be met (says how far it can go).
         PatternError: a protected pattern matches nothing.
-        PlanError: saliency, ranking or arbiter do not return what they must.
+        PlanError: scores, ranking or arbiter do not return what they must.
     """
     cost = structure.cost.macs if budget.kind == "macs" else structure.cost.parameters
     dense = float(cost(torch.ones(structure.reach.shape[1], dtype=torch.bool)))
@@ -138,17 +138,17 @@ def search(
     if stay is not None:
         free &= ~stay
     if left is not None:
-        saliency = saliency.masked_fill(~left, 0.0)
+        scores = scores.masked_fill(~left, 0.0)
     unit_cost = torch.as_tensor(structure.cost.unit_cost(budget.kind, left)).to("cpu", torch.float64)
     context = ranking_context(structure.groups, unit_cost)
-    scores = normalise(saliency, structure.reach, structure.tasks)
+    shares = normalise(scores, structure.reach, structure.tasks)
     own = structure.reach & free
-    standing_of_tasks = standings(scores, own, ranking, context)
-    importance = _importance(scores, structure.reach, own.any(dim=0), ranking, context)
+    standing_of_tasks = standings(shares, own, ranking, context)
+    importance = _importance(shares, structure.reach, own.any(dim=0), ranking, context)
     widths = Widths.of(structure.groups, structure.constraints, budget, structure.reach, importance)
     rerank = _Rerank(ranking, context, free)
     task_weights = _weights(weights, structure.tasks)
-    damage = saliency.detach().to("cpu", torch.float64).masked_fill(~structure.reach, 0.0)
+    damage = scores.detach().to("cpu", torch.float64).masked_fill(~structure.reach, 0.0)
 
     def votes_at(ratio: float) -> Votes:
         return vote(standing_of_tasks, own, ratio)
@@ -157,19 +157,22 @@ def search(
         ballot = Ballot(
             votes=votes_at(ratio).keep,
             reach=structure.reach,
-            scores=scores,
+            scores=shares,
             ratio=ratio,
             rerank=rerank,
             weights=task_weights,
             damage=damage,
             tasks=structure.tasks,
         )
-        return decide(arbiter, ballot) | ~free
+        return arbitrate(arbiter, ballot) | ~free
+
+    def decision(keep: torch.Tensor, ratio: float) -> Decision:
+        return Decision(keep, votes_at(ratio), budget, rule_name(arbiter), rule_name(ranking))
 
     low, high = 0.0, 1.0
     over = widths.settle(decision_at(low))
     if cost(over) <= target:
-        return Decision(over, votes_at(low))
+        return decision(over, low)
     last = decision_at(high)
     within = widths.settle(last)
     if cost(within) > target:
@@ -186,7 +189,7 @@ def search(
     kept = give_back(within, over, asked, widths, context.group, fits)
     if not fits.closely(kept):
         kept = trade(kept, ~last & asked, widths, fits)
-    return Decision(kept, votes_at(high))
+    return decision(kept, high)
 
 
 def smallest(structure: PrunableStructure, budget: Budget) -> torch.Tensor:
