@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks._measure import in_own_process, in_turn, paired_ratio, peak_bytes, write
 from benchmarks.machine import machine
 from disparse_structured.adapters.timm import DenseHead, LinearHead, MultiTask, multitask
-from disparse_structured.scoring import measure
+from disparse_structured.scoring import score
 from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.structure import analyse
 from disparse_structured.tasks import Task
@@ -75,7 +75,7 @@ class Case:
 
     def _fisher(self, model: MultiTask, data: list[Tensor], tasks: tuple[Task, ...]) -> Callable[[], object]:
         structure = analyse(model, (data[0],), tasks)
-        return lambda: measure(model, structure, Fisher(), data)
+        return lambda: score(model, structure, data, Fisher())
 
 
 def floor(model: MultiTask, data: Sequence[Tensor]) -> None:

@@ -35,7 +35,7 @@ from disparse_structured.pipeline import Pruned, prune, shrink
 from disparse_structured.pipeline.compensated import Compensated
 from disparse_structured.refit import LeastSquares
 from disparse_structured.relatedness import Relatedness, relate
-from disparse_structured.scoring import measure
+from disparse_structured.scoring import score
 from disparse_structured.scoring.criteria import (
     SNIP,
     DiagonalHessian,
@@ -91,11 +91,11 @@ __all__ = [
     "extract",
     "load",
     "masked_twin",
-    "measure",
     "plan",
     "prune",
     "relate",
     "save",
+    "score",
     "shrink",
     "tasks_of",
 ]

@@ -20,7 +20,7 @@ from disparse_structured.adapters.timm import MultiTask
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import decide
 from disparse_structured.decision.votes import Ranking
-from disparse_structured.scoring import Criterion, measure
+from disparse_structured.scoring import Criterion, score
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.tasks import Task
 
@@ -92,7 +92,7 @@ class Bench:
         """Bool ``[units]`` of a method that does not ask the tasks, at ``fraction`` of the MACs."""
         scores = self.once(
             ("scores", criterion),
-            lambda: measure(self.model, self.joint, criterion, self.batches, seed=self.seed).scores,
+            lambda: score(self.model, self.joint, self.batches, criterion, seed=self.seed).scores,
         )
         return self.once(
             ("keep", criterion, ranking, fraction),

@@ -10,17 +10,17 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from disparse_structured.data.batches import Inputs, model_inputs
+from disparse_structured.data.batches import ToInputs, model_inputs
 from disparse_structured.errors import BatchError
 
 
-def arguments(model: nn.Module, batch: Any, inputs: Inputs | None) -> tuple[Any, ...]:
+def arguments(model: nn.Module, batch: Any, to_inputs: ToInputs | None) -> tuple[Any, ...]:
     """The positional arguments of ``forward`` that ``batch`` holds, detached."""
-    if inputs is not None:
-        given = inputs(batch)
+    if to_inputs is not None:
+        given = to_inputs(batch)
         if not isinstance(given, tuple):
             raise BatchError(
-                f"inputs= returned a {type(given).__name__}; expected the tuple of forward's positional "
+                f"to_inputs= returned a {type(given).__name__}; expected the tuple of forward's positional "
                 "arguments. For a single tensor return (tensor,)."
             )
     else:
@@ -30,12 +30,12 @@ def arguments(model: nn.Module, batch: Any, inputs: Inputs | None) -> tuple[Any,
         except TypeError as error:
             raise BatchError(
                 f"the batch does not fit {type(model).__name__}.forward: {error}. "
-                "Pass inputs=, a function from a batch to the tuple of forward's arguments."
+                "Pass to_inputs=, a function from a batch to the tuple of forward's arguments."
             ) from None
         if bound.kwargs:
             raise BatchError(
                 f"{type(model).__name__}.forward would get {sorted(bound.kwargs)} by name only. "
-                "Pass inputs=, a function from a batch to the tuple of forward's positional arguments."
+                "Pass to_inputs=, a function from a batch to the tuple of forward's positional arguments."
             )
         given = bound.args
     return pytree.tree_map(  # type: ignore[no-any-return]

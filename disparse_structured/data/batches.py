@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.errors import BatchError, DisparseError
 
-Inputs = Callable[[Any], tuple[Any, ...]]
+ToInputs = Callable[[Any], tuple[Any, ...]]
 """A user's own way from a batch to the positional arguments of ``forward``."""
 
 INPUT_KEYS = ("image", "images", "input", "inputs", "pixel_values", "x")
@@ -47,7 +47,7 @@ def model_inputs(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[st
         return _from_mapping(model, batch)
     raise BatchError(
         f"the batch is a {type(batch).__name__}; expected a tensor, a tuple or list that starts with the "
-        "input, or a dict. Pass inputs=, a function from a batch to the tuple of forward's arguments."
+        "input, or a dict. Pass to_inputs=, a function from a batch to the tuple of forward's arguments."
     )
 
 
@@ -74,18 +74,18 @@ def take(inputs: tuple[Any, ...], which: slice) -> tuple[Any, ...]:
     return taken
 
 
-def call_model(model: nn.Module, batch: Any, inputs: Inputs | None = None) -> Any:
-    """``model``'s output for ``batch``; ``inputs`` replaces :func:`model_inputs`.
+def call_model(model: nn.Module, batch: Any, to_inputs: ToInputs | None = None) -> Any:
+    """``model``'s output for ``batch``; ``to_inputs`` replaces :func:`model_inputs`.
 
     Raises :class:`BatchError` when the model refuses the batch, with the model's own reason.
     """
-    if inputs is None:
+    if to_inputs is None:
         positional, named = model_inputs(model, batch)
     else:
-        positional, named = inputs(batch), {}
+        positional, named = to_inputs(batch), {}
         if not isinstance(positional, tuple):
             raise BatchError(
-                f"inputs= returned a {type(positional).__name__}; expected the tuple of forward's "
+                f"to_inputs= returned a {type(positional).__name__}; expected the tuple of forward's "
                 "positional arguments. For a single tensor return (tensor,)."
             )
     try:
@@ -99,7 +99,7 @@ def call_model(model: nn.Module, batch: Any, inputs: Inputs | None = None) -> An
         raise BatchError(
             f"{type(model).__name__} refused a batch, called with ({given}): "
             f"{type(error).__name__}: {error}. Change what the loader yields, or pass "
-            "inputs=, a function from a batch to forward's arguments."
+            "to_inputs=, a function from a batch to forward's arguments."
         ) from error
 
 
@@ -158,7 +158,7 @@ def _from_mapping(model: nn.Module, batch: Mapping[Any, Any]) -> tuple[tuple[Any
             f"the batch is a dict with keys {list(batch)}, but {type(model).__name__}.forward takes "
             f"{[p.name for p in parameters]} and gets no {missing[0] if missing else 'argument'!r}. "
             f"Name the entries like forward's parameters, give exactly one of the keys {list(INPUT_KEYS)}, "
-            "or pass inputs=, a function from a batch to the tuple of forward's arguments."
+            "or pass to_inputs=, a function from a batch to the tuple of forward's arguments."
         )
     return positional, named
 

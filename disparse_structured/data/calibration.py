@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from disparse_structured.data.arguments import arguments, described
-from disparse_structured.data.batches import Inputs, batch_size, batches, take, to_device
+from disparse_structured.data.batches import ToInputs, batch_size, batches, take, to_device
 from disparse_structured.errors import BatchError
 
 CHUNK = 8
@@ -46,7 +46,12 @@ class Calibration:
 
     @classmethod
     def of(
-        cls, model: nn.Module, data: Iterable[Any], inputs: Inputs | None = None, *, limit: int | None = None
+        cls,
+        model: nn.Module,
+        data: Iterable[Any],
+        to_inputs: ToInputs | None = None,
+        *,
+        limit: int | None = None,
     ) -> Calibration:
         """The first ``limit`` examples of ``data``, which is read once and no further than needed.
 
@@ -66,7 +71,7 @@ class Calibration:
         read: list[tuple[Any, ...]] = []
         samples = 0
         for batch in batches(data):
-            read.append(to_device(arguments(model, batch, inputs), device, dtype))
+            read.append(to_device(arguments(model, batch, to_inputs), device, dtype))
             samples += batch_size(read[-1])
             if limit is not None and samples >= limit:
                 break

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.data.batches import Inputs
+from disparse_structured.data.batches import ToInputs
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import BatchError
 
 SAMPLES = 64
-"""Inputs that a refit reads by default; more bring a little more still."""
+"""ToInputs that a refit reads by default; more bring a little more still."""
 
 EXAMPLE_SAMPLES = 2
 """How many samples example inputs are: structure and proof need no more."""
@@ -24,7 +24,7 @@ def calibrate(
     model: nn.Module,
     data: torch.Tensor | Iterable[Any] | Calibration,
     *,
-    inputs: Inputs | None = None,
+    to_inputs: ToInputs | None = None,
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> Calibration:
@@ -60,4 +60,4 @@ def calibrate(
         )
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with Isolation(seed, device):
-        return Calibration.of(model, data, inputs, limit=samples)
+        return Calibration.of(model, data, to_inputs, limit=samples)

@@ -16,7 +16,7 @@ from disparse_structured.decision.deciding import Decision, decide
 from disparse_structured.decision.votes import Ranking
 from disparse_structured.naming import rule_name
 from disparse_structured.refit import LeastSquares, RefitMethod, refit
-from disparse_structured.scoring import Criterion, Saliency, measure
+from disparse_structured.scoring import Criterion, Saliency, score
 from disparse_structured.scoring.criteria import Taylor
 from disparse_structured.scoring.damage_curves import JUDGED, LEFT, measure_damage_curves
 from disparse_structured.structure import Structure
@@ -81,9 +81,9 @@ class Compensated:
         size = batch_size(calibration.chunks[0])
         scored = calibration.chunks[: max(1, self.scored // size)]
         for number in range(self.rounds):
-            saliency = measure(
-                current, structure, self.criterion, scored,
-                inputs=as_they_are, seed=seed, keep=keep, progress=progress,
+            saliency = score(
+                current, structure, scored, self.criterion,
+                to_inputs=as_they_are, seed=seed, keep=keep, progress=progress,
             )  # fmt: skip
             curves = measure_damage_curves(
                 current, structure, saliency.scores, calibration,

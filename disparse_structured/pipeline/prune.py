@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.data.batches import Inputs, as_they_are
+from disparse_structured.data.batches import ToInputs, as_they_are
 from disparse_structured.decision.arbiters import Arbiter
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import DEFAULT_ARBITER, DEFAULT_RANKING, make_plan
@@ -19,7 +19,7 @@ from disparse_structured.pipeline.checks import check_callables, check_method, c
 from disparse_structured.pipeline.pruned import Pruned, report_on
 from disparse_structured.pipeline.surgeon import Surgeon
 from disparse_structured.refit import RefitMethod
-from disparse_structured.scoring import Criterion, measure
+from disparse_structured.scoring import Criterion, score
 from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.structure import Attention, Form, analyse
 from disparse_structured.tasks import Task, check_tasks
@@ -37,7 +37,7 @@ def prune(
     criterion: Criterion | None = None,
     arbiter: Arbiter = DEFAULT_ARBITER,
     ranking: Ranking = DEFAULT_RANKING,
-    inputs: Inputs | None = None,
+    to_inputs: ToInputs | None = None,
     refit: RefitMethod | None = None,
     seed: int = 0,
     verify: bool = True,
@@ -88,12 +88,12 @@ def prune(
     with step("reading the structure", progress):
         structure = analyse(model, example_inputs, tasks, form=form, attention=attention)
     if data is None:
-        data, inputs = _example_as_data(structure.example_inputs, tasks), as_they_are
+        data, to_inputs = _example_as_data(structure.example_inputs, tasks), as_they_are
     calibration = None
     if refit is not None:
         data = list(data) if isinstance(data, Iterator) else data  # it is read twice
-        calibration = calibrate(model, data, inputs=inputs, seed=seed)
-    saliency = measure(model, structure, criterion, data, inputs=inputs, seed=seed, progress=progress)
+        calibration = calibrate(model, data, to_inputs=to_inputs, seed=seed)
+    saliency = score(model, structure, data, criterion, to_inputs=to_inputs, seed=seed, progress=progress)
     found = make_plan(
         structure,
         saliency.scores,

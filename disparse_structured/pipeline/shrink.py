@@ -24,7 +24,7 @@ from disparse_structured.pipeline.surgeon import Surgeon
 from disparse_structured.pipeline.tolerating import Try, checked_limits, within
 from disparse_structured.refit import LeastSquares, RefitMethod
 from disparse_structured.report.refit import RefitFacts
-from disparse_structured.scoring import Criterion, Saliency, measure
+from disparse_structured.scoring import Criterion, Saliency, score
 from disparse_structured.structure import Attention, Form, Structure, analyse
 from disparse_structured.surgery.module import Applied
 from disparse_structured.tasks import Task, check_tasks
@@ -156,8 +156,8 @@ def _decide(
             arbiter=arbiter, ranking=ranking, weights=weights, seed=seed, progress=progress,
         )  # fmt: skip
     else:
-        saliency = measure(
-            model, structure, how, calibration.chunks, inputs=as_they_are, seed=seed, progress=progress
+        saliency = score(
+            model, structure, calibration.chunks, how, to_inputs=as_they_are, seed=seed, progress=progress
         )
         found = decide(structure, saliency.scores, budget, ranking=ranking, arbiter=arbiter, weights=weights)
     plan = found.plan(structure, criterion=how, seed=seed)

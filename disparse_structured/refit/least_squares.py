@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from disparse_structured.data.batches import Inputs
+from disparse_structured.data.batches import ToInputs
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import PlanError
@@ -113,7 +113,7 @@ def refit(
     data: Iterable[Any] | Calibration,
     *,
     method: RefitMethod = LeastSquares(),
-    inputs: Inputs | None = None,
+    to_inputs: ToInputs | None = None,
     limit: int | None = None,
     progress: bool = False,
 ) -> Refit:
@@ -157,7 +157,7 @@ def refit(
     device = next((tensor.device for tensor in dense.values()), torch.device("cpu"))
     with Isolation(method.seed, device):
         calibration = (
-            data if isinstance(data, Calibration) else Calibration.of(model, data, inputs, limit=limit)
+            data if isinstance(data, Calibration) else Calibration.of(model, data, to_inputs, limit=limit)
         )
         described = PerShape(model, structure, lambda found: found)(calibration.chunks[0])
         # An even number of chunks each time, so that an image and its copies are in the same fold.

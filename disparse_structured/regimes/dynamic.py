@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.data.batches import Inputs
+from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.arbiters import Arbiter, Unanimous
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import DEFAULT_ARBITER, DEFAULT_RANKING, smallest
@@ -66,7 +66,7 @@ class Dynamic(MaskedRegime):
         grow: Criterion | None = None,
         arbiter: Arbiter = DEFAULT_ARBITER,
         ranking: Ranking = DEFAULT_RANKING,
-        inputs: Inputs | None = None,
+        to_inputs: ToInputs | None = None,
         seed: int = 0,
         batches: int | None = 1,
         first_batches: int | None = 16,
@@ -80,7 +80,7 @@ class Dynamic(MaskedRegime):
         criterion = criterion or Fisher()
         super().__init__(
             model,
-            DecisionSettings(structure, data, budget, criterion, arbiter, ranking, inputs, seed, batches),
+            DecisionSettings(structure, data, budget, criterion, arbiter, ranking, to_inputs, seed, batches),
         )
         self.every, self.fraction, self.last = every, fraction, until * steps
         self.grow = grow

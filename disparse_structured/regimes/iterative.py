@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.data.batches import Inputs
+from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.arbiters import Arbiter
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import DEFAULT_ARBITER, DEFAULT_RANKING
@@ -55,7 +55,7 @@ class Iterative(MaskedRegime):
         criterion: Criterion | None = None,
         arbiter: Arbiter = DEFAULT_ARBITER,
         ranking: Ranking = DEFAULT_RANKING,
-        inputs: Inputs | None = None,
+        to_inputs: ToInputs | None = None,
         seed: int = 0,
         batches: int | None = None,
     ) -> None:
@@ -65,7 +65,7 @@ class Iterative(MaskedRegime):
         criterion = criterion or Fisher()
         super().__init__(
             model,
-            DecisionSettings(structure, data, budget, criterion, arbiter, ranking, inputs, seed, batches),
+            DecisionSettings(structure, data, budget, criterion, arbiter, ranking, to_inputs, seed, batches),
         )
         self.stages, self.every = stages, every
         # The last budget must be within reach before the first stage changes anything.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.data.batches import Inputs
+from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.arbiters import Arbiter
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import Decision, decide
@@ -17,7 +17,7 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.decision.votes import Ranking
 from disparse_structured.regimes.processes import on_rank_zero
 from disparse_structured.regimes.reading import undisturbed
-from disparse_structured.scoring import Criterion, Saliency, measure
+from disparse_structured.scoring import Criterion, Saliency, score
 from disparse_structured.structure import Structure
 
 
@@ -37,7 +37,7 @@ class DecisionSettings:
     criterion: Criterion
     arbiter: Arbiter
     ranking: Ranking
-    inputs: Inputs | None
+    to_inputs: ToInputs | None
     seed: int
     batches: int | None
 
@@ -66,12 +66,12 @@ class DecisionSettings:
 
         def scored() -> Saliency:
             with undisturbed(self.data, seed):
-                return measure(
+                return score(
                     model,
                     self.structure,
-                    self.criterion,
                     self.data,
-                    inputs=self.inputs,
+                    self.criterion,
+                    to_inputs=self.to_inputs,
                     seed=seed,
                     max_batches=self.batches,
                     keep=keep,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from disparse_structured.data.batches import Inputs
+from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.arbiters import Arbiter
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import DEFAULT_ARBITER, DEFAULT_RANKING
@@ -40,14 +40,14 @@ class _Physical(Regime):
         criterion: Criterion | None = None,
         arbiter: Arbiter = DEFAULT_ARBITER,
         ranking: Ranking = DEFAULT_RANKING,
-        inputs: Inputs | None = None,
+        to_inputs: ToInputs | None = None,
         seed: int = 0,
         batches: int | None = None,
     ) -> None:
         self.structure = analyse(model, example_inputs, tasks)
         criterion = criterion or self.criterion
         panel = DecisionSettings(
-            self.structure, data, budget, criterion, arbiter, ranking, inputs, seed, batches
+            self.structure, data, budget, criterion, arbiter, ranking, to_inputs, seed, batches
         )
         saliency = panel.score(model)
         operation = apply(model, panel.plan(panel.decide(saliency.scores)), self.structure)

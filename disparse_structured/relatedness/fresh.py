@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.data.batches import Inputs, batches, call_model, to_device
+from disparse_structured.data.batches import ToInputs, batches, call_model, to_device
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.verification.copy import copied
@@ -23,7 +23,7 @@ def fresh(
     seed: int,
     data: Iterable[Any] | None = None,
     *,
-    inputs: Inputs | None = None,
+    to_inputs: ToInputs | None = None,
     max_batches: int | None = None,
 ) -> nn.Module:
     """A copy of ``model`` with new weights; ``model`` and the global random states are left alone.
@@ -53,11 +53,11 @@ def fresh(
             elif isinstance(module, _NORMALISERS):
                 module.reset_parameters()
         if data is not None:
-            _settle(model, first, islice(batches(data), max_batches), inputs)
+            _settle(model, first, islice(batches(data), max_batches), to_inputs)
     return model
 
 
-def _settle(model: nn.Module, first: torch.Tensor, data: Iterable[Any], inputs: Inputs | None) -> None:
+def _settle(model: nn.Module, first: torch.Tensor, data: Iterable[Any], to_inputs: ToInputs | None) -> None:
     """Running statistics become plain means over the batches."""
     counted = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
     momenta = [module.momentum for module in counted]
@@ -65,6 +65,6 @@ def _settle(model: nn.Module, first: torch.Tensor, data: Iterable[Any], inputs: 
         for module in counted:
             module.training, module.momentum = True, None
         for batch in data:
-            call_model(model, to_device(batch, first.device, first.dtype), inputs)
+            call_model(model, to_device(batch, first.device, first.dtype), to_inputs)
     for module, momentum in zip(counted, momenta, strict=True):
         module.momentum = momentum

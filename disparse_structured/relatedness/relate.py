@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from disparse_structured.data.batches import Inputs, as_arguments
+from disparse_structured.data.batches import ToInputs, as_arguments
 from disparse_structured.decision.votes import LayerRanking, Ranking
 from disparse_structured.errors import BudgetError, TaskError
 from disparse_structured.relatedness.overlap import KeptSets, overlap, shared_layers
@@ -36,7 +36,7 @@ def relate(
     seeds: Sequence[int] = (0,),
     criterion: Criterion | None = None,
     ranking: Ranking | None = None,
-    inputs: Inputs | None = None,
+    to_inputs: ToInputs | None = None,
     max_batches: int | None = None,
     batch_statistics: bool = False,
     moment: str = "",
@@ -78,7 +78,12 @@ def relate(
     example_inputs = as_arguments(example_inputs)
 
     def kept_sets(subject: nn.Module, seed: int) -> KeptSets:
-        reading: dict[str, Any] = {"ratio": ratio, "inputs": inputs, "seed": seed, "max_batches": max_batches}
+        reading: dict[str, Any] = {
+            "ratio": ratio,
+            "inputs": to_inputs,
+            "seed": seed,
+            "max_batches": max_batches,
+        }
         if level == "weight":
             return weight_sets(
                 subject, example_inputs, tasks, data, batch_statistics=batch_statistics, **reading

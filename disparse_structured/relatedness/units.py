@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.data.batches import Inputs
+from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.votes import (
     LayerRanking,
     Ranking,
@@ -19,7 +19,7 @@ from disparse_structured.decision.votes import (
 )
 from disparse_structured.relatedness.overlap import KeptSets
 from disparse_structured.relatedness.result import Layer
-from disparse_structured.scoring import Criterion, measure
+from disparse_structured.scoring import Criterion, score
 from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.structure import ChannelGroup, Structure
 
@@ -36,7 +36,7 @@ def unit_sets(
     ratio: float = UNIT_RATIO,
     criterion: Criterion | None = None,
     ranking: Ranking | None = None,
-    inputs: Inputs | None = None,
+    to_inputs: ToInputs | None = None,
     seed: int = 0,
     max_batches: int | None = None,
 ) -> KeptSets:
@@ -52,8 +52,8 @@ def unit_sets(
 
     Raises what :func:`disparse_structured.scoring.measure` raises.
     """
-    found = measure(
-        model, structure, criterion or Fisher(), data, inputs=inputs, seed=seed, max_batches=max_batches
+    found = score(
+        model, structure, data, criterion or Fisher(), to_inputs=to_inputs, seed=seed, max_batches=max_batches
     )
     scores = normalise(found.scores, structure.reach, structure.tasks)
     cost = torch.as_tensor(structure.cost.unit_cost("macs")).to(device="cpu", dtype=torch.float64)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from disparse_structured.data.arguments import arguments, described
-from disparse_structured.data.batches import Inputs, batch_size, batches, to_device
+from disparse_structured.data.batches import ToInputs, batch_size, batches, to_device
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import BatchError, DisparseError, GradientError, TaskError
@@ -32,7 +32,7 @@ def weight_sets(
     data: Iterable[Any],
     *,
     ratio: float = RATIO,
-    inputs: Inputs | None = None,
+    to_inputs: ToInputs | None = None,
     seed: int = 0,
     max_batches: int | None = None,
     batch_statistics: bool = False,
@@ -60,7 +60,7 @@ def weight_sets(
     names = _in_order(capture(model, example_inputs, tasks), state, canonical)
     if not names:
         raise TaskError("the tasks reach no weight of two dimensions or more. Use units: level='unit'.")
-    subject = _Subject(model, names, seed, batch_statistics, inputs)
+    subject = _Subject(model, names, seed, batch_statistics, to_inputs)
     scores = [[torch.zeros_like(state[name]) for name in names] for _ in tasks]
     reached = torch.zeros(len(tasks), len(names), dtype=torch.bool)
     device = state[names[0]].device
@@ -107,7 +107,7 @@ class _Subject:
     names: Sequence[str]
     seed: int
     batch_statistics: bool
-    inputs: Inputs | None
+    to_inputs: ToInputs | None
 
     def __post_init__(self) -> None:
         parameters = dict(self.model.named_parameters())
@@ -127,7 +127,7 @@ class _Subject:
 
     def gradients(self, tasks: Sequence[Task], batch: Any) -> Iterator[Sequence[torch.Tensor | None]]:
         """By each weight, for one task after the other; None for weights that the task does not reach."""
-        given = arguments(self.model, batch, self.inputs)
+        given = arguments(self.model, batch, self.to_inputs)
         try:
             output = torch.func.functional_call(self.model, (self.parameters, self.buffers), given)
         except (DisparseError, torch.OutOfMemoryError):
@@ -135,7 +135,7 @@ class _Subject:
         except Exception as error:
             raise BatchError(
                 f"{type(self.model).__name__} refuses a batch with inputs {described(given)}: "
-                f"{type(error).__name__}: {error}. Change what the loader yields, or pass inputs=, a "
+                f"{type(error).__name__}: {error}. Change what the loader yields, or pass to_inputs=, a "
                 "function from a batch to forward's arguments."
             ) from error
         for task in tasks:

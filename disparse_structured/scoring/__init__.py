@@ -6,7 +6,7 @@ derivatives of a task's loss by the gates. A task without a loss is *label-free*
 its own output stand in for the loss (see :mod:`disparse_structured.scoring.objectives`).
 """
 
-from disparse_structured.scoring.criterion import Criterion, Saliency, measure
+from disparse_structured.scoring.criterion import Criterion, Saliency, score
 from disparse_structured.scoring.probe import GateCurvature, GateGradients, Probe
 
 __all__ = [
@@ -15,5 +15,5 @@ __all__ = [
     "GateGradients",
     "Probe",
     "Saliency",
-    "measure",
+    "score",
 ]

@@ -1,4 +1,4 @@
-"""What a criterion is, and :func:`measure`, which runs one and checks what it says."""
+"""What a criterion is, and :func:`score`, which runs one and checks what it says."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from disparse_structured.data.batches import Inputs
+from disparse_structured.data.batches import ToInputs
 from disparse_structured.errors import PlanError
 from disparse_structured.naming import rule_name
+from disparse_structured.scoring.criteria.fisher import Fisher
 from disparse_structured.scoring.probe import Probe
 from disparse_structured.structure import Structure
 
@@ -49,31 +50,35 @@ class Saliency:
     notes: tuple[str, ...] = ()
 
 
-def measure(
+_FISHER: Criterion = Fisher()
+
+
+def score(
     model: nn.Module,
     structure: Structure,
-    criterion: Criterion,
     data: Iterable[Any] | None = None,
+    criterion: Criterion = _FISHER,
     *,
-    inputs: Inputs | None = None,
+    to_inputs: ToInputs | None = None,
     seed: int = 0,
     projections: int = 1,
     max_batches: int | None = None,
     keep: torch.Tensor | None = None,
     progress: bool = False,
 ) -> Saliency:
-    """Scores every unit of ``structure`` for every task.
+    """Scores every unit of ``structure`` for every task: the second of the four steps.
 
     ``model`` is left bit-identical: weights, gradients, buffers, modes, ``requires_grad``, and the global
-    random states of Python, NumPy and torch. The network is evaluated in eval mode, whatever mode it is in.
+    random states of Python, NumPy and torch. The network is evaluated in eval mode, whatever its mode.
 
     Args:
-        model: the model that ``structure`` was read from; its weights may have changed since.
+        model: the model that ``structure`` was read from. Its weights may have changed since.
         data: any iterable of batches; see :mod:`disparse_structured.data.batches` for what a batch may be.
-        inputs: ``inputs(batch) -> tuple of forward's arguments``, where the default cannot tell.
+        criterion: how units are scored; by Fisher information by default.
+        to_inputs: ``to_inputs(batch) -> tuple of forward's arguments``, where the default cannot tell.
         seed: for random projections, random scores, and whatever a loader or a loss draws.
         projections: random projections a batch for each label-free task; each is one more backward pass.
-        max_batches: read no more than these.
+        max_batches: read at most this many batches.
         keep: bool ``[units]``; units that are False read as zeros, as in the masked twin. Their gate
             gradients say what switching them on would do. All are on by default.
         progress: show a progress bar if standard error is a terminal.
@@ -82,13 +87,13 @@ def measure(
         BatchError: no batch, a batch that the model refuses, or no data though the criterion needs it.
         TaskError: a loss that is not a finite scalar, or that does not depend on the task's output.
         GradientError: a NaN or infinite gradient; names the task and the layer.
-        PlanError: ``structure`` is not this model's, or the criterion returned something that is no saliency.
+        PlanError: ``structure`` does not describe this model, or the criterion did not return scores.
     """
     probe = Probe(
         model,
         structure,
         data,
-        inputs=inputs,
+        to_inputs=to_inputs,
         seed=seed,
         projections=projections,
         max_batches=max_batches,

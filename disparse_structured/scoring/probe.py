@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from disparse_structured.data.arguments import arguments, described, examples
-from disparse_structured.data.batches import Inputs, batch_size, batches, to_device
+from disparse_structured.data.batches import ToInputs, batch_size, batches, to_device
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation, generator, signs
 from disparse_structured.errors import BatchError, DisparseError, PlanError
@@ -70,7 +70,7 @@ class GateCurvature:
 
 @dataclass(eq=False)
 class Probe:
-    """A model, its structure and data, for a criterion to look at; see :func:`measure` for the arguments.
+    """What a criterion reads: a model, its structure and data. Arguments as in :func:`score`.
 
     ``batches`` and ``samples`` count what the last pass through the data read.
     """
@@ -78,7 +78,7 @@ class Probe:
     model: nn.Module
     structure: Structure
     data: Iterable[Any] | None = None
-    inputs: Inputs | None = None
+    to_inputs: ToInputs | None = None
     seed: int = 0
     projections: int = 1
     max_batches: int | None = None
@@ -219,7 +219,7 @@ class Probe:
             batch = to_device(batch, self._device, self._dtype)
             if not self._packings:
                 self._packings = self._pack()
-            inputs = arguments(self.model, batch, self.inputs)
+            inputs = arguments(self.model, batch, self.to_inputs)
             yield from of(batch, inputs)
             self.batches += 1
             self.samples += batch_size(inputs)
@@ -236,7 +236,7 @@ class Probe:
             except Exception as error:
                 raise BatchError(
                     f"{type(self.model).__name__} refuses a batch with inputs {described(inputs)}: "
-                    f"{type(error).__name__}: {error}. Change what the loader yields, or pass inputs=, a "
+                    f"{type(error).__name__}: {error}. Change what the loader yields, or pass to_inputs=, a "
                     "function from a batch to forward's arguments."
                 ) from error
 
@@ -293,7 +293,7 @@ class Probe:
         if note not in self.notes:
             self.notes = (*self.notes, note)
         for example in examples(batch, size):
-            yield from of(example, arguments(self.model, example, self.inputs))
+            yield from of(example, arguments(self.model, example, self.to_inputs))
 
     @contextmanager
     def _bar(self) -> Iterator[Callable[[], None]]:

@@ -18,7 +18,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from disparse_structured.data.batches import Inputs, model_inputs
+from disparse_structured.data.batches import ToInputs, model_inputs
 from disparse_structured.errors import BatchError
 from disparse_structured.training.recipe import Precision
 
@@ -55,7 +55,9 @@ def launch(device: torch.device, precision: Precision) -> Fabric:
     return fabric
 
 
-def share(batch: Any, model: nn.Module, inputs: Inputs | None, rank: int, count: int) -> tuple[Any, float]:
+def share(
+    batch: Any, model: nn.Module, to_inputs: ToInputs | None, rank: int, count: int
+) -> tuple[Any, float]:
     """Process ``rank``'s contiguous chunk of ``batch``, and the fraction of the samples in it.
 
     Cut are the tensors whose first dimension is that of the model's first input, and lists of that length
@@ -67,7 +69,7 @@ def share(batch: Any, model: nn.Module, inputs: Inputs | None, rank: int, count:
     """
     if count == 1:
         return batch, 1.0
-    given = model_inputs(model, batch) if inputs is None else inputs(batch)
+    given = model_inputs(model, batch) if to_inputs is None else to_inputs(batch)
     sizes = [leaf.shape[0] for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor) and leaf.dim()]
     if not sizes or not sizes[0]:
         raise BatchError(

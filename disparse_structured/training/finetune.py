@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from disparse_structured.data.batches import Inputs
+from disparse_structured.data.batches import ToInputs
 from disparse_structured.tasks import Task
 from disparse_structured.training import OnEpoch, TrainingConfig, train
 
@@ -32,7 +32,7 @@ def finetune(
     *,
     epochs: int,
     lr: float,
-    inputs: Inputs | None = None,
+    to_inputs: ToInputs | None = None,
     on_epoch: OnEpoch | None = None,
     progress: bool = False,
     seed: int = 0,
@@ -69,5 +69,5 @@ def finetune(
         ValueError: ``epochs`` or ``lr`` is not positive.
     """
     recipe = TrainingConfig(epochs=epochs, lr=lr, seed=seed)
-    facts = train(model, tasks, loader, recipe, inputs=inputs, on_epoch=on_epoch, progress=progress)
+    facts = train(model, tasks, loader, recipe, to_inputs=to_inputs, on_epoch=on_epoch, progress=progress)
     return FinetuneFacts(facts.epochs, facts.steps, lr, seed, facts.losses, facts.seconds)

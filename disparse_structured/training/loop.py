@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from disparse_structured.data.batches import Inputs, batches
+from disparse_structured.data.batches import ToInputs, batches
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.errors import BatchError, UnsupportedModelError
 from disparse_structured.tasks import Task
@@ -29,7 +29,7 @@ def train(
     *,
     companion: Callback | None = None,
     validation: Iterable[Any] | None = None,
-    inputs: Inputs | None = None,
+    to_inputs: ToInputs | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 100,
     on_epoch: OnEpoch | None = None,
@@ -81,7 +81,7 @@ def train(
         ValueError: patience without validation data, ``checkpoint_every`` below 1, or a teacher that is
             the model.
     """
-    objective = Objective(model, tasks, inputs, recipe.distillation)
+    objective = Objective(model, tasks, to_inputs, recipe.distillation)
     _check(model, recipe, validation, checkpoint_every)
     teachers = [] if recipe.distillation is None else [recipe.distillation.teacher]
     device = next(model.parameters()).device
@@ -101,7 +101,7 @@ def train(
                 recipe, objective.tasks, model, steps, validation is not None, companion is not None
             )
             file = Checkpoint(checkpoint, facts)
-        run = Run(objective, recipe, steps, companion, inputs, file)
+        run = Run(objective, recipe, steps, companion, to_inputs, file)
         with bar(progress and run.first, recipe.epochs, recipe.epochs * steps) as shown:
             run.train(loader, validation, checkpoint_every, on_epoch, shown)
         return run.facts()

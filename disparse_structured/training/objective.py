@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from disparse_structured.data.batches import Inputs, call_model, to_device
+from disparse_structured.data.batches import ToInputs, call_model, to_device
 from disparse_structured.errors import TaskError
 from disparse_structured.tasks import Task, check_tasks
 from disparse_structured.training.distillation import Distillation, DistillationLoss, relative_error
@@ -43,7 +43,7 @@ class Objective(nn.Module):
         self,
         model: nn.Module,
         tasks: Sequence[Task],
-        inputs: Inputs | None,
+        to_inputs: ToInputs | None,
         distillation: Distillation | None,
     ) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Objective(nn.Module):
         self.terms = _terms(self.tasks, distillation)
         if distillation is not None and distillation.teacher is model:
             raise ValueError("the teacher is the model itself. Pass a copy: copy.deepcopy(model).")
-        self._inputs = inputs
+        self._inputs = to_inputs
         # Within the dataclass rather than as an attribute: the teacher is no part of what is trained.
         self._distillation = distillation
 

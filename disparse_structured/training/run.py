@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from disparse_structured.data.batches import Inputs, to_device
+from disparse_structured.data.batches import ToInputs, to_device
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.errors import GradientError, TaskError
 from disparse_structured.training.checkpoint import Checkpoint
@@ -53,12 +53,12 @@ class Run:
         recipe: TrainingConfig,
         steps_per_epoch: int,
         companion: Callback | None,
-        inputs: Inputs | None,
+        to_inputs: ToInputs | None,
         file: Checkpoint | None,
     ) -> None:
         self._started = time.perf_counter()
         self._model, self._objective, self._recipe = objective.model, objective, recipe
-        self._companion, self._inputs, self._file = companion, inputs, file
+        self._companion, self._inputs, self._file = companion, to_inputs, file
         first = next(self._model.parameters())
         self._fabric: Fabric = launch(first.device, recipe.precision)
         self._rank, self._count = self._fabric.global_rank, self._fabric.world_size

@@ -20,7 +20,7 @@ from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import TOLERANCE, make_plan
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import BatchError, TaskError
-from disparse_structured.scoring import Criterion, measure
+from disparse_structured.scoring import Criterion, score
 from disparse_structured.scoring.criteria import SNIP
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.surgery.module import apply
@@ -64,7 +64,7 @@ class Case:
         return analyse(self.model, self.inputs, tasks)
 
     def scores(self, criterion: Criterion, tasks: tuple[Task, ...] = TASKS, **options: Any) -> Tensor:
-        return measure(self.model, self.structure(tasks), criterion, self.data, **options).scores
+        return score(self.model, self.structure(tasks), self.data, criterion, **options).scores
 
 
 @functools.cache
@@ -93,7 +93,7 @@ def brief(method: Method) -> Method:
 
 def plan_of(method: Method, seed: int = 0) -> tuple[Structure, Plan]:
     structure = case().structure(method.voters(TASKS))
-    scores = measure(case().model, structure, method.criterion, case().data, seed=seed).scores
+    scores = score(case().model, structure, case().data, method.criterion, seed=seed).scores
     plan = make_plan(structure, scores, Budget(macs=0.5), ranking=method.ranking, arbiter=method.arbiter)
     return structure, plan
 
@@ -172,7 +172,7 @@ def test_a_task_without_a_loss_has_no_part_in_a_joint_one() -> None:
     with pytest.raises(TaskError, match="task 'kind' has no loss"):
         case().scores(CosPrune(), unlabelled)
     with pytest.raises(BatchError, match="needs data"):
-        measure(case().model, case().structure(), StockScores("taylor"))
+        score(case().model, case().structure(), criterion=StockScores("taylor"))
 
 
 # Stock scores.
@@ -201,7 +201,7 @@ def test_stock_scores_are_those_of_torch_pruning(kind: Kind) -> None:
     model = Plain().eval()
     data = [torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)]
     structure = analyse(model, (data[0],), (Task("only", lambda output: output, plain_loss),))
-    found = measure(model, structure, StockScores(kind), data).scores[0]
+    found = score(model, structure, data, StockScores(kind)).scores[0]
 
     graph = tp.DependencyGraph().build_dependency(model, (data[0],), verbose=False)
     samples = [x[n : n + 1] for x in data for n in range(2)] if kind == "hessian" else data
@@ -257,7 +257,7 @@ PAIR = (Task("left", "left", mean), Task("right", "right", mean))
 def rival(criterion: Criterion, weights: list[list[float]], data: list[Tensor]) -> Tensor:
     model = Shared(torch.tensor(weights)).eval()
     structure = analyse(model, (data[0],), PAIR)
-    return measure(model, structure, criterion, data).scores
+    return score(model, structure, data, criterion).scores
 
 
 X = torch.tensor([[1.0, 3.0]])

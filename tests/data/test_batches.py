@@ -101,13 +101,13 @@ def test_what_forward_gets(
 @pytest.mark.parametrize(
     ("model", "batch", "message"),
     [
-        pytest.param(One(), 3, r"the batch is a int; expected a tensor.*Pass inputs=", id="number"),
+        pytest.param(One(), 3, r"the batch is a int; expected a tensor.*Pass to_inputs=", id="number"),
         pytest.param(One(), None, r"the batch is a NoneType", id="none"),
         pytest.param(One(), (), r"empty tuple", id="empty-tuple"),
         pytest.param(
             One(),
             {"rgb": A, "depth": B},
-            r"keys \['rgb', 'depth'\], but One.forward takes \['x'\] and gets no 'x'.*exactly one.*inputs=",
+            r"keys \['rgb', 'depth'\], but One.forward takes \['x'\] and gets no 'x'.*exactly.*to_inputs=",
             id="no-key-fits",
         ),
         pytest.param(One(), {"image": A, "input": B}, r"gets no 'x'", id="two-images"),
@@ -139,7 +139,7 @@ def test_inputs_replaces_the_rules() -> None:
     batch = {"left image": A, "right image": B}
     assert call_model(Two(), batch, lambda b: (b["left image"], b["right image"])).item() == 1.0
     with pytest.raises(
-        BatchError, match=r"inputs= returned a Tensor; expected the tuple.*return \(tensor,\)"
+        BatchError, match=r"to_inputs= returned a Tensor; expected the tuple.*return \(tensor,\)"
     ):
         call_model(One(), batch, lambda b: b["left image"])
 

@@ -56,7 +56,7 @@ def batches(entry: Entry) -> list[tuple[Tensor, ...]]:
 
 def pruned_graph(entry: Entry, batch: int = 2, **options: Any) -> Pruned:
     return prune(
-        entry.factory(), entry.inputs(batch), entry.tasks, batches(entry), parameters=0.6, inputs=tuple,
+        entry.factory(), entry.inputs(batch), entry.tasks, batches(entry), parameters=0.6, to_inputs=tuple,
         form="graph", **options,
     )  # fmt: skip
 
@@ -347,7 +347,7 @@ def test_example_inputs_of_another_batch_are_refused(tmp_path: Path) -> None:
 
 def test_the_report_says_what_numbers_hold_and_that_the_graph_can_let_it_go() -> None:
     model = MIXED.factory()
-    pruned = prune(model, MIXED.inputs(), MIXED.tasks, batches(MIXED), parameters=0.8, inputs=tuple)
+    pruned = prune(model, MIXED.inputs(), MIXED.tasks, batches(MIXED), parameters=0.8, to_inputs=tuple)
     held = {name: tensor for name, tensor in model.named_parameters() if name.startswith(("wide", "near.w"))}
     share = sum(tensor.numel() for tensor in held.values()) / pruned.report.parameters.dense
     (number,) = [pin for pin in pruned.report.pinned if pin.number]
@@ -377,7 +377,7 @@ def test_the_graph_removes_what_the_report_said_that_it_would() -> None:
 
 def test_the_report_says_that_the_graph_can_shrink_what_was_refused() -> None:
     model = WATCHFUL.factory()
-    pruned = prune(model, WATCHFUL.inputs(), WATCHFUL.tasks, batches(WATCHFUL), macs=0.6, inputs=tuple)
+    pruned = prune(model, WATCHFUL.inputs(), WATCHFUL.tasks, batches(WATCHFUL), macs=0.6, to_inputs=tuple)
     held = sum(model.get_parameter(name).numel() for name in ("stem.weight", "stem.bias", "body.weight"))
     share = held / pruned.report.parameters.dense
 
@@ -394,7 +394,7 @@ def test_the_report_says_that_the_graph_can_shrink_what_was_refused() -> None:
 
 def test_a_module_that_follows_needs_no_advice() -> None:
     entry = BY_ID["plain"]
-    pruned = prune(entry.factory(), entry.inputs(), entry.tasks, batches(entry), macs=0.6, inputs=tuple)
+    pruned = prune(entry.factory(), entry.inputs(), entry.tasks, batches(entry), macs=0.6, to_inputs=tuple)
 
     assert (pruned.report.graph, pruned.report.graph_only) == (None, None)
     assert "form=" not in str(pruned.report)

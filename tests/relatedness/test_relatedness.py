@@ -376,7 +376,7 @@ def test_inputs_says_what_forward_takes() -> None:
     take = lambda batch: (batch[1]["image"],)  # noqa: E731
 
     for level in ("weight", "unit"):
-        found = relate(net(), batches()[0]["image"], own, data, level=level, ratio=0.7, inputs=take)  # type: ignore[arg-type]
+        found = relate(net(), batches()[0]["image"], own, data, level=level, ratio=0.7, to_inputs=take)  # type: ignore[arg-type]
         usual = relate(net(), batches()[0]["image"], tasks(), batches(), level=level, ratio=0.7)  # type: ignore[arg-type]
         assert found.runs == usual.runs
 

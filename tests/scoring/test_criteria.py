@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from disparse_structured.errors import BatchError, DisparseError, GradientError, PlanError, TaskError
 from disparse_structured.graph.capture import tensor_leaves
 from disparse_structured.graph.instrument import instrumented
-from disparse_structured.scoring import Criterion, Probe, Saliency, measure
+from disparse_structured.scoring import Criterion, Probe, Saliency, score
 from disparse_structured.scoring.criteria import SNIP, DiagonalHessian, Fisher, Magnitude, Random, Taylor
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.tasks import Task
@@ -49,7 +49,7 @@ def with_loss(tasks: Sequence[Task], loss: Callable[[Any, Any], Tensor] = mean_l
 
 
 def scores(model: nn.Module, structure: Structure, criterion: Criterion, data: Any, **options: Any) -> Tensor:
-    return measure(model, structure, criterion, data, **options).scores
+    return score(model, structure, data, criterion, **options).scores
 
 
 # Naive oracles.
@@ -178,7 +178,7 @@ def test_examples_are_followed_through_windows() -> None:
     entry = Entry("windows", Windows, ((3, 12, 12),), (Task("kind", "kind"), Task("dense", "dense")))
     check_against_naive(entry)
     model = entry.factory()
-    found = measure(model, analyse(model, entry.inputs(2), entry.tasks), Fisher(), [entry.inputs(3)])
+    found = score(model, analyse(model, entry.inputs(2), entry.tasks), [entry.inputs(3)], Fisher())
     assert found.notes == ()
 
 
@@ -187,11 +187,11 @@ def test_examples_that_cannot_be_followed_run_one_at_a_time_and_it_is_said() -> 
     model = entry.factory()
     structure = analyse(model, entry.inputs(2), entry.tasks)
     for criterion in (Fisher(), DiagonalHessian()):
-        found = measure(model, structure, criterion, [entry.inputs(3)])
+        found = score(model, structure, [entry.inputs(3)], criterion)
         assert len(found.notes) == 1
         assert "one at a time" in found.notes[0]
         assert (found.batches, found.samples) == (1, 3)
-    assert measure(model, structure, SNIP(), [entry.inputs(3)]).notes == ()
+    assert score(model, structure, [entry.inputs(3)], SNIP()).notes == ()
 
 
 @pytest.mark.parametrize("name", ["plain", "dilated-strided", "residual", "dense-concat", "tiny-vit"])
@@ -201,7 +201,7 @@ def test_signed_gradient_is_weight_times_weight_gradient(name: str) -> None:
     model = entry.factory(torch.float64)
     inputs = entry.inputs(4, torch.float64)
     structure = analyse(model, inputs, with_loss(entry.tasks))
-    signed = Probe(model, structure, [inputs], inputs=as_inputs).average(lambda x: x, per_sample=False)
+    signed = Probe(model, structure, [inputs], to_inputs=as_inputs).average(lambda x: x, per_sample=False)
     for row, task in enumerate(structure.task_objects):
         model.zero_grad()
         mean_loss(task.pick(model(*inputs)), None).backward()
@@ -223,7 +223,7 @@ def test_signed_gradient_agrees_with_finite_differences() -> None:
     model = entry.factory(torch.float64)
     inputs = entry.inputs(2, torch.float64)
     structure = analyse(model, inputs, with_loss(entry.tasks))
-    signed = Probe(model, structure, [inputs], inputs=as_inputs).average(lambda x: x, per_sample=False)
+    signed = Probe(model, structure, [inputs], to_inputs=as_inputs).average(lambda x: x, per_sample=False)
 
     network = gated_network(model, entry.tasks, inputs)
 
@@ -403,7 +403,7 @@ def test_another_image_size_is_another_graph_of_the_same_units() -> None:
     entry = BY_ID["plain"]
     model = entry.factory(torch.float64)
     structure = analyse(model, entry.inputs(2, torch.float64), with_loss(entry.tasks))
-    found = measure(model, structure, Taylor(), [torch.randn(2, 3, 20, 16).double()])
+    found = score(model, structure, [torch.randn(2, 3, 20, 16).double()], Taylor())
     assert found.scores[structure.reach].count_nonzero() > 0.5 * structure.reach.sum()
 
 
@@ -454,7 +454,7 @@ def test_scores_are_finite_non_negative_and_zero_outside_reach(entry: Entry) -> 
     model = entry.factory()
     structure = analyse(model, entry.inputs(2), entry.tasks)
     for criterion in EVERY:
-        found = measure(model, structure, criterion, [entry.inputs(2)], inputs=as_inputs)
+        found = score(model, structure, [entry.inputs(2)], criterion, to_inputs=as_inputs)
         assert found.scores.dtype == torch.float64
         assert found.scores.shape == structure.reach.shape
         assert found.scores.isfinite().all()
@@ -517,7 +517,7 @@ def test_the_model_and_the_random_states_are_left_as_found(criterion: Criterion,
     loader = DataLoader(TensorDataset(entry.inputs(5)[0]), batch_size=2, shuffle=True)
     before = snapshot(model)
     with torch.no_grad():
-        found = measure(model, structure, criterion, loader)
+        found = score(model, structure, loader, criterion)
     assert snapshot(model) == before
     assert found.scores.max() > 0
 
@@ -532,7 +532,7 @@ def test_the_model_is_left_as_found_when_a_loss_fails_half_way() -> None:
     structure = analyse(model, entry.inputs(2), tasks)
     before = snapshot(model)
     with pytest.raises(TaskError, match=r"'edge': its loss is (inf|-inf|nan)"):
-        measure(model, structure, Fisher(), [entry.inputs(2)])
+        score(model, structure, [entry.inputs(2)], Fisher())
     assert snapshot(model) == before
 
 
@@ -555,7 +555,7 @@ def first_order_rise(probe: Probe) -> Tensor:
 
 def test_any_callable_is_a_criterion() -> None:
     case = linear_case(loss=mean_loss)
-    found = measure(case.model, case.structure, first_order_rise, [case.x, case.x])
+    found = score(case.model, case.structure, [case.x, case.x], first_order_rise)
     assert isinstance(found, Saliency)
     assert found.criterion == "first_order_rise"
     assert (found.batches, found.samples) == (2, 10)
@@ -564,8 +564,8 @@ def test_any_callable_is_a_criterion() -> None:
 
 def test_a_criterion_is_named_with_its_settings() -> None:
     case = linear_case()
-    assert measure(case.model, case.structure, Magnitude(1)).criterion == "Magnitude(p=1)"
-    assert measure(case.model, case.structure, Fisher(), [case.x]).criterion == "Fisher()"
+    assert score(case.model, case.structure, criterion=Magnitude(1)).criterion == "Magnitude(p=1)"
+    assert score(case.model, case.structure, [case.x], Fisher()).criterion == "Fisher()"
 
 
 @pytest.mark.parametrize(
@@ -581,13 +581,13 @@ def test_a_criterion_is_named_with_its_settings() -> None:
 def test_what_is_no_saliency_is_refused(made: Callable[[Probe], Any], found: str) -> None:
     case = linear_case()
     with pytest.raises(PlanError, match=found):
-        measure(case.model, case.structure, made)
+        score(case.model, case.structure, criterion=made)
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
     case = linear_case()
     with pytest.raises(ValueError, match="projections=0"):
-        measure(case.model, case.structure, Fisher(), [case.x], projections=0)
+        score(case.model, case.structure, [case.x], Fisher(), projections=0)
     with pytest.raises(ValueError, match="directions=0"):
         DiagonalHessian(directions=0)
     with pytest.raises(ValueError, match="p=3"):
@@ -607,14 +607,14 @@ def test_data_is_read_up_to_max_batches_and_labels_reach_the_loss() -> None:
     case = linear_case(loss=loss)
     batch = {"x": torch.randn(4, 4), "target": torch.randn(4, 3)}  # the model is in double precision
     endless: Iterator[dict[str, Tensor]] = iter(lambda: batch, None)
-    found = measure(case.model, case.structure, Fisher(), endless, max_batches=3)
+    found = score(case.model, case.structure, endless, Fisher(), max_batches=3)
     assert (found.batches, found.samples) == (3, 12)
     assert seen == [torch.float64] * 3
 
 
 def test_progress_is_silent_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     case = linear_case()
-    measure(case.model, case.structure, Fisher(), [case.x], progress=True)
+    score(case.model, case.structure, [case.x], Fisher(), progress=True)
     assert capsys.readouterr() == ("", "")
 
 
@@ -624,7 +624,7 @@ def refuse(
     case = linear_case(loss=loss)
     before = snapshot(case.model)
     with pytest.raises(exception, match=text):
-        measure(case.model, case.structure, options.pop("criterion", Fisher()), data, **options)
+        score(case.model, case.structure, data, options.pop("criterion", Fisher()), **options)
     assert snapshot(case.model) == before
 
 
@@ -641,7 +641,7 @@ def test_a_batch_that_the_model_refuses_is_named_with_its_shape() -> None:
     refuse(BatchError, r"Linear3 refuses a batch with inputs \(5, 7\) .*torch.export", [torch.randn(5, 7)])
     refuse(BatchError, r"Linear3 refuses .*\(5, 4\) torch.int64", [torch.ones(5, 4, dtype=torch.int64)])
     refuse(BatchError, "does not fit Linear3.forward: too many", [((GOOD, GOOD), GOOD)])
-    refuse(BatchError, "inputs= returned a Tensor", [GOOD], inputs=lambda batch: batch)
+    refuse(BatchError, "to_inputs= returned a Tensor", [GOOD], to_inputs=lambda batch: batch)
 
 
 @pytest.mark.parametrize(
@@ -677,9 +677,9 @@ def test_a_gradient_that_is_not_finite_names_task_and_layer() -> None:
     structure = analyse(model, (x,), [Task("good", "good"), Task("bad", "bad")])
     before = snapshot(model)
     with pytest.raises(GradientError, match="task 'bad': the gradient at the input of layer 'second' is NaN"):
-        measure(model, structure, Fisher(), [x])
+        score(model, structure, [x], Fisher())
     with pytest.raises(GradientError, match="task 'bad': a second derivative is NaN or infinite"):
-        measure(model, structure, DiagonalHessian(), [x])
+        score(model, structure, [x], DiagonalHessian())
     assert snapshot(model) == before
 
 
@@ -688,15 +688,15 @@ def test_an_output_that_cannot_be_differentiated_is_named() -> None:
     tasks = [Task("only", whole), Task("best", lambda output: output.argmax(1))]
     structure = analyse(model, (GOOD,), tasks)
     with pytest.raises(TaskError, match=r"'best' has no loss, and its output \['torch.int64'\] cannot"):
-        measure(model, structure, Fisher(), [GOOD])
+        score(model, structure, [GOOD], Fisher())
 
 
 def test_a_structure_of_another_model_is_refused() -> None:
     case = linear_case()
     with pytest.raises(PlanError, match=r"'head.weight' has shape \(5, 6\), not \(3, 6\)"):
-        measure(linear_case(outputs=5).model, case.structure, Magnitude())
+        score(linear_case(outputs=5).model, case.structure, criterion=Magnitude())
     with pytest.raises(PlanError, match=r"'hidden.weight' is missing"):
-        measure(nn.Linear(4, 6), case.structure, Magnitude())
+        score(nn.Linear(4, 6), case.structure, criterion=Magnitude())
 
 
 def test_what_a_selector_picks_reaches_the_loss_as_the_model_returns_it() -> None:
@@ -710,7 +710,7 @@ def test_what_a_selector_picks_reaches_the_loss_as_the_model_returns_it() -> Non
 
     output = model(*entry.inputs(2))
     structure = analyse(model, entry.inputs(2), with_loss(entry.tasks, loss))
-    measure(model, structure, Fisher(), [entry.inputs(2)], inputs=as_inputs)
+    score(model, structure, [entry.inputs(2)], Fisher(), to_inputs=as_inputs)
     assert kinds == [pytree.tree_structure(task.pick(output)) for task in entry.tasks]
     assert len(set(map(str, kinds))) > 1
 
@@ -744,7 +744,7 @@ def test_plain_objects_reach_the_loss_but_not_objects_within_them() -> None:
     with pytest.raises(
         TaskError, match=r"'deep': its selector picks a Box that holds a Box; .* point further in"
     ):
-        measure(model, structure, Fisher(), [x])
+        score(model, structure, [x], Fisher())
 
 
 class NeedsTwo(Linear3):
@@ -759,9 +759,9 @@ class NeedsTwo(Linear3):
 def test_a_model_that_takes_no_batch_of_one_is_scored() -> None:
     model = NeedsTwo().eval()
     structure = analyse(model, (GOOD,), [Task("only", whole, mean_loss)])
-    assert (measure(model, structure, Fisher(), [GOOD]).scores > 0).all()
+    assert (score(model, structure, [GOOD], Fisher()).scores > 0).all()
     with pytest.raises(BatchError, match=r"NeedsTwo refuses .*\(1, 4\).*at least two"):
-        measure(model, structure, Fisher(), [GOOD, GOOD[:1]])
+        score(model, structure, [GOOD, GOOD[:1]], Fisher())
 
 
 def test_gates_of_units_that_are_off_say_what_switching_them_on_would_do() -> None:
@@ -775,7 +775,7 @@ def test_gates_of_units_that_are_off_say_what_switching_them_on_would_do() -> No
     structure = analyse(model, (data[0],), [task])
     keep = torch.ones(structure.units, dtype=torch.bool)
     keep[::3] = False
-    found = measure(model, structure, SNIP(), data, keep=keep).scores[0]
+    found = score(model, structure, data, SNIP(), keep=keep).scores[0]
     group = {unit: g for g in structure.groups for unit in range(g.start, g.slice.stop)}
     readers = {"0": model[2], "2": model[4]}
     weights = {name: module.weight.detach().clone() for name, module in readers.items()}
@@ -806,4 +806,4 @@ def test_a_mask_of_another_size_is_refused() -> None:
     data = [torch.randn(3, 4)]
     structure = analyse(model, (data[0],), [Task("all", lambda output: output)])
     with pytest.raises(PlanError, match=r"expected torch.bool \[6\]"):
-        measure(model, structure, SNIP(), data, keep=torch.ones(5, dtype=torch.bool))
+        score(model, structure, data, SNIP(), keep=torch.ones(5, dtype=torch.bool))

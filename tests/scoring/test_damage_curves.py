@@ -39,7 +39,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def calibration_of(model: nn.Module, *inputs: Tensor) -> Calibration:
-    return Calibration.of(model, [inputs], inputs=lambda batch: batch)
+    return Calibration.of(model, [inputs], to_inputs=lambda batch: batch)
 
 
 def expected(

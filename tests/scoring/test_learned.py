@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import make_plan
 from disparse_structured.errors import BatchError, GradientError, TaskError
-from disparse_structured.scoring import Saliency, measure
+from disparse_structured.scoring import Saliency, score
 from disparse_structured.scoring.criteria import Learned
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.tasks import Task
@@ -71,7 +71,7 @@ def tasks(scale: float = 1.0, labelled: bool = True) -> tuple[Task, ...]:
 def learned(criterion: Learned = QUICK, data: Any = None, **options: Any) -> Saliency:
     model, batches = planted()
     structure = analyse(model, (batches[0]["x"],), tasks(**options))
-    return measure(model, structure, criterion, batches if data is None else data)
+    return score(model, structure, batches if data is None else data, criterion)
 
 
 # What is planted is found.
@@ -119,7 +119,7 @@ def test_same_seed_same_scores_whatever_the_global_state() -> None:
     found = []
     for global_seed, seed in ((1, 5), (2, 5), (2, 6)):
         torch.manual_seed(global_seed)
-        found.append(measure(model, structure, Learned(steps=8), loader, seed=seed).scores)
+        found.append(score(model, structure, loader, Learned(steps=8), seed=seed).scores)
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 
@@ -134,7 +134,7 @@ def test_the_model_and_the_random_states_are_left_as_found() -> None:
     structure = analyse(model, (batches[0]["x"],), (Task("left", "left", restless), Task("right", "right")))
     before, states = snapshot(model), (random.getstate(), torch.get_rng_state().tolist())
     with torch.no_grad():
-        measure(model, structure, QUICK, batches)
+        score(model, structure, batches, QUICK)
     assert snapshot(model) == before
     assert (random.getstate(), torch.get_rng_state().tolist()) == states
 
@@ -146,7 +146,7 @@ def test_scores_of_awkward_networks_are_scores(id: str) -> None:
     entry = BY_ID[id]
     model = entry.factory()
     structure = analyse(model, entry.inputs(2), entry.tasks)
-    found = measure(model, structure, Learned(steps=5), [entry.inputs(2)], inputs=lambda batch: batch)
+    found = score(model, structure, [entry.inputs(2)], Learned(steps=5), to_inputs=lambda batch: batch)
     assert found.scores.shape == structure.reach.shape
     assert (found.scores[structure.reach] > 0).all()
     assert not found.scores[~structure.reach].any()
@@ -155,7 +155,7 @@ def test_scores_of_awkward_networks_are_scores(id: str) -> None:
 def test_a_plan_is_made_of_it() -> None:
     model, batches = planted()
     structure = analyse(model, (batches[0]["x"],), tasks())
-    found = measure(model, structure, QUICK, batches)
+    found = score(model, structure, batches, QUICK)
     plan = make_plan(structure, found.scores, Budget(macs=0.8), criterion=QUICK)
     kept = plan.keep(structure)
     assert not kept[USELESS]
@@ -167,7 +167,7 @@ def test_units_that_are_off_stay_off() -> None:
     structure = analyse(model, (batches[0]["x"],), tasks())
     keep = torch.ones(8, dtype=torch.bool)
     keep[[1, ESSENTIAL]] = False
-    found = measure(model, structure, QUICK, batches, keep=keep).scores
+    found = score(model, structure, batches, QUICK, keep=keep).scores
     assert not found[:, ~keep].any()
     assert (found[:, keep] > 0).all()
 
@@ -182,13 +182,13 @@ def test_data_is_read_as_often_as_needed_and_no_further() -> None:
     assert found.criterion == "Learned(steps=60, lr=0.05, pressure=10.0)"
     structure = analyse(model, (batches[0]["x"],), tasks())
     endless: Iterator[Any] = iter(lambda: batches[0], None)
-    assert measure(model, structure, Learned(steps=7), endless).batches == 7
-    once = measure(model, structure, Learned(steps=3), iter(batches)).scores
-    assert torch.equal(once, measure(model, structure, Learned(steps=3), batches).scores)
+    assert score(model, structure, endless, Learned(steps=7)).batches == 7
+    once = score(model, structure, iter(batches), Learned(steps=3)).scores
+    assert torch.equal(once, score(model, structure, batches, Learned(steps=3)).scores)
     with pytest.raises(BatchError, match="an iterator or generator that was read before is exhausted"):
-        measure(model, structure, Learned(steps=4), iter(batches))
+        score(model, structure, iter(batches), Learned(steps=4))
     with pytest.raises(BatchError, match="needs data, and none was given"):
-        measure(model, structure, QUICK)
+        score(model, structure, criterion=QUICK)
 
 
 @pytest.mark.parametrize(
@@ -213,10 +213,10 @@ def structure_for(loss: Any) -> tuple[nn.Module, Structure, list[dict[str, Tenso
 def test_what_cannot_be_learned_from_is_named() -> None:
     model, structure, batches = structure_for(lambda output, batch: (output - output).sqrt().sum())
     with pytest.raises(GradientError, match="task 'left': the gradient of its loss by the gates is NaN"):
-        measure(model, structure, QUICK, batches)
+        score(model, structure, batches, QUICK)
     model, structure, batches = structure_for(lambda output, batch: output.detach().mean())
     with pytest.raises(TaskError, match="'left': its loss does not depend on its output"):
-        measure(model, structure, QUICK, batches)
+        score(model, structure, batches, QUICK)
     best = (Task("best", lambda output: output["left"].argmax(1)), Task("left", "left"))
     with pytest.raises(TaskError, match="task 'best' has no loss, and its output"):
-        measure(model, analyse(model, (batches[0]["x"],), best), QUICK, batches)
+        score(model, analyse(model, (batches[0]["x"],), best), batches, QUICK)

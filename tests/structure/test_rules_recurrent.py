@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from disparse_structured.decision.plan import Plan
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.refit import refit
-from disparse_structured.scoring import measure
+from disparse_structured.scoring import score
 from disparse_structured.scoring.criteria import DiagonalHessian, Fisher
 from disparse_structured.scoring.execution import Execution
 from disparse_structured.structure import Structure, analyse
@@ -257,9 +257,9 @@ def test_a_spelt_out_width_stays() -> None:
 def test_scores_are_those_of_single_examples(id: str) -> None:
     """Gates stand where examples can be told apart, so a batch scores as its examples one by one."""
     subject = network(id)
-    whole = measure(subject.model, subject.structure, Fisher(), [inputs()], inputs=tuple, seed=0)
+    whole = score(subject.model, subject.structure, [inputs()], Fisher(), to_inputs=tuple, seed=0)
     single = [tuple(tensor[i : i + 1] for tensor in inputs()) for i in range(2)]
-    apart = measure(subject.model, subject.structure, Fisher(), single, inputs=tuple, seed=0)
+    apart = score(subject.model, subject.structure, single, Fisher(), to_inputs=tuple, seed=0)
 
     assert not whole.notes
     assert (whole.scores[:, subject.structure.group(_recurrent_group(subject.structure)).slice] > 0).all()
@@ -268,7 +268,7 @@ def test_scores_are_those_of_single_examples(id: str) -> None:
 
 def test_a_score_of_second_order() -> None:
     subject = network("gru")
-    found = measure(subject.model, subject.structure, DiagonalHessian(), [inputs()], inputs=tuple, seed=0)
+    found = score(subject.model, subject.structure, [inputs()], DiagonalHessian(), to_inputs=tuple, seed=0)
 
     assert not found.notes
     assert (found.scores[:, subject.structure.group("rnn").slice].sum(1) > 0).all()
@@ -288,7 +288,7 @@ def test_the_refit_brings_the_pruned_network_nearer() -> None:
     subject = network("lstm-both-ways")
     keep = random_keep(subject.structure, 0, 0.7)
     data = [inputs(16, seed) for seed in range(3)]
-    repaired = refit(subject.model, subject.structure, keep, data, inputs=tuple).model
+    repaired = refit(subject.model, subject.structure, keep, data, to_inputs=tuple).model
     dense = subject.outputs(subject.model)
 
     after = deviation(subject.outputs(surgery.cut(repaired, subject.structure, keep)), dense)

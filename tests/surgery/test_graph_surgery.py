@@ -425,7 +425,7 @@ def test_prune_to_a_graph(refit: LeastSquares | None) -> None:
     model, data = entry.factory(), [entry.inputs(4, seed=seed) for seed in range(3)]
     before = snapshot(model)
     pruned = prune(
-        model, entry.inputs(), entry.tasks, data, parameters=0.5, inputs=tuple, form="graph", refit=refit
+        model, entry.inputs(), entry.tasks, data, parameters=0.5, to_inputs=tuple, form="graph", refit=refit
     )
 
     assert isinstance(pruned.model, PrunedGraph)

@@ -160,7 +160,7 @@ def test_inputs_says_how_a_batch_becomes_arguments() -> None:
         batches,
         epochs=1,
         lr=1e-2,
-        inputs=lambda batch: (torch.cat((batch["left"], batch["right"]), dim=1),),
+        to_inputs=lambda batch: (torch.cat((batch["left"], batch["right"]), dim=1),),
     )
     assert facts.steps == 2
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from disparse_structured import analyse, measure, tasks_of
+from disparse_structured import analyse, score, tasks_of
 from disparse_structured.errors import BatchError, TaskError
 from disparse_structured.scoring.criteria import Fisher
 
@@ -78,7 +78,7 @@ def test_entries_are_tasks_that_every_criterion_can_score(kind: str) -> None:
     assert tuple(task.name for task in tasks) == names
     assert all(task.loss is None for task in tasks)
     structure = analyse(model, (EXAMPLE,), tasks)
-    scores = measure(model, structure, Fisher(), [EXAMPLE]).scores
+    scores = score(model, structure, [EXAMPLE], Fisher()).scores
     assert (scores.sum(dim=1) > 0).all()
 
 

@@ -20,7 +20,7 @@ from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import decide
 from disparse_structured.errors import BudgetError
 from disparse_structured.export import export_onnx
-from disparse_structured.scoring import measure
+from disparse_structured.scoring import score
 from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.structure import Structure
 from disparse_structured.surgery.module import cut
@@ -31,7 +31,7 @@ from tests.support.zoo import BY_ID, ids, randomise_norms
 
 def voted_keep(animal: Case, seed: int) -> Tensor:
     """What the tasks' own votes keep, label-free, of the smallest budget in the list that can be met."""
-    saliency = measure(animal.model, animal.structure, Fisher(), [animal.inputs], inputs=tuple, seed=seed)
+    saliency = score(animal.model, animal.structure, [animal.inputs], Fisher(), to_inputs=tuple, seed=seed)
     for share in (0.45, 0.7, 0.95):
         try:
             return decide(animal.structure, saliency.scores, Budget(parameters=share)).keep

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from disparse_structured.data.batches import Inputs, batches, call_model, to_device
+from disparse_structured.data.batches import ToInputs, batches, call_model, to_device
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.errors import TaskError
 from disparse_structured.lab import losses
@@ -105,7 +105,7 @@ def evaluate(
     loader: Iterable[Any],
     specs: Mapping[str, TaskSpec],
     *,
-    inputs: Inputs | None = None,
+    to_inputs: ToInputs | None = None,
 ) -> dict[str, dict[str, float]]:
     """Every figure of every task over the batches of ``loader``: ``{task: {figure: value}}``.
 
@@ -128,7 +128,7 @@ def evaluate(
     parameter = next(model.parameters(), torch.empty(0))
     with eval_mode(model):
         for batch in batches(loader):
-            output = call_model(model, to_device(batch, parameter.device, parameter.dtype), inputs)
+            output = call_model(model, to_device(batch, parameter.device, parameter.dtype), to_inputs)
             for name, accumulator in accumulators.items():
                 accumulator.update(Task(name, name).pick(output), _target(batch, name))
     return {name: accumulator.compute() for name, accumulator in accumulators.items()}
