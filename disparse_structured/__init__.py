@@ -1,101 +1,88 @@
-"""Structured pruning of multi-task networks that asks every task and proves every removal.
+"""Structured pruning of multi-task networks: each task votes, an arbiter decides, every removal is verified.
 
-Two nouns to start with: a :class:`Task` says what a task is, a :class:`Plan` says what goes::
+One call makes a network smaller::
 
-    pruned = prune(model, example_inputs, [Task("depth", "depth"), Task("labels", "labels")], data, macs=0.5)
-    print(pruned.plan)
-    print(pruned.report)
+    import disparse_structured as ds
 
-Without labels and without training, a few dozen inputs are enough: ``shrink(model, images, macs=0.6)``.
+    result = ds.prune(model, images, macs=0.5)  # tasks are read off the output; no labels, no training
+    print(result.report)  # costs, votes, and how far each task's output moved
+    result.save("small")
+    result.export("small/model.onnx")
+
+The same in four steps: :func:`analyse`, :func:`score`, :func:`plan`, :func:`apply`. Names are imported when
+they are first used, so that importing the package costs nothing.
 """
 
-from importlib.metadata import version
+from __future__ import annotations
 
-from disparse_structured.decision.arbiters import (
-    AnyTask,
-    Majority,
-    Minimax,
-    Priority,
-    Quorum,
-    Tolerance,
-    Unanimous,
-    WeightedMean,
-)
-from disparse_structured.decision.budget import Budget
-from disparse_structured.decision.deciding import make_plan as plan
-from disparse_structured.decision.plan import Plan
-from disparse_structured.decision.votes import (
-    GlobalRanking,
-    IsomorphicRanking,
-    LayerRanking,
-    PerCostRanking,
-)
-from disparse_structured.errors import DisparseError
-from disparse_structured.pipeline import Pruned, prune, shrink
-from disparse_structured.pipeline.compensated import Compensated
-from disparse_structured.refit import LeastSquares
-from disparse_structured.relatedness import Relatedness, relate
-from disparse_structured.scoring import score
-from disparse_structured.scoring.criteria import (
-    SNIP,
-    DiagonalHessian,
-    Fisher,
-    Learned,
-    Magnitude,
-    Random,
-    Taylor,
-)
-from disparse_structured.structure import analyse
-from disparse_structured.surgery.extraction import Extracted, extract
-from disparse_structured.surgery.graph import apply_graph
-from disparse_structured.surgery.module import apply
-from disparse_structured.surgery.saving import load, save
-from disparse_structured.tasks import Task
-from disparse_structured.verification.outputs import tasks_of
-from disparse_structured.verification.twin import masked_twin
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__version__ = version("disparse-structured")
+if TYPE_CHECKING:
+    from disparse_structured import refit as refits
+    from disparse_structured.decision import arbiters, costs, rankings
+    from disparse_structured.decision.budget import Budget
+    from disparse_structured.decision.deciding import make_plan as plan
+    from disparse_structured.errors import DisparseError
+    from disparse_structured.pipeline import Compensated, DiSparse, prune
+    from disparse_structured.scoring import criteria, score
+    from disparse_structured.structure import analyse
+    from disparse_structured.surgery import apply
+    from disparse_structured.surgery.saving import load
+    from disparse_structured.tasks import Task
+
+_HOMES = {
+    "Budget": "disparse_structured.decision.budget:Budget",
+    "Compensated": "disparse_structured.pipeline:Compensated",
+    "DiSparse": "disparse_structured.pipeline:DiSparse",
+    "DisparseError": "disparse_structured.errors:DisparseError",
+    "Task": "disparse_structured.tasks:Task",
+    "analyse": "disparse_structured.structure:analyse",
+    "apply": "disparse_structured.surgery:apply",
+    "arbiters": "disparse_structured.decision.arbiters",
+    "costs": "disparse_structured.decision.costs",
+    "criteria": "disparse_structured.scoring.criteria",
+    "load": "disparse_structured.surgery.saving:load",
+    "plan": "disparse_structured.decision.deciding:make_plan",
+    "prune": "disparse_structured.pipeline:prune",
+    "rankings": "disparse_structured.decision.rankings",
+    "refits": "disparse_structured.refit",
+    "score": "disparse_structured.scoring:score",
+}
+"""Where each public name lives: a module, or a module and a name in it."""
 
 __all__ = [
-    "SNIP",
-    "AnyTask",
     "Budget",
     "Compensated",
-    "DiagonalHessian",
+    "DiSparse",
     "DisparseError",
-    "Extracted",
-    "Fisher",
-    "GlobalRanking",
-    "IsomorphicRanking",
-    "LayerRanking",
-    "Learned",
-    "LeastSquares",
-    "Magnitude",
-    "Majority",
-    "Minimax",
-    "PerCostRanking",
-    "Plan",
-    "Priority",
-    "Pruned",
-    "Quorum",
-    "Random",
-    "Relatedness",
     "Task",
-    "Taylor",
-    "Tolerance",
-    "Unanimous",
-    "WeightedMean",
     "analyse",
     "apply",
-    "apply_graph",
-    "extract",
+    "arbiters",
+    "costs",
+    "criteria",
     "load",
-    "masked_twin",
     "plan",
     "prune",
-    "relate",
-    "save",
+    "rankings",
+    "refits",
     "score",
-    "shrink",
-    "tasks_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("disparse-structured")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    found: Any = importlib.import_module(module)
+    if attribute:
+        found = getattr(found, attribute)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])

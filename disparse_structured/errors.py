@@ -11,6 +11,10 @@ class DisparseError(Exception):
     """Base class of every error raised on purpose by this package."""
 
 
+class OptionError(DisparseError, ValueError):
+    """An option has a value of the wrong kind, is out of range, or contradicts another option."""
+
+
 class TaskError(DisparseError):
     """A task is missing, its selector misses, it reaches nothing, or its loss is not usable."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ class Task:
         name: how the task is called in plans, reports and ONNX outputs.
         output: picks the task's part of whatever the model returns: a dict key, a tuple index,
             an attribute path (``"heads.depth"``), a tuple of such steps (an empty one picks all of it),
-            or a callable.
+            or a callable. By default the entry that has the task's name.
         loss: ``loss(picked_output, batch) -> scalar tensor``. Without it the task is *label-free*:
             its saliency is the response of its own output (see :mod:`disparse_structured.scoring`).
         weight: the task's weight in training losses and in the weighted-mean arbiter. Votes never
@@ -31,9 +31,13 @@ class Task:
     """
 
     name: str
-    output: Selector
+    output: Selector = None  # type: ignore[assignment]  # the name
     loss: Loss | None = None
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.output is None:
+            object.__setattr__(self, "output", self.name)
 
     def pick(self, output: Any) -> Any:
         """The task's part of the model's ``output``; raises :class:`TaskError` if there is none."""
@@ -80,21 +84,23 @@ class Task:
             ) from None
 
 
-def check_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
-    """``tasks`` as a tuple, refused if empty or with a name twice."""
-    if isinstance(tasks, Task):
-        raise TaskError("tasks= is a single Task. Pass a list: tasks=[Task(...)].")
-    tasks = tuple(tasks)
-    if not tasks:
-        raise TaskError("no task was given. Pass at least one Task(name, output).")
-    for task in tasks:
+def check_tasks(tasks: Sequence[Task | str]) -> tuple[Task, ...]:
+    """``tasks`` as a tuple, each name made a task; refused if empty, or if a name is used twice."""
+    if isinstance(tasks, Task | str):
+        raise TaskError(f"tasks must be a list, got {tasks!r}. Pass tasks=[{tasks!r}].")
+    if not isinstance(tasks, Iterable):
+        raise TaskError(f"tasks must be a list of Task objects or names, got {tasks!r}.")
+    found = tuple(Task(task) if isinstance(task, str) else task for task in tasks)
+    if not found:
+        raise TaskError("no task was given. Pass at least one Task, or the name of an output.")
+    for task in found:
         if not isinstance(task, Task):
             raise TaskError(f"expected Task objects, found {type(task).__name__}. Use Task(name, output).")
-    names = [task.name for task in tasks]
+    names = [task.name for task in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise TaskError(f"task name {twice[0]!r} is used {names.count(twice[0])} times. Names must differ.")
-    return tasks
+    return found
 
 
 def _is_plain_object(value: Any) -> bool:

@@ -6,6 +6,11 @@ import torch
 from torch import nn
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter is; the CPU for a model without parameters."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Parameters and buffers by canonical name, and the canonical name of every name (ties share one)."""
     tensors: dict[str, torch.Tensor] = {}

@@ -1,16 +1,23 @@
-"""The whole composition: structure, saliency, votes, arbitration, budget, refit, surgery, report."""
+"""``prune``: structure, scores, votes, decision, refit, removal and report, composed."""
 
-from disparse_structured.pipeline.calibrating import EXAMPLE_SAMPLES, SAMPLES, calibrate
+from disparse_structured.pipeline.compensated import Compensated
+from disparse_structured.pipeline.disparse import DiSparse
+from disparse_structured.pipeline.inputs import EXAMPLE_SAMPLES, SAMPLES, Data
+from disparse_structured.pipeline.iterative import Iterative
+from disparse_structured.pipeline.method import Decided, Method, Problem
 from disparse_structured.pipeline.prune import prune
-from disparse_structured.pipeline.pruned import Pruned, report_on
-from disparse_structured.pipeline.shrink import shrink
+from disparse_structured.pipeline.result import PruningResult
 
 __all__ = [
     "EXAMPLE_SAMPLES",
     "SAMPLES",
-    "Pruned",
-    "calibrate",
+    "Compensated",
+    "Data",
+    "Decided",
+    "DiSparse",
+    "Iterative",
+    "Method",
+    "Problem",
+    "PruningResult",
     "prune",
-    "report_on",
-    "shrink",
 ]

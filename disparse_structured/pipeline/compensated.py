@@ -1,4 +1,4 @@
-"""From the dense network to a budget in a few rounds, each decided on curves of what the last one left."""
+"""Decides by the damage that is left after compensation, in a few rounds on the way to the budget."""
 
 from __future__ import annotations
 
@@ -9,39 +9,47 @@ import torch
 from torch import nn
 
 from disparse_structured.data.batches import as_they_are, batch_size
-from disparse_structured.data.calibration import Calibration
-from disparse_structured.decision.arbiters import Arbiter
-from disparse_structured.decision.budget import Budget
-from disparse_structured.decision.deciding import Decision, decide
-from disparse_structured.decision.votes import Ranking
+from disparse_structured.decision.arbiters import Arbiter, WeightedMean
+from disparse_structured.decision.votes import PerCostRanking, Ranking
+from disparse_structured.errors import OptionError
 from disparse_structured.naming import rule_name
-from disparse_structured.refit import LeastSquares, RefitMethod, refit
+from disparse_structured.pipeline.method import Decided, Problem, decide_in_rounds
+from disparse_structured.pipeline.options import check_callables, check_refit
+from disparse_structured.refit import LeastSquares, RefitMethod
 from disparse_structured.scoring import Criterion, Saliency, score
 from disparse_structured.scoring.criteria import Taylor
 from disparse_structured.scoring.damage_curves import JUDGED, LEFT, measure_damage_curves
-from disparse_structured.structure import Structure
 
-_TAYLOR, _LEAST_SQUARES = Taylor(), LeastSquares(shifts=0)
+_TAYLOR, _MEAN, _PER_COST, _LEAST_SQUARES = Taylor(), WeightedMean(), PerCostRanking(), LeastSquares(shifts=0)
 
 
 @dataclass(frozen=True)
 class Compensated:
-    """Units are scored by the error that is left after compensation, again and again along the way.
+    """Compensated damage: what each task still loses after the layers that read a unit have adapted.
 
-    In each round the criterion orders the units of what is left, curves say what narrowing each group costs
-    each task once its readers are refit, the votes go on to the next budget, and the network is refit. The
-    budgets of the rounds are a geometric series.
+    Needs no labels, and reads none. In each round the criterion orders the units of what is left, curves say
+    what narrowing each group costs each task once its readers are refit, the arbiter decides on the next
+    budget, and the network is refit. The budgets of the rounds are a geometric series.
 
     Args:
         criterion: orders units within their groups.
+        arbiter: how the tasks' damage becomes a decision. The mean of the damage loses less than unanimity
+            does where damage is measured; see the table in ``docs/choosing.md``.
+        ranking: how layers compete within one task's vote.
         rounds: how many; at least 1.
         left: at which shares of a group's units its curve is measured.
         scored: examples that the criterion reads.
-        judged: examples that outputs are compared on; fewer of large networks, see :func:`foresee`.
-        refit: between the rounds.
+        judged: examples that outputs are compared on; fewer for large networks, see
+            :func:`~disparse_structured.scoring.damage_curves.measure_damage_curves`.
+        refit: how the network is refit between rounds.
+
+    Raises:
+        OptionError: a count below 1, a share outside (0, 1), or a choice of the wrong kind.
     """
 
     criterion: Criterion = _TAYLOR
+    arbiter: Arbiter = _MEAN
+    ranking: Ranking = _PER_COST
     rounds: int = 2
     left: tuple[float, ...] = LEFT
     scored: int = 32
@@ -49,53 +57,41 @@ class Compensated:
     refit: RefitMethod = _LEAST_SQUARES
 
     def __post_init__(self) -> None:
+        check_callables(criterion=self.criterion, arbiter=self.arbiter, ranking=self.ranking)
+        check_refit(self.refit)
         if min(self.rounds, self.scored, self.judged) < 1 or not all(0 < share < 1 for share in self.left):
-            raise ValueError(
+            raise OptionError(
                 f"rounds={self.rounds}, scored={self.scored}, judged={self.judged}, left={self.left}: counts "
-                "are at least 1, shares between 0 and 1."
+                "must be at least 1, and shares between 0 and 1."
             )
 
-    def decide(
-        self,
-        model: nn.Module,
-        structure: Structure,
-        calibration: Calibration,
-        budget: Budget,
-        *,
-        arbiter: Arbiter,
-        ranking: Ranking,
-        weights: list[float],
-        seed: int = 0,
-        progress: bool = False,
-    ) -> tuple[Decision, Saliency]:
-        """Where the last round ended, and the saliency it was decided on; ``model`` stays as it is.
+    def __repr__(self) -> str:
+        default = {field.name: field.default for field in dataclasses.fields(self)}
+        changed = {name: value for name, value in vars(self).items() if value != default[name]}
+        return f"Compensated({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
 
-        Raises:
-            BudgetError: the budget cannot be met.
-        """
-        cost = structure.cost.macs if budget.kind == "macs" else structure.cost.parameters
-        dense = cost(torch.ones(structure.units, dtype=torch.bool))
-        fraction = budget.target(dense) / dense
-        keep = torch.ones(structure.units, dtype=torch.bool)
-        current, last = model, self.rounds - 1
-        size = batch_size(calibration.chunks[0])
-        scored = calibration.chunks[: max(1, self.scored // size)]
-        for number in range(self.rounds):
-            saliency = score(
-                current, structure, scored, self.criterion,
-                to_inputs=as_they_are, seed=seed, keep=keep, progress=progress,
+    def decide(self, problem: Problem) -> Decided:
+        """See :class:`~disparse_structured.pipeline.method.Method`."""
+        calibration = problem.calibration
+        structure = dataclasses.replace(
+            problem.structure,
+            task_objects=tuple(
+                dataclasses.replace(task, loss=None) for task in problem.structure.task_objects
+            ),
+        )
+        chunks = calibration.chunks[: max(1, self.scored // batch_size(calibration.chunks[0]))]
+
+        def scored(model: nn.Module, keep: torch.Tensor) -> Saliency:
+            found = score(
+                model, structure, chunks, self.criterion,
+                to_inputs=as_they_are, seed=problem.seed, keep=keep, progress=problem.progress,
             )  # fmt: skip
             curves = measure_damage_curves(
-                current, structure, saliency.scores, calibration,
-                keep=keep, left=self.left, judged=self.judged, seed=seed,
+                model, structure, found.scores, calibration,
+                keep=keep, left=self.left, judged=self.judged, seed=problem.seed,
             )  # fmt: skip
-            step = fraction ** ((number + 1) / self.rounds)
-            aim = budget if number == last else dataclasses.replace(budget, **{budget.kind: step})
-            found = decide(
-                structure, curves.scores, aim,
-                ranking=ranking, arbiter=arbiter, weights=weights, left=keep if number else None,
-            )  # fmt: skip
-            keep = found.keep
-            if number < last:
-                current = refit(model, structure, keep, calibration, method=self.refit).model
-        return found, dataclasses.replace(saliency, scores=curves.scores, criterion=rule_name(self))
+            return dataclasses.replace(found, scores=curves.scores, criterion=rule_name(self))
+
+        return decide_in_rounds(
+            problem, scored, self.rounds, arbiter=self.arbiter, ranking=self.ranking, between=self.refit
+        )

@@ -1,119 +1,129 @@
-"""``prune``: every task votes, by its loss or without labels, and the budget is met."""
+"""``prune``: the whole composition on one screen."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from disparse_structured.data.batches import ToInputs, as_they_are
-from disparse_structured.decision.arbiters import Arbiter
+from disparse_structured.data.batches import ToInputs
+from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.budget import Budget
-from disparse_structured.decision.deciding import DEFAULT_ARBITER, DEFAULT_RANKING, make_plan
-from disparse_structured.decision.votes import Ranking
-from disparse_structured.errors import BatchError
-from disparse_structured.pipeline.calibrating import calibrate
-from disparse_structured.pipeline.checks import check_callables, check_method, check_place, step
-from disparse_structured.pipeline.pruned import Pruned, report_on
-from disparse_structured.pipeline.surgeon import Surgeon
-from disparse_structured.refit import RefitMethod
-from disparse_structured.scoring import Criterion, score
-from disparse_structured.scoring.criteria import Fisher
-from disparse_structured.structure import Attention, Form, analyse
-from disparse_structured.tasks import Task, check_tasks
+from disparse_structured.errors import OptionError
+from disparse_structured.pipeline.compensated import Compensated
+from disparse_structured.pipeline.inputs import Data
+from disparse_structured.pipeline.method import Method, Problem
+from disparse_structured.pipeline.options import check_method, check_refit, step, the_budget
+from disparse_structured.pipeline.refitting import Execution
+from disparse_structured.pipeline.result import PruningResult
+from disparse_structured.pipeline.tolerance import check_limits, within_limits
+from disparse_structured.refit import LeastSquares, RefitMethod
+from disparse_structured.structure import Structure, analyse
+from disparse_structured.tasks import Task
+from disparse_structured.verification.outputs import resolve_tasks
+
+_COMPENSATED: Method = Compensated()
+_LEAST_SQUARES: RefitMethod = LeastSquares()
 
 
 def prune(
     model: nn.Module,
-    example_inputs: tuple[Any, ...] | torch.Tensor,
-    tasks: Sequence[Task],
-    data: Iterable[Any] | None = None,
+    data: torch.Tensor | Iterable[Any] | Calibration,
+    tasks: Sequence[Task | str] | None = None,
     *,
     macs: float | None = None,
     parameters: float | None = None,
     budget: Budget | None = None,
-    criterion: Criterion | None = None,
-    arbiter: Arbiter = DEFAULT_ARBITER,
-    ranking: Ranking = DEFAULT_RANKING,
+    method: Method = _COMPENSATED,
+    refit: RefitMethod | None = _LEAST_SQUARES,
+    tolerance: Mapping[str, float] | None = None,
     to_inputs: ToInputs | None = None,
-    refit: RefitMethod | None = None,
+    structure: Structure | None = None,
+    samples: int | None = None,
     seed: int = 0,
     verify: bool = True,
-    inplace: bool = False,
-    form: Form = "module",
-    attention: Attention = "heads",
     progress: bool = False,
-) -> Pruned:
-    """Makes ``model`` physically smaller: every task votes, the arbiter decides, Torch-Pruning removes.
+) -> PruningResult:
+    """Makes ``model`` physically smaller: each task votes, an arbiter decides, Torch-Pruning removes.
+
+    A few dozen unlabeled inputs are enough: by default every entry of the model's output is a task, units are
+    chosen by the damage that is left after compensation, and the remaining weights are refit. Nothing is
+    trained. ``model`` is left as it is.
+
+    >>> import torch, disparse_structured as ds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2)).eval()
+    >>> result = ds.prune(model, torch.randn(32, 4), macs=0.5)
+    >>> result.model[0].out_features
+    8
 
     Args:
-        model: any module that ``torch.export`` can capture. It is left as it is (unless ``inplace``).
-        example_inputs: the positional arguments of one forward pass, batch first.
-        tasks: name, output and optionally loss of each task.
-        data: batches for the saliency: any iterable of tensors, tuples or dicts. Without it the example
-            inputs serve, which is enough for label-free tasks only.
-        macs, parameters: the budget, a fraction in (0, 1) or an absolute number; or pass ``budget`` with
-            its further options (floor, rounding, minimum width, protected layers).
-        criterion: how units are scored; Fisher by default. Any callable of that signature.
-        arbiter: how votes become a decision; unanimous by default. Any callable of that signature.
-        ranking: how layers compete within one task's vote.
-        inputs: ``inputs(batch) -> tuple of forward's arguments``, where the default cannot tell.
-        refit: how the weights that stay make up for those that go, from the first 64 inputs of ``data``;
-            not at all by default.
-        verify: prove the result against the masked twin in float64 before handing it back.
-        inplace: at the very end, make ``model`` itself the result.
-        form: ``"graph"`` gives a :class:`~disparse_structured.surgery.pruned_graph.PrunedGraph` instead of a
-            smaller ``model``: widths that ``forward`` hard-codes can shrink as well, and the result returns
-            ``{task: tensor}``. It trains, exports to ONNX and can be saved and loaded.
-        attention: what of attention is a unit: whole ``"heads"``, or one index of the head dimension in all
-            heads, ``"head_dim"``. See :func:`~disparse_structured.structure.analyse`.
+        model: any module that ``torch.export`` can capture.
+        data: a tensor ``[N, ...]``, one batch (a dict or a tuple), or batches, such as a loader. Labels in it
+            are read only where ``method`` uses them.
+        tasks: the tasks, or their names: a name stands for the entry of the output that is called so. By
+            default every entry of the output is a task.
+        macs, parameters: what the result may cost: a fraction in (0, 1) of the dense cost, or a number.
+        budget: instead of them, a :class:`~disparse_structured.Budget` with its further options (floor,
+            rounding, minimum width, protected layers).
+        method: decides which units are removed: :class:`~disparse_structured.Compensated` by default,
+            :class:`~disparse_structured.DiSparse` for one-shot votes, which use the tasks' losses.
+        refit: how the remaining weights compensate for what was removed, see
+            :mod:`disparse_structured.refit`; None leaves them unchanged.
+        tolerance: by the name of a task, how far its output may move, relative in the Euclidean norm, as the
+            report measures it after the refit. The budget is met with no task over its limit, in up to
+            four tries. Replaces the arbiter of ``method``.
+        to_inputs: ``to_inputs(batch) -> tuple of forward's arguments``, where the default cannot tell.
+        structure: what :func:`~disparse_structured.analyse` read from ``model``, for its choices: whether the
+            module or its exported graph is pruned, what is removed from attention. It has the tasks.
+        samples: read at most this many examples. By default a refit and :class:`Compensated` read 64, and
+            :class:`DiSparse` scores on all of ``data``.
+        seed: random seed of scores, refit, and whatever a loader draws.
+        verify: compare the result with the masked twin in float64 before handing it back.
         progress: show progress bars on a terminal.
 
+    Returns:
+        The smaller model with its plan and report; it can be saved and exported.
+
     Raises:
-        DisparseError: one of its subclasses, naming what was found and what to do; ``model`` is unchanged.
+        OptionError: an option is of the wrong kind, or contradicts another one.
+        BudgetError: the budget cannot be met, or not within ``tolerance``; says what is in the way.
+        DisparseError: another of its subclasses, naming what was found and what to do. Whatever is raised,
+            ``model`` is unchanged.
     """
-    tasks = check_tasks(tasks)
-    check_callables(criterion=criterion, arbiter=arbiter, ranking=ranking)
-    check_method(refit)
-    check_place(form, inplace)
-    if data is not None and not isinstance(data, Iterable):
-        raise BatchError(
-            f"data is {type(data).__name__} {data!r}, which cannot be iterated. "
-            "Pass a loader or a list of batches."
-        )
-    budget = budget or Budget(macs=macs, parameters=parameters)
-    criterion = criterion or Fisher()
-    with step("reading the structure", progress):
-        structure = analyse(model, example_inputs, tasks, form=form, attention=attention)
-    if data is None:
-        data, to_inputs = _example_as_data(structure.example_inputs, tasks), as_they_are
-    calibration = None
-    if refit is not None:
-        data = list(data) if isinstance(data, Iterator) else data  # it is read twice
-        calibration = calibrate(model, data, to_inputs=to_inputs, seed=seed)
-    saliency = score(model, structure, data, criterion, to_inputs=to_inputs, seed=seed, progress=progress)
-    found = make_plan(
-        structure,
-        saliency.scores,
-        budget,
-        ranking=ranking,
-        arbiter=arbiter,
-        weights=[task.weight for task in tasks],
-        criterion=criterion,
-        seed=seed,
+    budget = the_budget(macs, parameters, budget)
+    check_method(method)
+    check_refit(refit)
+    if structure is not None and tasks is not None:
+        raise OptionError("tasks= was given beside structure=, which has tasks already. Leave tasks= out.")
+    given = Data.of(
+        model, data, to_inputs, samples=samples, seed=seed, fits=refit is not None or _fits(method)
     )
-    surgeon = Surgeon(model, structure, refit, calibration, verify, progress)
-    operation, refitted = surgeon.operate(found, inplace)
-    return Pruned(operation.model, operation.plan, report_on(structure, saliency, operation, refitted))
+    if structure is None:
+        with step("reading the structure", progress):
+            chosen = resolve_tasks(model, given.example_inputs, tasks)
+            structure = analyse(model, given.example_inputs, chosen)
+    problem = Problem(
+        model,
+        structure,
+        given.batches,
+        lambda: given.calibration,
+        budget,
+        to_inputs=given.to_inputs,
+        seed=seed,
+        progress=progress,
+    )
+    execute = Execution(model, structure, refit, given.calibration, verify, progress)
+    if tolerance is not None:
+        limits = check_limits(tolerance, structure.tasks, method, refit)
+        saliency, done = within_limits(limits, problem, method, execute)
+    else:
+        decision, saliency = method.decide(problem)
+        done = execute(decision.plan(structure, criterion=saliency.criterion, seed=seed))
+    return PruningResult.of(structure, saliency, done.applied, done.deviation, done.refit)
 
 
-def _example_as_data(example_inputs: tuple[Any, ...], tasks: Sequence[Task]) -> list[Any]:
-    labelled = [task.name for task in tasks if task.loss is not None]
-    if labelled:
-        raise BatchError(
-            f"no data was given, but task {labelled[0]!r} has a loss, which needs labels. "
-            "Pass data= (batches with labels), or leave the loss out to score the task label-free."
-        )
-    return [example_inputs]
+def _fits(method: Method) -> bool:
+    """Whether ``method`` refits layers on the way."""
+    return getattr(method, "refit", None) is not None

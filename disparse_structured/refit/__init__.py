@@ -3,6 +3,7 @@
 from disparse_structured.refit.affine import Affine
 from disparse_structured.refit.batch_norm import BatchNormStatistics
 from disparse_structured.refit.context import RefitMethod
+from disparse_structured.refit.deviation import measure_deviation
 from disparse_structured.refit.folding import ModelFolding
 from disparse_structured.refit.least_squares import LeastSquares, Refit, refit
 
@@ -13,5 +14,6 @@ __all__ = [
     "ModelFolding",
     "Refit",
     "RefitMethod",
+    "measure_deviation",
     "refit",
 ]

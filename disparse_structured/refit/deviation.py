@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.errors import BatchError
+from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.refit.lockstep import State
 from disparse_structured.structure import Structure
+from disparse_structured.structure.at_shape import PerShape
 from disparse_structured.verification.twin import masked_twin
 
 
@@ -49,6 +51,19 @@ def deviations(
                 "that nothing can be compared. Pass inputs that the model was made for."
             )
     return [{task: _root(square / (wanted[task] or 1.0)) for task, square in total.items()} for total in off]
+
+
+def measure_deviation(
+    model: nn.Module, structure: Structure, keep: Tensor, calibration: Calibration
+) -> dict[str, float]:
+    """For each task, how far ``model`` with only the units of ``keep`` is from the whole model.
+
+    Raises:
+        BatchError: as :func:`deviations` does, or the model has other units with these inputs.
+    """
+    dense: State = {name: tensor.detach() for name, tensor in named_tensors(model)[0].items()}
+    described = PerShape(model, structure, lambda found: found)((calibration.checks or calibration.chunks)[0])
+    return deviations(described, keep.cpu(), calibration, dense, (dense,))[0]
 
 
 def _square(tensor: Tensor) -> float:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from disparse_structured.data.batches import ToInputs
-from disparse_structured.decision.arbiters import Arbiter, Unanimous
+from disparse_structured.decision.arbiters import Unanimous
 from disparse_structured.decision.budget import Budget
-from disparse_structured.decision.deciding import DEFAULT_ARBITER, DEFAULT_RANKING, smallest
-from disparse_structured.decision.votes import Ranking
+from disparse_structured.decision.deciding import smallest
 from disparse_structured.naming import rule_name
+from disparse_structured.pipeline import DiSparse
 from disparse_structured.regimes.masked import MaskedRegime
-from disparse_structured.regimes.panel import DecisionSettings
+from disparse_structured.regimes.scorings import DecisionSettings
 from disparse_structured.scoring import Criterion
-from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.structure import analyse
 from disparse_structured.tasks import Task
+
+_VOTES = DiSparse()
 
 
 class Dynamic(MaskedRegime):
@@ -41,7 +43,7 @@ class Dynamic(MaskedRegime):
         until: share of ``steps`` after which the mask is fixed, in (0, 1].
         batches: how many batches of ``data`` one exchange reads; 1 as in RigL.
         first_batches: how many the first decision reads, which has none before it to improve on.
-        example_inputs, tasks, data, budget, criterion, arbiter, ranking, inputs, seed: as in
+        example_inputs, tasks, data, budget, method, to_inputs, seed: as in
             :class:`disparse_structured.regimes.Pretrained`. Example inputs of the batches' own shape save
             an export at every exchange.
 
@@ -54,7 +56,7 @@ class Dynamic(MaskedRegime):
         self,
         model: nn.Module,
         example_inputs: tuple[Any, ...] | torch.Tensor,
-        tasks: Sequence[Task],
+        tasks: Sequence[Task | str],
         data: Iterable[Any],
         *,
         budget: Budget,
@@ -62,10 +64,8 @@ class Dynamic(MaskedRegime):
         every: int = 100,
         fraction: float = 0.3,
         until: float = 0.75,
-        criterion: Criterion | None = None,
+        method: DiSparse = _VOTES,
         grow: Criterion | None = None,
-        arbiter: Arbiter = DEFAULT_ARBITER,
-        ranking: Ranking = DEFAULT_RANKING,
         to_inputs: ToInputs | None = None,
         seed: int = 0,
         batches: int | None = 1,
@@ -77,16 +77,15 @@ class Dynamic(MaskedRegime):
                 "at least 1, fraction between 0 and 1, until above 0 and at most 1."
             )
         structure = analyse(model, example_inputs, tasks)
-        criterion = criterion or Fisher()
         super().__init__(
             model,
-            DecisionSettings(structure, data, budget, criterion, arbiter, ranking, to_inputs, seed, batches),
+            DecisionSettings(structure, data, budget, method, to_inputs, seed, batches),
         )
         self.every, self.fraction, self.last = every, fraction, until * steps
         self.grow = grow
         saliency = self.score(batches=first_batches)
         with self.explaining():
-            decision = self.panel.decide(saliency.scores)
+            decision = self.settings.vote(saliency.scores)
         self.adopt(decision, saliency)
 
     @property
@@ -108,16 +107,17 @@ class Dynamic(MaskedRegime):
         return self.fraction / 2 * (1 + math.cos(math.pi * min(self.steps_taken / self.last, 1.0)))
 
     def _exchange(self, optimizer: torch.optim.Optimizer) -> None:
-        panel = self.panel
-        least = panel.cost(smallest(panel.structure, panel.budget)) / panel.dense
+        settings = self.settings
+        least = settings.cost(smallest(settings.structure, settings.budget)) / settings.dense
         # A share may be rounded down: one step up, it allows the cost that it was made from.
-        lower = max(panel.share * (1 - self.moving), math.nextafter(least, 1.0))
-        if lower >= panel.share:
+        lower = max(settings.share * (1 - self.moving), math.nextafter(least, 1.0))
+        if lower >= settings.share:
             return
         saliency = self.score()
-        dropped = panel.decide(saliency.scores.masked_fill(~self.keep, 0.0), panel.within(lower))
+        dropped = settings.vote(saliency.scores.masked_fill(~self.keep, 0.0), settings.within(lower))
         survivors = self.keep & dropped.keep
         if self.grow is not None:
-            saliency = self.score(criterion=self.grow)
+            saliency = self.score(method=replace(settings.method, criterion=self.grow))
         # Unanimity read backwards: a unit stays off only if every task leaves it off.
-        self.adopt(panel.decide(saliency.scores, arbiter=Unanimous(), stay=survivors), saliency, optimizer)
+        regrowing = replace(settings, method=replace(settings.method, arbiter=Unanimous()))
+        self.adopt(regrowing.vote(saliency.scores, stay=survivors), saliency, optimizer)

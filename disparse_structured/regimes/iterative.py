@@ -9,17 +9,14 @@ import torch
 from torch import nn
 
 from disparse_structured.data.batches import ToInputs
-from disparse_structured.decision.arbiters import Arbiter
 from disparse_structured.decision.budget import Budget
-from disparse_structured.decision.deciding import DEFAULT_ARBITER, DEFAULT_RANKING
-from disparse_structured.decision.votes import Ranking
-from disparse_structured.pipeline import Pruned
+from disparse_structured.pipeline import DiSparse, PruningResult
 from disparse_structured.regimes.masked import MaskedRegime
-from disparse_structured.regimes.panel import DecisionSettings
-from disparse_structured.scoring import Criterion
-from disparse_structured.scoring.criteria import Fisher
+from disparse_structured.regimes.scorings import DecisionSettings
 from disparse_structured.structure import analyse
 from disparse_structured.tasks import Task
+
+_VOTES = DiSparse()
 
 
 class Iterative(MaskedRegime):
@@ -34,7 +31,7 @@ class Iterative(MaskedRegime):
         model: the trained dense network. It is trained and masked in place: pass a copy to keep it.
         stages: how many, at least 1.
         every: steps of training between two stages.
-        example_inputs, tasks, data, budget, criterion, arbiter, ranking, inputs, seed, batches: as in
+        example_inputs, tasks, data, budget, method, to_inputs, seed, batches: as in
             :class:`disparse_structured.regimes.Pretrained`.
 
     Raises:
@@ -46,15 +43,13 @@ class Iterative(MaskedRegime):
         self,
         model: nn.Module,
         example_inputs: tuple[Any, ...] | torch.Tensor,
-        tasks: Sequence[Task],
+        tasks: Sequence[Task | str],
         data: Iterable[Any],
         *,
         budget: Budget,
         stages: int,
         every: int,
-        criterion: Criterion | None = None,
-        arbiter: Arbiter = DEFAULT_ARBITER,
-        ranking: Ranking = DEFAULT_RANKING,
+        method: DiSparse = _VOTES,
         to_inputs: ToInputs | None = None,
         seed: int = 0,
         batches: int | None = None,
@@ -62,15 +57,14 @@ class Iterative(MaskedRegime):
         if stages < 1 or every < 1:
             raise ValueError(f"stages={stages} and every={every}: both must be at least 1.")
         structure = analyse(model, example_inputs, tasks)
-        criterion = criterion or Fisher()
         super().__init__(
             model,
-            DecisionSettings(structure, data, budget, criterion, arbiter, ranking, to_inputs, seed, batches),
+            DecisionSettings(structure, data, budget, method, to_inputs, seed, batches),
         )
         self.stages, self.every = stages, every
         # The last budget must be within reach before the first stage changes anything.
         with self.explaining():
-            self.panel.decide(self.structure.reach.to(torch.float64))
+            self.settings.vote(self.structure.reach.to(torch.float64))
         self._advance(None)
 
     @property
@@ -90,7 +84,7 @@ class Iterative(MaskedRegime):
         if self.steps_taken % self.every == 0 and self.stage < self.stages:
             self._advance(optimizer)
 
-    def finish(self) -> Pruned:
+    def finish(self) -> PruningResult:
         """See :class:`Regime`; stages that training was too short for are taken now."""
         while self.stage < self.stages:
             self._advance(None)
@@ -98,8 +92,8 @@ class Iterative(MaskedRegime):
 
     def _advance(self, optimizer: torch.optim.Optimizer | None) -> None:
         saliency = self.score()
-        budget = self.panel.budget
+        budget = self.settings.budget
         if self.stage < self.stages:
-            budget = self.panel.within(self.panel.share ** (self.stage / self.stages))
+            budget = self.settings.within(self.settings.share ** (self.stage / self.stages))
         scores = saliency.scores.masked_fill(~self.keep, 0.0)
-        self.adopt(self.panel.decide(scores, budget), saliency, optimizer)
+        self.adopt(self.settings.vote(scores, budget), saliency, optimizer)

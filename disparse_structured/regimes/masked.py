@@ -15,11 +15,11 @@ from disparse_structured.decision.deciding import Decision
 from disparse_structured.decision.votes import Votes
 from disparse_structured.errors import BatchError, BudgetError, LoadError
 from disparse_structured.naming import rule_name
-from disparse_structured.pipeline import Pruned, report_on
-from disparse_structured.regimes.panel import DecisionSettings
+from disparse_structured.pipeline import PruningResult
 from disparse_structured.regimes.regime import Regime
+from disparse_structured.regimes.scorings import DecisionSettings
 from disparse_structured.scoring import Saliency
-from disparse_structured.surgery.module import apply
+from disparse_structured.surgery import apply
 from disparse_structured.surgery.weight_masks import WeightMasks
 
 
@@ -29,27 +29,27 @@ class MaskedRegime(Regime):
     Groups that masks cannot hold (``masks.held``) keep their width.
     """
 
-    def __init__(self, model: nn.Module, panel: DecisionSettings) -> None:
-        if isinstance(panel.data, Iterator):
+    def __init__(self, model: nn.Module, settings: DecisionSettings) -> None:
+        if isinstance(settings.data, Iterator):
             raise BatchError(
-                f"the data is a {type(panel.data).__name__}, which can be read only once, and this regime "
-                "reads it anew whenever it decides. Pass a DataLoader or a list of batches."
+                f"the data is a {type(settings.data).__name__}, which can be read only once, and this regime "
+                "reads it again whenever it decides. Pass a DataLoader or a list of batches."
             )
         self.model = model
-        self.structure = panel.structure
-        self.masks = WeightMasks(model, panel.structure)
+        self.structure = settings.structure
+        self.masks = WeightMasks(model, settings.structure)
         # Nobody votes on what cannot be switched off and on.
-        open_to_vote = replace(panel.structure, unclaimed=panel.structure.unclaimed | self.masks.held)
-        self.panel = replace(panel, structure=open_to_vote)
+        open_to_vote = replace(settings.structure, unclaimed=settings.structure.unclaimed | self.masks.held)
+        self.settings = replace(settings, structure=open_to_vote)
         self.steps_taken = 0
         self._scorings = 0
         self._last: tuple[Decision, Saliency] | None = None
 
     def score(self, **otherwise: Any) -> Saliency:
-        """The next scoring, of the network as it is masked now, by the panel with ``otherwise`` replaced."""
-        panel = replace(self.panel, **otherwise)
+        """The next scoring, of the network as it is masked now, with ``otherwise`` replaced in the settings."""
+        settings = replace(self.settings, **otherwise)
         with self.masks.revealed():
-            found = panel.score(self.model, self._scorings, self.masks.keep)
+            found = settings.score(self.model, self._scorings, self.masks.keep)
         self._scorings += 1
         return found
 
@@ -65,13 +65,13 @@ class MaskedRegime(Regime):
         """Bool ``[units]``: what is on."""
         return self.masks.keep
 
-    def finish(self) -> Pruned:
+    def finish(self) -> PruningResult:
         """See :class:`Regime`."""
         assert self._last is not None  # every constructor decides once
         decision, saliency = self._last
         self.masks.enforce()  # averaged weights may have been loaded since the last step
-        operation = apply(self.model, self.panel.plan(decision), self.structure)
-        return Pruned(operation.model, operation.plan, report_on(self.structure, saliency, operation))
+        applied = apply(self.model, self.settings.plan(decision, saliency), self.structure)
+        return PruningResult.of(self.structure, saliency, applied)
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
@@ -92,11 +92,11 @@ class MaskedRegime(Regime):
     def schedule(self) -> str:
         """When this regime decides, in words; runs of other schedules do not resume one another."""
 
-    def _settings(self) -> str:
-        panel = self.panel
-        rules = (rule_name(rule) for rule in (panel.criterion, panel.arbiter, panel.ranking))
-        budget = ", ".join(f"{name}={value}" for name, value in panel.budget.facts() if value is not None)
-        return f"{budget}; {', '.join(rules)}; seed {panel.seed}; {panel.batches} batches; {self.schedule}"
+    def _described(self) -> str:
+        settings, method = self.settings, self.settings.method
+        rules = ", ".join(rule_name(rule) for rule in (method.criterion, method.arbiter, method.ranking))
+        budget = ", ".join(f"{name}={value}" for name, value in settings.budget.facts() if value is not None)
+        return f"{budget}; {rules}; seed {settings.seed}; {settings.batches} batches; {self.schedule}"
 
     def state_dict(self) -> dict[str, Any]:
         """See :class:`Regime`."""
@@ -107,7 +107,7 @@ class MaskedRegime(Regime):
             "scorings": self._scorings,
             "masks": self.masks.state_dict(),
             "fingerprint": self.structure.fingerprint,
-            "settings": self._settings(),
+            "settings": self._described(),
             "votes": decision.votes.keep,
             "standing": decision.votes.standing,
             "ratio": decision.votes.ratio,
@@ -122,10 +122,10 @@ class MaskedRegime(Regime):
                 "the saved state is of another model (its channel groups differ), or another regime. "
                 "Construct the regime from the model that the run was started with."
             )
-        if state["settings"] != self._settings():
+        if state["settings"] != self._described():
             raise LoadError(
                 f"the saved state is of a regime with other settings: {state['settings']}, not "
-                f"{self._settings()}. Construct it with those, or start anew."
+                f"{self._described()}. Construct it with those, or start a new run."
             )
         assert self._last is not None
         self.steps_taken, self._scorings = state["steps_taken"], state["scorings"]

@@ -3,61 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from disparse_structured.data.batches import ToInputs
-from disparse_structured.decision.arbiters import Arbiter
 from disparse_structured.decision.budget import Budget
-from disparse_structured.decision.deciding import DEFAULT_ARBITER, DEFAULT_RANKING
 from disparse_structured.decision.plan import Plan
-from disparse_structured.decision.votes import Ranking
 from disparse_structured.errors import LoadError
-from disparse_structured.pipeline import Pruned, report_on
-from disparse_structured.regimes.panel import DecisionSettings
+from disparse_structured.pipeline import Data, Decided, DiSparse, Method, Problem, PruningResult
+from disparse_structured.pipeline.options import check_method
+from disparse_structured.regimes.processes import on_rank_zero
+from disparse_structured.regimes.reading import undisturbed
 from disparse_structured.regimes.regime import Regime
-from disparse_structured.scoring import Criterion
-from disparse_structured.scoring.criteria import SNIP, Fisher
+from disparse_structured.scoring.criteria import SNIP
 from disparse_structured.structure import analyse
-from disparse_structured.surgery.module import apply
+from disparse_structured.surgery import apply
 from disparse_structured.tasks import Task
+
+_VOTES: Method = DiSparse()
+_SENSITIVITY: Method = DiSparse(SNIP())
 
 
 class _Physical(Regime):
-    criterion: ClassVar[Criterion]
-    """By what units are scored unless the caller says otherwise."""
-
     def __init__(
         self,
         model: nn.Module,
         example_inputs: tuple[Any, ...] | torch.Tensor,
-        tasks: Sequence[Task],
+        tasks: Sequence[Task | str],
         data: Iterable[Any],
         *,
         budget: Budget,
-        criterion: Criterion | None = None,
-        arbiter: Arbiter = DEFAULT_ARBITER,
-        ranking: Ranking = DEFAULT_RANKING,
+        method: Method,
         to_inputs: ToInputs | None = None,
         seed: int = 0,
         batches: int | None = None,
     ) -> None:
+        check_method(method)
         self.structure = analyse(model, example_inputs, tasks)
-        criterion = criterion or self.criterion
-        panel = DecisionSettings(
-            self.structure, data, budget, criterion, arbiter, ranking, to_inputs, seed, batches
-        )
-        saliency = panel.score(model)
-        operation = apply(model, panel.plan(panel.decide(saliency.scores)), self.structure)
-        self._pruned = Pruned(operation.model, operation.plan, report_on(self.structure, saliency, operation))
-        self.model = operation.model
+
+        def decided() -> Decided:
+            with undisturbed(data, seed):
+                return method.decide(
+                    Problem(
+                        model,
+                        self.structure,
+                        data,
+                        lambda: Data.of(model, data, to_inputs, seed=seed).calibration,
+                        budget,
+                        to_inputs,
+                        batches,
+                        seed,
+                    )
+                )
+
+        decision, saliency = on_rank_zero(decided)
+        plan = decision.plan(self.structure, criterion=saliency.criterion, seed=seed)
+        applied = apply(model, plan, self.structure)
+        self._pruned = PruningResult.of(self.structure, saliency, applied)
+        self.model = applied.model
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Nothing is left to decide."""
 
-    def finish(self) -> Pruned:
+    def finish(self) -> PruningResult:
         """:attr:`model` as it is now, with the plan that made it."""
         return self._pruned
 
@@ -67,12 +77,12 @@ class _Physical(Regime):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Checks that this regime came to the same plan; raises :class:`LoadError` if not."""
-        # What goes counts, not the versions of packages that a plan names too.
+        # What is removed counts, not the versions of packages that a plan names too.
         saved = Plan.from_json(state["plan"]).groups if "plan" in state else None
         if saved != self._pruned.plan.groups:
             raise LoadError(
                 "the saved run trained the network of another plan. Construct the regime from the same "
-                "model, weights, data, budget and seed as then, or start anew."
+                "model, weights, data, budget and seed as then, or start a new run."
             )
 
 
@@ -83,23 +93,56 @@ class Pretrained(_Physical):
         model: the trained dense network; it is left as it is.
         example_inputs: the positional arguments of one forward pass, batch first.
         tasks: name, output and optionally loss of each task.
-        data: batches for the saliency; ``batches`` limits how many are read.
+        data: batches to score on; ``batches`` limits how many are read.
         budget: what the result may cost.
-        criterion, arbiter, ranking, inputs, seed: as in :func:`disparse_structured.prune`.
+        method: decides which units are removed; any method of :func:`disparse_structured.prune`.
+        to_inputs, seed: as in :func:`disparse_structured.prune`.
 
     Raises:
         DisparseError: as :func:`disparse_structured.prune` does; ``model`` is unchanged.
     """
 
-    criterion = Fisher()
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: tuple[Any, ...] | torch.Tensor,
+        tasks: Sequence[Task | str],
+        data: Iterable[Any],
+        *,
+        budget: Budget,
+        method: Method = _VOTES,
+        to_inputs: ToInputs | None = None,
+        seed: int = 0,
+        batches: int | None = None,
+    ) -> None:
+        super().__init__(
+            model, example_inputs, tasks, data,
+            budget=budget, method=method, to_inputs=to_inputs, seed=seed, batches=batches,
+        )  # fmt: skip
 
 
 class Static(_Physical):
-    """Pruning at initialisation: votes on connection sensitivity, then training of the small network.
+    """Pruning at initialization: votes on connection sensitivity, then training of the small network.
 
-    The criterion is SNIP's (Lee et al., ICLR 2019) on gates of units, per task, as DiSparse (Sun et al.,
-    CVPR 2022) prunes at initialisation. Arguments are those of :class:`Pretrained`; ``model`` is a freshly
-    initialised network.
+    The default criterion is SNIP's (Lee et al., ICLR 2019) on gates of units, per task, as DiSparse (Sun et
+    al., CVPR 2022) prunes at initialization. Arguments are those of :class:`Pretrained`; ``model`` is a
+    freshly initialized network.
     """
 
-    criterion = SNIP()
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: tuple[Any, ...] | torch.Tensor,
+        tasks: Sequence[Task | str],
+        data: Iterable[Any],
+        *,
+        budget: Budget,
+        method: Method = _SENSITIVITY,
+        to_inputs: ToInputs | None = None,
+        seed: int = 0,
+        batches: int | None = None,
+    ) -> None:
+        super().__init__(
+            model, example_inputs, tasks, data,
+            budget=budget, method=method, to_inputs=to_inputs, seed=seed, batches=batches,
+        )  # fmt: skip

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from disparse_structured.pipeline import Pruned
+from disparse_structured.pipeline import PruningResult
 from disparse_structured.structure import Structure
 
 
 class Regime(abc.ABC):
-    """Decides when units go, while somebody trains :attr:`model`.
+    """Decides when units are removed while a training loop trains :attr:`model`.
 
     Attributes:
         model: the network to train. It is the same object from beginning to end.
@@ -29,7 +29,7 @@ class Regime(abc.ABC):
         """To be called after every step of ``optimizer``, in every process of a distributed run."""
 
     @abc.abstractmethod
-    def finish(self) -> Pruned:
+    def finish(self) -> PruningResult:
         """The physically smaller network with the weights that :attr:`model` has now, its plan and report.
 
         Raises:

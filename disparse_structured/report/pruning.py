@@ -13,6 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.structure import Pin
 
@@ -104,9 +105,10 @@ class GraphOnly:
 
 @dataclass(frozen=True)
 class PruningReport:
-    """What a reader of a pruned model asks: what went, who wanted it, what it saves, how it was proven.
+    """What a reader of a pruned model asks: what was removed, who voted for it, what it saves, what it costs.
 
-    ``refit`` is None where the weights that stayed were left as they were, ``graph`` where the module itself
+    ``deviation`` is None where the model was trained after it was pruned, ``refit`` where the remaining
+    weights were left unchanged, ``graph`` where the module itself
     was pruned, ``graph_only`` where its exported graph could not shrink more.
     """
 
@@ -125,6 +127,7 @@ class PruningReport:
     ratio: float | None
     batches: int
     samples: int
+    deviation: DeviationFacts | None
     refit: RefitFacts | None
     verification: VerificationFacts
     refused: tuple[RefusedGroup, ...]
@@ -141,6 +144,8 @@ class PruningReport:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._costs()
         yield self._voters()
+        if self.deviation is not None:
+            yield self.deviation
         if self.refit is not None:
             yield self.refit
         if self.verification.verified:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
 from rich.text import Text
 
 _SHOWN = 3
@@ -70,12 +68,6 @@ class RefitFacts:
         return sum(layer.after < layer.before for layer in self.layers)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in ("deviation from dense", "as cut", "refit"):
-            table.add_column(heading, justify="left" if heading.startswith("deviation") else "right")
-        for task, before in self.before.items():
-            table.add_row(Text(task), *(f"{100 * value:.3g} %" for value in (before, self.after[task])))
-        yield table
         measured = f"{self.checked} set aside" if self.checked else "the same"
         yield Text(
             f"refit on {self.samples} inputs, measured on {measured}: "

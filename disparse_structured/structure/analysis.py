@@ -105,7 +105,7 @@ class Structure:
 def analyse(
     model: nn.Module,
     example_inputs: tuple[Any, ...] | torch.Tensor,
-    tasks: Sequence[Task],
+    tasks: Sequence[Task | str],
     *,
     form: Form = "module",
     attention: Attention = "heads",
@@ -114,7 +114,7 @@ def analyse(
 
     Args:
         example_inputs: the positional arguments of one forward pass, batch first; a tensor is the only one.
-        tasks: the tasks; each must depend on at least one parameter.
+        tasks: the tasks, or the names of outputs; each must depend on at least one parameter.
         form: what is to be pruned. A ``"module"`` computes with numbers of its own: widths that they do not
             follow are pinned. In its exported ``"graph"`` they are literals that can be rewritten, so they
             pin nothing and bind nothing; see :func:`disparse_structured.surgery.graph.apply_graph`.

@@ -7,7 +7,6 @@ anew. What comes back runs, trains and exports like any module; it is not the us
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from disparse_structured.graph.capture import clone_if_tensor
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import Structure
 from disparse_structured.structure.analysis import analyse_like, check_described
+from disparse_structured.surgery.applied import Applied
 from disparse_structured.surgery.forms import check_form
 from disparse_structured.surgery.pruned_graph import PrunedGraph
 from disparse_structured.verification.copy import TOLERANCES, Outputs, VerificationCopy, difference
@@ -28,19 +28,7 @@ from disparse_structured.verification.twin import masked_twin
 from disparse_structured.verification.verifier import Verification, mismatch_in
 
 
-@dataclass(frozen=True)
-class AppliedGraph:
-    """What :func:`apply_graph` hands back.
-
-    ``proof`` is None if verification was switched off.
-    """
-
-    model: PrunedGraph
-    plan: Plan
-    verification: Verification | None
-
-
-def apply_graph(model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = True) -> AppliedGraph:
+def apply_graph(model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = True) -> Applied:
     """Removes what ``plan`` removes from the exported graph of ``model``, which stays as it is.
 
     ``structure`` is of either form: with ``form="graph"`` more can be removed; with ``form="module"`` the
@@ -59,7 +47,7 @@ def apply_graph(model: nn.Module, plan: Plan, structure: Structure, *, verify: b
     check_described(named_tensors(model)[0], structure)
     verification, wide = _proven(model, structure, keep) if verify else (None, None)
     pruned = PrunedGraph(model, wide or structure, keep, any_batch=wide is not None)
-    return AppliedGraph(pruned, plan, verification)
+    return Applied(pruned, plan, verification, ())
 
 
 def rebuild_graph(

@@ -64,16 +64,19 @@ def extend_report(folder: str | Path, entries: Mapping[str, Any]) -> dict[str, A
 def load(
     folder: str | Path,
     factory: Callable[[], nn.Module],
-    inputs: tuple[Any, ...] | None = None,
-    tasks: Sequence[Task] | None = None,
+    *,
+    tasks: Sequence[Task | str] | None = None,
+    example_inputs: tuple[Any, ...] | None = None,
 ) -> nn.Module:
-    """The pruned model of ``folder``: ``factory`` builds the dense one, the plan is replayed, weights loaded.
+    """The pruned model of ``folder``, in eval mode.
+
+    ``factory`` builds the dense model, the plan is replayed on it, and the weights are loaded.
 
     A pruned graph comes back as one: it returns ``{task: tensor}`` and takes the batches that it took. A
     model that was pruned twice takes ``lambda: load(first_folder, factory)`` as the second's factory.
 
     Args:
-        inputs: example inputs as given to ``prune``, where the report could not describe them.
+        example_inputs: the arguments of one forward pass, where the report could not describe them.
         tasks: the tasks as given to ``prune``, needed where the model is a pruned graph and the output of one
             of them is picked by a callable: the folder holds keys, indices and paths, but no code.
 
@@ -97,14 +100,15 @@ def load(
             f"{REPORT} in {str(folder)!r} belongs to plan {str(report.get('plan'))[:12]}…, {PLAN} is plan "
             f"{plan.hash[:12]}…. The folder mixes two runs; save again."
         )
-    dense, inputs = factory(), inputs or example_inputs(report["inputs"])
+    dense = factory()
+    inputs = example_inputs or described_inputs(report["inputs"])
     model = (
         _pruned_graph(dense, plan, inputs, tasks, _graph_facts(report, plan, folder))
         if form_of(plan.fingerprint) == "graph"
         else _pruned_module(dense, plan, inputs)
     )
     _load_weights(model, weights, folder)
-    return model
+    return model.eval()
 
 
 def _pruned_module(dense: nn.Module, plan: Plan, inputs: tuple[Any, ...]) -> nn.Module:
@@ -117,7 +121,7 @@ def _pruned_graph(
     dense: nn.Module,
     plan: Plan,
     inputs: tuple[Any, ...],
-    tasks: Sequence[Task] | None,
+    tasks: Sequence[Task | str] | None,
     facts: GraphFacts,
 ) -> nn.Module:
     chosen = _saved_tasks(facts) if tasks is None else _in_order(check_tasks(tasks), plan)
@@ -177,7 +181,7 @@ def _listed(tasks: Sequence[str]) -> str:
 def describe_inputs(inputs: tuple[Any, ...]) -> dict[str, Any]:
     """Example inputs as JSON: shapes and types of tensors, other values as they are.
 
-    Types that JSON has no word for are named instead; :func:`example_inputs` then asks for the inputs.
+    Types that JSON has no word for are named instead; :func:`described_inputs` then asks for the inputs.
     """
     leaves, spec = pytree.tree_flatten(inputs)
     odd = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, torch.Tensor | _PLAIN)]
@@ -196,12 +200,12 @@ def describe_inputs(inputs: tuple[Any, ...]) -> dict[str, Any]:
     return {"leaves": described, "tree": tree}
 
 
-def example_inputs(description: dict[str, Any]) -> tuple[Any, ...]:
+def described_inputs(description: dict[str, Any]) -> tuple[Any, ...]:
     """Inputs of the shapes and types that :func:`describe_inputs` wrote; tensors are zeros."""
     if "unknown" in description:
         raise LoadError(
             f"the model's inputs could not be written down ({', '.join(description['unknown'])}). "
-            "Pass inputs=, the example inputs that the model was pruned with, to load()."
+            "Pass example_inputs=, the arguments of one forward pass, to load()."
         )
     leaves = [
         torch.zeros(leaf["shape"], dtype=getattr(torch, leaf["dtype"])) if "shape" in leaf else leaf["value"]

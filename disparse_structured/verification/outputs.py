@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,14 +15,14 @@ from disparse_structured.data.batches import as_arguments, call_model
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import TaskError
-from disparse_structured.tasks import Task
+from disparse_structured.tasks import Task, check_tasks
 from disparse_structured.verification.copy import copied
 
 _NUDGE = 0.1
 """How far parameters are moved, relative to their mean magnitude, to see which outputs follow."""
 
 
-def tasks_of(model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor) -> tuple[Task, ...]:
+def tasks_from_outputs(model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor) -> tuple[Task, ...]:
     """Label-free tasks read off what ``model`` returns for ``example_inputs`` in eval mode.
 
     A dict gives one task a key; a tuple or list one a position (``output0``, ``output1``, ...); a named
@@ -56,6 +56,24 @@ def tasks_of(model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor) -
             "something."
         )
     return found
+
+
+def resolve_tasks(
+    model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor, tasks: Sequence[Task | str] | None
+) -> tuple[Task, ...]:
+    """``tasks``, each name resolved to the entry of the output that has it; all entries for None.
+
+    Raises:
+        TaskError: as :func:`tasks_from_outputs` does, or a name is used twice.
+        BatchError: the model refuses the inputs.
+    """
+    if tasks is None:
+        return tasks_from_outputs(model, example_inputs)
+    if isinstance(tasks, Task | str) or not any(isinstance(task, str) for task in tasks):
+        return check_tasks(tasks)
+    output = _run(copied(model), as_arguments(example_inputs))
+    known = {task.name: task for task in _entries(output)}
+    return check_tasks([known.get(task, task) if isinstance(task, str) else task for task in tasks])
 
 
 def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from disparse_structured.adapters.timm import DenseHead, MultiTask, multitask
-from disparse_structured.decision.arbiters import Unanimous
 from disparse_structured.decision.budget import Budget
 from disparse_structured.errors import DisparseError
 from disparse_structured.export import export_onnx, measure_latency
@@ -24,10 +23,9 @@ from disparse_structured.lab import scenes
 from disparse_structured.lab.demo.narrator import Progress
 from disparse_structured.lab.demo.picture import draw
 from disparse_structured.lab.demo.result import DemoResult, Figures, compare
-from disparse_structured.pipeline import Pruned, prune
+from disparse_structured.pipeline import DiSparse, PruningResult, prune
 from disparse_structured.report import figures
 from disparse_structured.report.facts import ExportFacts, LatencyFacts
-from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.structure import count_parameters
 from disparse_structured.surgery.saving import PLAN, REPORT, WEIGHTS, extend_report
 from disparse_structured.training.finetune import finetune
@@ -194,16 +192,15 @@ def fit(model: nn.Module, data: Data, epochs: int, lr: float, seed: int, narrato
     )
 
 
-def shrink(dense: nn.Module, data: Data, settings: Settings, seed: int, narrator: Progress) -> Pruned:
+def shrink(dense: nn.Module, data: Data, settings: Settings, seed: int, narrator: Progress) -> PruningResult:
     """The smaller network. Each task scores by the Fisher information of its own loss; one veto keeps."""
     return prune(
         dense,
-        data.held_out[0]["image"][:2],
-        scenes.tasks(),
         data.voting,
+        scenes.tasks(),
         budget=Budget(macs=settings.macs, round_to=settings.round_to),
-        criterion=Fisher(),
-        arbiter=Unanimous(),
+        method=DiSparse(),
+        refit=None,
         seed=seed,
         progress=narrator.progress,
     )
@@ -222,7 +219,7 @@ def evaluate(model: nn.Module, batches: Sequence[Batch]) -> Figures:
 
 
 def deploy(
-    dense: nn.Module, pruned: Pruned, images: Tensor, out: Path, rounds: int
+    dense: nn.Module, pruned: PruningResult, images: Tensor, out: Path, rounds: int
 ) -> tuple[dict[str, ExportFacts], LatencyFacts]:
     """Exports both networks, proves both files on ``images [B, 3, H, W]``, and times them on one image.
 

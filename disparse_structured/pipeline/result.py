@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from disparse_structured.decision.plan import Plan
+from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.pruning import (
     CostFacts,
     GraphFacts,
@@ -22,44 +26,99 @@ from disparse_structured.report.pruning import (
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.scoring import Saliency
 from disparse_structured.structure import Structure, count_macs, count_parameters
-from disparse_structured.surgery import saving
-from disparse_structured.surgery.module import Applied
+from disparse_structured.surgery import Applied, saving
 from disparse_structured.surgery.pruned_graph import PrunedGraph
 from disparse_structured.tasks import Task
 
+if TYPE_CHECKING:
+    from disparse_structured.report.facts import ExportFacts
 
-@dataclass(frozen=True)
-class Pruned:
-    """The smaller model, the plan that made it, and the report on both."""
+
+@dataclass(frozen=True, repr=False)
+class PruningResult:
+    """The smaller model, and everything about how it came to be.
+
+    Args:
+        model: the smaller network: an ordinary module, or the pruned exported graph.
+        plan: which units were removed, and who voted for it.
+        report: costs, votes, deviations, verification, and what was left alone.
+        tasks: name and output of each task of ``model``.
+        example_inputs: the arguments of one forward pass.
+    """
 
     model: nn.Module
     plan: Plan
     report: PruningReport
+    tasks: tuple[Task, ...]
+    example_inputs: tuple[Any, ...]
+
+    @classmethod
+    def of(
+        cls,
+        structure: Structure,
+        saliency: Saliency,
+        applied: Applied,
+        deviation: DeviationFacts | None = None,
+        refit: RefitFacts | None = None,
+    ) -> PruningResult:
+        """The result of one run; MACs and parameters are counted on the pruned model itself."""
+        report = _report(structure, saliency, applied, deviation, refit)
+        tasks = structure.task_objects
+        if isinstance(applied.model, PrunedGraph):  # it returns {task: tensor}
+            tasks = tuple(dataclasses.replace(task, output=task.name) for task in tasks)
+        return cls(applied.model, applied.plan, report, tasks, structure.example_inputs)
 
     def save(self, folder: str | Path) -> None:
-        """Writes ``plan.json``, ``weights.safetensors`` and ``report.json``; see :func:`load`."""
+        """Writes ``plan.json``, ``weights.safetensors`` and ``report.json``: no pickle.
+
+        :func:`disparse_structured.load` reads the folder.
+        """
         saving.save(folder, self.model, self.plan, self.report)
 
+    def export(self, path: str | Path, **options: Any) -> ExportFacts:
+        """Writes an ONNX file and checks it in ONNX Runtime; the outputs are named after the tasks.
 
-def report_on(
-    structure: Structure, saliency: Saliency, operation: Applied, refit: RefitFacts | None = None
+        ``options`` are those of :func:`disparse_structured.export.export_onnx`.
+
+        Raises:
+            ExportError: the file cannot be written, is not valid, or does not agree with PyTorch.
+        """
+        from disparse_structured.export import export_onnx  # ONNX is imported only where it is used
+
+        outputs = {task.name: task.tensors for task in self.tasks}
+        metadata = {"tasks": json.dumps(list(outputs)), "plan": self.plan.hash}
+        given = {"outputs": outputs, "metadata": metadata, **options}
+        return export_onnx(self.model, self.example_inputs, path, **given)
+
+    def __repr__(self) -> str:
+        return f"PruningResult({type(self.model).__name__}, plan {self.plan.hash[:12]})"
+
+    def __str__(self) -> str:
+        return f"{self.plan}\n{self.report}"
+
+
+def _report(
+    structure: Structure,
+    saliency: Saliency,
+    applied: Applied,
+    deviation: DeviationFacts | None,
+    refit: RefitFacts | None,
 ) -> PruningReport:
-    """The facts of one run; counts MACs and parameters on the pruned model itself."""
-    plan, verification = operation.plan, operation.verification
+    plan, verification = applied.plan, applied.verification
     keep = plan.keep(structure)
     everything = torch.ones_like(keep)
     cost, provenance = structure.cost, plan.provenance
     counted = {
-        "macs": count_macs(operation.model, structure.example_inputs),
-        "parameters": count_parameters(operation.model),
+        "macs": count_macs(applied.model, structure.example_inputs),
+        "parameters": count_parameters(applied.model),
     }
     costs = {
         name: CostFacts(total(everything), total(keep), counted[name])
         for name, total in (("macs", cost.macs), ("parameters", cost.parameters))
     }
-    refused = [refusal.group for refusal in operation.refused]
+    refused = [refusal.group for refusal in applied.refused]
     return PruningReport(
-        model=type(operation.model).__name__,
+        model=type(applied.model).__name__,
         plan=plan.hash,
         macs=costs["macs"],
         parameters=costs["parameters"],
@@ -74,15 +133,16 @@ def report_on(
         ratio=provenance.ratio,
         batches=saliency.batches,
         samples=saliency.samples,
+        deviation=deviation,
         refit=refit,
         verification=VerificationFacts(
             True, verification.dtype, verification.tolerance, verification.deviation
         )
         if verification
         else VerificationFacts(False),
-        refused=tuple(RefusedGroup(each.group, each.reason) for each in operation.refused),
+        refused=tuple(RefusedGroup(each.group, each.reason) for each in applied.refused),
         pinned=structure.pinned,
-        graph=_graph_facts(operation.model, structure),
+        graph=_graph_facts(applied.model, structure),
         graph_only=GraphOnly.of(structure.graph_only, _held_by(refused, structure)),
         inputs=saving.describe_inputs(structure.example_inputs),
         versions=dict(provenance.versions),

@@ -1,4 +1,4 @@
-"""Who decides, and by what: the part that all regimes share."""
+"""Scoring and deciding while training goes on: what the masked regimes share."""
 
 from __future__ import annotations
 
@@ -10,33 +10,30 @@ import torch
 from torch import nn
 
 from disparse_structured.data.batches import ToInputs
-from disparse_structured.decision.arbiters import Arbiter
 from disparse_structured.decision.budget import Budget
-from disparse_structured.decision.deciding import Decision, decide
+from disparse_structured.decision.deciding import Decision
 from disparse_structured.decision.plan import Plan
-from disparse_structured.decision.votes import Ranking
+from disparse_structured.pipeline import DiSparse
 from disparse_structured.regimes.processes import on_rank_zero
 from disparse_structured.regimes.reading import undisturbed
-from disparse_structured.scoring import Criterion, Saliency, score
+from disparse_structured.scoring import Saliency
 from disparse_structured.structure import Structure
 
 
 @dataclass(frozen=True, eq=False)
 class DecisionSettings:
-    """A structure, the data to score its units on, and the rules of the vote.
+    """A structure, the data to score its units on, the budget, and the method of voting.
 
-    ``batches`` limits how much of ``data`` one scoring reads. Every scoring iterates ``data`` anew, under
-    random states of its own that follow from ``seed`` and the scoring's number, so that a loader that
-    shuffles shows other samples each time, and the same ones when a run is repeated or resumed. Whoever
-    trains on the same loader notices nothing of it.
+    ``batches`` limits how many batches of ``data`` one scoring reads. Every scoring iterates ``data`` from
+    its beginning, under random states that follow from ``seed`` and the scoring's number. A loader that
+    shuffles thus shows other samples each time, and the same ones when a run is repeated or resumed. Training
+    that reads the same loader is not disturbed.
     """
 
     structure: Structure
     data: Iterable[Any]
     budget: Budget
-    criterion: Criterion
-    arbiter: Arbiter
-    ranking: Ranking
+    method: DiSparse
     to_inputs: ToInputs | None
     seed: int
     batches: int | None
@@ -66,11 +63,10 @@ class DecisionSettings:
 
         def scored() -> Saliency:
             with undisturbed(self.data, seed):
-                return score(
+                return self.method.score(
                     model,
                     self.structure,
                     self.data,
-                    self.criterion,
                     to_inputs=self.to_inputs,
                     seed=seed,
                     max_batches=self.batches,
@@ -79,27 +75,12 @@ class DecisionSettings:
 
         return on_rank_zero(scored)
 
-    def decide(
-        self,
-        scores: torch.Tensor,
-        budget: Budget | None = None,
-        *,
-        arbiter: Arbiter | None = None,
-        stay: torch.Tensor | None = None,
+    def vote(
+        self, scores: torch.Tensor, budget: Budget | None = None, *, stay: torch.Tensor | None = None
     ) -> Decision:
-        """What the arbiter decides on ``scores``, ``[tasks, units]``; see
-        :func:`~disparse_structured.decision.deciding.decide`.
-        """
-        return decide(
-            self.structure,
-            scores,
-            budget or self.budget,
-            ranking=self.ranking,
-            arbiter=arbiter or self.arbiter,
-            weights=[task.weight for task in self.structure.task_objects],
-            stay=stay,
-        )
+        """What the arbiter decides on ``scores``, ``[tasks, units]``."""
+        return self.method.vote(self.structure, scores, budget or self.budget, stay=stay)
 
-    def plan(self, decision: Decision) -> Plan:
+    def plan(self, decision: Decision, saliency: Saliency) -> Plan:
         """``decision``, written down."""
-        return decision.plan(self.structure, criterion=self.criterion, seed=self.seed)
+        return decision.plan(self.structure, criterion=saliency.criterion, seed=self.seed)

@@ -1,0 +1,1 @@
+"""Costs: what a budget can limit."""

@@ -1,0 +1,110 @@
+"""DiSparse on units: every task votes once, as if it were alone, and the arbiter decides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from disparse_structured.data.batches import ToInputs
+from disparse_structured.decision.arbiters import Arbiter, Unanimous
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import Decision, decide
+from disparse_structured.decision.votes import PerCostRanking, Ranking
+from disparse_structured.pipeline.method import Decided, Problem, task_weights
+from disparse_structured.pipeline.options import check_callables
+from disparse_structured.scoring import Criterion, Saliency, score
+from disparse_structured.scoring.criteria import Fisher
+from disparse_structured.structure import Structure
+
+_FISHER, _UNANIMOUS, _PER_COST = Fisher(), Unanimous(), PerCostRanking()
+
+
+@dataclass(frozen=True)
+class DiSparse:
+    """One-shot votes: the method of DiSparse (Sun et al., CVPR 2022), carried from weights to units.
+
+    Each task is scored by its own loss, or by the response of its own output where it has no loss. It votes
+    as if it were alone, and by default a shared unit is removed only if every task that reaches it agrees.
+
+    Args:
+        criterion: how units are scored. Any callable of that signature will do.
+        arbiter: how votes become a decision. Any callable of that signature will do.
+        ranking: how layers compete within one task's vote.
+
+    Raises:
+        OptionError: a choice cannot be called.
+
+    >>> from disparse_structured import DiSparse, arbiters, criteria
+    >>> DiSparse(criteria.Taylor(), arbiters.Majority())
+    DiSparse(criterion=Taylor(), arbiter=Majority(), ranking=PerCostRanking())
+    """
+
+    criterion: Criterion = _FISHER
+    arbiter: Arbiter = _UNANIMOUS
+    ranking: Ranking = _PER_COST
+
+    def __post_init__(self) -> None:
+        check_callables(criterion=self.criterion, arbiter=self.arbiter, ranking=self.ranking)
+
+    def decide(self, problem: Problem) -> Decided:
+        """See :class:`~disparse_structured.pipeline.method.Method`."""
+        found = self.score(
+            problem.model,
+            problem.structure,
+            problem.data,
+            to_inputs=problem.to_inputs,
+            seed=problem.seed,
+            max_batches=problem.max_batches,
+            progress=problem.progress,
+        )
+        return self.vote(problem.structure, found.scores, problem.budget), found
+
+    def score(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        data: Iterable[Any],
+        *,
+        to_inputs: ToInputs | None = None,
+        seed: int = 0,
+        max_batches: int | None = None,
+        keep: torch.Tensor | None = None,
+        progress: bool = False,
+    ) -> Saliency:
+        """:func:`disparse_structured.score` by this method's criterion."""
+        return score(
+            model,
+            structure,
+            data,
+            self.criterion,
+            to_inputs=to_inputs,
+            seed=seed,
+            max_batches=max_batches,
+            keep=keep,
+            progress=progress,
+        )
+
+    def vote(
+        self,
+        structure: Structure,
+        scores: torch.Tensor,
+        budget: Budget,
+        *,
+        stay: torch.Tensor | None = None,
+        left: torch.Tensor | None = None,
+    ) -> Decision:
+        """:func:`~disparse_structured.decision.deciding.decide` by this method's arbiter and ranking."""
+        return decide(
+            structure,
+            scores,
+            budget,
+            ranking=self.ranking,
+            arbiter=self.arbiter,
+            weights=task_weights(structure),
+            stay=stay,
+            left=left,
+        )

@@ -1,0 +1,146 @@
+"""From the data that a user passes to batches, calibration examples and example inputs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from disparse_structured.data.arguments import arguments
+from disparse_structured.data.batches import ToInputs, as_they_are, batch_size, batches, take, to_device
+from disparse_structured.data.calibration import CHUNK, Calibration
+from disparse_structured.data.randomness import Isolation
+from disparse_structured.errors import BatchError, OptionError
+from disparse_structured.graph.named_tensors import device_of
+
+SAMPLES = 64
+"""Examples that a refit reads by default. More help a little."""
+
+EXAMPLE_SAMPLES = 2
+"""How many examples the example inputs hold: structure and verification need no more."""
+
+SCORED_TOGETHER = 32
+"""Examples of a tensor that are scored as one batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What a user passed as data, ready to be read more than once.
+
+    Args:
+        batches: what scores are measured on, with labels where there are any.
+        calibration: unlabeled examples of one shape that a refit reads and outputs are compared on.
+        to_inputs: from a batch to the tuple of ``forward``'s arguments; None for the default.
+    """
+
+    batches: Iterable[Any]
+    calibration: Calibration
+    to_inputs: ToInputs | None
+
+    @property
+    def example_inputs(self) -> tuple[Any, ...]:
+        """The arguments of one forward pass with :data:`EXAMPLE_SAMPLES` examples."""
+        return take(self.calibration.chunks[0], slice(EXAMPLE_SAMPLES))
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        data: torch.Tensor | Iterable[Any] | Calibration,
+        to_inputs: ToInputs | None = None,
+        *,
+        samples: int | None = None,
+        seed: int = 0,
+        fits: bool = True,
+    ) -> Data:
+        """Reads the first examples of ``data`` and checks them.
+
+        Args:
+            data: a tensor ``[N, ...]``, one batch (a dict or a tuple), or batches, such as a loader.
+            samples: read at most this many examples; by default all of them are scored, and the first
+                :data:`SAMPLES` refit.
+            seed: for whatever a loader draws. The global random states stay as they are.
+            fits: whether anything will be fitted. Two examples of one shape are needed then.
+
+        Raises:
+            OptionError: ``samples`` is below 1, or below 2 where something is fitted.
+            BatchError: there are no batches, the model refuses them, or they cannot be fitted on.
+        """
+        if isinstance(data, Calibration):
+            return cls(data.chunks, data, as_they_are)
+        least = 2 if fits else 1
+        if samples is not None and samples < least:
+            raise OptionError(
+                f"samples={samples} is too few: use at least {least}"
+                + (
+                    f", better {SAMPLES}. Half of the inputs are held out to validate the fit."
+                    if fits
+                    else "."
+                )
+            )
+        readable = _batches(data, samples)
+        with Isolation(seed, device_of(model)):
+            calibration = _calibration(model, readable, to_inputs, samples or SAMPLES, fits)
+        return cls(readable, calibration, to_inputs)
+
+
+def _batches(data: Any, samples: int | None) -> Iterable[Any]:
+    """``data`` as batches that can be read again and again."""
+    if isinstance(data, torch.Tensor):
+        if not data.ndim or not len(data):
+            raise BatchError(
+                f"the data is a tensor of shape {list(data.shape)}, which holds no example. "
+                "Pass [N, ...], a few dozen examples."
+            )
+        chunks: tuple[torch.Tensor, ...] = torch.split(data[:samples], SCORED_TOGETHER)
+        return chunks
+    if isinstance(data, Mapping | tuple):
+        return [data]
+    if not isinstance(data, Iterable):
+        raise BatchError(
+            f"data must be a tensor [N, ...], a loader or a list of batches, got {type(data).__name__} "
+            f"{data!r}."
+        )
+    if isinstance(data, Iterator):
+        return list(data if samples is None else _first(data, samples))
+    return data if samples is None else _First(data, samples)
+
+
+@dataclass(frozen=True)
+class _First:
+    """The first batches of ``data``, until there are ``samples`` examples."""
+
+    data: Iterable[Any]
+    samples: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return _first(iter(self.data), self.samples)
+
+
+def _first(data: Iterator[Any], samples: int) -> Iterator[Any]:
+    read = 0
+    for batch in data:
+        yield batch
+        read += batch_size((batch,))
+        if read >= samples:
+            return
+
+
+def _calibration(
+    model: nn.Module, data: Iterable[Any], to_inputs: ToInputs | None, samples: int, fits: bool
+) -> Calibration:
+    try:
+        return Calibration.of(model, data, to_inputs, limit=samples)
+    except BatchError:
+        if fits:
+            raise
+    # Nothing is fitted, so the first batch is enough to compare outputs on.
+    batch = next(itertools.islice(batches(data), 1))
+    parameter = next((each for each in model.parameters() if each.is_floating_point()), None)
+    dtype = None if parameter is None else parameter.dtype
+    inputs = to_device(arguments(model, batch, to_inputs), device_of(model), dtype)
+    return Calibration((take(inputs, slice(CHUNK)),))

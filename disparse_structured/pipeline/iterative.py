@@ -1,0 +1,72 @@
+"""Votes in several rounds, each on scores of what the last one left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from disparse_structured.decision.arbiters import Arbiter, Unanimous
+from disparse_structured.decision.votes import PerCostRanking, Ranking
+from disparse_structured.errors import OptionError
+from disparse_structured.pipeline.method import Decided, Problem, decide_in_rounds
+from disparse_structured.pipeline.options import check_callables, check_refit
+from disparse_structured.refit import LeastSquares, RefitMethod
+from disparse_structured.scoring import Criterion, Saliency, score
+from disparse_structured.scoring.criteria import Fisher
+
+_FISHER, _UNANIMOUS, _PER_COST, _LEAST_SQUARES = (
+    Fisher(),
+    Unanimous(),
+    PerCostRanking(),
+    LeastSquares(shifts=0),
+)
+
+
+@dataclass(frozen=True)
+class Iterative:
+    """DiSparse's votes, taken again after every round; between rounds the remaining weights are refit.
+
+    Nothing is trained. :class:`disparse_structured.regimes.Iterative` trains between its stages.
+
+    Args:
+        criterion, arbiter, ranking: as in :class:`~disparse_structured.DiSparse`.
+        rounds: how many; at least 1. The budgets of the rounds are a geometric series.
+        refit: how the remaining weights are refit between rounds; None leaves them unchanged.
+
+    Raises:
+        OptionError: ``rounds`` is below 1, or a choice has the wrong kind.
+    """
+
+    criterion: Criterion = _FISHER
+    arbiter: Arbiter = _UNANIMOUS
+    ranking: Ranking = _PER_COST
+    rounds: int = 3
+    refit: RefitMethod | None = _LEAST_SQUARES
+
+    def __post_init__(self) -> None:
+        check_callables(criterion=self.criterion, arbiter=self.arbiter, ranking=self.ranking)
+        check_refit(self.refit)
+        if self.rounds < 1:
+            raise OptionError(f"rounds={self.rounds} must be at least 1.")
+
+    def decide(self, problem: Problem) -> Decided:
+        """See :class:`~disparse_structured.pipeline.method.Method`."""
+
+        def scored(model: nn.Module, keep: torch.Tensor) -> Saliency:
+            return score(
+                model,
+                problem.structure,
+                problem.data,
+                self.criterion,
+                to_inputs=problem.to_inputs,
+                seed=problem.seed,
+                max_batches=problem.max_batches,
+                keep=keep,
+                progress=problem.progress,
+            )
+
+        return decide_in_rounds(
+            problem, scored, self.rounds, arbiter=self.arbiter, ranking=self.ranking, between=self.refit
+        )

@@ -1,0 +1,118 @@
+"""What a method is: something that decides which units of a network are removed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import nn
+
+from disparse_structured.data.batches import ToInputs
+from disparse_structured.data.calibration import Calibration
+from disparse_structured.decision.arbiters import Arbiter
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import Decision, decide
+from disparse_structured.decision.votes import Ranking
+from disparse_structured.refit import RefitMethod, refit
+from disparse_structured.scoring import Saliency
+from disparse_structured.structure import Structure
+
+Decided: TypeAlias = tuple[Decision, Saliency]
+"""A decision, and the scores that it was made on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What a method decides on.
+
+    Args:
+        model: the dense network. A method leaves it as it is.
+        structure: what :func:`~disparse_structured.analyse` read from it.
+        data: batches, with labels if there are any. It can be read more than once.
+        examples: reads unlabeled examples of one shape from ``data``; called at most once, when a method
+            asks for :attr:`calibration`.
+        budget: what the result may cost.
+        to_inputs: from a batch of ``data`` to the tuple of ``forward``'s arguments.
+        max_batches: read at most this many batches of ``data`` for one scoring.
+        seed: random seed.
+        progress: show progress bars on a terminal.
+    """
+
+    model: nn.Module
+    structure: Structure
+    data: Iterable[Any]
+    examples: Callable[[], Calibration]
+    budget: Budget
+    to_inputs: ToInputs | None = None
+    max_batches: int | None = None
+    seed: int = 0
+    progress: bool = False
+
+    @functools.cached_property
+    def calibration(self) -> Calibration:
+        """Unlabeled examples of one shape."""
+        return self.examples()
+
+
+class Method(Protocol):
+    """Decides which units are removed. Any object with this method will do.
+
+    An ``arbiter`` attribute, where there is one, is what ``prune(tolerance=...)`` replaces.
+    """
+
+    def decide(self, problem: Problem, /) -> Decided:
+        """The decision that meets ``problem.budget``, and the scores it was made on.
+
+        Raises:
+            BudgetError: the budget cannot be met.
+        """
+        ...
+
+
+Scored: TypeAlias = Callable[[nn.Module, torch.Tensor], Saliency]
+"""``scored(model, keep)``: the scores of what is left of ``model``, the units of ``keep``."""
+
+
+def decide_in_rounds(
+    problem: Problem,
+    scored: Scored,
+    rounds: int,
+    *,
+    arbiter: Arbiter,
+    ranking: Ranking,
+    between: RefitMethod | None,
+) -> Decided:
+    """Decides several times on the way to the budget, each time on scores of what is left.
+
+    The budgets of the rounds are a geometric series, so that each removes the same share of what is there.
+    ``between`` refits the network after every round but the last.
+    """
+    structure, budget = problem.structure, problem.budget
+    dense = structure.cost.total(budget.kind, torch.ones(structure.units, dtype=torch.bool))
+    share = budget.target(dense) / dense
+    keep = torch.ones(structure.units, dtype=torch.bool)
+    model = problem.model
+    for number in range(1, rounds + 1):
+        last = number == rounds
+        saliency = scored(model, keep)
+        decision = decide(
+            structure,
+            saliency.scores,
+            budget if last else replace(budget, **{budget.kind: share ** (number / rounds)}),
+            ranking=ranking,
+            arbiter=arbiter,
+            weights=task_weights(structure),
+            left=keep if number > 1 else None,
+        )
+        keep = decision.keep
+        if not last and between is not None:
+            model = refit(problem.model, structure, keep, problem.calibration, method=between).model
+    return decision, saliency
+
+
+def task_weights(structure: Structure) -> list[float]:
+    """The weights of the tasks, for arbiters that use them."""
+    return [task.weight for task in structure.task_objects]

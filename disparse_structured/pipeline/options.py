@@ -1,0 +1,80 @@
+"""Options of the entry points: checked before any work starts."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from rich.console import Console
+
+from disparse_structured.decision.budget import Budget
+from disparse_structured.errors import OptionError
+
+_EXAMPLES = {"criterion": "Fisher()", "arbiter": "Unanimous()", "ranking": "PerCostRanking()"}
+
+
+def check_callables(**choices: object) -> None:
+    """Raises :class:`OptionError` for the first of ``choices`` that cannot be called, or is a class."""
+    for name, choice in choices.items():
+        example = _EXAMPLES[name]
+        if isinstance(choice, type):
+            raise OptionError(
+                f"{name} must be an object, got the class {choice.__name__}. Create one: {choice.__name__}()."
+            )
+        if not callable(choice):
+            raise OptionError(
+                f"{name} must be callable, got {choice!r}. Pass an object such as {example}, or a function "
+                "of the same signature."
+            )
+
+
+def check_refit(refit: object) -> None:
+    """Raises :class:`OptionError` unless ``refit`` is None or a refit method."""
+    if refit is not None and (isinstance(refit, type) or not callable(getattr(refit, "visit", None))):
+        raise OptionError(
+            f"refit must be a refit method such as LeastSquares(), got {refit!r}. "
+            "Pass None to leave the remaining weights unchanged."
+        )
+
+
+def check_method(method: object) -> None:
+    """Raises :class:`OptionError` unless ``method`` is an object that can decide."""
+    if isinstance(method, type) or not callable(getattr(method, "decide", None)):
+        raise OptionError(
+            f"method must be an object with a decide method, got {method!r}. "
+            "Pass one such as Compensated() or DiSparse()."
+        )
+
+
+def the_budget(macs: float | None, parameters: float | None, budget: Budget | None) -> Budget:
+    """The one budget that was given.
+
+    Raises:
+        OptionError: a limit stands beside ``budget``, or ``budget`` is something else.
+        BudgetError: there is none, or there are two.
+    """
+    if budget is None:
+        return Budget(macs=macs, parameters=parameters)
+    given = [
+        f"{name}={limit:g}"
+        for name, limit in (("macs", macs), ("parameters", parameters))
+        if limit is not None
+    ]
+    if given:
+        raise OptionError(
+            f"{given[0]} was given beside budget=, which has a limit of its own. Leave one of the two out."
+        )
+    if not isinstance(budget, Budget):
+        raise OptionError(f"budget must be a Budget, got {budget!r}. Pass Budget(macs=0.5), or macs=0.5.")
+    return budget
+
+
+@contextlib.contextmanager
+def step(text: str, progress: bool) -> Iterator[None]:
+    """A spinner on standard error while the body runs, if ``progress`` and standard error is a terminal."""
+    if progress and sys.stderr.isatty():
+        with Console(stderr=True).status(text):
+            yield
+    else:
+        yield

@@ -1,0 +1,24 @@
+"""What applying a plan hands back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from disparse_structured.decision.plan import Plan
+from disparse_structured.verification.verifier import Refusal, Verification
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What :func:`apply` hands back.
+
+    ``plan`` is the plan that was carried out: the given one without the groups of ``refused``. ``proof``
+    is None if verification was switched off.
+    """
+
+    model: nn.Module
+    plan: Plan
+    verification: Verification | None
+    refused: tuple[Refusal, ...]
