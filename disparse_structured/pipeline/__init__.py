@@ -5,7 +5,7 @@ from disparse_structured.pipeline.disparse import DiSparse
 from disparse_structured.pipeline.inputs import EXAMPLE_SAMPLES, SAMPLES, Data
 from disparse_structured.pipeline.iterative import Iterative
 from disparse_structured.pipeline.method import Decided, Method, Problem
-from disparse_structured.pipeline.prune import prune
+from disparse_structured.pipeline.pruning import prune
 from disparse_structured.pipeline.result import PruningResult
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""A budget and limits on the tasks' deviations at once: attempts that are measured, each a little stricter."""
+"""A budget and limits on deviations at once: attempts that are measured, each a little stricter."""
 
 from __future__ import annotations
 

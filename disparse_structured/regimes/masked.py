@@ -46,7 +46,7 @@ class MaskedRegime(Regime):
         self._last: tuple[Decision, Saliency] | None = None
 
     def score(self, **otherwise: Any) -> Saliency:
-        """The next scoring, of the network as it is masked now, with ``otherwise`` replaced in the settings."""
+        """The next scoring of the masked network, with ``otherwise`` replaced in the settings."""
         settings = replace(self.settings, **otherwise)
         with self.masks.revealed():
             found = settings.score(self.model, self._scorings, self.masks.keep)
