@@ -94,13 +94,15 @@ def _ours(
         tasks = case.tasks if labelled else tuple(replace(task, loss=None) for task in case.tasks)
         return prune(
             case.model,
-            case.inputs,
-            tasks,
             case.scored,
+            tasks,
             macs=fraction,
-            criterion=criterion or Fisher(),
-            arbiter=arbiter or Unanimous(),
-            ranking=ranking or PerCostRanking(),
+            refit=None,
+            method=DiSparse(
+                criterion=criterion or Fisher(),
+                arbiter=arbiter or Unanimous(),
+                ranking=ranking or PerCostRanking(),
+            ),
         ).model
 
     return method
@@ -109,7 +111,9 @@ def _ours(
 def _joint(case: Case, fraction: float) -> nn.Module:
     """One score for the sum of all losses: what pruning does that does not ask the tasks."""
     everything = Task("joint", lambda outputs: outputs, joint_loss)
-    return prune(case.model, case.inputs, [everything], case.scored, macs=fraction, criterion=Fisher()).model
+    return prune(
+        case.model, case.scored, [everything], macs=fraction, refit=None, method=DiSparse(criterion=Fisher())
+    ).model
 
 
 def joint_loss(outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:

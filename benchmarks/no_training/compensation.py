@@ -15,11 +15,11 @@ from benchmarks.no_training.bench import Bench, reestimated
 from benchmarks.no_training.ours import Shrink
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.decision.votes import Ranking
+from disparse_structured.graph.copies import copied
 from disparse_structured.refit.contraction import Contraction, contractions
 from disparse_structured.scoring import Criterion
 from disparse_structured.structure import Structure
 from disparse_structured.surgery.module import cut
-from disparse_structured.verification.copy import copied
 
 RIDGE = 1e-3
 """Of the mean of the Gram matrix's diagonal, as in the authors' code."""

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from benchmarks.no_training.bench import Bench, reestimated
 from disparse_structured.decision.votes import LayerRanking
+from disparse_structured.graph.copies import copied
 from disparse_structured.refit.contraction import Contraction, contractions
 from disparse_structured.scoring.criteria import Magnitude
 from disparse_structured.structure import Structure
 from disparse_structured.structure.groups import Member
 from disparse_structured.surgery.module import cut
-from disparse_structured.verification.copy import copied
 
 ROUNDS = 25
 """Of k-means at most."""

@@ -35,9 +35,9 @@ from benchmarks.timm_sweep.subject import Subject
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import smallest
 from disparse_structured.export import export_onnx
+from disparse_structured.graph.copies import copied
 from disparse_structured.structure import Pin, count_parameters
 from disparse_structured.tasks import Task
-from disparse_structured.verification.copy import copied
 
 STEPS = (0.1, 0.01, 0.001, 0.0001)
 """Shares of the loss that one step is to take away, by its first-order prediction; tried in turn."""

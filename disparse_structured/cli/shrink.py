@@ -15,8 +15,8 @@ from disparse_structured.cli.prune import budget
 from disparse_structured.cli.usage import UsageError
 from disparse_structured.data.batches import take
 from disparse_structured.decision.arbiters import Arbiter, Priority
+from disparse_structured.graph.outputs import tasks_of
 from disparse_structured.pipeline import EXAMPLE_SAMPLES, calibrate, shrink
-from disparse_structured.verification.outputs import tasks_of
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:

@@ -22,7 +22,6 @@ from disparse_structured.pipeline.tolerance import check_limits, within_limits
 from disparse_structured.refit import LeastSquares, RefitMethod
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.tasks import Task
-from disparse_structured.verification.outputs import resolve_tasks
 
 _COMPENSATED: Method = Compensated()
 _LEAST_SQUARES: RefitMethod = LeastSquares()
@@ -102,8 +101,7 @@ def prune(
     )
     if structure is None:
         with step("reading the structure", progress):
-            chosen = resolve_tasks(model, given.example_inputs, tasks)
-            structure = analyse(model, given.example_inputs, chosen)
+            structure = analyse(model, given.example_inputs, tasks)
     problem = Problem(
         model,
         structure,

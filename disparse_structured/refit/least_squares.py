@@ -13,6 +13,7 @@ from disparse_structured.data.batches import ToInputs
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import PlanError
+from disparse_structured.graph.copies import copied
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.graph.schedule import Step
 from disparse_structured.naming import rule_name
@@ -28,7 +29,6 @@ from disparse_structured.report.refit import RefitFacts
 from disparse_structured.structure import Structure
 from disparse_structured.structure.analysis import check_described
 from disparse_structured.structure.at_shape import PerShape
-from disparse_structured.verification.copy import copied
 
 
 @dataclass(frozen=True)

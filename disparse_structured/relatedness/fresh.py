@@ -12,7 +12,7 @@ from torch import nn
 from disparse_structured.data.batches import ToInputs, batches, call_model, to_device
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
-from disparse_structured.verification.copy import copied
+from disparse_structured.graph.copies import copied
 
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 _NORMALISERS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

@@ -21,6 +21,7 @@ from disparse_structured.errors import PlanError, TaskError
 from disparse_structured.graph.capture import Capture, capture, check_supported
 from disparse_structured.graph.effects import Effects
 from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.outputs import resolve_tasks
 from disparse_structured.graph.provenance import Attribute
 from disparse_structured.structure.cost import CostModel, Products, WidthTable
 from disparse_structured.structure.declared import Declarations
@@ -32,7 +33,7 @@ from disparse_structured.structure.resizing import Resizing, resizing_of
 from disparse_structured.structure.scales import AttentionScale
 from disparse_structured.structure.size_constraints import Count, Ratio, SizeSolution, follow, pin_reals
 from disparse_structured.structure.tracing import Trace
-from disparse_structured.tasks import Task, check_tasks
+from disparse_structured.tasks import Task
 
 Form = Literal["module", "graph"]
 """What is to become smaller: the module itself, whose ``forward`` must follow, or its exported graph."""
@@ -105,7 +106,7 @@ class Structure:
 def analyse(
     model: nn.Module,
     example_inputs: tuple[Any, ...] | torch.Tensor,
-    tasks: Sequence[Task | str],
+    tasks: Sequence[Task | str] | None = None,
     *,
     form: Form = "module",
     attention: Attention = "heads",
@@ -114,7 +115,8 @@ def analyse(
 
     Args:
         example_inputs: the positional arguments of one forward pass, batch first; a tensor is the only one.
-        tasks: the tasks, or the names of outputs; each must depend on at least one parameter.
+        tasks: the tasks, or the names of outputs; by default every entry of the output is a task. Each must
+            depend on at least one parameter.
         form: what is to be pruned. A ``"module"`` computes with numbers of its own: widths that they do not
             follow are pinned. In its exported ``"graph"`` they are literals that can be rewritten, so they
             pin nothing and bind nothing; see :func:`disparse_structured.surgery.graph.apply_graph`.
@@ -135,9 +137,9 @@ def analyse(
             raise PlanError(
                 f"{name}={given!r} is none of {', '.join(map(repr, get_args(known)))}. Pass one of them."
             )
-    tasks = check_tasks(tasks)
-    example_inputs = as_arguments(example_inputs)
     check_supported(model)  # before anything looks into it
+    example_inputs = as_arguments(example_inputs)
+    tasks = resolve_tasks(model, example_inputs, tasks)
     declared = Declarations.of(model) if form == "module" else Declarations()
     captured = capture(model, example_inputs, tasks, declared.methods)
     state, canonical = named_tensors(model)

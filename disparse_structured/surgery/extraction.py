@@ -18,12 +18,13 @@ from disparse_structured.decision.budget.widths import Widths
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import TaskError, VerificationError
 from disparse_structured.graph.capture import Capture, clone_if_tensor
+from disparse_structured.graph.copies import copied
 from disparse_structured.graph.effects import Effects
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import Structure, analyse, count_macs, count_parameters
 from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Task, check_tasks
-from disparse_structured.verification.copy import TOLERANCES, Outputs, VerificationCopy, copied
+from disparse_structured.verification.copy import TOLERANCES, Outputs, VerificationCopy
 
 _LISTS = (nn.ModuleDict, nn.ModuleList, nn.Sequential)
 

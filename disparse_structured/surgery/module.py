@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from disparse_structured.decision.plan import Plan
+from disparse_structured.graph.copies import borrowing
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import Structure
 from disparse_structured.structure.analysis import check_described
@@ -14,7 +15,6 @@ from disparse_structured.surgery._torch_pruning import StructureGraph
 from disparse_structured.surgery.applied import Applied
 from disparse_structured.surgery.forms import check_form
 from disparse_structured.surgery.graph import apply_graph
-from disparse_structured.verification.copy import borrowing
 from disparse_structured.verification.verifier import Refusal, Verification, Verifier
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from disparse_structured.errors import CaptureError, PlanError, VerificationError
+from disparse_structured.graph.copies import copied
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import Structure
 from disparse_structured.structure.analysis import analyse_like
@@ -108,45 +108,6 @@ class VerificationCopy:
         if self.dtype is torch.float64 and has_narrow_dtypes(self.structure.capture.graph):
             return double_precision()
         return nullcontext()
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy; what modules merely remember of their last forward pass (attention maps) is detached."""
-    return _copied(model, {})
-
-
-@contextmanager
-def borrowing(model: nn.Module) -> Iterator[nn.Module]:
-    """A copy whose parameters and buffers are ``model``'s own memory until the block ends.
-
-    For work that puts new tensors in place and writes into none. Only what it left is copied then: what
-    goes never is.
-    """
-    tensors = named_tensors(model)[0].values()
-    lent = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-    borrower = _copied(model, {id(tensor): _alias(tensor) for tensor in tensors})
-    yield borrower
-    copies: dict[int, Any] = {}
-    for tensor in named_tensors(borrower)[0].values():
-        if tensor.untyped_storage().data_ptr() in lent:
-            tensor.data = copy.deepcopy(tensor.data, copies)
-
-
-def _alias(tensor: torch.Tensor) -> torch.Tensor:
-    if isinstance(tensor, nn.Parameter):
-        return type(tensor)(tensor.detach(), tensor.requires_grad)
-    return tensor.detach()
-
-
-def _copied(model: nn.Module, instead: Mapping[int, torch.Tensor]) -> nn.Module:
-    """A deep copy with other tensors ``instead`` of those with these ids."""
-    remembered = {
-        id(leaf): leaf.detach().clone()
-        for module in model.modules()
-        for leaf in pytree.tree_leaves(vars(module))
-        if isinstance(leaf, torch.Tensor) and not leaf.is_leaf
-    }
-    return copy.deepcopy(model, {**remembered, **instead})
 
 
 def _reveal(model: nn.Module) -> None:

@@ -76,7 +76,7 @@ def test_one_head_a_task_of_four_summed_branches() -> None:
 def test_it_prunes_is_proven_and_exports(tmp_path: Path) -> None:
     model = build(image_size=32)
     (x,) = model.example_inputs(2)
-    pruned = ds.prune(model, x, model.tasks(), [x], macs=0.25)
+    pruned = ds.prune(model, [x], model.tasks(), macs=0.25, refit=None, method=ds.DiSparse())
 
     assert pruned.report.verification.verified
     assert pruned.report.macs.ratio == pytest.approx(0.25, abs=0.02)

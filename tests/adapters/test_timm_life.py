@@ -427,6 +427,6 @@ def test_a_backbone_without_classes_in_a_model_of_ones_own() -> None:
 def test_a_bfloat16_model_goes_through_everything(name: str) -> None:
     model = multitask(name, HEADS, image_size=64).bfloat16().eval()
     (inputs,) = model.example_inputs()
-    pruned = ds.prune(model, inputs, model.tasks(), [inputs], macs=0.5)
+    pruned = ds.prune(model, [inputs], model.tasks(), macs=0.5, refit=None, method=ds.DiSparse())
     assert {tensor.dtype for tensor in pruned.model.parameters()} == {torch.bfloat16}
     assert pruned.model(inputs)["depth"].shape == (2, 1, 64, 64)

@@ -308,7 +308,7 @@ def test_reach_and_votes_go_through_writes_in_place() -> None:
 
     assert reach["side.0"] == ("sum",)
     assert reach["early.0"] == ("early",)
-    pruned = prune(model, (torch.randn(2, 3, 6, 6),), tasks, macs=0.6)
+    pruned = prune(model, (torch.randn(2, 3, 6, 6),), tasks, macs=0.6, refit=None, method=DiSparse())
     assert pruned.report.verification.verified
     assert pruned.report.refused == ()
 
@@ -542,7 +542,7 @@ class Merging(nn.Linear):
 def test_a_train_method_of_the_users_own_is_not_called() -> None:
     model = nn.Sequential(Merging(6, 8), nn.ReLU(), Merging(8, 4)).train()
     before = snapshot(model)
-    pruned = prune(model, (torch.randn(2, 6),), WHOLE, parameters=0.6)
+    pruned = prune(model, (torch.randn(2, 6),), WHOLE, parameters=0.6, refit=None, method=DiSparse())
 
     assert snapshot(model) == before
     assert pruned.report.verification.verified
@@ -671,7 +671,9 @@ class TwoInputs(nn.Module):
 def test_what_was_saved_loads_bit_by_bit(
     factory: Callable[[], nn.Module], inputs: tuple[Any, ...], output: Any, tmp_path: Path
 ) -> None:
-    pruned = prune(factory().eval(), inputs, [Task("out", output)], parameters=0.7)
+    pruned = prune(
+        factory().eval(), inputs, [Task("out", output)], parameters=0.7, refit=None, method=DiSparse()
+    )
     pruned.save(tmp_path)
     torch.manual_seed(5)
     loaded = load(tmp_path, factory).eval()
@@ -699,9 +701,9 @@ def scaled_tail() -> nn.Module:
 
 
 def test_a_model_pruned_twice_loads_through_its_first_folder(tmp_path: Path) -> None:
-    first = prune(mlp(), (X,), WHOLE, macs=0.6)
+    first = prune(mlp(), (X,), WHOLE, macs=0.6, refit=None, method=DiSparse())
     first.save(tmp_path / "first")
-    second = prune(first.model, (X,), WHOLE, macs=0.6)
+    second = prune(first.model, (X,), WHOLE, macs=0.6, refit=None, method=DiSparse())
     second.save(tmp_path / "second")
     loaded = load(tmp_path / "second", lambda: load(tmp_path / "first", mlp))
 
@@ -720,7 +722,7 @@ def test_inputs_that_json_cannot_hold_are_asked_for(tmp_path: Path) -> None:
             return self.net(pair.left)
 
     inputs = (Pair(X, X),)
-    pruned = prune(TakesPair(), inputs, WHOLE, macs=0.6)
+    pruned = prune(TakesPair(), inputs, WHOLE, macs=0.6, refit=None, method=DiSparse())
     pruned.save(tmp_path)
 
     with pytest.raises(LoadError, match="Pass inputs="):

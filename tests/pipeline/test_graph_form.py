@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils import _pytree as pytree
 
-from disparse_structured import load, prune, shrink
+from disparse_structured import load, prune
 from disparse_structured.cli import main
 from disparse_structured.errors import BudgetError, LoadError, PlanError
 from disparse_structured.pipeline import Pruned
@@ -55,10 +55,7 @@ def batches(entry: Entry) -> list[tuple[Tensor, ...]]:
 
 
 def pruned_graph(entry: Entry, batch: int = 2, **options: Any) -> Pruned:
-    return prune(
-        entry.factory(), entry.inputs(batch), entry.tasks, batches(entry), parameters=0.6, to_inputs=tuple,
-        form="graph", **options,
-    )  # fmt: skip
+    return prune(entry.factory(), batches(entry), structure=analyse(entry.factory(), entry.inputs(batch), entry.tasks, form="graph"), parameters=0.6, to_inputs=tuple, refit=None, method=DiSparse(), **options)  # fmt: skip
 
 
 def assert_same(loaded: nn.Module, saved: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -81,8 +78,17 @@ def test_shrink_gives_the_graph_refitted(id: str) -> None:
     model = entry.factory()
     before = snapshot(model)
     images = entry.inputs(24, seed=3)[0]
-    shrunk = shrink(model, images, macs=0.5, criterion=QUICK, form="graph")
-    plain = shrink(model, images, macs=0.5, criterion=QUICK, form="graph", refit=None)
+    shrunk = prune(
+        model, images, structure=analyse(model, images[:2], None, form="graph"), macs=0.5, method=QUICK
+    )
+    plain = prune(
+        model,
+        images,
+        structure=analyse(model, images[:2], None, form="graph"),
+        macs=0.5,
+        refit=None,
+        method=QUICK,
+    )
     refit = shrunk.report.refit
 
     assert isinstance(shrunk.model, PrunedGraph)
@@ -105,10 +111,10 @@ def off(pruned: nn.Module, dense: nn.Module, images: Tensor) -> dict[str, float]
 def test_shrink_to_a_graph_within_a_tolerance() -> None:
     model, images = MIXED.factory(), MIXED.inputs(24, seed=3)[0]
     options: dict[str, Any] = {"macs": 0.7, "criterion": QUICK, "form": "graph", "verify": False}
-    free = shrink(model, images, **options).report.refit
+    free = prune(model, images, **options).report.refit
     assert free is not None
     limit = 0.8 * free.after["near"]
-    held = shrink(model, images, tolerance={"near": limit}, **options)
+    held = prune(model, images, tolerance={"near": limit}, **options)
 
     assert isinstance(held.model, PrunedGraph)
     assert held.report.refit is not None
@@ -116,12 +122,17 @@ def test_shrink_to_a_graph_within_a_tolerance() -> None:
     assert held.report.refit.after["far"] > free.after["far"]
     assert held.report.macs.ratio <= 0.7
     with pytest.raises(BudgetError, match=r"cannot be met within the tolerance.*'near' deviates by"):
-        shrink(model, images, tolerance={"near": 1e-4}, **options)
+        prune(model, images, tolerance={"near": 1e-4}, **options)
 
 
 def test_a_shrunk_graph_does_not_take_the_place_of_a_model() -> None:
     with pytest.raises(PlanError, match=r"inplace=True and form='graph'.*cannot take its place"):
-        shrink(MIXED.factory(), MIXED.inputs(8)[0], macs=0.5, form="graph", inplace=True)
+        prune(
+            MIXED.factory(),
+            MIXED.inputs(8)[0],
+            structure=analyse(MIXED.factory(), MIXED.inputs(8)[0][:2], None, form="graph"),
+            macs=0.5,
+        )
 
 
 # On disk.
@@ -151,7 +162,13 @@ def test_what_was_saved_loads_bit_by_bit(id: str, tmp_path: Path) -> None:
 
 
 def test_a_refitted_and_trained_graph_is_saved_as_it_is(tmp_path: Path) -> None:
-    shrunk = shrink(MIXED.factory(), MIXED.inputs(16)[0], macs=0.6, criterion=QUICK, form="graph")
+    shrunk = prune(
+        MIXED.factory(),
+        MIXED.inputs(16)[0],
+        structure=analyse(MIXED.factory(), MIXED.inputs(16)[0][:2], None, form="graph"),
+        macs=0.6,
+        method=QUICK,
+    )
     with torch.no_grad():
         for parameter in shrunk.model.parameters():
             parameter.add_(torch.randn_like(parameter))
@@ -167,7 +184,14 @@ def test_all_that_a_model_carries_along_is_loaded(tmp_path: Path) -> None:
             return Baggage().eval()
 
     inputs = ({"x": torch.randn(2, 7, 6), "shift": torch.randn(4)}, 3)
-    pruned = prune(build(), inputs, named("left", "right"), parameters=0.8, form="graph")
+    pruned = prune(
+        build(),
+        inputs,
+        structure=analyse(build(), inputs, named("left", "right"), form="graph"),
+        parameters=0.8,
+        refit=None,
+        method=DiSparse(),
+    )
     pruned.save(tmp_path)
 
     assert_same(load(tmp_path, build), pruned.model, inputs)
@@ -180,7 +204,14 @@ def test_reparametrised_weights_are_loaded(tmp_path: Path) -> None:
             first = parametrizations.weight_norm(nn.Linear(6, 8))
             return nn.Sequential(first, nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
 
-    pruned = prune(build(), torch.randn(2, 6), [WHOLE], parameters=0.7, form="graph")
+    pruned = prune(
+        build(),
+        torch.randn(2, 6),
+        structure=analyse(build(), torch.randn(2, 6), [WHOLE], form="graph"),
+        parameters=0.7,
+        refit=None,
+        method=DiSparse(),
+    )
     pruned.save(tmp_path)
 
     assert_same(load(tmp_path, build), pruned.model, (torch.randn(3, 6),))
@@ -200,7 +231,15 @@ def test_a_graph_that_was_made_from_one_example_takes_any_number_again(id: str, 
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_batch_that_could_not_be_another_cannot_after_loading(verify: bool, tmp_path: Path) -> None:
     entry = FIXED_BATCH if verify else MIXED  # unproven, another batch is not allowed either
-    pruned = prune(entry.factory(), entry.inputs(), entry.tasks, parameters=0.9, form="graph", verify=verify)
+    pruned = prune(
+        entry.factory(),
+        entry.inputs(),
+        structure=analyse(entry.factory(), entry.inputs(), entry.tasks, form="graph"),
+        parameters=0.9,
+        verify=verify,
+        refit=None,
+        method=DiSparse(),
+    )
     pruned.save(tmp_path)
     loaded = load(tmp_path, entry.factory)
 
@@ -216,7 +255,14 @@ def test_a_graph_pruned_twice_loads_through_its_first_folder(tmp_path: Path) -> 
     entry = HARD_CODED["pieces"]
     first = pruned_graph(entry)
     first.save(tmp_path / "first")
-    second = prune(first.model, entry.inputs(), entry.tasks, parameters=0.8, form="graph")
+    second = prune(
+        first.model,
+        entry.inputs(),
+        structure=analyse(first.model, entry.inputs(), entry.tasks, form="graph"),
+        parameters=0.8,
+        refit=None,
+        method=DiSparse(),
+    )
     second.save(tmp_path / "second")
     loaded = load(tmp_path / "second", lambda: load(tmp_path / "first", entry.factory))
 
@@ -234,7 +280,13 @@ def test_the_only_output_of_a_model_needs_no_code(tmp_path: Path) -> None:
                 nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)
             ).eval()
 
-    shrunk = shrink(build(), torch.randn(16, 6), macs=0.6, criterion=QUICK, form="graph")
+    shrunk = prune(
+        build(),
+        torch.randn(16, 6),
+        structure=analyse(build(), torch.randn(16, 6)[:2], None, form="graph"),
+        macs=0.6,
+        method=QUICK,
+    )
     shrunk.save(tmp_path)
     loaded = load(tmp_path, build)
 
@@ -248,7 +300,13 @@ def test_integer_keys_of_an_output_need_no_code(tmp_path: Path) -> None:
             return dict(enumerate(super().forward(x).values()))
 
     entry = Entry("numbered", Numbered, ((3, 8, 8),), ())
-    shrunk = shrink(entry.factory(), entry.inputs(16)[0], macs=0.6, criterion=QUICK, form="graph")
+    shrunk = prune(
+        entry.factory(),
+        entry.inputs(16)[0],
+        structure=analyse(entry.factory(), entry.inputs(16)[0][:2], None, form="graph"),
+        macs=0.6,
+        method=QUICK,
+    )
     shrunk.save(tmp_path)
 
     assert_same(load(tmp_path, entry.factory), shrunk.model, entry.inputs(3))
@@ -347,7 +405,9 @@ def test_example_inputs_of_another_batch_are_refused(tmp_path: Path) -> None:
 
 def test_the_report_says_what_numbers_hold_and_that_the_graph_can_let_it_go() -> None:
     model = MIXED.factory()
-    pruned = prune(model, MIXED.inputs(), MIXED.tasks, batches(MIXED), parameters=0.8, to_inputs=tuple)
+    pruned = prune(
+        model, batches(MIXED), MIXED.tasks, parameters=0.8, to_inputs=tuple, refit=None, method=DiSparse()
+    )
     held = {name: tensor for name, tensor in model.named_parameters() if name.startswith(("wide", "near.w"))}
     share = sum(tensor.numel() for tensor in held.values()) / pruned.report.parameters.dense
     (number,) = [pin for pin in pruned.report.pinned if pin.number]
@@ -377,7 +437,9 @@ def test_the_graph_removes_what_the_report_said_that_it_would() -> None:
 
 def test_the_report_says_that_the_graph_can_shrink_what_was_refused() -> None:
     model = WATCHFUL.factory()
-    pruned = prune(model, WATCHFUL.inputs(), WATCHFUL.tasks, batches(WATCHFUL), macs=0.6, to_inputs=tuple)
+    pruned = prune(
+        model, batches(WATCHFUL), WATCHFUL.tasks, macs=0.6, to_inputs=tuple, refit=None, method=DiSparse()
+    )
     held = sum(model.get_parameter(name).numel() for name in ("stem.weight", "stem.bias", "body.weight"))
     share = held / pruned.report.parameters.dense
 
@@ -394,7 +456,9 @@ def test_the_report_says_that_the_graph_can_shrink_what_was_refused() -> None:
 
 def test_a_module_that_follows_needs_no_advice() -> None:
     entry = BY_ID["plain"]
-    pruned = prune(entry.factory(), entry.inputs(), entry.tasks, batches(entry), macs=0.6, to_inputs=tuple)
+    pruned = prune(
+        entry.factory(), batches(entry), entry.tasks, macs=0.6, to_inputs=tuple, refit=None, method=DiSparse()
+    )
 
     assert (pruned.report.graph, pruned.report.graph_only) == (None, None)
     assert "form=" not in str(pruned.report)
@@ -403,9 +467,16 @@ def test_a_module_that_follows_needs_no_advice() -> None:
 def test_a_budget_that_numbers_stand_in_the_way_of_says_so() -> None:
     entry = HARD_CODED["heads"]
     with pytest.raises(BudgetError, match=r"Numbers in forward pin slices with 99\.3% .* \(--form graph\)"):
-        prune(entry.factory(), entry.inputs(), entry.tasks, macs=0.5)
+        prune(entry.factory(), entry.inputs(), entry.tasks, macs=0.5, refit=None, method=DiSparse())
     with pytest.raises(BudgetError) as refused:
-        prune(entry.factory(), entry.inputs(), entry.tasks, macs=0.001, form="graph")
+        prune(
+            entry.factory(),
+            entry.inputs(),
+            structure=analyse(entry.factory(), entry.inputs(), entry.tasks, form="graph"),
+            macs=0.001,
+            refit=None,
+            method=DiSparse(),
+        )
     assert "--form" not in str(refused.value)
 
 

@@ -28,7 +28,9 @@ def test_choices_that_are_none_are_refused(
     entry = BY_ID["plain"]
 
     with pytest.raises(error, match=words):
-        prune(entry.factory(), entry.inputs(), entry.tasks, macs=0.5, **options)
+        prune(
+            entry.factory(), entry.inputs(), entry.tasks, macs=0.5, refit=None, method=DiSparse(), **options
+        )
 
 
 def test_the_report_says_what_the_model_is() -> None:
@@ -36,7 +38,9 @@ def test_the_report_says_what_the_model_is() -> None:
     model = entry.factory()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    pruned = prune(model, entry.inputs(), entry.tasks, [entry.inputs(8)], macs=0.5, arbiter=Majority())
+    pruned = prune(
+        model, [entry.inputs(8)], entry.tasks, macs=0.5, refit=None, method=DiSparse(arbiter=Majority())
+    )
 
     report = pruned.report
     assert report.parameters.counted == sum(p.numel() for p in pruned.model.parameters())
@@ -51,7 +55,15 @@ def test_the_report_says_what_the_model_is() -> None:
 def test_without_a_proof_the_report_says_so() -> None:
     entry = BY_ID["plain"]
 
-    pruned = prune(entry.factory(), entry.inputs(), entry.tasks, criterion=Fisher(), macs=0.5, verify=False)
+    pruned = prune(
+        entry.factory(),
+        entry.inputs(),
+        entry.tasks,
+        macs=0.5,
+        verify=False,
+        refit=None,
+        method=DiSparse(criterion=Fisher()),
+    )
 
     assert not pruned.report.verification.verified
     assert "NOT VERIFIED" in str(pruned.report)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from disparse_structured import LeastSquares, Task, analyse, apply, load, prune, shrink
+from disparse_structured import LeastSquares, Task, analyse, apply, load, prune
 from disparse_structured.cli.views import pruning_report
 from disparse_structured.decision.arbiters import Minimax
 from disparse_structured.errors import BatchError, BudgetError, DisparseError, PlanError, TaskError
@@ -114,7 +114,7 @@ def part(model: nn.Module, name: str) -> nn.Module:
 @pytest.fixture(scope="module")
 def shrunk() -> Pruned:
     with torch.random.fork_rng():
-        return shrink(build(), images(), macs=0.5)
+        return prune(build(), images(), macs=0.5)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def shrunk() -> Pruned:
     ],
 )
 def test_whatever_the_model_returns_one_call_is_enough(kind: type[nn.Module], names: list[str]) -> None:
-    pruned = shrink(build(kind), images(), macs=0.6)
+    pruned = prune(build(kind), images(), macs=0.6)
 
     report = pruned.report
     assert [(task.name, task.labelled) for task in report.tasks] == [(name, False) for name in names]
@@ -169,7 +169,7 @@ def test_the_report_says_what_the_refit_brought(shrunk: Pruned) -> None:
 
 
 def test_without_a_refit_weights_stay_and_the_report_has_none() -> None:
-    pruned = shrink(build(), images(), macs=0.5, refit=None)
+    pruned = prune(build(), images(), macs=0.5, refit=None)
 
     assert pruned.report.refit is None
     dense = {tuple(row.flatten().tolist()) for row in build().depth.weight.reshape(-1, 1)}
@@ -182,7 +182,7 @@ def test_the_model_is_bit_identical_and_the_result_the_same_again(shrunk: Pruned
     before = copy.deepcopy(model.state_dict())
     random = torch.get_rng_state()
 
-    again = shrink(model, images(), macs=0.5)
+    again = prune(model, images(), macs=0.5)
 
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.stem.training
@@ -206,7 +206,7 @@ def test_in_place_the_model_becomes_the_result(shrunk: Pruned) -> None:
     model = build()
     trunk = model.stem
 
-    pruned = shrink(model, images(), macs=0.5, inplace=True)
+    pruned = prune(model, images(), macs=0.5)
 
     assert pruned.model is model
     assert model.stem is trunk
@@ -218,7 +218,7 @@ def test_what_was_refused_is_not_made_up_for() -> None:
     torch.manual_seed(0)
     dense, inputs = ScaledByWidth().eval(), torch.randn(64, 6)
 
-    pruned = shrink(dense, inputs, macs=0.6)
+    pruned = prune(dense, inputs, macs=0.6)
 
     report = pruned.report
     assert [each.group for each in report.refused] == ["second"]
@@ -248,7 +248,7 @@ class Once:
 def test_inputs_are_read_once_and_no_further_than_needed() -> None:
     loader = Once(5)
 
-    pruned = shrink(build(), loader, macs=0.6, samples=12)
+    pruned = prune(build(), loader, macs=0.6, samples=12)
 
     assert (loader.started, loader.drawn) == (1, 3)
     assert pruned.report.refit is not None
@@ -257,7 +257,7 @@ def test_inputs_are_read_once_and_no_further_than_needed() -> None:
 
 def test_a_tensor_a_generator_a_loader_and_a_dict_of_the_same_images_give_the_same() -> None:
     def plan(inputs: Any) -> str:
-        return shrink(build(), inputs, macs=0.6, verify=False).plan.hash
+        return prune(build(), inputs, macs=0.6, verify=False).plan.hash
 
     expected = plan(images())
 
@@ -270,7 +270,7 @@ def test_a_tensor_a_generator_a_loader_and_a_dict_of_the_same_images_give_the_sa
 def test_a_model_of_two_inputs() -> None:
     entry = BY_ID["two-inputs"]
 
-    pruned = shrink(entry.factory(), [(entry.inputs(16),)], macs=0.7)
+    pruned = prune(entry.factory(), [(entry.inputs(16),)], macs=0.7)
 
     assert [task.name for task in pruned.report.tasks] == ["kind", "dense"]
     assert pruned.report.verification.verified
@@ -282,22 +282,22 @@ def test_losses_are_not_used() -> None:
 
     tasks = [Task("depth", "depth", fails), Task("edges", "edges")]
 
-    pruned = shrink(build(), images(), tasks, macs=0.5)
+    pruned = prune(build(), images(), tasks, macs=0.5)
 
     assert [task.labelled for task in pruned.report.tasks] == [False, False]
-    assert pruned.plan.removals == shrink(build(), images(), macs=0.5, verify=False).plan.removals
+    assert pruned.plan.removals == prune(build(), images(), macs=0.5, verify=False).plan.removals
 
 
 def test_prune_refits_too_when_asked() -> None:
     tasks = [Task("depth", "depth", lambda output, batch: output.square().mean()), Task("edges", "edges")]
     dense = build()
 
-    pruned = prune(dense, images(2), tasks, iter(images(16).split(8)), macs=0.5, refit=LeastSquares())
+    pruned = prune(dense, iter(images(16).split(8)), tasks, macs=0.5, refit=LeastSquares(), method=DiSparse())
 
     assert pruned.report.refit is not None
     assert pruned.report.refit.after["edges"] < pruned.report.refit.before["edges"]
     assert pruned.report.tasks[0].labelled
-    plain = prune(dense, images(2), tasks, list(images(16).split(8)), macs=0.5)
+    plain = prune(dense, list(images(16).split(8)), tasks, macs=0.5, refit=None, method=DiSparse())
     assert plain.plan.removals == pruned.plan.removals
     assert deviation(pruned.model, dense, images()) < deviation(plain.model, dense, images())
 
@@ -305,7 +305,7 @@ def test_prune_refits_too_when_asked() -> None:
 def test_prune_refits_on_the_example_where_there_is_no_data() -> None:
     tasks = [Task("depth", "depth"), Task("edges", "edges")]
 
-    pruned = prune(build(), images(8), tasks, macs=0.5, refit=LeastSquares())
+    pruned = prune(build(), images(8), tasks, macs=0.5, refit=LeastSquares(), method=DiSparse())
 
     assert pruned.report.refit is not None
     assert (pruned.report.refit.samples, pruned.report.refit.checked) == (8, 0)
@@ -315,9 +315,9 @@ def test_prune_refits_on_the_example_where_there_is_no_data() -> None:
 def test_in_place_with_a_refused_group_is_the_same_as_on_a_copy() -> None:
     torch.manual_seed(0)
     model, inputs = ScaledByWidth().eval(), torch.randn(64, 6)
-    expected = shrink(model, inputs, macs=0.6)
+    expected = prune(model, inputs, macs=0.6)
 
-    pruned = shrink(model, inputs, macs=0.6, inplace=True)
+    pruned = prune(model, inputs, macs=0.6)
 
     assert pruned.model is model
     assert pruned.report == expected.report
@@ -335,7 +335,7 @@ def test_in_place_nothing_happens_when_it_fails() -> None:
     before = copy.deepcopy(model.state_dict())
 
     with pytest.raises(DisparseError):
-        shrink(model, images(), macs=0.5, inplace=True)
+        prune(model, images(), macs=0.5)
 
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -379,7 +379,7 @@ def test_inputs_that_will_not_do_are_refused_with_the_remedy(
     inputs: Any, error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):
-        shrink(build(), inputs, macs=0.5)
+        prune(build(), inputs, macs=0.5)
 
 
 @pytest.mark.parametrize(
@@ -408,4 +408,4 @@ def test_options_that_will_not_do_are_refused(
     options: dict[str, Any], error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):
-        shrink(build(), images(), **options)
+        prune(build(), images(), **options)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from disparse_structured import shrink
 from disparse_structured.cli import main
 from disparse_structured.decision.arbiters import Minimax, Priority
 from disparse_structured.errors import BudgetError
@@ -42,7 +41,7 @@ class Rivals(nn.Module):
 def rivals() -> dict[str, float]:
     """How far each of the rivals' outputs is off at 60 % MACs when nothing is asked for."""
     with torch.random.fork_rng():
-        refit = shrink(build(Rivals), images(), criterion=QUICK, macs=0.6, verify=False).report.refit
+        refit = prune(build(Rivals), images(), macs=0.6, verify=False, method=QUICK).report.refit
     assert refit is not None
     return dict(refit.after)
 
@@ -58,7 +57,7 @@ def test_a_tolerance_is_kept_at_the_same_cost_at_the_others_expense(
 ) -> None:
     limit = 0.85 * rivals[limited]
 
-    pruned = shrink(build(Rivals), images(), criterion=QUICK, macs=0.6, tolerance={limited: limit})
+    pruned = prune(build(Rivals), images(), macs=0.6, tolerance={limited: limit}, method=QUICK)
 
     other = {"depth": "edges", "edges": "depth"}[limited]
     assert after(pruned)[limited] <= limit
@@ -74,7 +73,7 @@ def test_a_tolerance_is_kept_at_the_same_cost_at_the_others_expense(
 def test_limits_of_all_tasks_are_kept_together(rivals: dict[str, float]) -> None:
     limits = {"depth": 0.85 * rivals["depth"], "edges": 2.5 * rivals["edges"]}
 
-    found = after(shrink(build(Rivals), images(), criterion=QUICK, macs=0.6, tolerance=limits, verify=False))
+    found = after(prune(build(Rivals), images(), macs=0.6, tolerance=limits, verify=False, method=QUICK))
 
     assert all(found[name] <= limit for name, limit in limits.items())
 
@@ -87,7 +86,7 @@ def test_a_tolerance_that_cannot_be_kept_says_what_blocks_and_what_would_be_poss
     limits = {"depth": 0.3 * rivals["depth"], "edges": 40 * rivals["edges"]}
 
     with pytest.raises(BudgetError) as refused:
-        shrink(model, images(), criterion=QUICK, macs=0.6, tolerance=limits, inplace=True)
+        prune(model, images(), macs=0.6, tolerance=limits, method=QUICK)
 
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     message = str(refused.value)
@@ -99,19 +98,16 @@ def test_a_tolerance_that_cannot_be_kept_says_what_blocks_and_what_would_be_poss
     # The remedies hold what they promise.
     allowed = float(re.findall(r"or allow depth=([0-9.]+)\.$", message)[0])
     assert closest < allowed
-    assert (
-        after(shrink(model, images(), criterion=QUICK, macs=0.8, tolerance=limits))["depth"]
-        <= limits["depth"]
-    )
+    assert after(prune(model, images(), macs=0.8, tolerance=limits, method=QUICK))["depth"] <= limits["depth"]
 
 
 def test_a_tolerance_in_place_is_the_same_as_on_a_copy(rivals: dict[str, float]) -> None:
     limits = {"depth": 0.85 * rivals["depth"]}
     model = build(Rivals)
 
-    pruned = shrink(model, images(), criterion=QUICK, macs=0.6, tolerance=limits, inplace=True)
+    pruned = prune(model, images(), macs=0.6, tolerance=limits, method=QUICK)
 
-    expected = shrink(build(Rivals), images(), criterion=QUICK, macs=0.6, tolerance=limits)
+    expected = prune(build(Rivals), images(), macs=0.6, tolerance=limits, method=QUICK)
     assert pruned.model is model
     assert pruned.report == expected.report
     assert deviation(model, expected.model, images(4)) == 0
@@ -121,13 +117,13 @@ def test_with_a_budget_of_parameters_a_tolerance_holds_too(rivals: dict[str, flo
     with pytest.raises(
         BudgetError, match=r"parameters=900 cannot.* At parameters=0\.\d+ .* more parameters, or"
     ):
-        shrink(build(Rivals), images(), criterion=QUICK, parameters=900, tolerance={"edges": 1e-4})
+        prune(build(Rivals), images(), parameters=900, tolerance={"edges": 1e-4}, method=QUICK)
 
 
 def test_priority_and_minimax_shift_what_is_lost(rivals: dict[str, float]) -> None:
     def of(arbiter: Any) -> dict[str, float]:
         return after(
-            shrink(build(Rivals), images(), criterion=QUICK, macs=0.6, arbiter=arbiter, verify=False)
+            prune(build(Rivals), images(), macs=0.6, verify=False, method=replace(QUICK, arbiter=arbiter))
         )
 
     depth, edges = of(Priority({"depth": 20})), of(Priority({"edges": 20}))

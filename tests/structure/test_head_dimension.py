@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 import disparse_structured.structure.analysis as analysis
 import disparse_structured.surgery._torch_pruning as execution
-from disparse_structured import load, prune, shrink
+from disparse_structured import load, prune
 from disparse_structured.cli import main
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import PlanError
 from disparse_structured.export import export_onnx
+from disparse_structured.graph.copies import copied
 from disparse_structured.structure import ChannelGroup, Form, Structure, analyse
 from disparse_structured.structure.rules import attention
 from disparse_structured.surgery import module as surgery
@@ -34,7 +35,6 @@ from disparse_structured.surgery._torch_pruning import StructureGraph
 from disparse_structured.surgery.graph import apply_graph
 from disparse_structured.surgery.pruned_graph import PrunedGraph
 from disparse_structured.tasks import Task
-from disparse_structured.verification.copy import copied
 from tests.support.plans import Case, case, deviation, onnx_parity, random_keep, random_plan, zeroed
 from tests.support.zoo import BY_ID, ids, randomise_norms
 
@@ -616,7 +616,14 @@ def tiny_vit() -> nn.Module:
 def test_pruned_saved_and_loaded(tmp_path: Path) -> None:
     entry = BY_ID["tiny-vit"]
     images = entry.inputs(8)
-    pruned = prune(tiny_vit(), images, entry.tasks, parameters=0.6, attention="head_dim")
+    pruned = prune(
+        tiny_vit(),
+        images,
+        structure=analyse(tiny_vit(), images, entry.tasks, attention="head_dim"),
+        parameters=0.6,
+        refit=None,
+        method=DiSparse(),
+    )
     pruned.save(tmp_path / "small")
     loaded = load(tmp_path / "small", tiny_vit)
 
@@ -629,7 +636,12 @@ def test_pruned_saved_and_loaded(tmp_path: Path) -> None:
 
 def test_shrunk_and_refitted() -> None:
     images = BY_ID["tiny-vit"].inputs(24)[0]
-    shrunk = shrink(tiny_vit(), images, parameters=0.6, attention="head_dim")
+    shrunk = prune(
+        tiny_vit(),
+        images,
+        structure=analyse(tiny_vit(), images[:2], None, attention="head_dim"),
+        parameters=0.6,
+    )
 
     assert shrunk.report.verification is not None
     assert "attention.qkv" in shrunk.plan.removals

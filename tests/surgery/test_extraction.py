@@ -235,7 +235,7 @@ def test_the_result_is_pruned_and_exported(tmp_path: Path) -> None:
     found = extract(
         network(Attributes), IMAGES, [Task("depth", "depth"), Task("labels", "labels")], ["labels"]
     )
-    pruned = prune(found.model, IMAGES, found.tasks, macs=0.5)
+    pruned = prune(found.model, IMAGES, found.tasks, macs=0.5, refit=None, method=DiSparse())
     facts = export_onnx(
         pruned.model, IMAGES, tmp_path / "model.onnx", outputs={t.name: t.tensors for t in found.tasks}
     )

@@ -425,7 +425,13 @@ def test_prune_to_a_graph(refit: LeastSquares | None) -> None:
     model, data = entry.factory(), [entry.inputs(4, seed=seed) for seed in range(3)]
     before = snapshot(model)
     pruned = prune(
-        model, entry.inputs(), entry.tasks, data, parameters=0.5, to_inputs=tuple, form="graph", refit=refit
+        model,
+        data,
+        structure=analyse(model, entry.inputs(), entry.tasks, form="graph"),
+        parameters=0.5,
+        to_inputs=tuple,
+        refit=refit,
+        method=DiSparse(),
     )
 
     assert isinstance(pruned.model, PrunedGraph)
@@ -439,7 +445,14 @@ def test_prune_to_a_graph(refit: LeastSquares | None) -> None:
 def test_a_graph_does_not_take_the_place_of_a_model() -> None:
     entry = HARD_CODED["pieces"]
     with pytest.raises(PlanError, match=r"cannot take its place"):
-        prune(entry.factory(), entry.inputs(), entry.tasks, macs=0.5, form="graph", inplace=True)
+        prune(
+            entry.factory(),
+            entry.inputs(),
+            structure=analyse(entry.factory(), entry.inputs(), entry.tasks, form="graph"),
+            macs=0.5,
+            refit=None,
+            method=DiSparse(),
+        )
 
 
 # ONNX.

@@ -15,8 +15,8 @@ from disparse_structured.data.batches import as_arguments, call_model
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import TaskError
+from disparse_structured.graph.copies import copied
 from disparse_structured.tasks import Task, check_tasks
-from disparse_structured.verification.copy import copied
 
 _NUDGE = 0.1
 """How far parameters are moved, relative to their mean magnitude, to see which outputs follow."""
