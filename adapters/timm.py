@@ -3,6 +3,8 @@
 A module of your own on a timm backbone needs none of this: pass it to ``prune`` with your own tasks.
 """
 
+# ruff: noqa: E402  (a missing timm is named before it is imported)
+
 from __future__ import annotations
 
 import difflib
@@ -11,18 +13,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
+from torch import Tensor, nn
+
+from disparse_structured.adapters.heads import ASPPHead, DenseHead, Head, LinearHead
+from disparse_structured.errors import LoadError, TaskError, UnsupportedModelError, require
+from disparse_structured.tasks import Loss, Task
+
+require("timm", "timm")
+
+import timm
 from timm.layers.format import Format
 from timm.models import FeatureListNet, PretrainedCfg, load_state_dict
 from timm.models._features import FeatureGetterNet  # timm.models does not re-export this one
 from timm.models.hiera import Hiera
 from timm.models.hieradet_sam2 import HieraDet
-from torch import Tensor, nn
-
-from disparse_structured.adapters.heads import ASPPHead, DenseHead, Head, LinearHead
-from disparse_structured.errors import LoadError, TaskError, UnsupportedModelError
-from disparse_structured.tasks import Loss, Task
 
 WITHOUT_FINAL_NORM = (Hiera, HieraDet)
 """Transformers whose maps timm refuses to normalise."""

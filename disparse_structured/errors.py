@@ -6,6 +6,8 @@ Each message says what was found, where, and what to do about it. All of them de
 
 from __future__ import annotations
 
+import importlib.util
+
 
 class DisparseError(Exception):
     """Base class of every error raised on purpose by this package."""
@@ -13,6 +15,10 @@ class DisparseError(Exception):
 
 class OptionError(DisparseError, ValueError):
     """An option has a value of the wrong kind, is out of range, or contradicts another option."""
+
+
+class MissingExtraError(DisparseError, ImportError):
+    """A library that only some users need is not installed."""
 
 
 class TaskError(DisparseError):
@@ -65,3 +71,12 @@ class ExportError(DisparseError):
 
 class LoadError(DisparseError):
     """A saved folder is incomplete, or does not fit the model that the factory builds."""
+
+
+def require(extra: str, *modules: str) -> None:
+    """Raises :class:`MissingExtraError` unless ``modules``, which the optional ``extra`` installs, are there."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"{' and '.join(missing)} cannot be found. Run: pip install 'disparse-structured[{extra}]'"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from disparse_structured.errors import DisparseError
+from disparse_structured.errors import require as need_extra
 
 Image = NDArray[np.float64]
 """``[H, W, 3]``, RGB in 0..1."""
@@ -38,14 +38,8 @@ class Sight:
 
 
 def require() -> None:
-    """Raises :class:`DisparseError` where nothing can be drawn; for asking before hours of work."""
-    try:
-        importlib.import_module("matplotlib")
-    except ImportError as error:
-        raise DisparseError(
-            f"pictures are drawn by matplotlib, which cannot be imported ({error}). "
-            "Run: pip install 'disparse-structured[figures]'"
-        ) from error
+    """Raises :class:`MissingExtraError` where nothing can be drawn; for asking before hours of work."""
+    need_extra("figures", "matplotlib")
 
 
 def label_colours(labels: ArrayLike) -> Image:

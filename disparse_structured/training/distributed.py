@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from disparse_structured.data.batches import ToInputs, model_inputs
-from disparse_structured.errors import BatchError
+from disparse_structured.errors import BatchError, require
 from disparse_structured.training.recipe import Precision
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def launch(device: torch.device, precision: Precision) -> Fabric:
     Under ``torchrun`` each process of a node takes the device of its own number; processes on CPU talk
     over gloo.
     """
+    require("train", "lightning_fabric")
     # Here rather than at the top: the import is slow, and most of the package does without.
     with _quiet():
         from lightning_fabric import Fabric

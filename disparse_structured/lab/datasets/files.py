@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from disparse_structured.errors import DataError
+from disparse_structured.errors import DataError, require
 
 
 def folder(path: Path, layout: str) -> Path:
@@ -22,9 +21,13 @@ def folder(path: Path, layout: str) -> Path:
 
 def read_array(path: Path) -> np.ndarray:
     """The array in a ``.npy`` file, or the pixels ``[H, W]`` or ``[H, W, channels]`` of a picture."""
+    if path.suffix != ".npy":
+        require("datasets", "PIL")
     try:
         if path.suffix == ".npy":
             return np.asarray(np.load(path, allow_pickle=False))
+        from PIL import Image  # an extra
+
         with Image.open(path) as picture:
             return np.array(picture)
     except FileNotFoundError:
