@@ -74,7 +74,7 @@ class LoadError(DisparseError):
 
 
 def require(extra: str, *modules: str) -> None:
-    """Raises :class:`MissingExtraError` unless ``modules``, which the optional ``extra`` installs, are there."""
+    """Raises :class:`MissingExtraError` unless ``modules``, which ``extra`` installs, can be found."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(
