@@ -23,6 +23,7 @@ from disparse_structured.graph.operators import (
     schema_arguments,
 )
 from disparse_structured.graph.provenance import Attribute, Expression, annotation, expressions
+from disparse_structured.structure.entry_points import load_rules
 from disparse_structured.structure.groups import Attention, Kind
 from disparse_structured.structure.labels import PINNED, Axis, Labels, Value
 
@@ -202,7 +203,8 @@ class Trace:
     scaled: list[Scaled] = field(default_factory=list)
 
     def run(self) -> Trace:
-        """Visits every node in order."""
+        """Visits every node in order, once the rules of installed packages are registered."""
+        load_rules()
         for node in self.capture.graph.nodes:
             if node.op == "placeholder":
                 value: Any = self._placeholder(node)
