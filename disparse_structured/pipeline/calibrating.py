@@ -12,6 +12,7 @@ from disparse_structured.data.batches import Inputs
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import BatchError
+from disparse_structured.graph.named_tensors import device_of
 
 SAMPLES = 64
 """Inputs that a refit reads by default; more bring a little more still."""
@@ -58,6 +59,5 @@ def calibrate(
             f"the inputs are {type(data).__name__} {data!r}, which cannot be iterated. "
             "Pass a tensor [N, ...], a loader or a list of batches."
         )
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with Isolation(seed, device):
+    with Isolation(seed, device_of(model)):
         return Calibration.of(model, data, inputs, limit=samples)

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from disparse_structured.data.batches import batch_size, take
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.errors import BatchError
-from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.named_tensors import detached_tensors
 from disparse_structured.refit.contraction import contractions
 from disparse_structured.scoring.compensation import Compensation
 from disparse_structured.scoring.execution import Execution, State
 from disparse_structured.structure import Structure
-from disparse_structured.structure.analysis import check_described
-from disparse_structured.structure.at_shape import PerShape
+from disparse_structured.structure.at_shape import structure_for_batch
 from disparse_structured.structure.groups import ChannelGroup
+from disparse_structured.structure.structure import check_described
 from disparse_structured.verification.twin import MaskedReads
 
 LEFT = (0.7, 0.45, 0.25, 0.12, 0.05)
@@ -108,8 +108,7 @@ def measure_damage_curves(
         BatchError: a task's outputs hold no finite number, or the model refuses the calibration's chunks.
     """
     keep = torch.ones(structure.units, dtype=torch.bool) if keep is None else keep.cpu()
-    shaped = PerShape(model, structure, lambda each: each)
-    state = {name: tensor.detach() for name, tensor in named_tensors(model)[0].items()}
+    state = detached_tensors(model)
     check_described(state, structure)
     scores = scores.to("cpu", torch.float64)
     scores = scores / scores.sum(dim=1, keepdim=True).clamp_min(_LEAST)
@@ -120,8 +119,10 @@ def measure_damage_curves(
     affordable = max(LEAST_JUDGED, int(work / max(1.0, dense * len(narrowed))))
     judges = _judges(structure, calibration, min(judged, affordable))
     with torch.no_grad():
-        variants = _compensated(shaped(calibration.chunks[0]), state, calibration, keep, narrowed, seed)
-        damage = _damage(shaped(judges[0]), state, keep, variants, judges)
+        fitting = structure_for_batch(structure, model, calibration.chunks[0])
+        variants = _compensated(fitting, state, calibration, keep, narrowed, seed)
+        judging = structure_for_batch(structure, model, judges[0])
+        damage = _damage(judging, state, keep, variants, judges)
     curves = []
     for group in structure.groups:
         mine = [number for number, each in enumerate(variants) if each.group == group.name]

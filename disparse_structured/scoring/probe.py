@@ -20,7 +20,7 @@ from disparse_structured.data.batches import Inputs, batch_size, batches, to_dev
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation, generator, signs
 from disparse_structured.errors import BatchError, DisparseError, PlanError
-from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.named_tensors import detached_tensors
 from disparse_structured.scoring.derivatives import backpropagate, hessian_diagonal
 from disparse_structured.scoring.gates import (
     Factor,
@@ -33,8 +33,8 @@ from disparse_structured.scoring.gates import (
 )
 from disparse_structured.scoring.objectives import Packing, Projections, labelled, squared_distance
 from disparse_structured.structure import Structure
-from disparse_structured.structure.analysis import check_described
 from disparse_structured.structure.at_shape import PerShape
+from disparse_structured.structure.structure import check_described
 
 T = TypeVar("T")
 _Run = Callable[[tuple[Any, ...]], dict[str, tuple[torch.Tensor, ...]]]
@@ -100,8 +100,7 @@ class Probe:
                 f"keep is {self._kept.dtype} {list(self._kept.shape)}, expected torch.bool [{units}]: "
                 "one entry per unit of the structure, True = keep."
             )
-        tensors, _ = named_tensors(self.model)
-        self._state = {name: tensor.detach() for name, tensor in tensors.items()}
+        self._state = detached_tensors(self.model)
         check_described(self._state, self.structure)
         floating = [tensor for tensor in self._state.values() if tensor.is_floating_point()]
         # A task reaches at least one parameter, so there is one.

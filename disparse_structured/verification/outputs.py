@@ -15,6 +15,7 @@ from disparse_structured.data.batches import as_arguments, call_model
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import TaskError
+from disparse_structured.graph.named_tensors import device_of
 from disparse_structured.tasks import Task
 from disparse_structured.verification.copy import copied
 
@@ -60,8 +61,7 @@ def tasks_of(model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor) -
 
 def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """The output in eval mode, on random states that are the same at every call."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with Isolation(0, device), eval_mode(model), torch.no_grad():
+    with Isolation(0, device_of(model)), eval_mode(model), torch.no_grad():
         return call_model(model, inputs, lambda given: given)
 
 
