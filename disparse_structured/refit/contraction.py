@@ -11,13 +11,13 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
 from disparse_structured.graph.capture import Capture
+from disparse_structured.graph.operators import ContractionKind, named_arguments, operator_of, packet
 from disparse_structured.graph.schedule import Step
 from disparse_structured.report.refit import SkippedLayer
 from disparse_structured.structure import Structure
@@ -25,16 +25,40 @@ from disparse_structured.structure.tracing import module_path
 
 aten = torch.ops.aten
 
-_CONVOLUTIONS = (aten.conv1d, aten.conv2d, aten.conv3d)
-TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
-CONTRACTIONS = (*_CONVOLUTIONS, *TRANSPOSED, aten.linear)
-"""Operators that contract an input with a weight."""
+_REGRESSED = ("convolution", "transposed convolution", "linear")
+"""Families of contractions whose weight is the solution of a regression."""
 
-_OTHERS = (
-    aten.matmul, aten.mm, aten.bmm, aten.addmm, aten.einsum, aten.convolution, aten.bilinear,
-    aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu,
-)  # fmt: skip
-"""Operators that may contract with a parameter in ways that have no regression here."""
+_OTHERS = ("generic convolution", "matmul", "einsum", "bilinear", "recurrent")
+"""Families that may contract with a parameter in ways that have no regression here."""
+
+
+@dataclass(frozen=True, eq=False)
+class Operands:
+    """What a contraction of a regressed family reads, by its operator's record."""
+
+    kind: ContractionKind
+    data: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+    groups: int
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Operands:
+        """Those of ``node``."""
+        contracts = operator_of(node).contracts
+        assert contracts is not None
+        assert contracts.weight is not None
+        given = named_arguments(node)
+        bias = None if contracts.bias is None else given.get(contracts.bias)
+        return cls(
+            contracts.kind, given[contracts.data], given[contracts.weight], bias, int(given.get("groups", 1))
+        )
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the weight."""
+        shape: torch.Size = self.weight.meta["val"].shape
+        return shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,19 +92,18 @@ class Contraction:
     @property
     def features(self) -> int:
         """Unknowns of each output channel."""
-        weight = named_arguments(self.nodes[0])["weight"].meta["val"]
-        return int(self.inputs.shape[1] * math.prod(weight.shape[2:]))
+        return int(self.inputs.shape[1] * math.prod(Operands.of(self.nodes[0]).shape[2:]))
 
     @property
     def spatial(self) -> int:
         """Spatial dimensions; 0 of a linear layer."""
-        return int(named_arguments(self.nodes[0])["weight"].meta["val"].ndim) - 2
+        return len(Operands.of(self.nodes[0]).shape) - 2
 
     def lost(self) -> Contraction | None:
         """The same outputs from the input channels that go; None where a group has none of them."""
-        given = named_arguments(self.nodes[0])
-        shape = given["weight"].meta["val"].shape
-        groups, size = int(given.get("groups", 1)), shape[0 if self.transposed else 1]
+        read = Operands.of(self.nodes[0])
+        shape = read.shape
+        groups, size = read.groups, shape[0 if self.transposed else 1]
         columns = np.setdiff1d(np.arange(size), self.columns.numpy())
         if not len(columns) or (groups > 1 and size == (groups if self.transposed else 1)):
             return None
@@ -142,16 +165,20 @@ def layers(structure: Structure, keep: torch.Tensor) -> Layers:
     by_weight: dict[str, list[fx.Node]] = defaultdict(list)
     refused: dict[fx.Node, SkippedLayer] = {}
     for node in capture.graph.nodes:
-        read = [name for each in node.all_input_nodes for name in sorted(constant.get(each, ()))]
-        if packet(node) in CONTRACTIONS:
-            weight = named_arguments(node)["weight"]
-            if weight.name in capture.tensors:
-                by_weight[capture.tensors[weight.name]].append(node)
+        contracts = operator_of(node).contracts
+        if contracts is None:
+            continue
+        if contracts.kind in _REGRESSED:
+            read = Operands.of(node).weight
+            if read.name in capture.tensors:
+                by_weight[capture.tensors[read.name]].append(node)
             else:
-                names = sorted(constant.get(weight, ())) or [module_path(node) or node.name]
+                names = sorted(constant.get(read, ())) or [module_path(node) or node.name]
                 refused[node] = SkippedLayer(names[0], "its weight is computed from other tensors")
-        elif packet(node) in _OTHERS and read:
-            refused[node] = SkippedLayer(read[0], f"{node.target} has no regression")
+        elif contracts.kind in _OTHERS:
+            names = [name for each in node.all_input_nodes for name in sorted(constant.get(each, ()))]
+            if names:
+                refused[node] = SkippedLayer(names[0], f"{node.target} has no regression")
     found = []
     for weight, nodes in by_weight.items():
         made = _contraction(structure, weight, nodes, users, removed)
@@ -182,14 +209,15 @@ def _contraction(
     removed: Mapping[tuple[str, int], np.ndarray],
 ) -> Contraction | str:
     """The contraction with ``weight``, or why there is none."""
-    given = named_arguments(nodes[0])
-    if users[weight] != nodes or any(named_arguments(node)["input"] is given["weight"] for node in nodes):
+    reads = [Operands.of(node) for node in nodes]
+    if users[weight] != nodes or any(each.data is reads[0].weight for each in reads):
         return "its weight is used in other ways as well"
-    shape = given["weight"].meta["val"].shape
-    groups = int(given.get("groups", 1))
-    if len({(packet(node), named_arguments(node).get("groups", 1)) for node in nodes}) > 1 or len(shape) < 2:
+    shape, groups = reads[0].shape, reads[0].groups
+    if len({(packet(node), each.groups) for node, each in zip(nodes, reads, strict=True)}) > 1 or (
+        len(shape) < 2
+    ):
         return "its weight is used by different operators"
-    transposed = packet(nodes[0]) in TRANSPOSED
+    transposed = reads[0].kind == "transposed convolution"
     columns = _kept(shape[0 if transposed else 1], removed.get((weight, 0 if transposed else 1)))
     rows = _kept(shape[1 if transposed else 0], removed.get((weight, 1 if transposed else 0)))
     split, size = (columns if transposed else rows), shape[0] // groups
@@ -216,7 +244,7 @@ def _intercept(
 ) -> tuple[tuple[str, ...], bool]:
     """What takes an intercept of all ``nodes``, and whether it is subtracted; see :class:`Contraction`."""
     tensors = structure.capture.tensors
-    biases = [named_arguments(node).get("bias") for node in nodes]
+    biases = [Operands.of(node).bias for node in nodes]
     names = {tensors.get(bias.name) for bias in biases if isinstance(bias, fx.Node)}
     if all(isinstance(bias, fx.Node) for bias in biases) and len(names) == 1:
         (name,) = names
@@ -235,23 +263,6 @@ def _intercept(
             return (), False
         means.append(name)
     return tuple(means), True
-
-
-def named_arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of an operator's call by the names of its schema, defaults included."""
-    target: Any = node.target
-    schema = target._schema.arguments
-    return {
-        argument.name: node.args[place]
-        if place < len(node.args)
-        else node.kwargs.get(argument.name, argument.default_value if argument.has_default_value() else None)
-        for place, argument in enumerate(schema)
-    }
-
-
-def packet(node: fx.Node) -> Any:
-    """The operator without its overload; None for what is no operator."""
-    return getattr(node.target, "overloadpacket", None)
 
 
 def _removed(structure: Structure, keep: torch.Tensor) -> dict[tuple[str, int], np.ndarray]:

@@ -19,23 +19,10 @@ from torch import fx, nn
 
 from disparse_structured.errors import PlanError
 from disparse_structured.graph.named_tensors import detached_tensors
+from disparse_structured.graph.operators import named_arguments, operator_of
 from disparse_structured.structure import ChannelGroup, Structure
 from disparse_structured.verification.copy import TOLERANCES, VerificationCopy
 from disparse_structured.verification.twin import masked_twin
-
-aten = torch.ops.aten
-
-_INPUT_DIMENSION = {
-    aten.conv1d: 1,
-    aten.conv2d: 1,
-    aten.conv3d: 1,
-    aten.convolution: 1,
-    aten.linear: 1,
-    aten.conv_transpose1d: 0,
-    aten.conv_transpose2d: 0,
-    aten.conv_transpose3d: 0,
-}
-"""Along which dimension of its weight (argument 1) an operator reads its input (argument 0)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,11 +208,12 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def _weight_read_by(node: fx.Node, structure: Structure) -> tuple[str, int] | None:
-    operator = getattr(node.target, "overloadpacket", None)
-    if operator not in _INPUT_DIMENSION or not isinstance(node.args[1], fx.Node):
+    contracts = operator_of(node).contracts
+    if contracts is None or contracts.weight is None or contracts.input_dim is None:
         return None
-    name = structure.capture.tensors.get(node.args[1].name)
-    return None if name is None else (name, _INPUT_DIMENSION[operator])
+    weight = named_arguments(node)[contracts.weight]
+    name = structure.capture.tensors.get(weight.name) if isinstance(weight, fx.Node) else None
+    return None if name is None else (name, contracts.input_dim)
 
 
 def _slices(

@@ -15,9 +15,8 @@ import torch
 from torch import fx, nn
 
 from disparse_structured.graph.instrument import Argument, Place, argument, instrumented, put
+from disparse_structured.graph.operators import operator_of
 from disparse_structured.structure import Consumer, Structure
-
-aten = torch.ops.aten
 
 
 def masked_twin(structure: Structure, keep: torch.Tensor) -> fx.GraphModule:
@@ -48,7 +47,7 @@ def kept_statistics(structure: Structure, keep: torch.Tensor) -> dict[str, nn.Mo
             found[consumer.node, consumer.dim].append(positions)
     nodes = {node.name: node for node in structure.capture.graph.nodes}
     return {
-        name: _kept_only(nodes[name].target, dim, np.concatenate(positions))
+        name: _kept_only(nodes[name], dim, np.concatenate(positions))
         for (name, dim), positions in found.items()
     }
 
@@ -122,12 +121,13 @@ class ZeroAt(nn.Module):
         return value.index_fill(self.dim, self.index.to(value.device), 0)
 
 
-def _kept_only(operator: Any, dim: int, removed: np.ndarray) -> nn.Module:
-    if operator.overloadpacket in (aten.batch_norm, aten.instance_norm):
-        return KeptPositions(operator, dim, removed)
-    if operator.overloadpacket in (aten.layer_norm, aten.rms_norm, aten.group_norm):
-        return KeptOnly(operator, dim, removed)
-    return KeptAverage(operator, dim, removed)
+def _kept_only(node: fx.Node, dim: int, removed: np.ndarray) -> nn.Module:
+    normalizes = operator_of(node).normalizes
+    if normalizes == "each channel":
+        return KeptPositions(node.target, dim, removed)
+    if normalizes == "over channels":
+        return KeptOnly(node.target, dim, removed)
+    return KeptAverage(node.target, dim, removed)
 
 
 class _Kept(nn.Module):
