@@ -15,7 +15,7 @@ from disparse_structured.data.batches import batch_size, take
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.errors import BatchError
 from disparse_structured.graph.named_tensors import detached_tensors
-from disparse_structured.refit.contraction import contractions
+from disparse_structured.refit.contraction import DenseLayers
 from disparse_structured.scoring.compensation import Compensation
 from disparse_structured.scoring.execution import Execution, State
 from disparse_structured.structure import Structure
@@ -168,7 +168,8 @@ def _compensated(
     variants: Sequence[_Variant],
     seed: int,
 ) -> list[_Variant]:
-    base = {each.weight: each for each in contractions(structure, keep)}
+    dense = DenseLayers.of(structure)
+    base = {each.weight: each for each in dense.under(keep).contractions}
     compensation = Compensation(tuple(base.values()))
     execution = Execution(structure, MaskedReads(structure, keep))
     generator = torch.Generator().manual_seed(seed)
@@ -176,7 +177,8 @@ def _compensated(
     found = []
     for variant in variants:
         changed: dict[str, Tensor] = {}
-        for each in contractions(structure, variant.keep):
+        members = {member.parameter for member in structure.group(variant.group).members}
+        for each in dense.under(variant.keep, only=members).contractions:
             if each.weight in base:
                 changed.update(compensation.without(base[each.weight], each, state))
         found.append(replace(variant, changed=changed))
@@ -200,8 +202,9 @@ def _damage(
     batches: Sequence[tuple[Any, ...]],
 ) -> np.ndarray:
     """float64 ``[tasks, variants]``: squared relative deviations; absolute where all outputs are zero."""
-    execution = Execution(structure, MaskedReads(structure, keep))
-    maskings = [MaskedReads(structure, each.keep) for each in variants]
+    masking = MaskedReads(structure, keep)
+    execution = Execution(structure, masking)
+    maskings = [masking.under(each.keep) for each in variants]
     size = np.zeros(len(structure.tasks))
     finite = np.zeros(len(structure.tasks), dtype=bool)
     off = np.zeros((len(structure.tasks), len(variants)))
@@ -211,8 +214,8 @@ def _damage(
         usable = {task: [each.isfinite() for each in found] for task, found in wanted.items()}
         size += [_squares(wanted[task], usable[task]) for task in structure.tasks]
         finite |= [not found or any(each.any() for each in found) for found in usable.values()]
-        for number, (variant, masking) in enumerate(zip(variants, maskings, strict=True)):
-            given = execution.variant(values, state, variant.changed, masking, batch)
+        for number, (variant, narrowed) in enumerate(zip(variants, maskings, strict=True)):
+            given = execution.variant(values, state, variant.changed, narrowed, batch)
             off[:, number] += [_squares(wanted[task], usable[task], given[task]) for task in structure.tasks]
     for task, any_finite in zip(structure.tasks, finite, strict=True):
         if not any_finite:
