@@ -17,7 +17,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch_pruning.pruner.importance import Importance
 
-from disparse_structured.decision.arbiters import Arbiter, Ballot, Unanimous, decide
+from disparse_structured.decision.arbiters import Arbiter, Ballot, Unanimous, arbitrate
 from disparse_structured.decision.votes import (
     GlobalRanking,
     normalise,
@@ -49,7 +49,7 @@ def removal_order(
     Units removed at one ratio are ordered by the mean of the tasks' normalized scores.
 
     Args:
-        scores: ``[tasks, units]``, finite and >= 0, such as ``measure(...).scores``.
+        scores: ``[tasks, units]``, finite and >= 0, such as ``score(...).scores``.
         weights: one for each task, >= 0, for arbiters that use them; ones by default.
 
     Returns:
@@ -81,7 +81,7 @@ def removal_order(
             damage=scores.detach().to("cpu", torch.float64).masked_fill(~reach, 0.0),
             tasks=structure.tasks,
         )
-        return decide(arbiter, ballot) | ~free
+        return arbitrate(arbiter, ballot) | ~free
 
     first = _first_removed(keep_at)
     mean = normalized.sum(dim=0) / reach.sum(dim=0).clamp(min=1)
@@ -126,7 +126,7 @@ class DisparseImportance(Importance):  # type: ignore[misc]
     Args:
         model: the model that the pruner cuts.
         structure: of ``model``, ``form="module"``.
-        scores: ``[tasks, units]``, such as ``measure(model, structure, Fisher(), loader).scores``.
+        scores: ``[tasks, units]``, such as ``score(model, structure, loader).scores``.
         arbiter: what turns the tasks' votes into decisions.
         weights: one for each task, for arbiters that use them.
     """

@@ -42,7 +42,11 @@ def page() -> str:
 def _public(module: ModuleType) -> list[str]:
     if hasattr(module, "__all__"):
         return list(module.__all__)
-    return [name for name, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module.__name__]
+    return [
+        name
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and value.__module__ == module.__name__
+    ]
 
 
 def _entry(module: ModuleType, name: str, level: int) -> str:
@@ -50,7 +54,9 @@ def _entry(module: ModuleType, name: str, level: int) -> str:
     if inspect.ismodule(found):
         inside = [_entry(found, each, level + 1) for each in _public(found)]
         return "\n\n".join([f"{'#' * level} `{name}` ({found.__name__})", _text(found), *inside])
-    return "\n\n".join(part for part in (f"{'#' * level} `{name}`", _signature(name, found), _text(found)) if part)
+    return "\n\n".join(
+        part for part in (f"{'#' * level} `{name}`", _signature(name, found), _text(found)) if part
+    )
 
 
 def _signature(name: str, found: object) -> str:
@@ -62,7 +68,9 @@ def _signature(name: str, found: object) -> str:
         return ""
     plain = signature.replace(
         return_annotation=inspect.Signature.empty,
-        parameters=[each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()],
+        parameters=[
+            each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()
+        ],
     )
     return f"```python\n{name}{plain}\n```"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from disparse_structured.graph.capture import Capture
 from disparse_structured.graph.operators import ContractionKind, named_arguments, operator_of, packet
 from disparse_structured.graph.schedule import Step
 from disparse_structured.report.refit import SkippedLayer
-from disparse_structured.structure import Structure
+from disparse_structured.structure import ChannelGroup, Structure
 from disparse_structured.structure.tracing import module_path
 
 aten = torch.ops.aten
@@ -154,14 +154,55 @@ def contractions(structure: Structure, keep: torch.Tensor) -> tuple[Contraction,
 
 def layers(structure: Structure, keep: torch.Tensor) -> Layers:
     """The contractions, and what could not become one."""
-    capture = structure.capture
-    removed = _removed(structure, keep)
+    return DenseLayers.of(structure).under(keep)
+
+
+@dataclass(frozen=True, eq=False)
+class DenseLayers:
+    """What the layers of a network are before anything is removed: found once for any number of masks."""
+
+    groups: tuple[ChannelGroup, ...]
+    weights: tuple[_Weight, ...]
+    refused: Mapping[fx.Node, SkippedLayer]
+
+    @classmethod
+    def of(cls, structure: Structure) -> DenseLayers:
+        """Reads the graph of ``structure``."""
+        capture = structure.capture
+        by_weight, refused = _candidates(capture)
+        users: dict[str, list[fx.Node]] = defaultdict(list)
+        for node in capture.graph.nodes:
+            for each in node.all_input_nodes:
+                if each.name in capture.tensors and node.op != "output":
+                    users[capture.tensors[each.name]].append(node)
+        found = []
+        for weight, nodes in by_weight.items():
+            made = _Weight.of(capture, weight, nodes, users)
+            if isinstance(made, str):
+                refused.update({node: SkippedLayer(weight, made) for node in nodes})
+            else:
+                found.append(made)
+        return cls(structure.groups, tuple(found), refused)
+
+    def under(self, keep: torch.Tensor, only: Collection[str] | None = None) -> Layers:
+        """What ``keep``, bool ``[units]``, leaves of them; of the weights in ``only`` where that is given."""
+        removed = _removed(self.groups, keep)
+        refused = dict(self.refused)
+        found = []
+        for weight in self.weights:
+            if only is not None and weight.name not in only:
+                continue
+            made = weight.under(removed)
+            if isinstance(made, str):
+                refused.update({node: SkippedLayer(weight.name, made) for node in weight.nodes})
+            else:
+                found.append(made)
+        return Layers(tuple(found), refused, removed)
+
+
+def _candidates(capture: Capture) -> tuple[dict[str, list[fx.Node]], dict[fx.Node, SkippedLayer]]:
+    """The operators that contract with each parameter, and those of which no regression is known."""
     constant = _constants(capture)
-    users: dict[str, list[fx.Node]] = defaultdict(list)
-    for node in capture.graph.nodes:
-        for each in node.all_input_nodes:
-            if each.name in capture.tensors and node.op != "output":
-                users[capture.tensors[each.name]].append(node)
     by_weight: dict[str, list[fx.Node]] = defaultdict(list)
     refused: dict[fx.Node, SkippedLayer] = {}
     for node in capture.graph.nodes:
@@ -179,14 +220,7 @@ def layers(structure: Structure, keep: torch.Tensor) -> Layers:
             names = [name for each in node.all_input_nodes for name in sorted(constant.get(each, ()))]
             if names:
                 refused[node] = SkippedLayer(names[0], f"{node.target} has no regression")
-    found = []
-    for weight, nodes in by_weight.items():
-        made = _contraction(structure, weight, nodes, users, removed)
-        if isinstance(made, str):
-            refused.update({node: SkippedLayer(weight, made) for node in nodes})
-        else:
-            found.append(made)
-    return Layers(tuple(found), refused, removed)
+    return by_weight, refused
 
 
 def _constants(capture: Capture) -> dict[fx.Node, frozenset[str]]:
@@ -201,49 +235,62 @@ def _constants(capture: Capture) -> dict[fx.Node, frozenset[str]]:
     return found
 
 
-def _contraction(
-    structure: Structure,
-    weight: str,
-    nodes: list[fx.Node],
-    users: Mapping[str, list[fx.Node]],
-    removed: Mapping[tuple[str, int], np.ndarray],
-) -> Contraction | str:
-    """The contraction with ``weight``, or why there is none."""
-    reads = [Operands.of(node) for node in nodes]
-    if users[weight] != nodes or any(each.data is reads[0].weight for each in reads):
-        return "its weight is used in other ways as well"
-    shape, groups = reads[0].shape, reads[0].groups
-    if len({(packet(node), each.groups) for node, each in zip(nodes, reads, strict=True)}) > 1 or (
-        len(shape) < 2
-    ):
-        return "its weight is used by different operators"
-    transposed = reads[0].kind == "transposed convolution"
-    columns = _kept(shape[0 if transposed else 1], removed.get((weight, 0 if transposed else 1)))
-    rows = _kept(shape[1 if transposed else 0], removed.get((weight, 1 if transposed else 0)))
-    split, size = (columns if transposed else rows), shape[0] // groups
-    left, counts = np.unique(split // size, return_counts=True)
-    depthwise = groups > 1 and (shape[0] // groups if transposed else shape[1]) == 1
-    if len(set(counts.tolist())) > 1 or (len(left) < groups and not depthwise):
-        return "its groups lose different numbers of channels"
-    if not depthwise:
-        left = np.arange(groups)
-    per_group = split.reshape(len(left), -1)
-    others = left[:, None] * shape[1] + (rows if transposed else columns)[None]
-    inputs, outputs = (per_group, others) if transposed else (others, per_group)
-    groups = len(left)  # of a depthwise convolution a group goes with its channel
-    bias, subtracts = _intercept(structure, nodes, users)
-    return Contraction(
-        weight, tuple(nodes), bias, subtracts, groups,
-        torch.from_numpy(inputs), torch.from_numpy(outputs),
-        torch.from_numpy(rows), torch.from_numpy(columns), transposed,
-    )  # fmt: skip
+@dataclass(frozen=True, eq=False)
+class _Weight:
+    """A dense contraction; the fields are as in :class:`Contraction`, ``shape`` is that of the weight."""
+
+    name: str
+    nodes: Step
+    shape: torch.Size
+    groups: int
+    transposed: bool
+    bias: tuple[str, ...]
+    subtracts: bool
+
+    @classmethod
+    def of(
+        cls, capture: Capture, name: str, nodes: list[fx.Node], users: Mapping[str, list[fx.Node]]
+    ) -> _Weight | str:
+        """The contraction with weight ``name``, or why there is none."""
+        reads = [Operands.of(node) for node in nodes]
+        first = reads[0]
+        if users[name] != nodes or any(each.data is first.weight for each in reads):
+            return "its weight is used in other ways as well"
+        operators = {(packet(node), each.groups) for node, each in zip(nodes, reads, strict=True)}
+        if len(operators) > 1 or len(first.shape) < 2:
+            return "its weight is used by different operators"
+        transposed = first.kind == "transposed convolution"
+        bias, subtracts = _intercept(capture, nodes, users)
+        return cls(name, tuple(nodes), first.shape, first.groups, transposed, bias, subtracts)
+
+    def under(self, removed: Mapping[tuple[str, int], np.ndarray]) -> Contraction | str:
+        """What stays when the positions ``removed`` go, or why that has no regression."""
+        shape, groups, transposed = self.shape, self.groups, self.transposed
+        columns = _kept(shape[0 if transposed else 1], removed.get((self.name, 0 if transposed else 1)))
+        rows = _kept(shape[1 if transposed else 0], removed.get((self.name, 1 if transposed else 0)))
+        split, size = (columns if transposed else rows), shape[0] // groups
+        left, counts = np.unique(split // size, return_counts=True)
+        depthwise = groups > 1 and (shape[0] // groups if transposed else shape[1]) == 1
+        if len(set(counts.tolist())) > 1 or (len(left) < groups and not depthwise):
+            return "its groups lose different numbers of channels"
+        if not depthwise:
+            left = np.arange(groups)
+        per_group = split.reshape(len(left), -1)
+        others = left[:, None] * shape[1] + (rows if transposed else columns)[None]
+        inputs, outputs = (per_group, others) if transposed else (others, per_group)
+        return Contraction(
+            self.name, self.nodes, self.bias, self.subtracts,
+            len(left),  # of a depthwise convolution a group goes with its channel
+            torch.from_numpy(inputs), torch.from_numpy(outputs),
+            torch.from_numpy(rows), torch.from_numpy(columns), transposed,
+        )  # fmt: skip
 
 
 def _intercept(
-    structure: Structure, nodes: list[fx.Node], users: Mapping[str, list[fx.Node]]
+    capture: Capture, nodes: list[fx.Node], users: Mapping[str, list[fx.Node]]
 ) -> tuple[tuple[str, ...], bool]:
     """What takes an intercept of all ``nodes``, and whether it is subtracted; see :class:`Contraction`."""
-    tensors = structure.capture.tensors
+    tensors = capture.tensors
     biases = [Operands.of(node).bias for node in nodes]
     names = {tensors.get(bias.name) for bias in biases if isinstance(bias, fx.Node)}
     if all(isinstance(bias, fx.Node) for bias in biases) and len(names) == 1:
@@ -265,11 +312,11 @@ def _intercept(
     return tuple(means), True
 
 
-def _removed(structure: Structure, keep: torch.Tensor) -> dict[tuple[str, int], np.ndarray]:
+def _removed(groups: Iterable[ChannelGroup], keep: torch.Tensor) -> dict[tuple[str, int], np.ndarray]:
     """Sorted positions along a dimension of a parameter that go with the units that ``keep`` removes."""
     gone: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
     kept = np.asarray(keep, dtype=bool)
-    for group in structure.groups:
+    for group in groups:
         lost = ~kept[group.slice]
         if lost.any():
             for member in group.members:

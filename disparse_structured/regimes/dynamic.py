@@ -44,8 +44,7 @@ class Dynamic(MaskedRegime):
         batches: how many batches of ``data`` one exchange reads; 1 as in RigL.
         first_batches: how many the first decision reads, which has none before it to improve on.
         example_inputs, tasks, data, budget, method, to_inputs, seed: as in
-            :class:`disparse_structured.regimes.Pretrained`. Example inputs of the batches' own shape save
-            an export at every exchange.
+            :class:`disparse_structured.regimes.Pretrained`.
 
     Raises:
         BudgetError: the budget cannot be met; ``model`` is unchanged.

@@ -26,7 +26,7 @@ from disparse_structured.data.batches import ToInputs, batch_size, batches, to_d
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation, generator, signs
 from disparse_structured.errors import BatchError, DisparseError, PlanError
-from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.named_tensors import detached_tensors, named_tensors
 from disparse_structured.scoring.batch_losses import BatchLosses, Outputs
 from disparse_structured.scoring.derivatives import (
     GateCurvature,
@@ -53,8 +53,8 @@ from disparse_structured.scoring.objectives import (
     squared_distance,
 )
 from disparse_structured.structure import Structure
-from disparse_structured.structure.analysis import check_described
 from disparse_structured.structure.at_shape import PerShape
+from disparse_structured.structure.structure import check_described
 from disparse_structured.tasks import Task
 
 T = TypeVar("T")
@@ -93,8 +93,7 @@ class Probe:
                 f"keep is {self._kept.dtype} {list(self._kept.shape)}, expected torch.bool [{units}]: "
                 "one entry per unit of the structure, True = keep."
             )
-        tensors, _ = named_tensors(self.model)
-        self._state = {name: tensor.detach() for name, tensor in tensors.items()}
+        self._state = detached_tensors(self.model)
         check_described(self._state, self.structure)
         floating = [tensor for tensor in self._state.values() if tensor.is_floating_point()]
         # A task reaches at least one parameter, so there is one.
@@ -233,7 +232,7 @@ class Probe:
             size = batch_size(inputs)
             if per_sample and size > 1:
                 for example in examples(batch, size):
-                    yield from gradients(example, arguments(self.model, example, self.inputs))
+                    yield from gradients(example, arguments(self.model, example, self.to_inputs))
                 return
             outputs = prepared(inputs)(inputs)
             objectives = [self._objective(task, outputs, batch, size, projections) for task in tasks]

@@ -176,7 +176,9 @@ class _BatchSize:
         self._batch = structure.resizing.batch
         self._products: dict[int, fx.Node] = {}
         placeholders = graph.find_nodes(op="placeholder")
-        values = {node.name: node.meta.get("val") for node in structure.capture.graph.nodes}
+        values: dict[str, Any] = {
+            name: node.meta.get("val") for name, node in structure.capture.nodes.items()
+        }
         source = next(
             nodes[name]
             for name in structure.capture.inputs

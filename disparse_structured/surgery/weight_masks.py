@@ -18,7 +18,7 @@ import torch
 from torch import fx, nn
 
 from disparse_structured.errors import PlanError
-from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.named_tensors import detached_tensors
 from disparse_structured.graph.operators import named_arguments, operator_of
 from disparse_structured.structure import ChannelGroup, Structure
 from disparse_structured.verification.copy import TOLERANCES, VerificationCopy
@@ -178,7 +178,7 @@ class _Reader:
 
 def _readers(structure: Structure) -> dict[str, list[_Reader]]:
     """The weights that read each group; groups that a normaliser takes statistics over are left out."""
-    nodes = {node.name: node for node in structure.capture.graph.nodes}
+    nodes = structure.capture.nodes
     found: dict[str, list[_Reader]] = {}
     for group in structure.groups:
         if any(consumer.takes_statistics for consumer in group.consumers):
@@ -249,8 +249,7 @@ def _held(model: nn.Module, structure: Structure, readers: Mapping[str, list[_Re
             keep[group.start : group.slice.stop : 2] = False
         off = _slices(structure, readers, [g.name for g in structure.groups if g not in groups])
         twin = masked_twin(specimen.structure, keep)
-        tensors, _ = named_tensors(specimen.model)
-        state = {name: tensor.detach() for name, tensor in tensors.items()}
+        state = detached_tensors(specimen.model)
         for name, slices in off.items():
             positions = slices.of(~keep).to(state[name].device)
             state[name] = state[name].index_fill(slices.dim, positions, 0)

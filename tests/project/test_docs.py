@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+)
 
 
 def doctested() -> list[str]:
@@ -52,10 +54,18 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_the_api_reference_is_up_to_date() -> None:
-    namespace: dict[str, Any] = {"__file__": str(ROOT / "docs" / "generate_api.py"), "__name__": "generate_api"}
-    exec(compile((ROOT / "docs" / "generate_api.py").read_text(encoding="utf-8"), "generate_api.py", "exec"), namespace)
+    namespace: dict[str, Any] = {
+        "__file__": str(ROOT / "docs" / "generate_api.py"),
+        "__name__": "generate_api",
+    }
+    exec(
+        compile((ROOT / "docs" / "generate_api.py").read_text(encoding="utf-8"), "generate_api.py", "exec"),
+        namespace,
+    )
 
-    assert namespace["TARGET"].read_text(encoding="utf-8") == namespace["page"](), "run: python docs/generate_api.py"
+    assert namespace["TARGET"].read_text(encoding="utf-8") == namespace["page"](), (
+        "run: python docs/generate_api.py"
+    )
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -37,7 +37,9 @@ def texts() -> list[Path]:
     folders = ("disparse_structured", "adapters", "export", "benchmarks", "examples", "docs", "tests")
     found = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
     found += [path for path in sorted((ROOT / "docs").rglob("*.md"))]
-    found += [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml")]
+    found += [
+        ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml")
+    ]
     return [path for path in found if path.relative_to(ROOT).as_posix() not in ALLOWED]
 
 
