@@ -24,7 +24,7 @@ from disparse_structured.decision.arbiters import (
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import make_plan as plan
 from disparse_structured.decision.plan import Plan
-from disparse_structured.decision.votes import (
+from disparse_structured.decision.rankings import (
     GlobalRanking,
     IsomorphicRanking,
     LayerRanking,

@@ -11,6 +11,10 @@ class DisparseError(Exception):
     """Base class of every error raised on purpose by this package."""
 
 
+class OptionError(DisparseError, ValueError):
+    """An option has a value or a kind that it cannot take; also a ``ValueError``."""
+
+
 class TaskError(DisparseError):
     """A task is missing, its selector misses, it reaches nothing, or its loss is not usable."""
 
@@ -39,8 +43,11 @@ class GradientError(DisparseError):
     """A task's gradient is NaN or infinite."""
 
 
-class BudgetError(DisparseError):
-    """The budget is malformed, or cannot be met by removing what may be removed."""
+class BudgetError(OptionError):
+    """The budget is malformed, or no set of widths that the options allow meets it.
+
+    A budget is an option, so this is an :class:`OptionError` too.
+    """
 
 
 class PlanError(DisparseError):

@@ -13,7 +13,7 @@ from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.arbiters import Arbiter
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import Decision, decide
-from disparse_structured.decision.votes import Ranking
+from disparse_structured.decision.rankings import Ranking
 from disparse_structured.naming import rule_name
 from disparse_structured.refit import LeastSquares, RefitMethod, refit
 from disparse_structured.scoring import Criterion, Saliency, measure
@@ -73,8 +73,7 @@ class Compensated:
         Raises:
             BudgetError: the budget cannot be met.
         """
-        cost = structure.cost.macs if budget.kind == "macs" else structure.cost.parameters
-        dense = cost(torch.ones(structure.units, dtype=torch.bool))
+        dense = budget.of.on(structure).dense
         fraction = budget.target(dense) / dense
         keep = torch.ones(structure.units, dtype=torch.bool)
         current, last = model, self.rounds - 1
@@ -90,7 +89,7 @@ class Compensated:
                 keep=keep, left=self.left, judged=self.judged, seed=seed,
             )  # fmt: skip
             step = fraction ** ((number + 1) / self.rounds)
-            aim = budget if number == last else dataclasses.replace(budget, **{budget.kind: step})
+            aim = budget if number == last else dataclasses.replace(budget, limit=step)
             found = decide(
                 structure, curves.scores, aim,
                 ranking=ranking, arbiter=arbiter, weights=weights, left=keep if number else None,

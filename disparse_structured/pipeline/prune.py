@@ -11,8 +11,9 @@ from torch import nn
 from disparse_structured.data.batches import Inputs, as_they_are
 from disparse_structured.decision.arbiters import Arbiter
 from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.costs import distinct
 from disparse_structured.decision.deciding import DEFAULT_ARBITER, DEFAULT_RANKING, make_plan
-from disparse_structured.decision.votes import Ranking
+from disparse_structured.decision.rankings import Ranking
 from disparse_structured.errors import BatchError
 from disparse_structured.pipeline.calibrating import calibrate
 from disparse_structured.pipeline.checks import check_callables, check_method, check_place, step
@@ -106,7 +107,8 @@ def prune(
     )
     surgeon = Surgeon(model, structure, refit, calibration, verify, progress)
     operation, refitted = surgeon.operate(found, inplace)
-    return Pruned(operation.model, operation.plan, report_on(structure, saliency, operation, refitted))
+    report = report_on(structure, saliency, operation, refitted, distinct([budget.of]))
+    return Pruned(operation.model, operation.plan, report)
 
 
 def _example_as_data(example_inputs: tuple[Any, ...], tasks: Sequence[Task]) -> list[Any]:

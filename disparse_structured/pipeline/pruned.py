@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from disparse_structured.decision.costs import STANDARD, Cost
 from disparse_structured.decision.plan import Plan
 from disparse_structured.report.pruning import (
     CostFacts,
@@ -21,7 +22,7 @@ from disparse_structured.report.pruning import (
 )
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.scoring import Saliency
-from disparse_structured.structure import Structure, count_macs, count_parameters
+from disparse_structured.structure import Structure
 from disparse_structured.surgery import saving
 from disparse_structured.surgery.module import Applied
 from disparse_structured.surgery.pruned_graph import PrunedGraph
@@ -42,27 +43,21 @@ class Pruned:
 
 
 def report_on(
-    structure: Structure, saliency: Saliency, operation: Applied, refit: RefitFacts | None = None
+    structure: Structure,
+    saliency: Saliency,
+    operation: Applied,
+    refit: RefitFacts | None = None,
+    costs: Iterable[Cost] = STANDARD,
 ) -> PruningReport:
-    """The facts of one run; counts MACs and parameters on the pruned model itself."""
+    """The facts of one run; ``costs`` are counted on the pruned model itself, where they can be."""
     plan, verification = operation.plan, operation.verification
     keep = plan.keep(structure)
-    everything = torch.ones_like(keep)
-    cost, provenance = structure.cost, plan.provenance
-    counted = {
-        "macs": count_macs(operation.model, structure.example_inputs),
-        "parameters": count_parameters(operation.model),
-    }
-    costs = {
-        name: CostFacts(total(everything), total(keep), counted[name])
-        for name, total in (("macs", cost.macs), ("parameters", cost.parameters))
-    }
+    provenance = plan.provenance
     refused = [refusal.group for refusal in operation.refused]
     return PruningReport(
         model=type(operation.model).__name__,
         plan=plan.hash,
-        macs=costs["macs"],
-        parameters=costs["parameters"],
+        costs={cost.name: _cost_facts(cost, structure, keep, operation.model) for cost in costs},
         tasks=tuple(_task_facts(task, row, structure, plan, keep) for row, task in _rows(structure)),
         groups=len(structure.groups),
         groups_changed=len(plan.removals),
@@ -89,6 +84,12 @@ def report_on(
     )
 
 
+def _cost_facts(cost: Cost, structure: Structure, keep: torch.Tensor, pruned: nn.Module) -> CostFacts:
+    model = cost.on(structure)
+    counted = cost.count(pruned, structure.example_inputs)
+    return CostFacts(cost.unit, model.dense, model.total(keep), counted)
+
+
 def _graph_facts(model: nn.Module, structure: Structure) -> GraphFacts | None:
     if not isinstance(model, PrunedGraph):
         return None
@@ -99,10 +100,10 @@ def _graph_facts(model: nn.Module, structure: Structure) -> GraphFacts | None:
 def _held_by(groups: Sequence[str], structure: Structure) -> float:
     """The share of the dense parameters that lies in slices of ``groups``."""
     keep = torch.ones(structure.units, dtype=torch.bool)
-    dense = structure.cost.parameters(keep)
+    dense = structure.cost.parameters.dense
     for name in groups:
         keep[structure.group(name).slice] = False
-    return 1 - structure.cost.parameters(keep) / dense if dense else 0.0
+    return 1 - structure.cost.parameters.total(keep) / dense if dense else 0.0
 
 
 def _rows(structure: Structure) -> Iterable[tuple[int, Task]]:

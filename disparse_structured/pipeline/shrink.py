@@ -13,9 +13,10 @@ from disparse_structured.data.batches import as_they_are, take
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.arbiters import Arbiter, WeightedMean
 from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.costs import distinct
 from disparse_structured.decision.deciding import DEFAULT_RANKING, decide
 from disparse_structured.decision.plan import Plan
-from disparse_structured.decision.votes import Ranking
+from disparse_structured.decision.rankings import Ranking
 from disparse_structured.pipeline.calibrating import EXAMPLE_SAMPLES, SAMPLES, calibrate
 from disparse_structured.pipeline.checks import check_callables, check_method, check_place, step
 from disparse_structured.pipeline.compensated import Compensated
@@ -134,7 +135,8 @@ def shrink(
         plan, saliency, operation, refitted = within(limits, attempt, structure, budget).result
         if inplace:
             operation, refitted = surgeon.operate(plan, inplace)
-    return Pruned(operation.model, operation.plan, report_on(structure, saliency, operation, refitted))
+    report = report_on(structure, saliency, operation, refitted, distinct([budget.of]))
+    return Pruned(operation.model, operation.plan, report)
 
 
 def _decide(

@@ -13,7 +13,7 @@ from disparse_structured.data.batches import Inputs
 from disparse_structured.decision.arbiters import Arbiter, Unanimous
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import DEFAULT_ARBITER, DEFAULT_RANKING, smallest
-from disparse_structured.decision.votes import Ranking
+from disparse_structured.decision.rankings import Ranking
 from disparse_structured.naming import rule_name
 from disparse_structured.regimes.masked import MaskedRegime
 from disparse_structured.regimes.panel import DecisionSettings

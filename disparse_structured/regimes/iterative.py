@@ -12,7 +12,7 @@ from disparse_structured.data.batches import Inputs
 from disparse_structured.decision.arbiters import Arbiter
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import DEFAULT_ARBITER, DEFAULT_RANKING
-from disparse_structured.decision.votes import Ranking
+from disparse_structured.decision.rankings import Ranking
 from disparse_structured.pipeline import Pruned
 from disparse_structured.regimes.masked import MaskedRegime
 from disparse_structured.regimes.panel import DecisionSettings

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from disparse_structured.decision.costs import distinct
 from disparse_structured.decision.deciding import Decision
 from disparse_structured.decision.votes import Votes
 from disparse_structured.errors import BatchError, BudgetError, LoadError
@@ -71,7 +72,8 @@ class MaskedRegime(Regime):
         decision, saliency = self._last
         self.masks.enforce()  # averaged weights may have been loaded since the last step
         operation = apply(self.model, self.panel.plan(decision), self.structure)
-        return Pruned(operation.model, operation.plan, report_on(self.structure, saliency, operation))
+        report = report_on(self.structure, saliency, operation, costs=distinct([self.panel.budget.of]))
+        return Pruned(operation.model, operation.plan, report)
 
     @contextmanager
     def explaining(self) -> Iterator[None]:

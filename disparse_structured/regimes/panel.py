@@ -14,7 +14,7 @@ from disparse_structured.decision.arbiters import Arbiter
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import Decision, decide
 from disparse_structured.decision.plan import Plan
-from disparse_structured.decision.votes import Ranking
+from disparse_structured.decision.rankings import Ranking
 from disparse_structured.regimes.processes import on_rank_zero
 from disparse_structured.regimes.reading import undisturbed
 from disparse_structured.scoring import Criterion, Saliency, measure
@@ -44,7 +44,7 @@ class DecisionSettings:
     @property
     def dense(self) -> float:
         """The limited cost of the dense network."""
-        return self.cost(torch.ones(self.structure.units, dtype=torch.bool))
+        return self.budget.of.on(self.structure).dense
 
     @property
     def share(self) -> float:
@@ -53,12 +53,11 @@ class DecisionSettings:
 
     def cost(self, keep: torch.Tensor) -> float:
         """The limited cost of ``keep``, bool ``[units]``."""
-        return self.structure.cost.total(self.budget.kind, keep)
+        return self.budget.of.on(self.structure).total(keep)
 
     def within(self, share: float) -> Budget:
         """The budget with another limit, a share of the dense cost in (0, 1)."""
-        limits: dict[str, Any] = {self.budget.kind: share}
-        return replace(self.budget, **limits)
+        return replace(self.budget, limit=share)
 
     def score(self, model: nn.Module, number: int = 0, keep: torch.Tensor | None = None) -> Saliency:
         """Scoring number ``number``, of the network with the units of ``keep``; the same in all processes."""

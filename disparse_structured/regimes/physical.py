@@ -11,9 +11,10 @@ from torch import nn
 from disparse_structured.data.batches import Inputs
 from disparse_structured.decision.arbiters import Arbiter
 from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.costs import distinct
 from disparse_structured.decision.deciding import DEFAULT_ARBITER, DEFAULT_RANKING
 from disparse_structured.decision.plan import Plan
-from disparse_structured.decision.votes import Ranking
+from disparse_structured.decision.rankings import Ranking
 from disparse_structured.errors import LoadError
 from disparse_structured.pipeline import Pruned, report_on
 from disparse_structured.regimes.panel import DecisionSettings
@@ -51,7 +52,8 @@ class _Physical(Regime):
         )
         saliency = panel.score(model)
         operation = apply(model, panel.plan(panel.decide(saliency.scores)), self.structure)
-        self._pruned = Pruned(operation.model, operation.plan, report_on(self.structure, saliency, operation))
+        report = report_on(self.structure, saliency, operation, costs=distinct([self.panel.budget.of]))
+        self._pruned = Pruned(operation.model, operation.plan, report)
         self.model = operation.model
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -22,7 +22,7 @@ from disparse_structured.graph.capture import Capture, capture, check_supported
 from disparse_structured.graph.effects import Effects
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.graph.provenance import Attribute
-from disparse_structured.structure.cost import CostModel, Products, WidthTable
+from disparse_structured.structure.cost import AnalyticCosts, Products, WidthTable
 from disparse_structured.structure.declared import Declarations
 from disparse_structured.structure.grouping import Grouping, group_units
 from disparse_structured.structure.groups import Attention, ChannelGroup, Pin, RatioConstraint, reach_matrix
@@ -71,7 +71,7 @@ class Structure:
     constraints: tuple[RatioConstraint, ...]
     reach: torch.Tensor
     unclaimed: frozenset[str]
-    cost: CostModel
+    cost: AnalyticCosts
     attributes: tuple[AttributeUpdate, ...]
     resizing: Resizing
     scales: tuple[AttentionScale, ...]
@@ -212,7 +212,7 @@ def analyse(
         constraints=constraints,
         reach=reach_matrix(grouping.groups, names),
         unclaimed=_unclaimed(grouping.groups, reach),
-        cost=CostModel(table.finish(), products),  # type: ignore[arg-type]
+        cost=AnalyticCosts.of(table.finish(), **products),
         attributes=attributes,
         resizing=resizing_of(trace, grouping.units, count, batch),
         scales=scales,

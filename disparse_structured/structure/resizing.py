@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from disparse_structured.graph.provenance import Arithmetic, Expression, Size
-from disparse_structured.structure.cost import Keep, Widths, WidthTable
+from disparse_structured.structure.cost import Keep, WidthMap, WidthTable
 from disparse_structured.structure.labels import Axis, Value
 from disparse_structured.structure.tracing import Call, Trace, is_value
 
@@ -48,7 +48,7 @@ class Resizing:
     """
 
     places: tuple[Resize, ...]
-    widths: Widths
+    widths: WidthMap
     batch: int
 
     def sizes(self, keep: Keep) -> dict[Resize, int]:

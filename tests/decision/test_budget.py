@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from disparse_structured.decision.arbiters import AnyTask, Ballot, Majority, Quorum, Unanimous, WeightedMean
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import decide, make_plan
-from disparse_structured.decision.votes import (
+from disparse_structured.decision.rankings import (
     GlobalRanking,
     IsomorphicRanking,
     LayerRanking,
@@ -87,7 +87,7 @@ def test_equal_budgets_are_equal_data() -> None:
 @pytest.mark.parametrize("factor", [1.0, 1.5])
 def test_an_absolute_budget_above_the_dense_cost_is_refused(factor: float) -> None:
     structure = net()
-    dense = structure.cost.macs(torch.ones(structure.units, dtype=torch.bool))
+    dense = structure.cost.macs.total(torch.ones(structure.units, dtype=torch.bool))
     with pytest.raises(BudgetError, match=f"no less than the dense model's {dense:g} MACs: nothing to do"):
         decide(structure, structure.saliency(), Budget(macs=int(dense * factor)))
 
@@ -109,7 +109,7 @@ def test_the_budget_is_met_within_one_percent_of_dense(ranking: Any, arbiter: An
 
 def test_fractions_and_counts_mean_the_same() -> None:
     structure = net()
-    dense = structure.cost.macs(torch.ones(structure.units, dtype=torch.bool))
+    dense = structure.cost.macs.total(torch.ones(structure.units, dtype=torch.bool))
     one = decide(structure, structure.saliency(), Budget(macs=0.5))
     other = decide(structure, structure.saliency(), Budget(macs=round(dense * 0.5)))
     assert torch.equal(one.keep, other.keep)
@@ -299,7 +299,7 @@ def test_the_narrowest_widths_are_the_smallest_legal_ones(
     budget = Budget(parameters=least - 1, floor=floor, min_width=min_width, round_to=step)
     with pytest.raises(BudgetError, match=f"removing all that may go leaves {least:.4g} parameters"):
         decide(structure, structure.saliency(), budget)
-    if least < structure.cost.parameters(torch.ones(structure.units, dtype=torch.bool)):
+    if least < structure.cost.parameters.total(torch.ones(structure.units, dtype=torch.bool)):
         found = decide(structure, structure.saliency(), dataclasses.replace(budget, parameters=least))
         assert list(structure.kept(found.keep).values()) == expected
 
@@ -441,7 +441,7 @@ def test_make_plan_writes_down_what_was_asked_and_found() -> None:
     )
     found = decide(structure, structure.saliency(), Budget(macs=0.5), arbiter=Quorum(2))
     assert torch.equal(plan.keep(structure), found.keep)
-    assert plan.macs.after == structure.cost.macs(found.keep)
+    assert plan.costs["macs"].after == structure.cost.macs.total(found.keep)
     assert dict(plan.budget)["macs"] == 0.5
     made = plan.provenance
     named = (made.arbiter, made.ranking, made.criterion)

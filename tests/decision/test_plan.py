@@ -162,7 +162,7 @@ def test_a_plan_by_hand_takes_units_in_any_order_and_of_any_integer_type() -> No
     plan = Plan.of(structure, {"net.layer0": torch.tensor([4, 0, 2]), "net.layer1": []})
     assert plan.removals == {"net.layer0": (0, 2, 4)}
     assert plan.keep(structure).tolist() == [False, True, False, True, False] + [True] * 5
-    assert (plan.macs.before, plan.macs.after) == (42.0, 21.0)
+    assert (plan.costs["macs"].before, plan.costs["macs"].after) == (42.0, 21.0)
     assert plan.budget == ()
 
 

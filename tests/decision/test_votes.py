@@ -11,18 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disparse_structured.decision.votes import (
+from disparse_structured.decision.rankings import (
     GlobalRanking,
     IsomorphicRanking,
     LayerRanking,
     PerCostRanking,
     RankingContext,
-    normalise,
     ranking_context,
-    standing,
-    standings,
-    vote,
 )
+from disparse_structured.decision.votes import normalise, standing, standings, vote
 from disparse_structured.errors import PlanError
 from disparse_structured.structure.groups import Member
 from tests.support.synthetic import chain
