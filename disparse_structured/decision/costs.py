@@ -50,7 +50,7 @@ class MACs:
     >>> import disparse_structured as ds
     >>> from torch import nn, zeros
     >>> model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 2))
-    >>> structure = ds.analyse(model, zeros(2, 4), [ds.Task("out")])
+    >>> structure = ds.analyse(model, zeros(2, 4), [ds.Task("out", ())])
     >>> MACs().on(structure).dense
     60.0
     >>> MACs().count(model, (zeros(2, 4),))
@@ -83,7 +83,7 @@ class Parameters:
     >>> import disparse_structured as ds
     >>> from torch import nn, zeros
     >>> model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 2))
-    >>> cost = Parameters().on(ds.analyse(model, zeros(2, 4), [ds.Task("out")]))
+    >>> cost = Parameters().on(ds.analyse(model, zeros(2, 4), [ds.Task("out", ())]))
     >>> cost.dense
     72.0
     >>> keep = zeros(10).bool()

@@ -102,7 +102,7 @@ def make_plan(
     >>> import disparse_structured as ds
     >>> from torch import arange, nn, zeros
     >>> model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 2))
-    >>> structure = ds.analyse(model, zeros(2, 4), [ds.Task("out")])
+    >>> structure = ds.analyse(model, zeros(2, 4), [ds.Task("out", ())])
     >>> plan = make_plan(structure, arange(10.0)[None], Budget(macs=0.5))
     >>> plan.removals
     {'0': (0, 1, 2, 3, 4)}
@@ -134,8 +134,8 @@ def decide(
     >>> import disparse_structured as ds
     >>> from torch import arange, nn, zeros
     >>> model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 2))
-    >>> structure = ds.analyse(model, zeros(2, 4), [ds.Task("out")])
-    >>> decision = decide(structure, arange(10.0)[None], Budget(parameters=0.6))
+    >>> structure = ds.analyse(model, zeros(2, 4), [ds.Task("out", ())])
+    >>> decision = decide(structure, arange(10.0)[None], Budget(parameters=0.65))
     >>> decision.keep.tolist()
     [False, False, False, False, True, True, True, True, True, True]
 
@@ -221,13 +221,13 @@ def _searched(
         return first, 0.0
     narrowest = widths.settle(last)
     found = bracket(decided, first, narrowest, fits)
-    if not fits(found.within):
-        within = cheapest(found.within, election.free, widths, fits.cost)
+    if found is None:
+        within = cheapest(narrowest, election.free, widths, fits.cost)
         if not fits(within):
             least = float(cost.total(within))
             bumpy = least < float(cost.total(narrowest))
             raise BudgetError(Unreachable(structure, budget, cost, last, least, bumpy, importance).message())
-        found = Bracket(found.ratio, within, within)
+        found = Bracket(1.0, within, within)
     return _filled(found, election, widths, fits, ~last), found.ratio
 
 

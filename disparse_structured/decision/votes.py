@@ -1,4 +1,4 @@
-"""Each task's own selection: scores of one task in, its vote on every unit it reaches out.
+"""Each task's own selection: from the scores of one task to its vote on every unit that it reaches.
 
 A task ranks only the units it reaches, as if the other heads did not exist, under the same ratio as
 every other task (DiSparse, Sun et al., CVPR 2022). How layers compete inside one task is the choice of a
@@ -81,7 +81,7 @@ def standings(
     """Every task ranked by itself: float64 ``[tasks, units]``, 1 outside ``mask``.
 
     Raises:
-        OptionError: the ranking returned something that is no standing.
+        OptionError: the ranking returned something else.
     """
     return torch.stack([standing(row, own, ranking, context) for row, own in zip(scores, mask, strict=True)])
 
@@ -102,6 +102,6 @@ def standing(
     if not bool(((inside >= 0) & (inside < 1)).all()):
         raise OptionError(
             f"the ranking {name} returned standings outside [0, 1). A standing is the share of the "
-            "competing units that go before this one: rank / number of units."
+            "competing units that are removed before this one: rank / number of units."
         )
     return found.to(torch.float64).masked_fill(~mask, 1.0)

@@ -52,7 +52,7 @@ class _Physical(Regime):
         )
         saliency = panel.score(model)
         operation = apply(model, panel.plan(panel.decide(saliency.scores)), self.structure)
-        report = report_on(self.structure, saliency, operation, costs=distinct([self.panel.budget.of]))
+        report = report_on(self.structure, saliency, operation, costs=distinct([budget.of]))
         self._pruned = Pruned(operation.model, operation.plan, report)
         self.model = operation.model
 

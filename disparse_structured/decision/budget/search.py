@@ -29,11 +29,11 @@ class Bracket:
 
 def bracket(
     decided: Callable[[float], torch.Tensor], widest: torch.Tensor, narrowest: torch.Tensor, fits: Fits
-) -> Bracket:
+) -> Bracket | None:
     """Bisection between ratio 0, at which the decision does not fit, and a ratio at which it does.
 
     That is ratio 1, unless narrower can cost more. Then it is the smallest of a few evenly spread ratios at
-    which the decision fits. If there is none, ``within`` is the cheapest decision seen and does not fit.
+    which the decision fits, or None if there is no such ratio.
 
     Args:
         decided: the kept set, bool ``[units]``, with legal widths, at a ratio.
@@ -42,15 +42,13 @@ def bracket(
     """
     low, over, high, within = 0.0, widest, 1.0, narrowest
     if not fits(within):
-        seen = [within]
         for step in range(1, _RATIOS_TRIED):
             high, within = step / _RATIOS_TRIED, decided(step / _RATIOS_TRIED)
             if fits(within):
                 break
             low, over = high, within
-            seen.append(within)
         else:
-            return Bracket(1.0, over, min(seen, key=fits.cost))
+            return None
     while high - low > _RATIO_STEP and int((over ^ within).sum()) > 1:
         ratio = (low + high) / 2
         keep = decided(ratio)

@@ -1,4 +1,4 @@
-"""What to say of a budget that cannot be met: how far it could go, and what limits it."""
+"""The message about a budget that cannot be met: how far it could go, and what limits it."""
 
 from __future__ import annotations
 

@@ -275,9 +275,13 @@ class Plan:
         if any(group.votes for group in self.groups):
             lines.append("votes: the share of the group's units that each task voted to remove")
         made = self.provenance
-        rules = ("method", "criterion", "arbiter", "ranking")
-        how = [(rule, getattr(made, rule)) for rule in rules]
-        how.append(("ratio", None if made.ratio is None else f"{made.ratio:.4f}"))
+        how = [
+            ("method", made.method),
+            ("criterion", made.criterion),
+            ("arbiter", made.arbiter),
+            ("ranking", made.ranking),
+            ("ratio", None if made.ratio is None else f"{made.ratio:.4f}"),
+        ]
         named = ", ".join(f"{key} {value}" for key, value in how if value is not None)
         return lines + ([named] if named else [])
 
