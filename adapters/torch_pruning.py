@@ -18,14 +18,8 @@ from torch import Tensor, nn
 from torch_pruning.pruner.importance import Importance
 
 from disparse_structured.decision.arbiters import Arbiter, Ballot, Unanimous, arbitrate
-from disparse_structured.decision.votes import (
-    GlobalRanking,
-    normalise,
-    ranking_context,
-    standing,
-    standings,
-    vote,
-)
+from disparse_structured.decision.rankings import GlobalRanking, ranking_context
+from disparse_structured.decision.votes import normalise, standing, standings, vote
 from disparse_structured.errors import PlanError
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.scoring import Probe

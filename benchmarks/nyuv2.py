@@ -31,7 +31,7 @@ from benchmarks.machine import machine
 from disparse_structured import Fisher, Magnitude, Majority, Random, Taylor, Unanimous, WeightedMean, prune
 from disparse_structured.adapters.timm import DenseHead, MultiTask, multitask
 from disparse_structured.decision.arbiters import Arbiter
-from disparse_structured.decision.votes import GlobalRanking, LayerRanking, PerCostRanking, Ranking
+from disparse_structured.decision.rankings import GlobalRanking, LayerRanking, PerCostRanking, Ranking
 from disparse_structured.lab.datasets import TargetLoss, evaluate, figure_of_merit, nyuv2_tasks
 from disparse_structured.scoring import Criterion
 from disparse_structured.tasks import Loss, Task

@@ -112,7 +112,7 @@ def measure_damage_curves(
     check_described(state, structure)
     scores = scores.to("cpu", torch.float64)
     scores = scores / scores.sum(dim=1, keepdim=True).clamp_min(_LEAST)
-    dense = float(structure.cost.macs(torch.ones_like(keep)))
+    dense = float(structure.cost.macs.dense)
     narrowed = list(_narrowed(structure.groups, scores, keep, left))
     if dense * len(narrowed) * LEAST_JUDGED > work:
         narrowed = list(_narrowed(structure.groups, scores, keep, left[::2]))

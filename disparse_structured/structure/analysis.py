@@ -25,7 +25,7 @@ from disparse_structured.graph.outputs import resolve_tasks
 from disparse_structured.graph.provenance import Attribute
 from disparse_structured.graph.signature import Signature
 from disparse_structured.structure.captures import Captures
-from disparse_structured.structure.cost import CostModel, Products, WidthTable
+from disparse_structured.structure.cost import Products, WidthTable
 from disparse_structured.structure.declared import Declarations
 from disparse_structured.structure.grouping import Grouping, group_units
 from disparse_structured.structure.groups import Attention, ChannelGroup, Pin, RatioConstraint, reach_matrix
@@ -262,7 +262,7 @@ def _assembled(
         constraints=solution.constraints,
         reach=reach_matrix(grouping.groups, names),
         unclaimed=_unclaimed(grouping.groups, reach),
-        cost=CostModel(table.finish(), products),  # type: ignore[arg-type]
+        cost=AnalyticCosts.of(table.finish(), **products),
         attributes=attributes,
         resizing=resizing_of(trace, grouping.units, count, batch),
         scales=scales,

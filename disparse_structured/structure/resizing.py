@@ -16,7 +16,7 @@ from torch import fx
 
 from disparse_structured.graph.operators import Counts, operator_of
 from disparse_structured.graph.provenance import Arithmetic, Expression, Size
-from disparse_structured.structure.cost import Keep, Widths, WidthTable
+from disparse_structured.structure.cost import Keep, WidthMap, WidthTable
 from disparse_structured.structure.labels import Axis, Value
 from disparse_structured.structure.tracing import Call, Trace, is_value
 
@@ -46,7 +46,7 @@ class Resizing:
     """
 
     places: tuple[Resize, ...]
-    widths: Widths
+    widths: WidthMap
     batch: int
 
     def sizes(self, keep: Keep) -> dict[Resize, int]:

@@ -15,7 +15,7 @@ from disparse_structured.graph.capture import Capture
 from disparse_structured.graph.provenance import Attribute
 from disparse_structured.graph.signature import Signature
 from disparse_structured.structure.captures import Captures
-from disparse_structured.structure.cost import CostModel
+from disparse_structured.structure.cost import AnalyticCosts
 from disparse_structured.structure.groups import Attention, ChannelGroup, Pin, RatioConstraint
 from disparse_structured.structure.resizing import Resizing
 from disparse_structured.structure.scales import AttentionScale
@@ -54,7 +54,7 @@ class Structure:
     constraints: tuple[RatioConstraint, ...]
     reach: torch.Tensor
     unclaimed: frozenset[str]
-    cost: CostModel
+    cost: AnalyticCosts
     attributes: tuple[AttributeUpdate, ...]
     resizing: Resizing
     scales: tuple[AttentionScale, ...]

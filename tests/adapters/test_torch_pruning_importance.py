@@ -17,7 +17,8 @@ from disparse_structured.adapters.torch_pruning import (
     removal_order,
 )
 from disparse_structured.decision.arbiters import AnyTask, Quorum, Unanimous, WeightedMean
-from disparse_structured.decision.votes import GlobalRanking, normalise, ranking_context, standings
+from disparse_structured.decision.rankings import GlobalRanking, ranking_context
+from disparse_structured.decision.votes import normalise, standings
 from disparse_structured.errors import PlanError
 from disparse_structured.scoring import measure
 from disparse_structured.scoring.criteria import Fisher

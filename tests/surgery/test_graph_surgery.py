@@ -168,7 +168,7 @@ def test_pruned_graph_is_the_masked_twin(id: str) -> None:
         twin = animal.twin(plan.keep(animal.structure))
 
         assert deviation(outputs(pruned, animal.inputs), twin) <= EXACT
-        assert sum(parameter.numel() for parameter in pruned.parameters()) == plan.parameters.after
+        assert sum(parameter.numel() for parameter in pruned.parameters()) == plan.costs["parameters"].after
 
 
 @pytest.mark.parametrize("id", SAMPLE)
@@ -438,8 +438,8 @@ def test_prune_to_a_graph(refit: LeastSquares | None) -> None:
     )
 
     assert isinstance(pruned.model, PrunedGraph)
-    assert pruned.report.parameters.counted <= 0.5 * pruned.plan.parameters.before
-    assert pruned.report.macs.counted == pruned.plan.macs.after
+    assert pruned.report.costs["parameters"].counted <= 0.5 * pruned.plan.costs["parameters"].before
+    assert pruned.report.costs["macs"].counted == pruned.plan.costs["macs"].after
     assert pruned.report.verification.verified
     assert set(pruned.model(*entry.inputs(3))) == {"left", "right"}
     assert snapshot(model) == before
