@@ -25,7 +25,7 @@ from disparse_structured.graph.outputs import resolve_tasks
 from disparse_structured.graph.provenance import Attribute
 from disparse_structured.graph.signature import Signature
 from disparse_structured.structure.captures import Captures
-from disparse_structured.structure.cost import Products, WidthTable
+from disparse_structured.structure.cost import AnalyticCosts, Products, WidthTable
 from disparse_structured.structure.declared import Declarations
 from disparse_structured.structure.grouping import Grouping, group_units
 from disparse_structured.structure.groups import Attention, ChannelGroup, Pin, RatioConstraint, reach_matrix
