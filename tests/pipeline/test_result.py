@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,13 @@ def made(kind: type[nn.Module] = Redundant, *, form: str = "module", refit: Any 
 def result(request: pytest.FixtureRequest) -> PruningResult:
     """The smaller network in either form; its outputs are a tuple as module, and a dict as graph."""
     return made(AsTuple, form=request.param, refit=Affine())
+
+
+@pytest.fixture(scope="module")
+def plain() -> PruningResult:
+    """Tasks chosen by name and by a function; the module, not refit."""
+    tasks = ["edges", Task("far", lambda output: output["depth"])]
+    return prune(build(), images(8), tasks, macs=0.6, method=DiSparse(), refit=None)
 
 
 def of(kind: type[nn.Module] = AsTuple, train: bool = False) -> Callable[[], nn.Module]:
@@ -146,21 +154,22 @@ def test_load_leaves_the_model_that_the_factory_returns_as_it_is(
     assert loaded is not dense
 
 
-def test_a_result_is_saved_as_it_is_now(tmp_path: Path) -> None:
-    found = made()
+def test_a_result_is_saved_as_it_is_now(plain: PruningResult, tmp_path: Path) -> None:
+    trained = dataclasses.replace(plain, model=copy.deepcopy(plain.model))
     with torch.no_grad():
-        for parameter in found.model.parameters():
+        for parameter in trained.model.parameters():
             parameter.add_(torch.randn_like(parameter))
-    trained = copy.deepcopy(found.model)
 
-    found.save(tmp_path)
+    trained.save(tmp_path)
 
-    assert deviation(load(tmp_path, of(Redundant)), trained, images(4)) == 0
+    assert deviation(load(tmp_path, of(Redundant)), trained.model, images(4)) == 0
+    assert deviation(trained.model, plain.model, images(4)) > 0
 
 
-def test_a_report_of_another_run_is_refused(tmp_path: Path) -> None:
-    made().save(tmp_path / "first")
-    prune(build(), images(8), macs=0.5, method=DiSparse(), refit=None).save(tmp_path / "second")
+def test_a_report_of_another_run_is_refused(plain: PruningResult, tmp_path: Path) -> None:
+    plain.save(tmp_path / "first")
+    other = prune(build(), images(8), macs=0.5, method=DiSparse(), refit=None, verify=False)
+    other.save(tmp_path / "second")
     (tmp_path / "first" / "report.json").write_bytes((tmp_path / "second" / "report.json").read_bytes())
 
     with pytest.raises(LoadError, match="The folder mixes two runs"):
@@ -189,25 +198,16 @@ def test_an_exported_result_runs_in_onnx_runtime_with_outputs_named_after_tasks(
     assert json.loads(written["tasks"]) == ["output0", "output1"]
 
 
-def test_a_task_of_ones_own_names_its_output(tmp_path: Path) -> None:
-    tasks = ["edges", Task("far", lambda output: output["depth"])]
-    found = prune(build(), images(8), tasks, macs=0.6, method=DiSparse(), refit=None, verify=False)
+def test_options_of_the_export_are_passed_on(plain: PruningResult, tmp_path: Path) -> None:
+    fixed: dict[str, Any] = {"dynamic_batch": False, "dynamic_size": False}
 
-    facts = found.export(tmp_path / "small.onnx", dynamic_batch=False, dynamic_size=False)
+    facts = plain.export(tmp_path / "small.onnx", metadata={"who": "me"}, **fixed)
 
-    assert [fact.name for fact in facts.outputs] == ["edges", "far"]
-
-
-def test_options_of_the_export_are_passed_on(tmp_path: Path) -> None:
-    found = made()
-
-    with pytest.raises(ExportError):
-        found.export(tmp_path / "small.onnx", tolerance=0.0, dynamic_batch=False, dynamic_size=False)
-    facts = found.export(
-        tmp_path / "small.onnx", metadata={"who": "me"}, dynamic_batch=False, dynamic_size=False
-    )
-    assert facts.metadata["who"] == "me"
     assert facts.dynamic == "static"
+    assert facts.metadata["who"] == "me"
+    assert [fact.name for fact in facts.outputs] == ["edges", "far"]
+    with pytest.raises(ExportError):
+        plain.export(tmp_path / "small.onnx", tolerance=0.0, **fixed)
 
 
 def test_a_pruned_graph_returns_its_tasks_by_name() -> None:
