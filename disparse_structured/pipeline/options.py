@@ -47,7 +47,7 @@ def check_method(method: object) -> None:
 
 
 def check_structure(structure: object, tasks: object) -> None:
-    """Raises :class:`OptionError` unless ``structure`` is None, or a structure that is given without tasks."""
+    """Raises :class:`OptionError` unless ``structure`` is None, or a structure given without tasks."""
     if structure is None:
         return
     if not isinstance(structure, Structure):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,14 +14,13 @@ from disparse_structured import Budget, Compensated, DiSparse, Task, analyse, ap
 from disparse_structured.decision.arbiters import Majority
 from disparse_structured.decision.deciding import decide
 from disparse_structured.decision.rankings import GlobalRanking
-from disparse_structured.pipeline import Decided, Iterative, Method, Problem
+from disparse_structured.pipeline import Decided, Iterative, Method, Problem, PruningResult
 from disparse_structured.scoring import Probe, Saliency
 from disparse_structured.scoring.criteria import Magnitude, Taylor
 from disparse_structured.structure import Structure
 from tests.support.redundant import build, deviation, images, macs_left, removed
 
 MACS = 0.5
-NOTHING_FITTED: dict[str, Any] = {"refit": None, "verify": False}
 
 
 class LastUnitsFirst:
@@ -45,6 +45,12 @@ def structure() -> Structure:
     return analyse(build(), images(2))
 
 
+def pruned(structure: Structure, method: Method, model: nn.Module | None = None) -> PruningResult:
+    """The quickest way to a plan of ``method``."""
+    given: dict[str, Any] = {"structure": structure, "macs": MACS, "refit": None, "verify": False}
+    return prune(model or build(), images(8), method=method, **given)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_meets_the_budget_and_is_verified(name: str, structure: Structure) -> None:
     found = prune(build(), images(8), structure=structure, macs=MACS, method=METHODS[name], refit=None)
@@ -52,18 +58,19 @@ def test_every_method_meets_the_budget_and_is_verified(name: str, structure: Str
     assert macs_left(found) <= MACS
     assert found.report.verification.verified
     assert found.report.deviation is not None
-    assert found.report.criterion == {
-        "disparse": "Fisher()",
-        "compensated": "Compensated(rounds=1)",
-        "iterative": "Fisher()",
-        "third-party": "order",
-    }[name]
+    assert (
+        found.report.criterion
+        == {
+            "disparse": "Fisher()",
+            "compensated": "Compensated(rounds=1)",
+            "iterative": "Fisher()",
+            "third-party": "order",
+        }[name]
+    )
 
 
 def test_the_last_units_of_every_group_are_removed_by_who_wants_that(structure: Structure) -> None:
-    found = prune(
-        build(), images(8), structure=structure, macs=MACS, method=LastUnitsFirst(), **NOTHING_FITTED
-    )
+    found = pruned(structure, LastUnitsFirst())
 
     for name, units in removed(found).items():
         width = structure.group(name).units
@@ -74,9 +81,7 @@ def test_parts_of_a_method_may_be_functions(structure: Structure) -> None:
     def first_units_matter(probe: Probe) -> Tensor:
         return torch.arange(probe.structure.units, 0, -1).expand(2, -1).double()
 
-    found = prune(
-        build(), images(8), structure=structure, macs=MACS, method=DiSparse(first_units_matter), **NOTHING_FITTED
-    )  # fmt: skip
+    found = pruned(structure, DiSparse(first_units_matter))
 
     assert removed(found)
     assert "first_units_matter" in found.report.criterion
@@ -85,7 +90,7 @@ def test_parts_of_a_method_may_be_functions(structure: Structure) -> None:
 def test_arbiter_and_ranking_are_those_of_the_method(structure: Structure) -> None:
     method = DiSparse(Taylor(), Majority(), GlobalRanking())
 
-    report = prune(build(), images(8), structure=structure, macs=MACS, method=method, **NOTHING_FITTED).report
+    report = pruned(structure, method).report
 
     assert (report.criterion, report.arbiter) == ("Taylor()", "Majority()")
     assert report.ranking == "GlobalRanking()"
@@ -114,9 +119,7 @@ class Watched:
 def test_iterative_removes_the_same_share_in_every_round(structure: Structure) -> None:
     watched, dense = Watched(), build()
 
-    found = prune(
-        dense, images(8), structure=structure, macs=MACS, method=Iterative(watched, rounds=3, refit=None), **NOTHING_FITTED
-    )  # fmt: skip
+    found = pruned(structure, Iterative(watched, rounds=3, refit=None), dense)
 
     kept = [keep for _, keep in watched.seen] + [found.plan.keep(structure)]
     assert len(kept) == 4
@@ -124,7 +127,7 @@ def test_iterative_removes_the_same_share_in_every_round(structure: Structure) -
     whole = structure.cost.total("macs", kept[0])
     for number, keep in enumerate(kept):
         assert structure.cost.total("macs", keep) / whole == pytest.approx(MACS ** (number / 3), abs=0.03)
-    for before, after in zip(kept, kept[1:], strict=False):
+    for before, after in itertools.pairwise(kept):
         assert not (after & ~before).any()  # what was removed does not come back
     assert all(model is dense for model, _ in watched.seen)
 
@@ -133,9 +136,7 @@ def test_iterative_scores_the_refit_network_in_later_rounds(structure: Structure
     watched, dense = Watched(), build()
     before = dense.mid.weight.clone()
 
-    prune(
-        dense, images(8), structure=structure, macs=MACS, method=Iterative(watched, rounds=2), **NOTHING_FITTED
-    )  # fmt: skip
+    pruned(structure, Iterative(watched, rounds=2), dense)
 
     (first, _), (second, _) = watched.seen
     assert first is dense
@@ -144,11 +145,9 @@ def test_iterative_scores_the_refit_network_in_later_rounds(structure: Structure
 
 
 def test_one_round_of_votes_is_one_shot(structure: Structure) -> None:
-    def found(method: Method) -> dict[str, list[int]]:
-        given: dict[str, Any] = {"structure": structure, "macs": MACS, "method": method}
-        return removed(prune(build(), images(8), **given, **NOTHING_FITTED))
+    once = pruned(structure, Iterative(rounds=1))
 
-    assert found(Iterative(rounds=1)) == found(DiSparse())
+    assert removed(once) == removed(pruned(structure, DiSparse()))
 
 
 # In four steps.

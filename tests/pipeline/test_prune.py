@@ -20,6 +20,7 @@ from tests.support.plans import snapshot
 from tests.support.redundant import AsTuple, Redundant, build, deviation, images, macs_left, removed
 from tests.support.zoo import BY_ID
 
+QUICK = Compensated(rounds=1, left=(0.5,), judged=4)
 VOTES: dict[str, Any] = {"method": DiSparse(), "refit": None, "verify": False}
 """The quickest way to a plan."""
 
@@ -98,7 +99,7 @@ def test_the_refit_brings_the_outputs_close_to_the_dense_ones(result: PruningRes
 
 
 def test_without_a_refit_the_remaining_weights_are_those_of_the_dense_model() -> None:
-    found = prune(build(), images(), macs=0.5, refit=None)
+    found = prune(build(), images(), macs=0.5, method=QUICK, refit=None)
 
     assert found.report.refit is None
     dense = {tuple(row.flatten().tolist()) for row in build().depth.weight.reshape(-1, 1)}
@@ -165,7 +166,7 @@ def test_tasks_that_cannot_be_meant_are_refused(tasks: Any, says: str) -> None:
 
 
 def test_an_unknown_position_of_a_tuple_is_refused_with_what_there_is() -> None:
-    with pytest.raises(TaskError, match="'output2'.*there the model returns a tuple of 2"):
+    with pytest.raises(TaskError, match=r"'output2'.*there the model returns a tuple of 2"):
         prune(build(AsTuple), images(8), ["output2"], macs=0.5, **VOTES)
 
 
@@ -174,7 +175,7 @@ def test_compensated_does_not_use_losses() -> None:
         raise AssertionError("there are no labels")
 
     tasks = [Task("depth", "depth", fails), Task("edges", "edges")]
-    options: dict[str, Any] = {"method": Compensated(rounds=1), "refit": None, "verify": False}
+    options: dict[str, Any] = {"method": QUICK, "refit": None, "verify": False}
 
     found = prune(build(), images(), tasks, macs=0.5, **options)
 
@@ -212,7 +213,7 @@ class Endless:
 def test_data_is_read_no_further_than_needed() -> None:
     loader = Endless(5)
 
-    found = prune(build(), loader, macs=0.6, samples=12, method=Compensated(rounds=1), verify=False)
+    found = prune(build(), loader, macs=0.6, samples=12, method=QUICK, verify=False)
 
     assert (loader.started, loader.drawn) == (1, 3)
     assert found.report.refit is not None
@@ -252,8 +253,7 @@ def test_a_generator_is_drawn_once_though_scores_and_refit_both_read_it() -> Non
 
 def test_a_tensor_a_generator_a_loader_and_a_dict_of_the_same_images_give_the_same() -> None:
     def plan(data: Any) -> str:
-        method = Compensated(rounds=1)
-        return prune(build(), data, macs=0.6, method=method, refit=None, verify=False).plan.hash
+        return prune(build(), data, macs=0.6, method=QUICK, refit=None, verify=False).plan.hash
 
     expected = plan(images())
 
@@ -386,7 +386,7 @@ def test_a_model_whose_pruning_is_refused_is_untouched(
     before = snapshot(model)
 
     with pytest.raises(error):
-        prune(model, images(8), macs=macs, method=Compensated(rounds=1))
+        prune(model, images(8), macs=macs, method=QUICK)
 
     assert snapshot(model) == before
 
@@ -411,7 +411,7 @@ def test_the_refit_does_not_compensate_for_a_group_that_was_refused() -> None:
     torch.manual_seed(0)
     dense, inputs = ScaledByWidth().eval(), torch.randn(12, 6)
 
-    found = prune(dense, inputs, macs=0.6)
+    found = prune(dense, inputs, macs=0.6, method=QUICK)
 
     report = found.report
     assert [each.group for each in report.refused] == ["second"]
