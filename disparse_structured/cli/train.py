@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome | None:
         given.tasks,
         given.data,
         recipe,
-        companion=regime,
+        callback=regime,
         validation=validation,
         checkpoint=folder / CHECKPOINT,
         checkpoint_every=arguments.checkpoint_every,
