@@ -207,7 +207,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"some.weight": torch.randn(3)}, path)
     with pytest.raises(
-        LoadError, match=r"leaves \d+ of \d+ parameters of resnet10t as initialised, the first"
+        LoadError, match=r"leaves \d+ of \d+ parameters of resnet10t as initialized; the first"
     ):
         build(checkpoint_path=path)
 
