@@ -425,11 +425,11 @@ BROKEN: dict[str, tuple[str, np.ndarray, str]] = {
     "not a number": ("image", np.full((*SIZE, 3), math.nan), "float64 from nan to nan"),
     "labels with channels": ("label", np.zeros((*SIZE, 3)), r"shape \(6, 8, 3\); expected labels \[H, W\]"),
     "40 classes": ("label", np.full(SIZE, 39), r"labels from 39 to 39; expected 0 to 12, and -1 or 255"),
-    "labels between classes": ("label", np.full(SIZE, 0.5), "values that are no integers"),
+    "labels between classes": ("label", np.full(SIZE, 0.5), "values that are not integers"),
     "depth of another size": (
         "depth",
         np.ones((3, 4, 1)),
-        r"depth.0\.npy is 3 x 4 pixels, .* 6 x 8.*of one size",
+        r"depth.0\.npy is 3 x 4 pixels, .* 6 x 8.*the same size",
     ),
     "flat normals": ("normal", np.ones(SIZE), r"normal.0\.npy has shape \(6, 8\); expected \[H, W, 3\]"),
     "words": ("depth", np.full((*SIZE, 1), "far"), r"depth.0\.npy holds <U3; expected numbers"),
@@ -452,7 +452,7 @@ def test_sizes_may_differ_when_all_are_resized_but_not_their_aspect(mtan_nyuv2: 
     npy(mtan_nyuv2 / "val/depth/1.npy", np.ones((4, 4, 1)))
     samples = sets.nyuv2_mtan(mtan_nyuv2, "val", size=(6, 8))
     assert samples[0]["depth"].shape == (1, 6, 8)
-    with pytest.raises(DataError, match=r"depth.1\.npy is 4 x 4 pixels, .*one aspect ratio"):
+    with pytest.raises(DataError, match=r"depth.1\.npy is 4 x 4 pixels, .*the same aspect ratio"):
         samples[1]
 
 

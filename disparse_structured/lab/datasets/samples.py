@@ -75,7 +75,7 @@ class Samples(Dataset[dict[str, Tensor]]):
         if not alike:
             raise DataError(
                 f"{path} is {rows} x {columns} pixels, but {image_path} is {height} x {width}. "
-                f"Both must have one {'size' if self.size is None else 'aspect ratio'}."
+                f"Both must have the same {'size' if self.size is None else 'aspect ratio'}."
             )
 
 
