@@ -15,7 +15,7 @@ from benchmarks.rivals import ConflictTaylor, CosPrune
 from benchmarks.stock_scores import Kind, StockScores
 from disparse_structured.decision.arbiters import Arbiter, Majority, WeightedMean
 from disparse_structured.decision.deciding import DEFAULT_ARBITER, DEFAULT_RANKING
-from disparse_structured.decision.votes import GlobalRanking, IsomorphicRanking, LayerRanking, Ranking
+from disparse_structured.decision.rankings import GlobalRanking, IsomorphicRanking, LayerRanking, Ranking
 from disparse_structured.scoring import Criterion
 from disparse_structured.scoring.criteria import SNIP, Fisher, Learned, Magnitude, Random, Taylor
 from disparse_structured.tasks import Task, check_tasks

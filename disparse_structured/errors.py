@@ -49,8 +49,11 @@ class GradientError(DisparseError):
     """A task's gradient is NaN or infinite."""
 
 
-class BudgetError(DisparseError):
-    """The budget is malformed, or cannot be met by removing what may be removed."""
+class BudgetError(OptionError):
+    """The budget is malformed, or no set of widths that the options allow meets it.
+
+    A budget is an option, so this is an :class:`OptionError` too.
+    """
 
 
 class PlanError(DisparseError):

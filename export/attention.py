@@ -56,4 +56,7 @@ def _known(result: Any, source: Any, *shape: Any) -> Any:
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.scaled_dot_product_attention.default: scaled_dot_product_attention
 }
-"""For ``torch.onnx.export(custom_translation_table=)``."""
+"""For ``torch.onnx.export(custom_translation_table=)``.
+
+Not a field of ``graph.operators``: export sees plain modules only, by an import contract.
+"""

@@ -19,7 +19,7 @@ from benchmarks.tables.problems import Problem
 from disparse_structured.adapters.timm import MultiTask
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import decide
-from disparse_structured.decision.votes import Ranking
+from disparse_structured.decision.rankings import Ranking
 from disparse_structured.scoring import Criterion, score
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.tasks import Task

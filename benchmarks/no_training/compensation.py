@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.no_training.bench import Bench, reestimated
 from benchmarks.no_training.ours import Shrink
 from disparse_structured.data.modes import eval_mode
-from disparse_structured.decision.votes import Ranking
+from disparse_structured.decision.rankings import Ranking
 from disparse_structured.graph.copies import copied
 from disparse_structured.refit.contraction import Contraction, contractions
 from disparse_structured.scoring import Criterion

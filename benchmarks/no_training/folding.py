@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.no_training.bench import Bench, reestimated
-from disparse_structured.decision.votes import LayerRanking
+from disparse_structured.decision.rankings import LayerRanking
 from disparse_structured.graph.copies import copied
 from disparse_structured.refit.contraction import Contraction, contractions
 from disparse_structured.scoring.criteria import Magnitude

@@ -16,7 +16,7 @@ from benchmarks.no_training.folding import Folding
 from benchmarks.no_training.ours import Shrink
 from benchmarks.no_training.stock import Chance, Pruner, Scored
 from disparse_structured.decision.arbiters import AnyTask, Majority, Minimax, Priority, Unanimous
-from disparse_structured.decision.votes import GlobalRanking, IsomorphicRanking, LayerRanking
+from disparse_structured.decision.rankings import GlobalRanking, IsomorphicRanking, LayerRanking
 from disparse_structured.pipeline.compensated import Compensated
 from disparse_structured.refit import Affine, BatchNormStatistics, LeastSquares, ModelFolding
 from disparse_structured.scoring.criteria import Fisher, Magnitude, Random, Taylor

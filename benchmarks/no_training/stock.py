@@ -12,7 +12,7 @@ from benchmarks import stock
 from benchmarks.no_training.bench import Bench, reestimated
 from benchmarks.no_training.networks import predictors
 from benchmarks.stock_scores import Kind, StockScores
-from disparse_structured.decision.votes import LayerRanking, Ranking
+from disparse_structured.decision.rankings import LayerRanking, Ranking
 from disparse_structured.scoring.criteria import Random
 from disparse_structured.surgery.module import cut
 

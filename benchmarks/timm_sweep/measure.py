@@ -77,7 +77,7 @@ class Run:
         return {
             "groups": len(structure.groups),
             "units": structure.units,
-            "macs": structure.cost.macs(torch.ones(structure.units, dtype=torch.bool)),
+            "macs": structure.cost.macs.total(torch.ones(structure.units, dtype=torch.bool)),
             "pinned": reasons(structure.pinned),
         }
 
@@ -87,20 +87,20 @@ class Run:
         least = smallest(structure, Budget(parameters=0.5, floor=0.0))
         cost = structure.cost
         return {
-            "prunable_parameters": 1 - cost.parameters(least) / cost.parameters(everything),
-            "prunable_macs": 1 - cost.macs(least) / cost.macs(everything),
+            "prunable_parameters": 1 - cost.parameters.total(least) / cost.parameters.total(everything),
+            "prunable_macs": 1 - cost.macs.total(least) / cost.macs.total(everything),
         }
 
     def plan(self) -> Facts:
         structure = self._subject.structure
-        return {"planned": round(structure.cost.parameters(self._subject.plan.keep(structure)))}
+        return {"planned": round(structure.cost.parameters.total(self._subject.plan.keep(structure)))}
 
     def surgery(self) -> Facts:
         done = self._subject.operation
         assert done.verification is not None
         return {
             "left": count_parameters(done.model),
-            "macs_left": self._subject.structure.cost.macs(done.plan.keep(self._subject.structure)),
+            "macs_left": self._subject.structure.cost.macs.total(done.plan.keep(self._subject.structure)),
             "twin": max(done.verification.deviation.values()),
             "tolerance": done.verification.tolerance,
             "dtype": done.verification.dtype.removeprefix("torch."),

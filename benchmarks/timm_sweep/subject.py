@@ -17,7 +17,7 @@ from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.budget.widths import Widths
 from disparse_structured.decision.deciding import make_plan
 from disparse_structured.decision.plan import Plan
-from disparse_structured.decision.votes import LayerRanking
+from disparse_structured.decision.rankings import LayerRanking
 from disparse_structured.scoring.criteria import Random
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.surgery.graph import AppliedGraph, apply_graph
@@ -86,7 +86,7 @@ class Subject:
 def planned(structure: Structure) -> Plan:
     """Random units of every group, by the search, to what the network costs at half of every width."""
     scores = torch.rand(structure.units, generator=torch.Generator().manual_seed(SEED))
-    budget = Budget(parameters=round(structure.cost.parameters(half(structure))), floor=FLOOR)
+    budget = Budget(parameters=round(structure.cost.parameters.total(half(structure))), floor=FLOOR)
     return make_plan(
         structure,
         scores.expand(len(structure.tasks), -1),

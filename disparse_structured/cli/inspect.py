@@ -47,7 +47,6 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
 
 
 def _document(model: str, structure: Structure) -> dict[str, Any]:
-    everything = torch.ones(structure.units, dtype=torch.bool)
     voters = structure.reach.sum(dim=0)
     unclaimed = sum(group.units for group in structure.groups if group.name in structure.unclaimed)
     return {
@@ -55,8 +54,8 @@ def _document(model: str, structure: Structure) -> dict[str, Any]:
         "form": structure.form,
         "fingerprint": structure.fingerprint,
         "tasks": list(structure.tasks),
-        "macs": structure.cost.macs(everything),
-        "parameters": structure.cost.parameters(everything),
+        "macs": structure.cost.macs.dense,
+        "parameters": structure.cost.parameters.dense,
         "units": {
             "total": structure.units,
             "shared": int((voters > 1).sum()),
@@ -95,10 +94,9 @@ def _reachable(structure: Structure, floor: float, arguments: argparse.Namespace
     }
     # What stays does not depend on the limit, nor on which cost is limited.
     keep = smallest(structure, Budget(macs=0.5, **rules))
-    everything = torch.ones_like(keep)
     found: dict[str, Any] = dict(rules)
     for name, cost in (("macs", structure.cost.macs), ("parameters", structure.cost.parameters)):
-        least, dense = cost(keep), cost(everything)
+        least, dense = cost.total(keep), cost.dense
         found[name] = {"least": least, "share": least / dense if dense else 1.0}
     return found
 

@@ -17,7 +17,7 @@ from disparse_structured.decision.arbiters import (
     Unanimous,
     WeightedMean,
 )
-from disparse_structured.decision.votes import (
+from disparse_structured.decision.rankings import (
     GlobalRanking,
     IsomorphicRanking,
     LayerRanking,

@@ -40,9 +40,6 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome | None:
     torch.manual_seed(arguments.seed)
     with screen.step("building the model"):
         given = subject(arguments)
-        if arguments.regime == "dynamic" and not arguments.example:
-            # Scored on batches of the example's shape, exchanges need no export of their own.
-            given = dataclasses.replace(given, example=sources.first_inputs(given.model, given.data))
     recipe = _recipe(arguments, given)
     steps = arguments.epochs * _length(given.data)
     with screen.step("reading the structure and voting"):

@@ -36,8 +36,7 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
     fields = [field.name for field in dataclasses.fields(PruningReport)]
     try:
         facts = {name: document[name] for name in fields}
-        for name in ("macs", "parameters"):
-            facts[name] = CostFacts(**facts[name])
+        facts["costs"] = {name: CostFacts(**cost) for name, cost in facts["costs"].items()}
         facts["verification"] = VerificationFacts(**facts["verification"])
         for name, kind in (("tasks", TaskFacts), ("refused", RefusedGroup), ("pinned", Pin)):
             facts[name] = tuple(kind(**entry) for entry in facts[name])
@@ -49,7 +48,7 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
                 refit[name] = tuple(part(**entry) for entry in refit[name])
             facts["refit"] = RefitFacts(**refit)
         return PruningReport(**facts)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise LoadError(
             f"{place!r} is no report of this release ({type(error).__name__}: {error}). Prune again, or use "
             "the release that wrote it."

@@ -44,8 +44,7 @@ class Dynamic(MaskedRegime):
         batches: how many batches of ``data`` one exchange reads; 1 as in RigL.
         first_batches: how many the first decision reads; it cannot build on an earlier one.
         example_inputs, tasks, data, budget, method, to_inputs, seed: as in
-            :class:`disparse_structured.regimes.Pretrained`. Example inputs of the batches' own shape save
-            an export at every exchange.
+            :class:`disparse_structured.regimes.Pretrained`.
 
     Raises:
         BudgetError: the budget cannot be met; ``model`` is unchanged.

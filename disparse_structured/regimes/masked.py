@@ -71,7 +71,7 @@ class MaskedRegime(Regime):
         decision, saliency = self._last
         self.masks.enforce()  # averaged weights may have been loaded since the last step
         applied = apply(self.model, self.settings.plan(decision, saliency), self.structure)
-        return PruningResult.of(self.structure, saliency, applied)
+        return PruningResult.of(self.structure, saliency, applied, costs=[self.settings.budget.of])
 
     @contextmanager
     def explaining(self) -> Iterator[None]:

@@ -59,9 +59,11 @@ class _Physical(Regime):
                 )
 
         decision, saliency = on_rank_zero(decided)
-        plan = decision.plan(self.structure, criterion=saliency.criterion, seed=seed)
+        plan = decision.plan(
+            self.structure, method=type(method).__name__, criterion=saliency.criterion, seed=seed
+        )
         applied = apply(model, plan, self.structure)
-        self._pruned = PruningResult.of(self.structure, saliency, applied)
+        self._pruned = PruningResult.of(self.structure, saliency, applied, costs=[budget.of])
         self.model = applied.model
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:

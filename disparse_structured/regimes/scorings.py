@@ -41,7 +41,7 @@ class DecisionSettings:
     @property
     def dense(self) -> float:
         """The limited cost of the dense network."""
-        return self.cost(torch.ones(self.structure.units, dtype=torch.bool))
+        return self.budget.of.on(self.structure).dense
 
     @property
     def share(self) -> float:
@@ -50,12 +50,11 @@ class DecisionSettings:
 
     def cost(self, keep: torch.Tensor) -> float:
         """The limited cost of ``keep``, bool ``[units]``."""
-        return self.structure.cost.total(self.budget.kind, keep)
+        return self.budget.of.on(self.structure).total(keep)
 
     def within(self, share: float) -> Budget:
         """The budget with another limit, a share of the dense cost in (0, 1)."""
-        limits: dict[str, Any] = {self.budget.kind: share}
-        return replace(self.budget, **limits)
+        return replace(self.budget, limit=share)
 
     def score(self, model: nn.Module, number: int = 0, keep: torch.Tensor | None = None) -> Saliency:
         """Scoring number ``number``, of the network with the units of ``keep``; the same in all processes."""
@@ -83,4 +82,6 @@ class DecisionSettings:
 
     def plan(self, decision: Decision, saliency: Saliency) -> Plan:
         """The plan for ``decision``."""
-        return decision.plan(self.structure, criterion=saliency.criterion, seed=self.seed)
+        return decision.plan(
+            self.structure, method=type(self.method).__name__, criterion=saliency.criterion, seed=self.seed
+        )

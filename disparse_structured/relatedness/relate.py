@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from disparse_structured.data.batches import ToInputs, as_arguments
-from disparse_structured.decision.votes import LayerRanking, Ranking
+from disparse_structured.decision.rankings import LayerRanking, Ranking
 from disparse_structured.errors import OptionError, TaskError
 from disparse_structured.relatedness.overlap import KeptSets, overlap, shared_layers
 from disparse_structured.relatedness.published import RATIO

@@ -9,14 +9,8 @@ import torch
 from torch import nn
 
 from disparse_structured.data.batches import ToInputs
-from disparse_structured.decision.votes import (
-    LayerRanking,
-    Ranking,
-    normalise,
-    ranking_context,
-    standings,
-    vote,
-)
+from disparse_structured.decision.rankings import LayerRanking, Ranking, ranking_context
+from disparse_structured.decision.votes import normalise, standings, vote
 from disparse_structured.relatedness.overlap import KeptSets
 from disparse_structured.relatedness.result import Layer
 from disparse_structured.scoring import Criterion, score
@@ -56,7 +50,7 @@ def unit_sets(
         model, structure, data, criterion or Fisher(), to_inputs=to_inputs, seed=seed, max_batches=max_batches
     )
     scores = normalise(found.scores, structure.reach, structure.tasks)
-    cost = torch.as_tensor(structure.cost.unit_cost("macs")).to(device="cpu", dtype=torch.float64)
+    cost = structure.cost.macs.marginal(torch.ones(structure.units, dtype=torch.bool))
     context = ranking_context(structure.groups, cost)
     standing = standings(scores, structure.reach, ranking or LayerRanking(), context)
     keep = vote(standing, structure.reach, ratio).keep & structure.reach

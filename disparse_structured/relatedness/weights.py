@@ -56,8 +56,8 @@ def weight_sets(
         GradientError: a gradient is NaN or infinite; names task and weight.
     """
     tasks = check_tasks(tasks)
-    state, canonical = named_tensors(model)
-    names = _in_order(capture(model, example_inputs, tasks), state, canonical)
+    state, _ = named_tensors(model)
+    names = _in_order(capture(model, example_inputs, tasks), state)
     if not names:
         raise TaskError("the tasks reach no weight of two dimensions or more. Use units: level='unit'.")
     subject = _WeightGradients(model, names, seed, batch_statistics, to_inputs)
@@ -85,14 +85,14 @@ def weight_sets(
     return KeptSets(tuple(task.name for task in tasks), layers, reached, keep, flat)
 
 
-def _in_order(captured: Capture, state: dict[str, torch.Tensor], canonical: dict[str, str]) -> list[str]:
+def _in_order(captured: Capture, state: dict[str, torch.Tensor]) -> list[str]:
     """The weights that ``forward`` uses, in the order in which it first does."""
     place = {node: number for number, node in enumerate(captured.graph.nodes)}
     first: dict[str, int] = {}
     for node in captured.graph.find_nodes(op="placeholder"):
         if node.name not in captured.tensors or not node.users:
             continue
-        name = canonical[captured.tensors[node.name]]
+        name = captured.tensors[node.name]
         tensor = state[name]
         if isinstance(tensor, nn.Parameter) and tensor.ndim > 1 and tensor.is_floating_point():
             first[name] = min(first.get(name, len(place)), *(place[user] for user in node.users))

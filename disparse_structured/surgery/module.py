@@ -10,7 +10,7 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.graph.copies import borrowing
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import Structure
-from disparse_structured.structure.analysis import check_described
+from disparse_structured.structure.structure import check_described
 from disparse_structured.surgery.applied import Applied
 from disparse_structured.surgery.forms import check_form
 from disparse_structured.surgery.graph import apply_graph

@@ -79,7 +79,7 @@ def test_it_prunes_is_proven_and_exports(tmp_path: Path) -> None:
     pruned = ds.prune(model, [x], model.tasks(), macs=0.25, refit=None, method=ds.DiSparse())
 
     assert pruned.report.verification.verified
-    assert pruned.report.macs.ratio == pytest.approx(0.25, abs=0.02)
+    assert pruned.report.costs["macs"].ratio == pytest.approx(0.25, abs=0.02)
     with torch.no_grad():
         maps = pruned.model.backbone(x)
     assert maps[-1].shape[-2:] == (4, 4), "pruning keeps the resolution"

@@ -214,7 +214,7 @@ def test_a_command_that_nobody_watches_is_quiet(pruned):
 def test_the_budget_is_met_and_the_tasks_are_the_ones_given(pruned):
     folder, _ = pruned
     report = json.loads((folder / "report.json").read_text())
-    assert 0.48 < report["macs"]["counted"] / report["macs"]["dense"] <= 0.5
+    assert 0.48 < report["costs"]["macs"]["counted"] / report["costs"]["macs"]["dense"] <= 0.5
     assert [(task["name"], task["labelled"]) for task in report["tasks"]] == [
         ("segmentation", True),
         ("depth", True),

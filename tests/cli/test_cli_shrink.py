@@ -110,7 +110,7 @@ def test_one_command_from_images_to_an_onnx_file_that_agrees(project, capsys):
     report = document["report"]
     assert document["files"] == ["plan.json", "weights.safetensors", "report.json", "model.onnx"]
     assert report == json.loads(Path("out", "report.json").read_text())
-    assert report["macs"]["counted"] <= 0.6 * report["macs"]["dense"]
+    assert report["costs"]["macs"]["counted"] <= 0.6 * report["costs"]["macs"]["dense"]
     assert [(task["name"], task["labelled"]) for task in report["tasks"]] == [("near", False), ("far", False)]
     assert report["refit"]["samples"] == 20
     assert set(report["refit"]["after"]) == {"near", "far"}

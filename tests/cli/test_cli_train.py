@@ -123,14 +123,14 @@ def test_a_regime_ends_in_a_small_proven_file(code: Path, tmp_path: Path, regime
     assert main(_arguments(code, out, regime)) == 0
     report = _report(out)
     assert report["verification"]["verified"]
-    assert report["macs"]["counted"] <= 0.5 * report["macs"]["dense"]
+    assert report["costs"]["macs"]["counted"] <= 0.5 * report["costs"]["macs"]["dense"]
     training = report["training"]
     assert training["steps"] == 24
     assert all(losses[-1] < losses[0] for losses in training["losses"].values())
     session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
     assert {output.name for output in session.get_outputs()} == {"dense", "label"}
     if regime in ("static", "pretrained"):
-        assert training["trained_parameters"] == report["parameters"]["counted"]
+        assert training["trained_parameters"] == report["costs"]["parameters"]["counted"]
 
 
 @EVERY

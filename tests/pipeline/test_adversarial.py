@@ -225,7 +225,7 @@ def test_awkward_networks_are_pruned_right(id: str) -> None:
         assert judge.mismatch(keep) is None
         pruned = cut(model, structure, keep)
         counted = sum(parameter.numel() for parameter in pruned.parameters())
-        assert counted == structure.cost.parameters(keep)
+        assert counted == structure.cost.parameters.total(keep)
     assert snapshot(model) == before
 
 

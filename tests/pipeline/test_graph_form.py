@@ -92,7 +92,11 @@ def test_shrink_gives_the_graph_refitted(id: str) -> None:
     refit = shrunk.report.refit
 
     assert isinstance(shrunk.model, PrunedGraph)
-    assert shrunk.report.macs.counted == shrunk.plan.macs.after <= 0.5 * shrunk.plan.macs.before
+    assert (
+        shrunk.report.costs["macs"].counted
+        == shrunk.plan.costs["macs"].after
+        <= 0.5 * shrunk.plan.costs["macs"].before
+    )
     assert shrunk.report.verification.verified
     assert set(shrunk.model(*entry.inputs(5))) == {task.name for task in entry.tasks}
     assert refit is not None
@@ -120,7 +124,7 @@ def test_shrink_to_a_graph_within_a_tolerance() -> None:
     assert held.report.refit is not None
     assert held.report.refit.after["near"] <= limit
     assert held.report.refit.after["far"] > free.after["far"]
-    assert held.report.macs.ratio <= 0.7
+    assert held.report.costs["macs"].ratio <= 0.7
     with pytest.raises(BudgetError, match=r"cannot be met within the tolerance.*'near' deviates by"):
         prune(model, images, tolerance={"near": 1e-4}, **options)
 
@@ -266,7 +270,7 @@ def test_a_graph_pruned_twice_loads_through_its_first_folder(tmp_path: Path) -> 
     second.save(tmp_path / "second")
     loaded = load(tmp_path / "second", lambda: load(tmp_path / "first", entry.factory))
 
-    assert second.report.parameters.counted < first.report.parameters.counted
+    assert second.report.costs["parameters"].counted < first.report.costs["parameters"].counted
     assert_same(loaded, second.model, entry.inputs(2, seed=9))
 
 
@@ -409,7 +413,7 @@ def test_the_report_says_what_numbers_hold_and_that_the_graph_can_let_it_go() ->
         model, batches(MIXED), MIXED.tasks, parameters=0.8, to_inputs=tuple, refit=None, method=DiSparse()
     )
     held = {name: tensor for name, tensor in model.named_parameters() if name.startswith(("wide", "near.w"))}
-    share = sum(tensor.numel() for tensor in held.values()) / pruned.report.parameters.dense
+    share = sum(tensor.numel() for tensor in held.values()) / pruned.report.costs["parameters"].dense
     (number,) = [pin for pin in pruned.report.pinned if pin.number]
     document = json.loads(pruned.report.to_json())
 
@@ -441,7 +445,7 @@ def test_the_report_says_that_the_graph_can_shrink_what_was_refused() -> None:
         model, batches(WATCHFUL), WATCHFUL.tasks, macs=0.6, to_inputs=tuple, refit=None, method=DiSparse()
     )
     held = sum(model.get_parameter(name).numel() for name in ("stem.weight", "stem.bias", "body.weight"))
-    share = held / pruned.report.parameters.dense
+    share = held / pruned.report.costs["parameters"].dense
 
     assert [(each.group, "eight channels" in each.reason) for each in pruned.report.refused] == [
         ("stem", True)
@@ -522,7 +526,7 @@ def test_a_command_delivers_the_graph(
     found = session.run(names, {session.get_inputs()[0].name: images.numpy()})
 
     assert document["files"] == ["plan.json", "weights.safetensors", "report.json", "model.onnx"]
-    assert report["parameters"]["counted"] <= 0.5 * report["parameters"]["dense"]
+    assert report["costs"]["parameters"]["counted"] <= 0.5 * report["costs"]["parameters"]["dense"]
     assert report["graph"] == {"any_batch": True, "examples": 2, "outputs": OUTPUTS[command]}
     assert report["export"]["dynamic"] == "batch"
     assert [model["name"] for model in report["latency"]["models"]] == ["dense", "pruned"]

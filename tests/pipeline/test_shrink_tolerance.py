@@ -62,7 +62,7 @@ def test_a_tolerance_is_kept_at_the_same_cost_at_the_others_expense(
     other = {"depth": "edges", "edges": "depth"}[limited]
     assert after(pruned)[limited] <= limit
     assert after(pruned)[other] > rivals[other]
-    assert pruned.report.macs.ratio <= 0.6
+    assert pruned.report.costs["macs"].ratio <= 0.6
     assert pruned.report.verification.verified
     assert pruned.report.arbiter.startswith("Tolerance(limits={'" + limited)
     # Measured by hand, on what was set aside.

@@ -21,7 +21,7 @@ from disparse_structured.cli import main
 from disparse_structured.decision.arbiters import Majority, Quorum
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import smallest
-from disparse_structured.decision.votes import LayerRanking
+from disparse_structured.decision.rankings import LayerRanking
 from disparse_structured.errors import BatchError, BudgetError, LoadError
 from disparse_structured.export import export_onnx
 from disparse_structured.pipeline import Pruned
@@ -510,9 +510,9 @@ def test_a_loader_with_persistent_workers_goes_on_with_its_epoch() -> None:
 
 def test_a_budget_at_the_floor_leaves_nothing_to_exchange() -> None:
     structure = analyse(_model(), EXAMPLE, _tasks())
-    dense = structure.cost.macs(torch.ones(structure.units, dtype=torch.bool))
+    dense = structure.cost.macs.total(torch.ones(structure.units, dtype=torch.bool))
     for floor in (5 / 64, 0.25, 0.5):
-        least = structure.cost.macs(smallest(structure, Budget(macs=0.9, floor=floor)))
+        least = structure.cost.macs.total(smallest(structure, Budget(macs=0.9, floor=floor)))
         # Of 5 / 64, the share times the dense cost is a rounding below the cost.
         budget = Budget(macs=least / dense * 1.05, floor=floor)
         regime = _dynamic(_model(), budget=budget, criterion=Magnitude(), every=1)

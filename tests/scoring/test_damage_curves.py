@@ -611,9 +611,9 @@ def test_rounds_end_at_the_budget(rounds: int) -> None:
         model, structure, calibration, Budget(macs=0.5),
         arbiter=DEFAULT_ARBITER, ranking=DEFAULT_RANKING, weights=[1.0] * len(structure.tasks),
     )  # fmt: skip
-    dense = structure.cost.macs(torch.ones_like(decision.keep))
+    dense = structure.cost.macs.total(torch.ones_like(decision.keep))
 
-    assert structure.cost.macs(decision.keep) <= 0.5 * dense
+    assert structure.cost.macs.total(decision.keep) <= 0.5 * dense
     assert saliency.scores.shape == structure.reach.shape
     assert "Compensated" in saliency.criterion
     assert snapshot(model) == before

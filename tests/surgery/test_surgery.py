@@ -106,7 +106,7 @@ def test_a_group_that_forward_cannot_follow_is_named_and_left_alone(
     assert [refusal.group for refusal in done.refused] == ["second"]
     assert done.refused[0].reason.startswith(reason)
     assert done.plan.removals == {name: plan.removals[name] for name in ("first", "third")}
-    assert done.plan.parameters.after == sum(p.numel() for p in done.model.parameters())
+    assert done.plan.costs["parameters"].after == sum(p.numel() for p in done.model.parameters())
     assert (done.model.first.out_features, done.model.second.out_features) == (6, 10)
     assert done.verification is not None
     assert max(done.verification.deviation.values()) <= done.verification.tolerance
@@ -246,9 +246,13 @@ def test_without_leaves_named_groups_whole_and_keeps_the_rest_of_the_plan() -> N
     assert [group.votes for group in rest.groups] == [group.votes for group in plan.groups]
     assert (rest.budget, rest.provenance, rest.tasks) == (plan.budget, plan.provenance, plan.tasks)
     kept = rest.keep(structure)
-    assert rest.macs.before == plan.macs.before
-    assert rest.macs.after == structure.cost.macs(kept) > plan.macs.after
-    assert rest.parameters.after == structure.cost.parameters(kept) > plan.parameters.after
+    assert rest.costs["macs"].before == plan.costs["macs"].before
+    assert rest.costs["macs"].after == structure.cost.macs.total(kept) > plan.costs["macs"].after
+    assert (
+        rest.costs["parameters"].after
+        == structure.cost.parameters.total(kept)
+        > plan.costs["parameters"].after
+    )
     assert plan.without(structure, []) == plan
 
 
@@ -497,7 +501,7 @@ def test_result_can_be_analysed_and_pruned_again(id: str) -> None:
     again = analyse(once, entry.inputs(), entry.tasks)
     total = torch.ones(again.units, dtype=torch.bool)
 
-    assert again.cost.parameters(total) == sum(p.numel() for p in once.parameters())
+    assert again.cost.parameters.total(total) == sum(p.numel() for p in once.parameters())
     assert again.groups
     done = apply(once, random_plan(again, 1, 0.6), again)
 
