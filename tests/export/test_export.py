@@ -30,7 +30,7 @@ def key(name: str) -> Callable[[Any], Any]:
 
 
 class TwoNorms(nn.Module):
-    """A shared convolution whose output two tasks normalise each in their own way; nested output."""
+    """A shared convolution whose output two tasks normalize, each in its own way; nested output."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -242,7 +242,7 @@ def test_colors_of_normals_heat_and_labels():
     assert up == pytest.approx([0.5, 1.0, 0.5]), "y points down"
     assert right == pytest.approx([1.0, 0.5, 0.5])
 
-    shades = heat(np.array([[-9.0, 1.0, 3.0, 99.0]]), 1.0, 3.0, "Greys")[0]
+    shades = heat(np.array([[-9.0, 1.0, 3.0, 99.0]]), 1.0, 3.0, "gray_r")[0]
     assert shades[0] == pytest.approx(shades[1])
     assert shades[1].min() > 0.95
     assert shades[2] == pytest.approx(shades[3])
