@@ -1,6 +1,6 @@
-"""A plain module becomes an ONNX file that is checked against PyTorch, and is timed in ONNX Runtime."""
+"""Export a module to an ONNX file that is checked against PyTorch, and time it in ONNX Runtime."""
 
-# ruff: noqa: E402  (what is missing is named before it is imported)
+# ruff: noqa: E402  (a missing package is reported before it is imported)
 
 from __future__ import annotations
 

@@ -253,7 +253,7 @@ def _train(
         seed=seed,
     )
     loader = Loader(data.train, setup.batch_size, shuffle=True, augment=data.augment)
-    return train(model, tasks, loader, recipe, companion=companion).seconds
+    return train(model, tasks, loader, recipe, callback=companion).seconds
 
 
 def _example(setup: Setup, model: nn.Module, batch: int = 1) -> tuple[Tensor, ...]:

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome | None:
         subject.tasks,
         subject.data,
         config,
-        companion=regime,
+        callback=regime,
         validation=validation,
         checkpoint=arguments.out / CHECKPOINT,
         checkpoint_every=arguments.checkpoint_every,

@@ -1,4 +1,4 @@
-"""Scoring and deciding while training goes on: what the masked regimes share."""
+"""Scoring and deciding during training, for the masked regimes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class DecisionSettings:
 
     ``batches`` limits how many batches of ``data`` one scoring reads. Every scoring iterates ``data`` from
     its beginning, under random states that follow from ``seed`` and the scoring's number. A loader that
-    shuffles thus shows other samples each time, and the same ones when a run is repeated or resumed. Training
-    that reads the same loader is not disturbed.
+    shuffles thus yields other samples each time, and the same ones when a run is repeated or resumed.
+    Training that reads the same loader is not disturbed.
     """
 
     structure: Structure
@@ -81,7 +81,7 @@ class DecisionSettings:
         return self.method.vote(self.structure, scores, budget or self.budget, stay=stay)
 
     def plan(self, decision: Decision, saliency: Saliency) -> Plan:
-        """``decision``, written down."""
+        """The plan for ``decision``."""
         return decision.plan(
             self.structure, method=type(self.method).__name__, criterion=saliency.criterion, seed=self.seed
         )

@@ -122,8 +122,8 @@ def test_a_stride_that_no_network_has_is_refused() -> None:
 
 
 def test_a_wrong_option_without_a_stride_is_not_blamed_on_it() -> None:
-    with pytest.raises(TypeError, match="colour"):
-        build(output_stride=None, colour="red")
+    with pytest.raises(TypeError, match="color"):
+        build(output_stride=None, color="red")
 
 
 def test_errors_of_the_model_and_its_heads_come_through(tmp_path: Path) -> None:

@@ -369,7 +369,7 @@ def test_normalised_widths_are_held_and_a_budget_that_needs_them_says_so() -> No
         lambda: Iterative(model, (data[0],), [task], data, budget=Budget(macs=0.3), stages=2, every=1),
         lambda: Dynamic(model, (data[0],), [task], data, budget=Budget(macs=0.3), steps=4),
     ):
-        with pytest.raises(BudgetError, match=r"cannot be met.*Masks cannot hold"):
+        with pytest.raises(BudgetError, match=r"cannot be met.*cannot be masked"):
             make()
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     regime = Iterative(model, (data[0],), [task], data, budget=Budget(macs=0.8), stages=1, every=1)
@@ -478,10 +478,10 @@ def test_a_loader_with_a_generator_of_its_own_is_read_alike_after_a_resume(tmp_p
         def load_state_dict(self, state: dict[str, Any]) -> None:
             self.regime.load_state_dict(state)
 
-    def run(regime: Dynamic, companion: Callback, file: Path) -> None:
-        recipe = TrainingConfig(epochs=2, lr=3e-3)
+    def run(regime: Dynamic, callback: Callback, file: Path) -> None:
+        config = TrainingConfig(epochs=2, lr=3e-3)
         data = regime.panel.data
-        train(regime.model, _tasks(), data, recipe, companion=companion, checkpoint=file, checkpoint_every=1)
+        train(regime.model, _tasks(), data, config, callback=callback, checkpoint=file, checkpoint_every=1)
 
     whole, first, second = (_on(loader()) for _ in range(3))
     run(whole, whole, tmp_path / "whole.pt")

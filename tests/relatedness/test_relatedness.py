@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from disparse_structured import GlobalRanking, Magnitude, Task, analyse
 from disparse_structured.errors import (
     BatchError,
-    BudgetError,
     DisparseError,
     GradientError,
     LoadError,
+    OptionError,
     TaskError,
 )
 from disparse_structured.relatedness import (
@@ -30,7 +30,7 @@ from disparse_structured.relatedness import (
     KeptSets,
     Layer,
     Relatedness,
-    Run,
+    SeedRun,
     draw_affinity,
     draw_layers,
     fresh,
@@ -276,7 +276,7 @@ def test_a_counterpart_is_found_by_name(parameter: str, layer: str | None) -> No
 
 def result(affinity: Any, names: Sequence[str] = "abcd") -> Relatedness:
     count = len(names)
-    run = Run(0, 0.5, 0.3, (0.9, 0.1), (0.4, 0.2), affinity, tuple((0.0,) * count for _ in range(count)))
+    run = SeedRun(0, 0.5, 0.3, (0.9, 0.1), (0.4, 0.2), affinity, tuple((0.0,) * count for _ in range(count)))
     layers = (Layer("first", 4), Layer("second", 4))
     return Relatedness("Net", "unit", "by hand", "hand", 0.5, tuple(names), layers, (run,))
 
@@ -491,11 +491,11 @@ def test_what_cannot_be_related_is_refused() -> None:
     image = data[0]["image"]
     with pytest.raises(TaskError, match="at least two"):
         relate(model, image, tasks()[:1], data)
-    with pytest.raises(BudgetError, match="between 0 and 1"):
+    with pytest.raises(OptionError, match="between 0 and 1"):
         relate(model, image, tasks(), data, ratio=1.0)
-    with pytest.raises(BudgetError, match=r"seeds=\[\].*at least one"):
+    with pytest.raises(OptionError, match=r"seeds=\[\].*at least one"):
         relate(model, image, tasks(), data, seeds=())
-    with pytest.raises(BudgetError, match=r"level='layer'.*'unit', 'weight'"):
+    with pytest.raises(OptionError, match=r"level='layer'.*'unit', 'weight'"):
         relate(model, image, tasks(), data, level="layer")  # type: ignore[arg-type]
     with pytest.raises(BatchError, match="yields no batch"):
         relate(model, image, tasks(), [])
@@ -503,7 +503,7 @@ def test_what_cannot_be_related_is_refused() -> None:
         relate(model, image, tasks(), [{"image": torch.randn(2, 5, 8, 8)}])
     with pytest.raises(GradientError, match=r"'bad'.*trunk\.0\.0"):
         relate(model, image, [Task("bad", "near", lambda o, b: (o * 0).sqrt().sum()), *tasks()], data)
-    with pytest.raises(LoadError, match="no relatedness"):
+    with pytest.raises(LoadError, match="not a Relatedness"):
         Relatedness.from_json(json.dumps({"tasks": []}))
 
 

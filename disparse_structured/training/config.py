@@ -1,4 +1,4 @@
-"""What a training run is asked for, who may take part in it, and what it reports."""
+"""A training run's settings, its callback protocol and its report."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train. Only ``epochs`` and ``lr`` have to be said.
+    """How to train. Only ``epochs`` and ``lr`` are required.
 
     Args:
         epochs: at least 1.
         lr: the highest learning rate.
-        weight_decay: of the default optimizer.
+        weight_decay: weight decay of the default optimizer.
         optimizer: makes the optimizer from the list of trainable parameters; by default AdamW
             (Loshchilov and Hutter, ICLR 2019) with ``lr`` and ``weight_decay``.
-        schedule: makes the learning-rate schedule from the optimizer and the number of steps in all; it is
+        schedule: makes the learning-rate schedule from the optimizer and the total number of steps; it is
             stepped after every batch but the last. By default one cycle (Smith and Topin, 2018) that peaks
             at ``lr``.
         precision: ``"32-true"`` computes in the model's own type. ``"bf16-mixed"`` and ``"16-mixed"`` run
@@ -37,7 +37,7 @@ class TrainingConfig:
             always computed in the model's type.
         distillation: learn from a teacher as well; tasks may then lack a loss.
         patience: stop after this many epochs in a row without a lower validation loss.
-        seed: for dropout, for the loader's shuffling and for whatever else draws random numbers.
+        seed: random seed for dropout, the loader's shuffling and all other random draws.
 
     Raises:
         ValueError: a number is out of range, or the precision is unknown.
@@ -64,52 +64,53 @@ class TrainingConfig:
             raise ValueError(f"precision={self.precision!r}: choose one of {', '.join(get_args(Precision))}.")
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
-        """The optimizer of ``parameters``."""
+        """The optimizer for ``parameters``."""
         if self.optimizer is not None:
             return self.optimizer(parameters)
         return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
 
     def make_schedule(self, optimizer: Optimizer, steps: int) -> LRScheduler:
-        """The learning rate over ``steps`` batches."""
+        """The learning-rate schedule for ``steps`` batches."""
         if self.schedule is not None:
             return self.schedule(optimizer, steps)
-        # One cycle needs two steps: with one alone its rate would be the low one of the warm-up.
+        # One cycle needs two steps: a single step would use the low rate of the warm-up.
         return OneCycleLR(optimizer, max_lr=self.lr, total_steps=max(steps, 2))
 
 
 class Callback(Protocol):
-    """Takes part in the training of the model that it was made for: a pruning regime, for example.
+    """Called after every step while the model that it was made for is trained, such as a pruning regime.
 
-    It may change the values of weights and buffers, but no parameter's shape, and must decide alike in
-    every process.
+    It may change the values of weights and buffers, but not the shape of a parameter. It must decide alike
+    in every process.
 
     ``state_dict`` holds tensors, numbers, strings, None, and dicts, lists and tuples of these, so that it
-    can be read back without running code. A fresh companion that has loaded it goes on as the first would.
+    can be read back without executing code. A fresh callback that has loaded it continues as the first one
+    would have.
     """
 
     def step(self, optimizer: Optimizer) -> None:
-        """Called after every optimizer step, in every process; the step's gradients are still there."""
+        """Called after every optimizer step, in every process; the step's gradients are still available."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes from step to step, apart from the model's own tensors."""
+        """Everything that changes from step to step, except the model's own tensors."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what :meth:`state_dict` returned."""
+        """Restores what :meth:`state_dict` returned."""
 
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What a training run did.
+    """The record of a training run.
 
     Args:
-        epochs: begun and finished, fewer than asked for after an early stop.
+        epochs: epochs completed; fewer than requested after an early stop.
         steps: batches trained on.
-        losses: ``losses[task][epoch]`` is the mean over batches, not weighted. A task without a loss has
-            its distillation loss here.
-        validation: after each epoch the objective over the validation data: losses times weights, summed,
-            and the distillation losses likewise.
-        stopped_early: patience ran out.
-        seconds: wall clock, over all the processes that the run was spread over in time.
+        losses: ``losses[task][epoch]`` is the unweighted mean over batches. A task without a loss has its
+            distillation loss here.
+        validation: the objective on the validation data after each epoch: the weighted sum of the losses
+            and the distillation losses.
+        stopped_early: whether patience ran out.
+        seconds: wall-clock time, including that before a resume.
         distillation: like ``losses``, the distance from the teacher.
     """
 
