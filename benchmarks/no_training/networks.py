@@ -25,14 +25,14 @@ from torch import Tensor, nn
 
 from benchmarks import nyuv2
 from benchmarks.data import Batch, DataError, Loader, Samples
+from benchmarks.harness import options as common
+from benchmarks.harness.files import CACHE
 from benchmarks.tables import experiment
 from benchmarks.tables.cells import Figures
 from benchmarks.tables.problems import FIGURES, TITLES, Figure, Problem
 from benchmarks.tables.problems import problem as problem_of
 from benchmarks.tables.settings import Setup
 from disparse_structured.adapters.timm import MultiTask
-
-CACHE = Path(__file__).resolve().parents[1] / ".cache"
 
 
 @dataclass(frozen=True)
@@ -233,8 +233,7 @@ def _cells(figures: Sequence[Figure], results: Figures) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.no_training.networks", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = common.parser("no_training.networks", __doc__)
     names = [network.name for network in NETWORKS]
     parser.add_argument("--networks", nargs="+", choices=names, default=names, help="default: all")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (%(default)s)")
