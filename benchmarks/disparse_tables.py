@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from benchmarks.baselines import METHODS
 from benchmarks.harness import options as common
 from benchmarks.harness.files import CACHE, PAGES, RESULTS, SCRATCH
@@ -32,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> Path:
+    torch.set_num_threads(1)
     whole = _whole(options)
     scale = _chosen(whole, options)
     folder = options.rows or (SCRATCH if options.quick else RESULTS) / "tables"

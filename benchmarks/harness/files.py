@@ -6,10 +6,10 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save_file
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 ROOT = BENCHMARKS.parent
@@ -40,6 +40,8 @@ def write_json(path: Path, facts: Mapping[str, Any]) -> None:
 
 def save_weights(path: Path, model: nn.Module) -> None:
     """Replaces ``path`` by the weights of ``model`` as a safetensors file, all or nothing."""
+    from safetensors.torch import save_file
+
     draft = _draft(path)
     save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, draft)
     draft.replace(path)

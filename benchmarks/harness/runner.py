@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.connection import wait
 from typing import TypeVar
 
@@ -24,21 +25,28 @@ def aloud(text: str) -> None:
     print(text, flush=True)
 
 
-def processes(jobs: int) -> ProcessPoolExecutor:
-    """A pool of ``jobs`` processes with one torch thread each, which end when this process does."""
+def processes(jobs: int) -> AbstractContextManager[Executor | None]:
+    """A pool of processes with one torch thread each, which end when this process does; None for one job."""
+    if jobs == 1:
+        return nullcontext()
     return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _prepare)
 
 
 def run_all(
-    pool: Executor,
+    pool: Executor | None,
     function: Callable[[ItemT], ResultT],
     items: Iterable[ItemT],
     done: Callable[[ResultT], None],
 ) -> None:
-    """Calls ``function`` on all items in ``pool``, and ``done`` on each result as soon as it is there.
+    """Calls ``function`` on all items, and ``done`` on each result as soon as it is there.
 
-    An exception of either, or an interruption, cancels what has not begun and is raised.
+    Without a pool, everything is done in this process. An exception of either function, or an interruption,
+    cancels what has not begun and is raised.
     """
+    if pool is None:
+        for item in items:
+            done(function(item))
+        return
     try:
         for future in as_completed([pool.submit(function, item) for item in items]):
             done(future.result())

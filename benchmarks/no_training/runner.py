@@ -46,11 +46,7 @@ def work(cells: Sequence[Cell], space: Workspace, jobs: int = 1, again: bool = F
     together: dict[tuple[str, int, int], list[Cell]] = defaultdict(list)
     for cell in todo:
         together[cell.network, cell.seed, cell.inputs].append(cell)
-    if jobs == 1 or len(together) < 2:
-        for some in together.values():
-            several(space, some)
-        return len(todo)
-    with processes(jobs) as pool:
+    with processes(min(jobs, max(1, len(together)))) as pool:
         run_all(pool, partial(several, space), together.values(), lambda _: None)
     return len(todo)
 

@@ -17,8 +17,8 @@ REMOVED = 0.7
 TITLE = "Loss scale"
 WORDS = (
     "One task's loss is made 20 times louder or quieter while saliency is measured; the dense network, the "
-    f"data and the fine-tuning (with the losses as they were) are the same. −{REMOVED:.0%} MACs. *Same plan*: "
-    "networks that lose exactly what they lose with balanced losses."
+    "data and the fine-tuning (with the losses as they were) are the same. "
+    f"−{REMOVED:.0%} MACs. *Same plan*: networks that lose exactly what they lose with balanced losses."
 )
 
 

@@ -19,7 +19,7 @@ from benchmarks.tables.settings import REGIMES, SCALES, Scale
 NAME = "disparse_tables.md"
 WRITER = "benchmarks.disparse_tables"
 EXTRAS: Mapping[str, ModuleType] = {"loss-scale": loudness, "branch": branches, "variants": variants}
-"""The experiments beside the tables; each module has ``cells``, ``belongs``, ``TITLE``, ``WORDS`` and ``view``."""
+"""The experiments beside the tables; each has ``cells``, ``belongs``, ``TITLE``, ``WORDS`` and ``view``."""
 
 OPENING = """# DiSparse's tables on units
 

@@ -28,7 +28,7 @@ class Workspace:
         scale: what to run.
         folder: where the shelves are, one for each data set.
         cache: where dense networks are kept.
-        jobs: how many processes, of one torch thread each.
+        jobs: how many processes, of one torch thread each; with 1, everything runs in this process.
         device: where networks compute.
         retry: whether failed cells are run again.
     """
