@@ -25,13 +25,12 @@ _IMPORTANCES: dict[Kind, type[tp.importance.GroupMagnitudeImportance]] = {
 
 @dataclass(frozen=True)
 class StockScores:
-    """Scores of ``torch_pruning.importance.Group{Magnitude,Taylor,Hessian}Importance``, as they come.
+    """Unchanged scores of ``torch_pruning.importance.Group{Magnitude,Taylor,Hessian}Importance``.
 
-    Taylor takes the gradient of the joint loss, summed over the batches; Hessian the mean over the
-    samples of the squared gradient of each sample's joint loss (Torch-Pruning 1.6.1's own
-    ``accumulate_grad`` keeps the last sample only, having looked up names among parameters; it is not
-    used). Groups in which Torch-Pruning scores nothing, which it leaves whole, score as high as the best.
-    Every task gets the same scores.
+    Taylor uses the gradient of the joint loss, summed over the batches; Hessian the mean over the samples of
+    the squared gradient of each sample's joint loss. Torch-Pruning 1.6.1's own ``accumulate_grad`` is not
+    used: it looks up names among parameters, and so keeps the last sample only. Groups that Torch-Pruning
+    does not score, which it leaves whole, score as high as the best. Every task gets the same scores.
     """
 
     kind: Kind
@@ -48,7 +47,7 @@ class StockScores:
         for group, units in zip(graph.get_all_groups(), structure.groups, strict=True):
             scored = importance(group)
             if scored is not None:
-                # A group of zeros is divided by its mean of zero.
+                # A group of zeros is divided by its mean, which is zero.
                 scores[units.slice] = scored.detach().cpu().double().nan_to_num(nan=0.0)
         known = scores.isfinite()
         scores[~known] = scores[known].max() if known.any() else 1.0

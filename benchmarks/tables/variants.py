@@ -15,7 +15,7 @@ REMOVED = 0.7
 TITLE = "What else was tried"
 WORDS = (
     f"DiSparse's own rows with other rankings, arbiters and criteria, −{REMOVED:.0%} MACs; those of the "
-    "tables are unanimous and per cost, by Fisher on trained networks and by SNIP at initialisation."
+    "tables are unanimous and per cost, by Fisher on trained networks and by SNIP at initialization."
 )
 
 

@@ -112,7 +112,7 @@ def costs(dataset: str, rows: Mapping[Cell, Row]) -> str:
     ]
     if over:
         parts.append(
-            f"Networks pruned at initialisation or while training end at {min(over):.1%} to {max(over):.1%} "
+            f"Networks pruned at initialization or while training end at {min(over):.1%} to {max(over):.1%} "
             f"of their MAC budget ({len(over)} runs)."
         )
     own = [

@@ -213,10 +213,10 @@ def test_damaged_data_is_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="no sample of the split 'val'"):
         nyuv2("val")
     np.savez(path, **(arrays | {"seg13": np.array([{"a": 1}] * 5)}))
-    with pytest.raises(DataError, match=r"train.npz is no .npz file of plain arrays"):
+    with pytest.raises(DataError, match=r"train.npz is not an .npz file of plain arrays"):
         nyuv2("train")
     path.write_bytes(b"PK\x03\x04 cut short")
-    with pytest.raises(DataError, match=r"train.npz is no .npz file of plain arrays"):
+    with pytest.raises(DataError, match=r"train.npz is not an .npz file of plain arrays"):
         nyuv2("train")
 
 
