@@ -57,9 +57,7 @@ def distance(pairs: Iterable[tuple[Any, Any]], tasks: Sequence[Task]) -> dict[st
             power[task.name] += size
     silent = [name for name, value in power.items() if not value]
     if silent:
-        raise ValueError(
-            f"the dense output of {silent} is zero on all images; its deviation is undefined."
-        )
+        raise ValueError(f"the dense output of {silent} is zero on all images; its deviation is undefined.")
     return {name: (error[name] / power[name]) ** 0.5 for name in error}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.harness.views import NONE, markdown, spread
 from benchmarks.no_training.bench import INPUTS
 from benchmarks.no_training.cells import Row
-from benchmarks.no_training.goals import EPOCHS, OURS, goals
+from benchmarks.no_training.goals import EPOCHS, OURS, Goal, goals
 from benchmarks.no_training.methods import ABLATED, FEW, FRACTIONS, METHODS, Family
 from benchmarks.no_training.results import Figure, Results, delta_t, mean_deviation, worst
 
@@ -53,7 +53,7 @@ def document(results: Results, plots: Iterable[str], call: Mapping[str, float]) 
     parts = [
         _HEAD.format(inputs=INPUTS, seeds=f"{count} seeds" if count > 1 else "one seed"),
         "## Goals",
-        goal_table(results),
+        goal_table(goals(results)),
         *(f"![{name}]({name})" for name in plots),
         "## In short",
         "At each share the best variant of each family, chosen by the very figure that the column shows: the "
@@ -80,11 +80,11 @@ def document(results: Results, plots: Iterable[str], call: Mapping[str, float]) 
     return "\n\n".join(parts) + "\n"
 
 
-def goal_table(results: Results) -> str:
+def goal_table(lines: Iterable[Goal]) -> str:
     """What was to be achieved, and what was."""
     body = [
         [line.what, line.network, line.found, line.against, line.goal, "yes" if line.met else "**no**"]
-        for line in goals(results)
+        for line in lines
     ]
     return markdown(["goal", "network", "ours", "best stock", "asked", "met"], body)
 

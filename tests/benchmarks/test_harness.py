@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -282,6 +283,16 @@ def test_a_block_is_replaced_and_the_rest_of_the_page_stays(tmp_path: Path) -> N
     path.write_text(text.replace("<!-- desk: end -->", ""), encoding="utf-8")
     with pytest.raises(ValueError, match=r"tables.md has the line .*desk.*, but not .*desk: end"):
         place("desk", "four", "")
+
+
+def test_the_links_of_the_pages_lead_somewhere() -> None:
+    if not files.RESULTS.is_dir():
+        pytest.skip("the results are in the repository only")
+    pages = [*files.PAGES.glob("*.md"), *files.PAGES.parent.glob("*.md")]
+    assert len(pages) > 4
+    for page in pages:
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 # Options.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.files import PAGES, RESULTS
 from benchmarks.no_training import __main__ as command
 from benchmarks.no_training import call, figures, goals, views
 from benchmarks.no_training.cells import Cell, Row, Workspace
@@ -268,6 +269,21 @@ def test_parts_run_what_belongs_to_them(space: Workspace) -> None:
     quick = command.cells("tables", space, command._parser().parse_args(["--quick"]))
     assert len({cell.network for cell in quick}) == 2
     assert {cell.macs for cell in quick} == {0.5}
+
+
+def test_the_stored_summary_is_that_of_the_page() -> None:
+    """The rows of the published run were not kept; goals, seconds and means were."""
+    folder = RESULTS / "no_training"
+    if not folder.is_dir():
+        pytest.skip("the results are in the repository only")
+    page = (PAGES / "no_training.md").read_text(encoding="utf-8")
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert views.goal_table(goals.Goal(**line) for line in summary["goals"]) in page
+    seconds = json.loads((folder / "call.json").read_text(encoding="utf-8"))
+    assert summary["call_seconds"] == seconds
+    assert f"\n{views.call_table(seconds)}\n" in page
+    assert list(summary["methods"]) == list(METHODS)
+    assert {entry["method"] for entry in summary["rows"]} == set(METHODS)
 
 
 def test_the_timed_call_is_of_its_stages() -> None:
