@@ -307,7 +307,12 @@ def test_options_reach_the_plan_and_the_report(tiny, capsys):
     report = document_of(capsys)["report"]
     plan = Plan.load("out/plan.json")
     budget = dict(plan.budget)
-    assert (budget["parameters"], budget["round_to"], budget["min_width"]) == (0.8, 4, 4)
+    assert (budget["cost"], budget["limit"], budget["round_to"], budget["min_width"]) == (
+        "parameters",
+        0.8,
+        4,
+        4,
+    )
     assert (budget["floor"], budget["protected"], plan.provenance.seed) == (0.2, ("far.*", "near"), 7)
     assert (report["arbiter"], report["ranking"]) == ("AnyTask()", "PerCostRanking()")
     assert not report["verification"]["verified"]
@@ -546,7 +551,7 @@ def test_a_budget_at_the_inspected_limit_is_met_and_one_below_is_not(tiny, capsy
     words = ["--floor", "0.3", "--no-onnx", "--no-verify", "--json"]
     given = [word for word in prune_tiny(*words) if word not in ("--macs", "0.6")]
     assert main([*given, f"--{kind}", str(least)]) == 0
-    assert document_of(capsys)["report"][kind]["counted"] == least
+    assert document_of(capsys)["report"]["costs"][kind]["counted"] == least
     assert main([*given, f"--{kind}", str(least - 1)]) == 2
     error = document_of(capsys)["error"]
     assert error["type"] == "BudgetError"
@@ -638,7 +643,7 @@ def test_protected_layers_and_rounding_limit_what_is_reachable(tiny, capsys):
         ("--example", "3x", "--example '3x' is no shape."),
         ("--example", "0x3x8x8", "--example '0x3x8x8' is no shape."),
         ("--macs", "1.5", "macs=1.5 is neither a fraction below 1 nor a whole count"),
-        ("--macs", "0", "macs=0.0 leaves no model"),
+        ("--macs", "0", "macs=0.0 would leave no model"),
         ("--macs", "half", "argument --macs: invalid float value: 'half'"),
         ("--macs", "0.0001", "cannot be met"),
         ("--floor", "2", "floor=2.0 is no share"),
