@@ -73,18 +73,17 @@ class Run:
         return {
             "groups": len(structure.groups),
             "units": structure.units,
-            "macs": structure.cost.macs.total(torch.ones(structure.units, dtype=torch.bool)),
+            "macs": structure.cost.macs.dense,
             "pinned": reasons(structure.pinned),
         }
 
     def prunable(self) -> Facts:
         structure = self._subject.structure
-        everything = torch.ones(structure.units, dtype=torch.bool)
         least = smallest(structure, Budget(parameters=0.5, floor=0.0))
         cost = structure.cost
         return {
-            "prunable_parameters": 1 - cost.parameters.total(least) / cost.parameters.total(everything),
-            "prunable_macs": 1 - cost.macs.total(least) / cost.macs.total(everything),
+            "prunable_parameters": 1 - cost.parameters.total(least) / cost.parameters.dense,
+            "prunable_macs": 1 - cost.macs.total(least) / cost.macs.dense,
         }
 
     def plan(self) -> Facts:

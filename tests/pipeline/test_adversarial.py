@@ -613,7 +613,7 @@ def losing(loss: Callable[[Tensor, Any], Any]) -> dict[str, Any]:
         (losing(lambda output, _: (output * 0).abs().sqrt().sum()), GradientError, "layer '4' is NaN"),
         ({"data": []}, BatchError, "yields no batch"),
         ({"data": [torch.randn(2, 7)]}, BatchError, "refuses a batch"),
-        ({"macs": 0.0}, BudgetError, "leaves no model"),
+        ({"macs": 0.0}, BudgetError, "would leave no model"),
         ({"macs": 1.0}, BudgetError, "Use a fraction between 0 and 1"),
         ({"macs": 1e-6}, BudgetError, "cannot be met"),
         ({"macs": None, "budget": Budget(macs=0.5, protected=("nothing*",))}, PatternError, "nothing"),

@@ -312,7 +312,10 @@ def test_what_moves_falls_along_a_cosine_and_then_stops() -> None:
 def test_the_budget_holds_at_every_exchange(share: float, fraction: float, every: int) -> None:
     regime = _dynamic(_model(), budget=Budget(macs=share), fraction=fraction, every=every)
     # One percent of the dense cost, or what the dearest unit costs, which may be the only one to spare.
-    slack = max(0.01, float(regime.structure.cost.unit_cost("macs").max()) / regime.panel.dense)
+    slack = max(
+        0.01,
+        float(regime.structure.cost.macs.marginal(torch.ones_like(regime.keep)).max()) / regime.panel.dense,
+    )
     for _ in _train(regime, 8, _optimizer(regime)):
         assert share - slack <= regime.panel.cost(regime.keep) / regime.panel.dense <= share
 
@@ -510,7 +513,7 @@ def test_a_loader_with_persistent_workers_goes_on_with_its_epoch() -> None:
 
 def test_a_budget_at_the_floor_leaves_nothing_to_exchange() -> None:
     structure = analyse(_model(), EXAMPLE, _tasks())
-    dense = structure.cost.macs.total(torch.ones(structure.units, dtype=torch.bool))
+    dense = structure.cost.macs.dense
     for floor in (5 / 64, 0.25, 0.5):
         least = structure.cost.macs.total(smallest(structure, Budget(macs=0.9, floor=floor)))
         # Of 5 / 64, the share times the dense cost is a rounding below the cost.

@@ -300,16 +300,16 @@ def test_cost_model_agrees_with_a_real_count(id: str) -> None:
         assert animal.structure.cost.parameters.total(keep) == parameters
 
 
-def test_unit_cost_is_what_removing_that_unit_saves() -> None:
+def test_the_marginal_cost_is_what_removing_that_unit_saves() -> None:
     structure = case("plain").structure
     dense = torch.ones(structure.units, dtype=torch.bool)
-    for measure in ("macs", "parameters"):
-        claimed = structure.cost.unit_cost(measure)
+    for cost in (structure.cost.macs, structure.cost.parameters):
+        assert cost.dense == cost.total(dense)
+        claimed = cost.marginal(dense)
         for unit in (0, 9, structure.units - 1):
             keep = dense.clone()
             keep[unit] = False
-            saved = structure.cost.total(measure, dense) - structure.cost.total(measure, keep)
-            assert claimed[unit] == pytest.approx(saved)
+            assert float(claimed[unit]) == pytest.approx(cost.dense - cost.total(keep))
 
 
 # Identity.

@@ -192,7 +192,7 @@ def tampered(plan: Plan, **changes: object) -> Plan:
         (lambda plan: tampered(plan, removed=(0, 12)), r"group 'first': unit 12 is out of range.* 0 to 11"),
         (lambda plan: tampered(plan, removed=(-1,)), "unit -1 is out of range"),
         (lambda plan: tampered(plan, removed=(3, 3)), "unit 3 is listed twice"),
-        (lambda plan: tampered(plan, removed=tuple(range(12))), "all 12 units would leave"),
+        (lambda plan: tampered(plan, removed=tuple(range(12))), "all 12 units would be removed"),
         (lambda plan: tampered(plan, units=13), "the plan says 13 units, this model has 12"),
         (lambda plan: tampered(plan, name="frist"), r"no channel group 'frist'\. Did you mean 'first'"),
         (lambda plan: dataclasses.replace(plan, fingerprint="0" * 64), "made for another model"),
