@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from disparse_structured import Affine, Budget, LeastSquares, Task, prune, shrink
+from disparse_structured import Budget, LeastSquares, Task, prune, shrink
 from disparse_structured.errors import BudgetError
+from disparse_structured.refit import Affine
 from disparse_structured.regimes import Dynamic
 from tests.support.zoo import BY_ID, Entry, named
 
