@@ -18,7 +18,7 @@ from disparse_structured.decision.deciding import DEFAULT_ARBITER, DEFAULT_RANKI
 from disparse_structured.errors import BatchError
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.pipeline.compensated import Compensated
-from disparse_structured.refit.contraction import contractions
+from disparse_structured.refit.contraction import DenseLayers, contractions
 from disparse_structured.scoring.compensation import RIDGE, Compensation
 from disparse_structured.scoring.criteria import Taylor
 from disparse_structured.scoring.damage_curves import DamageCurves, measure_damage_curves
@@ -82,7 +82,8 @@ def check_execution(
 ) -> None:
     """Values and variants are those of whole runs, bit for bit, in any order."""
     given = [each.clone() for each in inputs]
-    execution = Execution(structure, MaskedReads(structure, keep))
+    masking = MaskedReads(structure, keep)
+    execution = Execution(structure, masking)
     values = execution.values(state, inputs)
     assert same(execution.outputs(values), expected(structure, state, keep, inputs))
 
@@ -90,7 +91,7 @@ def check_execution(
     for seed in seeds:  # the first once more: nothing that is remembered has changed
         without = narrower(structure, keep, seed)
         changed = {name: state[name] * 1.25 for name in floating[seed::3]}
-        found = execution.variant(values, state, changed, MaskedReads(structure, without), inputs)
+        found = execution.variant(values, state, changed, masking.under(without), inputs)
         assert same(found, expected(structure, {**state, **changed}, without, inputs))
     assert same(execution.outputs(values), expected(structure, state, keep, inputs))
     assert all(torch.equal(a, b) for a, b in zip(inputs, given, strict=True))
@@ -104,6 +105,29 @@ def test_a_variant_is_the_masked_twin_with_other_weights(id: str) -> None:
 
     check_execution(animal.structure, state_of(animal.model), animal.inputs, everything, (2,))
     check_execution(animal.structure, state_of(animal.model), animal.inputs, some)
+
+
+@pytest.mark.parametrize("id", ["grouped", "depthwise-separable", "residual", "tiny-vit"])
+def test_only_the_readers_of_a_narrowed_group_lose_columns(id: str) -> None:
+    structure = case(id).structure
+    everything = torch.ones(structure.units, dtype=torch.bool)
+    dense = DenseLayers.of(structure)
+    before = {each.weight: each for each in dense.under(everything).contractions}
+    for group in structure.groups:
+        keep = everything.clone()
+        keep[group.start] = False
+        members = {member.parameter for member in group.members}
+        after = {each.weight: each for each in contractions(structure, keep)}
+        narrowed = {each.weight: each for each in dense.under(keep, only=members).contractions}
+
+        assert narrowed.keys() == after.keys() & members
+        for weight, found in after.items():
+            other = narrowed.get(weight, before[weight])
+            assert (found.nodes, found.bias, found.groups) == (other.nodes, other.bias, other.groups)
+            assert torch.equal(found.columns, other.columns)
+            assert torch.equal(found.rows, other.rows)
+            assert torch.equal(found.inputs, other.inputs)
+            assert torch.equal(found.outputs, other.outputs)
 
 
 class Writing(nn.Module):

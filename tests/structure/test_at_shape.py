@@ -19,7 +19,7 @@ from disparse_structured.structure import Structure
 from disparse_structured.structure.at_shape import structure_at
 from disparse_structured.structure.captures import REMEMBERED
 from tests.support.plans import random_keep
-from tests.support.zoo import BY_ID, ids, named
+from tests.support.zoo import BY_ID, named
 
 TASKS = named("left", "right")
 
@@ -76,12 +76,24 @@ def described(structure: Structure) -> Any:
     ]
 
 
-@pytest.mark.parametrize("id", ids)
+# Flattened positions, groups, heads within the batch dimension, statistics, tokens and two inputs among them.
+NETWORKS = (
+    "grouped",
+    "avgpool-flatten",
+    "tiny-vit",
+    "bmm-attention",
+    "multihead-attention",
+    "two-inputs",
+    "residual",
+)
+
+
+@pytest.mark.parametrize("id", NETWORKS)
 def test_another_batch_and_precision_have_the_structure_of_a_fresh_analysis(id: str) -> None:
     entry = BY_ID[id]
     model = entry.factory()
     structure = analyse(model, entry.inputs(2), entry.tasks)
-    for batch, dtype in ((2, torch.float64), (3, torch.float32), (3, torch.float64)):
+    for batch, dtype in ((2, torch.float64), (3, torch.float32)):
         other, inputs = copy.deepcopy(model).to(dtype), entry.inputs(batch, dtype)
         found, fresh = structure_at(structure, other, inputs), analyse(other, inputs, entry.tasks)
 
