@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -189,6 +190,16 @@ def test_weight_gradients_are_those_of_each_tasks_loss() -> None:
     assert (asked.batches, asked.samples) == (3, 10)
     assert snapshot(asked.model) == before
     assert all(parameter.grad is None for parameter in asked.model.parameters())
+
+
+def test_joint_weight_gradients_are_of_the_weighted_sum_of_losses() -> None:
+    weights = (2.0, 0.5)
+    tasks = tuple(replace(task, weight=weight) for task, weight in zip(LABELLED, weights, strict=True))
+    asked = probe(tasks)
+    for found, batch in zip(asked.weight_gradients(joint=True), data(), strict=True):
+        (joint,) = found.tasks
+        left, right = expected_gradients(asked.model, batch)
+        torch.testing.assert_close(joint, {name: 2 * left[name] + right[name] / 2 for name in left})
 
 
 def test_weight_gradients_of_each_sample() -> None:
