@@ -586,7 +586,7 @@ def case_of_heads() -> Case:
 
 def test_there_are_two_kinds_of_units() -> None:
     wrong: Any = "head"
-    with pytest.raises(PlanError, match="attention='head' is none of 'heads', 'head_dim'"):
+    with pytest.raises(PlanError, match="attention must be 'heads' or 'head_dim', got 'head'"):
         analyse(analysed(Attention).model, analysed(Attention).inputs, TASKS, attention=wrong)
 
 
