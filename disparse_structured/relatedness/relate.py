@@ -11,7 +11,7 @@ from torch import nn
 
 from disparse_structured.data.batches import ToInputs, as_arguments
 from disparse_structured.decision.votes import LayerRanking, Ranking
-from disparse_structured.errors import BudgetError, TaskError
+from disparse_structured.errors import OptionError, TaskError
 from disparse_structured.relatedness.overlap import KeptSets, overlap, shared_layers
 from disparse_structured.relatedness.published import RATIO
 from disparse_structured.relatedness.result import Layer, Level, Relatedness, Run
@@ -62,8 +62,8 @@ def relate(
 
     Raises:
         TaskError: fewer than two tasks, tasks that share nothing, or a loss that is not usable.
-        BudgetError: ``ratio`` is not between 0 and 1, there is no seed, or no such level.
-        BatchError, GradientError, CaptureError: as from :func:`disparse_structured.scoring.measure`.
+        OptionError: ``ratio`` is not between 0 and 1, there is no seed, or the level is unknown.
+        BatchError, GradientError, CaptureError: as from :func:`disparse_structured.score`.
     """
     tasks = check_tasks(tasks)
     if len(tasks) < 2:
@@ -71,7 +71,7 @@ def relate(
     if ratio is None:
         ratio = RATIO if level == "weight" else UNIT_RATIO
     if not 0 < ratio < 1 or not seeds or level not in get_args(Level):
-        raise BudgetError(
+        raise OptionError(
             f"ratio={ratio}, seeds={list(seeds)}, level={level!r}. Give a share between 0 and 1, at least "
             f"one seed, and a level of {get_args(Level)}."
         )

@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from disparse_structured import GlobalRanking, Magnitude, Task, analyse
+from disparse_structured import Task, analyse
+from disparse_structured.decision.rankings import GlobalRanking
 from disparse_structured.errors import (
     BatchError,
-    BudgetError,
     DisparseError,
     GradientError,
     LoadError,
+    OptionError,
     TaskError,
 )
 from disparse_structured.relatedness import (
@@ -41,6 +42,7 @@ from disparse_structured.relatedness import (
     watershed,
     weight_sets,
 )
+from disparse_structured.scoring.criteria import Magnitude
 from disparse_structured.relatedness.overlap import keep_top
 from disparse_structured.relatedness.published import counterpart, weights_of
 
@@ -491,11 +493,11 @@ def test_what_cannot_be_related_is_refused() -> None:
     image = data[0]["image"]
     with pytest.raises(TaskError, match="at least two"):
         relate(model, image, tasks()[:1], data)
-    with pytest.raises(BudgetError, match="between 0 and 1"):
+    with pytest.raises(OptionError, match="between 0 and 1"):
         relate(model, image, tasks(), data, ratio=1.0)
-    with pytest.raises(BudgetError, match=r"seeds=\[\].*at least one"):
+    with pytest.raises(OptionError, match=r"seeds=\[\].*at least one"):
         relate(model, image, tasks(), data, seeds=())
-    with pytest.raises(BudgetError, match=r"level='layer'.*'unit', 'weight'"):
+    with pytest.raises(OptionError, match=r"level='layer'.*'unit', 'weight'"):
         relate(model, image, tasks(), data, level="layer")  # type: ignore[arg-type]
     with pytest.raises(BatchError, match="yields no batch"):
         relate(model, image, tasks(), [])

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from disparse_structured import analyse, score, tasks_of
+from disparse_structured import analyse, score
+from disparse_structured.graph.outputs import tasks_from_outputs
 from disparse_structured.errors import BatchError, TaskError
 from disparse_structured.scoring.criteria import Fisher
 
@@ -73,7 +74,7 @@ def test_entries_are_tasks_that_every_criterion_can_score(kind: str) -> None:
     shape, names = SHAPES[kind]
     model = Returns(shape).eval()
 
-    tasks = tasks_of(model, EXAMPLE)
+    tasks = tasks_from_outputs(model, EXAMPLE)
 
     assert tuple(task.name for task in tasks) == names
     assert all(task.loss is None for task in tasks)
@@ -97,7 +98,7 @@ def test_fields_of_objects_are_tasks_and_whatever_depends_on_parameters(
 ) -> None:
     model = Returns(shape).eval()
 
-    tasks = tasks_of(model, EXAMPLE)
+    tasks = tasks_from_outputs(model, EXAMPLE)
 
     assert tuple(task.name for task in tasks) == names
     assert all(task.tensors(model(EXAMPLE)) for task in tasks)
@@ -107,7 +108,7 @@ def test_each_task_picks_its_own_entry() -> None:
     model = Returns(SHAPES["named tuple"][0]).eval()
     output = model(EXAMPLE)
 
-    depth, classes = tasks_of(model, (EXAMPLE,))
+    depth, classes = tasks_from_outputs(model, (EXAMPLE,))
 
     assert torch.equal(depth.tensors(output)[0], output.depth)
     assert torch.equal(classes.tensors(output)[0], output.classes)
@@ -128,7 +129,7 @@ def test_the_model_and_the_random_states_stay_as_they_are() -> None:
     modes = [module.training for module in model.modules()]
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002 (the global one on purpose)
 
-    tasks_of(model, EXAMPLE)
+    tasks_from_outputs(model, EXAMPLE)
 
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
@@ -151,9 +152,9 @@ def test_the_model_and_the_random_states_stay_as_they_are() -> None:
 )
 def test_nothing_to_measure_is_an_error_that_says_what_there_is(shape: Any, says: str) -> None:
     with pytest.raises(TaskError, match=says):
-        tasks_of(Returns(shape), EXAMPLE)
+        tasks_from_outputs(Returns(shape), EXAMPLE)
 
 
 def test_inputs_that_the_model_refuses_are_named() -> None:
     with pytest.raises(BatchError, match=r"Returns refused a batch, called with \(\(2, 5, 8, 8\)"):
-        tasks_of(Returns(SHAPES["dict"][0]), torch.randn(2, 5, 8, 8))
+        tasks_from_outputs(Returns(SHAPES["dict"][0]), torch.randn(2, 5, 8, 8))
