@@ -42,9 +42,9 @@ from disparse_structured.relatedness import (
     watershed,
     weight_sets,
 )
-from disparse_structured.scoring.criteria import Magnitude
 from disparse_structured.relatedness.overlap import keep_top
 from disparse_structured.relatedness.published import counterpart, weights_of
+from disparse_structured.scoring.criteria import Magnitude
 
 NAMES = ("near", "far", "flat")
 

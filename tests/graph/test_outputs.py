@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from disparse_structured import analyse, score
-from disparse_structured.graph.outputs import tasks_from_outputs
 from disparse_structured.errors import BatchError, TaskError
+from disparse_structured.graph.outputs import resolve_tasks, tasks_from_outputs
 from disparse_structured.scoring.criteria import Fisher
+from disparse_structured.tasks import Task
 
 
 class Both(NamedTuple):
@@ -158,3 +159,37 @@ def test_nothing_to_measure_is_an_error_that_says_what_there_is(shape: Any, says
 def test_inputs_that_the_model_refuses_are_named() -> None:
     with pytest.raises(BatchError, match=r"Returns refused a batch, called with \(\(2, 5, 8, 8\)"):
         tasks_from_outputs(Returns(SHAPES["dict"][0]), torch.randn(2, 5, 8, 8))
+
+
+def named(shape: Any, tasks: Any) -> tuple[Task, ...]:
+    return resolve_tasks(Returns(shape).eval(), EXAMPLE, tasks)
+
+
+def test_a_name_is_the_entry_that_has_it() -> None:
+    assert named(SHAPES["dict"][0], ["classes"]) == (Task("classes", "classes"),)
+    assert named(SHAPES["tuple"][0], ["output1", "output0"]) == (Task("output1", 1), Task("output0", 0))
+    assert named(SHAPES["tensor"][0], ["output"]) == (Task("output", ()),)
+    assert named(lambda d, c, x: {0: d, 1: c}, ["1"]) == (Task("1", 1),)
+
+
+def test_names_may_come_from_any_iterable_and_beside_tasks() -> None:
+    own = Task("mine", "depth")
+
+    found = named(SHAPES["dict"][0], (task for task in ("classes", own)))
+
+    assert found == (Task("classes", "classes"), own)
+
+
+def test_a_name_that_no_entry_has_is_looked_for_as_a_path() -> None:
+    shape = SHAPES["nested"][0]
+
+    (found,) = named(shape, ["maps.depth"])
+
+    output = Returns(shape).eval()(EXAMPLE)
+    assert torch.equal(found.tensors(output)[0], output["maps"]["depth"])
+
+
+@pytest.mark.parametrize("tasks", ["depth", Task("depth"), 0.5, []])
+def test_what_is_not_a_list_of_tasks_is_refused(tasks: Any) -> None:
+    with pytest.raises(TaskError, match=r"tasks must be a list|no task was given"):
+        named(SHAPES["dict"][0], tasks)
