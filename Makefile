@@ -9,7 +9,7 @@ JOBS ?= 2
 OUT ?= demo-out
 
 BIN := $(VENV)/bin
-RUN_STAMP := $(VENV)/.installed-figures
+RUN_STAMP := $(VENV)/.installed-all
 DEV_STAMP := $(VENV)/.installed-dev
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check \
 	$(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
@@ -96,7 +96,7 @@ $(BIN)/python:
 # Older than the environment's own python by design: only a change of the requirements installs again.
 $(RUN_STAMP): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "== install (the first time: about 75 s and 5.6 GB, nearly all of it PyTorch)"
-	$(PIP_INSTALL) --editable ".[figures]"
+	$(PIP_INSTALL) --editable ".[all]"
 	@touch $@
 
 $(DEV_STAMP): pyproject.toml $(CONSTRAINTS) | $(BIN)/python

@@ -1,5 +1,5 @@
-"""Third-party models as a model plus tasks; one file a family.
+"""Third-party models as a model plus tasks; one file per family.
 
-Nothing is imported here, so that one family can be used without the libraries of the others, and no
-other part of the package imports this one.
+Nothing is imported here, so that each family needs only its own libraries. No other part of the package
+imports this one.
 """

@@ -1,6 +1,6 @@
-"""From analysis to architecture: a trunk that is shared up to a layer, and its tasks' own from there on.
+"""Branching: a trunk that is shared up to a layer and copied per task, or cluster of tasks, from there on.
 
-The copies have parameters of their own, which only their tasks reach, so that these vote on them alone.
+The copies have separate parameters. Only their own tasks reach them, so only these vote on them.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ def branch(model: MultiTask, at: str | int, clusters: Iterable[Sequence[str]] | 
     Its outputs are bit-identical to those of ``model``, until it is trained or pruned.
 
     Args:
-        model: with a trunk that timm runs child after child; left as it is.
+        model: a model whose trunk timm runs child after child; it is not changed.
         at: the last child of the trunk that is shared (``"layer2"``), or how many are shared; 0 shares
             nothing. :func:`children_before` says how many lie before a layer such as the watershed.
-        clusters: the tasks that keep a copy together, every task once; by default each has its own.
+        clusters: the tasks that share a copy, every task once; by default each has its own.
 
     Raises:
-        UnsupportedModelError: the trunk is of another kind, or branched already.
-        TaskError: there is no such child, or ``clusters`` are no partition of the tasks.
+        UnsupportedModelError: the trunk is of another kind, or already branched.
+        TaskError: there is no such child, or ``clusters`` do not hold every task once.
     """
     names = _children(model)
     count = names.index(at) + 1 if at in names else at
     if not isinstance(count, int) or not 0 <= count <= len(names):
         raise TaskError(
-            f"at={at!r} is no place in the trunk. Use the name of the last shared child, one of {names}, or "
-            f"how many children are shared, 0 to {len(names)}."
+            f"at={at!r} is not a place in the trunk. Use the name of the last shared child, one of {names}, "
+            f"or how many children are shared, 0 to {len(names)}."
         )
     groups = _checked(clusters, model.head_names)
     branched = copy.deepcopy(model)
@@ -62,18 +62,18 @@ def children_before(model: MultiTask, layer: str) -> int:
     for number, name in enumerate(names):
         if f"{layer}.".startswith(f"backbone.net.{name}."):
             return number
-    raise TaskError(f"layer {layer!r} is not in the trunk, whose children are {names} of 'backbone.net'.")
+    raise TaskError(f"layer {layer!r} is not in the trunk 'backbone.net', whose children are {names}.")
 
 
 def _children(model: MultiTask) -> list[str]:
     """The trunk's children, in the order in which they run."""
     found = model.backbone if isinstance(model, MultiTask) else model
     if isinstance(found, _Branches):
-        raise UnsupportedModelError("the trunk has branches already. Branch the model that it was made from.")
+        raise UnsupportedModelError("the trunk has branches already. Branch the original model instead.")
     if not isinstance(found, Maps) or not isinstance(found.net, FeatureListNet):
         kind = type(found.net if isinstance(found, Maps) else found).__name__
         raise UnsupportedModelError(
-            f"a trunk of type {kind} does not run its children one after the other, so that it cannot be cut "
+            f"a trunk of type {kind} does not run its children one after the other, so it cannot be split "
             "between two. Use multitask(...) on a backbone whose timm features are a FeatureListNet, such as "
             "a ResNet, ConvNeXt or RegNet; or share and copy modules in your own forward."
         )
@@ -85,7 +85,7 @@ def _checked(clusters: Iterable[Sequence[str]] | None, heads: Sequence[str]) -> 
     named = [name for group in groups for name in group]
     if sorted(named) != sorted(heads) or not all(groups):
         raise TaskError(
-            f"clusters={groups} do not hold every task once. The tasks are {list(heads)}; give lists of "
+            f"clusters={groups} do not hold every task once. The tasks are {list(heads)}; pass lists of "
             "names, such as [['depth', 'normals'], ['labels']]."
         )
     return groups
@@ -148,7 +148,7 @@ class _OnBranch(nn.Module):
 
 
 def _keep_input(ends: nn.Module) -> None:
-    """Activations no longer write to what they read, which now is the input of other branches too."""
+    """Makes activations out-of-place, because several branches now share their input."""
     for module in ends.modules():
         if vars(module).get("inplace") is True:
             vars(module)["inplace"] = False

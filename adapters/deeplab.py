@@ -1,4 +1,4 @@
-"""DeepLab for dense multi-task prediction: an atrous timm trunk and one ASPP head a task.
+"""DeepLab for dense multi-task prediction: an atrous timm trunk and one ASPP head per task.
 
 The network of DiSparse (Sun et al., CVPR 2022, §4.1), which is that of AdaShare (Sun et al., NeurIPS 2020):
 a ResNet-34 whose last stages trade their strides for atrous convolutions (Chen et al., "DeepLab", TPAMI
@@ -29,12 +29,12 @@ def deeplab(
     checkpoint_path: str | Path | None = None,
     **timm_kwargs: Any,
 ) -> MultiTask:
-    """``trunk`` with one ASPP head a task; ``model(images)`` is ``{task: [B, outputs, H, W]}``.
+    """``trunk`` with one ASPP head per task; ``model(images)`` is ``{task: [B, outputs, H, W]}``.
 
     A stage that loses its stride multiplies the dilation of what follows by it: 2 in the third stage of
     a ResNet and 4 in the fourth, at output stride 8. The stage's very first convolution keeps the
-    dilation of the stage before, since its input is not dilated yet; so ImageNet weights mean on the
-    finer map what they meant on the coarse one. DiSparse's own code dilates that convolution too, and
+    dilation of the stage before, since its input is not dilated yet; so ImageNet weights mean the
+    same on the finer map as on the coarse one. DiSparse's own code dilates that convolution too, and
     its heads are 1024 wide with one more 1×1 convolution.
 
     Args:
@@ -43,7 +43,7 @@ def deeplab(
         image_size: side or ``(H, W)`` of the images, in pixels; the default is timm's.
         head_width: channels inside each of a head's four branches.
         output_stride: how many image pixels one pixel of the trunk's last map covers, along a side.
-            None leaves the trunk its own, as transformers and some convolutional networks need.
+            None keeps the trunk's own, as transformers and some convolutional networks need.
         pretrained: load timm's published weights into the trunk (may download).
         checkpoint_path: load the trunk's weights from this file instead.
         timm_kwargs: passed on to ``timm.create_model``.
@@ -84,6 +84,6 @@ def _stride(model: MultiTask) -> int:
 def _refused(trunk: str, output_stride: int, reason: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"timm's {trunk} cannot be built with output_stride={output_stride}: {reason}. Pass "
-        "output_stride=None to keep the trunk's own stride, or take a trunk whose strides can become "
+        "output_stride=None to keep the trunk's own stride, or choose a trunk whose strides can become "
         "dilations (ResNets, RegNets, EfficientNets, MobileNets, ConvNeXts; at 8, 16 or 32)."
     )

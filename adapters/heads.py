@@ -17,7 +17,7 @@ from disparse_structured.errors import TaskError
 
 
 class Head(abc.ABC):
-    """What a task puts on the backbone. Sub-class it (as a frozen dataclass) for a head of your own."""
+    """A task's head on the backbone. Subclass it (as a frozen dataclass) for a head of your own."""
 
     @abc.abstractmethod
     def build(self, channels: Sequence[int]) -> nn.Module:
@@ -27,7 +27,7 @@ class Head(abc.ABC):
         ``size`` the ``(H, W)`` of the input image.
 
         Raises:
-            TaskError: the head asks for a map that is not there.
+            TaskError: the head reads a map that does not exist.
         """
 
 

@@ -1,7 +1,9 @@
 """Multi-task models on timm backbones: ``multitask("resnet18", {"depth": DenseHead(1), ...})``.
 
-A module of your own on a timm backbone needs none of this: pass it to ``prune`` with your own tasks.
+Your own module on a timm backbone does not need this: pass it to ``prune`` with your own tasks.
 """
+
+# ruff: noqa: E402  (a missing timm is reported before it is imported)
 
 from __future__ import annotations
 
@@ -11,30 +13,33 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
+from torch import Tensor, nn
+
+from disparse_structured.adapters.heads import ASPPHead, DenseHead, Head, LinearHead
+from disparse_structured.errors import LoadError, TaskError, UnsupportedModelError, require
+from disparse_structured.tasks import Loss, Task
+
+require("timm", "timm")
+
+import timm
 from timm.layers.format import Format
 from timm.models import FeatureListNet, PretrainedCfg, load_state_dict
 from timm.models._features import FeatureGetterNet  # timm.models does not re-export this one
 from timm.models.hiera import Hiera
 from timm.models.hieradet_sam2 import HieraDet
-from torch import Tensor, nn
-
-from disparse_structured.adapters.heads import ASPPHead, DenseHead, Head, LinearHead
-from disparse_structured.errors import LoadError, TaskError, UnsupportedModelError
-from disparse_structured.tasks import Loss, Task
 
 WITHOUT_FINAL_NORM = (Hiera, HieraDet)
-"""Transformers whose maps timm refuses to normalise."""
+"""Transformers whose maps timm refuses to normalize."""
 
 GRID_FROM_DATA = ("Gemma4VitEncoder", "Gemma4VitClassifier")
-"""By name, as older versions of timm lack them: they read the grid of their tokens off a tensor's values."""
+"""By name, because older versions of timm lack them. They read their token grid from a tensor's values."""
 
 __all__ = ["ASPPHead", "DenseHead", "Head", "LinearHead", "MultiTask", "multitask"]
 
 
 class MultiTask(nn.Module):
-    """A backbone and one head a task; ``model(images)`` is a dict from task name to tensor.
+    """A backbone and one head per task; ``model(images)`` is a dict from task name to tensor.
 
     Args:
         backbone: called with images ``[B, C, H, W]``, returns a list of maps ``[B, C_i, H_i, W_i]``.
@@ -71,10 +76,10 @@ class MultiTask(nn.Module):
         return tuple(self.heads)
 
     def tasks(self, losses: Mapping[str, Loss] | None = None) -> tuple[Task, ...]:
-        """One task a head, picking that head's output; label-free where ``losses`` has no entry.
+        """One task per head, which picks that head's output; label-free where ``losses`` has no entry.
 
         Raises:
-            TaskError: ``losses`` names a head that is not there.
+            TaskError: ``losses`` names an unknown head.
         """
         losses = {} if losses is None else losses
         for name in losses:
@@ -98,10 +103,10 @@ def multitask(
     checkpoint_path: str | Path | None = None,
     **timm_kwargs: Any,
 ) -> MultiTask:
-    """A timm backbone with one head a task.
+    """A timm backbone with one head per task.
 
     Convolutional and hierarchical backbones give their feature pyramid. Plain transformers and mixers
-    give the patch tokens behind the final norm as one map (several with ``out_indices=(…)``); class and
+    give the patch tokens after the final norm as one map (several with ``out_indices=(…)``); class and
     distillation tokens are left out.
 
     Args:
@@ -153,7 +158,7 @@ class Maps(nn.Module):
         self.net = net
         self.channels_last = isinstance(net, FeatureListNet) and net.output_fmt == Format.NHWC
         self.strides: list[int] = []
-        """Pixels a token, of each map that comes as a list of tokens."""
+        """Pixels per token, for each map that is a list of tokens."""
         if isinstance(net, FeatureGetterNet) and net.output_fmt == Format.NLC:
             self.strides = list(net.feature_info.reduction())
 
@@ -173,12 +178,12 @@ def _feature_net(name: str, options: Mapping[str, Any], weights: Mapping[str, An
         net: nn.Module = timm.create_model(name, features_only=True, **options, **weights)
     except AttributeError as error:  # what timm raises where a model describes no features
         raise UnsupportedModelError(
-            f"timm's {name} gives no feature maps ({error}). Take another backbone, or put heads on it "
+            f"timm's {name} gives no feature maps ({error}). Choose another backbone, or put heads on it "
             "yourself and pass your module with its tasks."
         ) from error
     if not isinstance(net, FeatureGetterNet):
         return net
-    # timm drops the final norm of a transformer here; heads want it, and its trained weights.
+    # timm drops the final norm of a transformer here; heads need it, and its trained weights.
     options = dict(options)
     levels = options.pop("out_indices", 1)
     model = timm.create_model(name, num_classes=0, **options, **weights)
@@ -190,9 +195,9 @@ def _feature_net(name: str, options: Mapping[str, Any], weights: Mapping[str, An
 def _with_checkpoint(build: Callable[..., nn.Module], path: Path, name: str) -> nn.Module:
     """``build`` with the file's weights.
 
-    timm drops the classifier from the file, and with it the strictness of loading: weights of another
-    model would leave a random network without a word. So the network is built twice, and parameters
-    that differ were not in the file.
+    timm drops the classifier from the file and no longer loads strictly: weights of another model would
+    silently leave a random network. So the network is built twice, and parameters that differ were not in
+    the file.
     """
     try:
         weights = load_state_dict(str(path), weights_only=True)
@@ -211,7 +216,7 @@ def _with_checkpoint(build: Callable[..., nn.Module], path: Path, name: str) -> 
     missed = [key for key, value in net.named_parameters() if not torch.equal(value, again[key])]
     if missed:
         raise LoadError(
-            f"{path} leaves {len(missed)} of {len(again)} parameters of {name} as initialised, "
+            f"{path} leaves {len(missed)} of {len(again)} parameters of {name} as initialized; "
             f"the first is {missed[0]!r}. Pass weights of {name} with timm's parameter names."
         )
     return net
@@ -224,11 +229,11 @@ def _check_heads(heads: Mapping[str, Head]) -> None:
     for name, head in heads.items():
         if not name.isidentifier() or keyword.iskeyword(name) or name in taken:
             raise TaskError(
-                f"head name {name!r} cannot name a module. Use a Python identifier that is no keyword and "
-                "no attribute of torch.nn.ModuleDict, such as 'depth' or 'kind_head'."
+                f"head name {name!r} cannot name a module. Use a Python identifier that is neither a "
+                "keyword nor an attribute of torch.nn.ModuleDict, such as 'depth' or 'kind_head'."
             )
         if not isinstance(head, Head):
             raise TaskError(
                 f"head {name!r} is of type {type(head).__name__}. Use LinearHead, DenseHead, ASPPHead or "
-                "your own sub-class of Head."
+                "your own subclass of Head."
             )

@@ -1,7 +1,7 @@
-"""What those numbers of timm's modules count that no ``forward`` computes with.
+"""What the numbers in timm's modules count that ``forward`` does not use.
 
 Registered in ``pyproject.toml`` as an entry point of ``disparse_structured.sizes``. timm is not imported:
-:func:`numbers` is asked about the modules of every model.
+:func:`numbers` is called with the modules of every model.
 """
 
 from __future__ import annotations
@@ -73,18 +73,18 @@ TABLE: Mapping[str, tuple[SizeDeclaration, ...]] = {
             for i in range(4)
         ),
     ),
-    # set_input_size makes these tables of coordinates anew, with two of them.
+    # set_input_size rebuilds these tables with two coordinates.
     "timm.layers.pos_embed_rel.RelPosMlp": (SizeDeclaration(None, "rel_coords_log", -1),),
     "timm.models.swin_transformer_v2.WindowAttention": (SizeDeclaration(None, "relative_coords_table", -1),),
     "timm.models.swin_transformer_v2_cr.WindowMultiHeadAttention": (
         SizeDeclaration(None, "relative_coordinates_log", -1),
     ),
 }
-"""Qualified name of a class to the numbers of its modules, and of those of its sub-classes."""
+"""Qualified class name to the numbers of its modules and of its subclasses' modules."""
 
 
 def numbers(module: nn.Module) -> Iterator[SizeDeclaration]:
-    """The numbers of ``module``, if its class or a base of it is timm's; see :class:`SizeDeclaration`."""
+    """The numbers of ``module``, if its class or a base class is timm's; see :class:`SizeDeclaration`."""
     classes = [f"{each.__module__}.{each.__qualname__}" for each in type(module).__mro__]
     if any(name.startswith("timm.") for name in classes):
         yield from _of_classifier(module)
@@ -96,10 +96,10 @@ def numbers(module: nn.Module) -> Iterator[SizeDeclaration]:
 
 
 def _of_classifier(module: nn.Module) -> Iterator[SizeDeclaration]:
-    """What ``reset_classifier`` makes a classifier from, and ``head_hidden_size``: they count what it reads.
+    """The attributes that ``reset_classifier`` sizes a classifier by, and ``head_hidden_size``.
 
-    It is called on a copy without data whose integers are traced, so that the width of a layer that it
-    makes remembers the attribute that it came from.
+    They count what the classifier reads. ``reset_classifier`` is called on a copy without data whose
+    integers are traced, so that the width of a new layer names the attribute that it came from.
     """
     if not hasattr(module, "reset_classifier"):
         return
@@ -108,7 +108,7 @@ def _of_classifier(module: nn.Module) -> Iterator[SizeDeclaration]:
     try:
         with torch.device("meta"), traced_attributes(bare, set()):
             bare.reset_classifier(1)
-    except Exception:  # timm's own refusal: the dense model takes no other classifier either
+    except Exception:  # timm itself refuses: the dense model cannot take another classifier either
         return
     for path, layer in bare.named_modules():
         if layer in before or not isinstance(layer, nn.Linear | nn.Conv2d):
@@ -119,9 +119,8 @@ def _of_classifier(module: nn.Module) -> Iterator[SizeDeclaration]:
             if attribute is not None:
                 name = f"{attribute.module}.{attribute.name}".removeprefix(".")
                 yield SizeDeclaration(name, f"{path}.weight", 1, attribute.keys)
-                yield SizeDeclaration(
-                    name, f"{path}.forward", _CHANNELS, attribute.keys
-                )  # nn.Identity: no classes
+                # Without classes, the layer is an nn.Identity, which has no weight.
+                yield SizeDeclaration(name, f"{path}.forward", _CHANNELS, attribute.keys)
 
 
 def _without_data(module: nn.Module) -> nn.Module:
@@ -147,7 +146,7 @@ def _source(expression: Expression) -> Attribute | None:
 
 
 def _of_feature_info(module: nn.Module) -> Iterator[SizeDeclaration]:
-    """The channels of maps: of those that an extractor returns (``FeatureInfo``), of a model's (a list)."""
+    """The channel counts of the maps of an extractor (``FeatureInfo``) or of a model (a list)."""
     info: Any = getattr(module, "feature_info", None)
     if hasattr(info, "out_indices"):
         given = sorted(index % len(info) for index in info.out_indices)
@@ -156,7 +155,7 @@ def _of_feature_info(module: nn.Module) -> Iterator[SizeDeclaration]:
                 "feature_info", "forward", _channels(module), ("info", index, "num_chs"), leaf
             )
     elif isinstance(info, list):
-        taken = Counter[str]()  # a module that is named again gives the next of its outputs
+        taken = Counter[str]()  # a module that is named again stands for its next output
         for index, each in enumerate(info):
             name = each["module"]
             called = f"{name}.forward"
@@ -165,10 +164,10 @@ def _of_feature_info(module: nn.Module) -> Iterator[SizeDeclaration]:
 
 
 def _of_attention(module: nn.Module) -> Iterator[SizeDeclaration]:
-    """Unfused attention scales by a number of its own, fused attention by the width of a head as it is.
+    """A single head of unfused attention keeps its width.
 
-    So that it may be fused later, a head keeps its width. Of several heads whole ones go; a single one
-    would become narrower.
+    Unfused attention scales by a stored number, fused attention by the actual width of a head. They would
+    differ if a head became narrower. Of several heads, whole ones are removed, which changes no width.
     """
     if getattr(module, "fused_attn", True) is False and getattr(module, "num_heads", None) == 1:
         for name in ("qkv", "q", "k", "kv", "q_proj", "k_proj"):

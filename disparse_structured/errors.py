@@ -6,6 +6,8 @@ Each message says what was found, where, and what to do about it. All of them de
 
 from __future__ import annotations
 
+import importlib.util
+
 
 class DisparseError(Exception):
     """Base class of every error raised on purpose by this package."""
@@ -13,6 +15,10 @@ class DisparseError(Exception):
 
 class OptionError(DisparseError, ValueError):
     """An option has a value of the wrong kind, is out of range, or contradicts another option."""
+
+
+class MissingExtraError(DisparseError, ImportError):
+    """A library that only some users need is not installed."""
 
 
 class TaskError(DisparseError):
@@ -43,8 +49,11 @@ class GradientError(DisparseError):
     """A task's gradient is NaN or infinite."""
 
 
-class BudgetError(DisparseError):
-    """The budget is malformed, or cannot be met by removing what may be removed."""
+class BudgetError(OptionError):
+    """The budget is malformed, or no set of widths that the options allow meets it.
+
+    A budget is an option, so this is an :class:`OptionError` too.
+    """
 
 
 class PlanError(DisparseError):
@@ -65,3 +74,12 @@ class ExportError(DisparseError):
 
 class LoadError(DisparseError):
     """A saved folder is incomplete, or does not fit the model that the factory builds."""
+
+
+def require(extra: str, *modules: str) -> None:
+    """Raises :class:`MissingExtraError` unless ``modules``, which ``extra`` installs, can be found."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"{' and '.join(missing)} cannot be found. Run: pip install 'disparse-structured[{extra}]'"
+        )

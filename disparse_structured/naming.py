@@ -1,4 +1,4 @@
-"""What a rule is called in plans, reports and checkpoints."""
+"""How rules and costs are named in plans, reports and checkpoints."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ def rule_name(rule: object) -> str:
     if inspect.isroutine(rule) or inspect.isclass(rule):
         return str(rule.__qualname__)
     return repr(rule) if dataclasses.is_dataclass(rule) else type(rule).__qualname__
+
+
+def cost_label(name: str, unit: str) -> str:
+    """What a table calls a cost: ``MACs``, ``parameters``, ``latency (ms)``."""
+    return unit if unit.lower() == name.lower() else f"{name} ({unit})"

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the benchmar
 
 from benchmarks.data import Loader, flip, nyuv2
 from disparse_structured.adapters.timm import DenseHead, multitask
-from disparse_structured.lab.datasets import nyuv2_tasks, tasks_of
+from disparse_structured.lab.datasets import dataset_tasks, nyuv2_tasks
 
 SIZE = (48, 64)
 SPECS = {name if name != "segmentation" else "seg13": spec for name, spec in nyuv2_tasks(classes=13).items()}
@@ -31,7 +31,7 @@ def build() -> nn.Module:
 
 def tasks():
     """Losses and the published weights."""
-    return tasks_of(SPECS)
+    return dataset_tasks(SPECS)
 
 
 def loader() -> Loader:

@@ -1,6 +1,12 @@
-"""A plain module becomes an ONNX file that is proven against PyTorch, and is timed in ONNX Runtime."""
+"""Export a module to an ONNX file that is checked against PyTorch, and time it in ONNX Runtime."""
+
+# ruff: noqa: E402  (a missing package is reported before it is imported)
 
 from __future__ import annotations
+
+from disparse_structured.errors import require
+
+require("onnx", "onnx", "onnxscript", "onnxruntime")
 
 from disparse_structured.export.latency import measure_latency
 from disparse_structured.export.onnx_file import export_onnx

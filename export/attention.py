@@ -1,4 +1,4 @@
-"""Scaled-dot-product attention of any rank in ONNX: torch's exporter knows that of four dimensions only."""
+"""Scaled-dot-product attention of any rank in ONNX: torch's exporter knows only four dimensions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """The operator's translation: leading dimensions are put together to one, and apart again behind it.
+    """The operator's translation: leading dimensions are flattened into one, and restored afterward.
 
     Raises:
         ValueError: leading dimensions differ, so that they would have to be broadcast.
@@ -48,7 +48,7 @@ def _flat(tensor: Any) -> Any:
 
 
 def _known(result: Any, source: Any, *shape: Any) -> Any:
-    """``result`` with its shape, and the type of ``source``: torch's translation asks for both."""
+    """``result`` with its shape, and the type of ``source``: torch's translation needs both."""
     result.shape, result.dtype = ir.Shape(shape), source.dtype
     return result
 
@@ -56,4 +56,7 @@ def _known(result: Any, source: Any, *shape: Any) -> Any:
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.scaled_dot_product_attention.default: scaled_dot_product_attention
 }
-"""For ``torch.onnx.export(custom_translation_table=)``."""
+"""For ``torch.onnx.export(custom_translation_table=)``.
+
+Not a field of ``graph.operators``: export sees plain modules only, by an import contract.
+"""

@@ -1,4 +1,4 @@
-"""Which dimensions of an ONNX file are free, and the inputs that prove it."""
+"""Which dimensions of an ONNX file are free, and the inputs that check it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Probe:
+class CheckCase:
     """Inputs, and what PyTorch computes on them."""
 
     inputs: Inputs
@@ -61,7 +61,7 @@ class Layout:
         return dict(enumerate(_AXES[extra], start=2))
 
     def free(self, form: Form) -> tuple[dict[int, str], ...]:
-        """For each input the free dimensions of ``form`` by name; one name for one length of an axis."""
+        """For each input the free dimensions of ``form`` by name; axes of equal length share a name."""
         sizes: dict[str, int] = {}
         inputs = []
         for position, tensor in enumerate(self.example):
@@ -84,7 +84,7 @@ class Layout:
         )
 
     def with_size(self, extra: int) -> Inputs:
-        """The example, wrapped to be ``extra`` longer along the first size axis, twice that on the next, ….
+        """The example, repeated to be ``extra`` longer along the first size axis, twice that on the next, ….
 
         Unequal growth tells height from width. An input that is smaller than another one grows in
         proportion, since networks often want one input at a fraction of another's size.
@@ -107,15 +107,15 @@ class Layout:
 
 
 def wanted_forms(layout: Layout, *, batch: bool, size: bool) -> tuple[list[Form], list[str]]:
-    """The forms to try, widest first, and a line for each wider one that is out of the question."""
+    """The forms to try, widest first, and a line for each wider one that is ruled out."""
     lines = []
     if not batch:
-        lines.append("batch: not asked for")
+        lines.append("batch: not requested")
     elif not layout.batched(0):
         lines.append("batch: the first input has no dimension")
         batch = False
     if not size:
-        lines.append("size: not asked for")
+        lines.append("size: not requested")
     elif not any(layout.axes(position) for position in range(len(layout.example))):
         lines.append("size: no input has more than a batch and a channel dimension")
         size = False
@@ -123,29 +123,28 @@ def wanted_forms(layout: Layout, *, batch: bool, size: bool) -> tuple[list[Form]
     return list(dict.fromkeys(forms)), lines
 
 
-def probes_of(form: Form, layout: Layout, model: TaskOutputs) -> tuple[Inputs, list[Probe]]:
-    """What to trace with, and what the file must then agree on.
+def cases_of(form: Form, layout: Layout, model: TaskOutputs) -> tuple[Inputs, list[CheckCase]]:
+    """The inputs to trace with, and the cases that the file must then agree on.
 
-    Tracing takes a batch of at least two, and a larger size than the example's, since a dimension that
-    happens to be one while tracing would be taken for a constant. The probes are the example itself,
-    other samples (one, two and three of them where the batch is free), a larger size, and one that is no
-    multiple of anything if PyTorch takes it (networks that pad "if needed" lose the padding when traced
-    at a size that needs none).
+    Tracing uses a batch of at least two and a larger size than the example's, because a dimension that
+    happens to be one while tracing would be taken for a constant. The cases are the example itself, other
+    samples (one, two and three of them if the batch is free), a larger size, and an odd size if PyTorch
+    takes it (networks that pad "if needed" lose the padding when traced at a size that needs none).
 
     Raises:
         ExportError: PyTorch itself refuses another batch or size.
     """
     example = layout.example
-    probes = [Probe(example, reference(model, example))]
+    cases = [CheckCase(example, reference(model, example))]
     trace = example
     counts: tuple[int, ...] = ()
     if form.size:
         grown, step = _accepted_size(layout, model)
-        probes.append(grown)
+        cases.append(grown)
         trace = grown.inputs
         odd = layout.with_size(step - 1)
         with contextlib.suppress(ExportError):
-            probes.append(Probe(odd, reference(model, odd)))
+            cases.append(CheckCase(odd, reference(model, odd)))
     if form.batch:
         trace = layout.with_batch(trace, max(2, example[0].shape[0]))
         counts = _BATCHES
@@ -153,12 +152,12 @@ def probes_of(form: Form, layout: Layout, model: TaskOutputs) -> tuple[Inputs, l
         counts = (example[0].shape[0],)
     for count in counts:
         inputs = layout.with_batch(example, count)
-        probes.append(Probe(inputs, reference(model, inputs)))
-    return trace, probes
+        cases.append(CheckCase(inputs, reference(model, inputs)))
+    return trace, cases
 
 
 def fitting(batches: Sequence[Inputs], form: Form, layout: Layout) -> tuple[list[Inputs], list[str]]:
-    """The check inputs in the shapes that ``form`` allows, and a line for each that has no place.
+    """The check inputs in the shapes that ``form`` allows, and a line for each that does not fit.
 
     Where the batch is fixed, a longer batch is cut into pieces of that length.
     """
@@ -177,12 +176,12 @@ def fitting(batches: Sequence[Inputs], form: Form, layout: Layout) -> tuple[list
     return fitted, lines
 
 
-def _accepted_size(layout: Layout, model: TaskOutputs) -> tuple[Probe, int]:
+def _accepted_size(layout: Layout, model: TaskOutputs) -> tuple[CheckCase, int]:
     refusals = []
     for step in _STEPS:
         inputs = layout.with_size(step)
         try:
-            return Probe(inputs, reference(model, inputs)), step
+            return CheckCase(inputs, reference(model, inputs)), step
         except ExportError as error:
             refusals.append(error)
     raise refusals[0]

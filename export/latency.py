@@ -1,4 +1,4 @@
-"""How long ONNX files take, side by side."""
+"""The latency of ONNX files, side by side."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def measure_latency(
     """Time ONNX files in ONNX Runtime on the CPU, interleaved.
 
     Every round runs each file once, and each round starts with the next file, so that a busy moment or
-    a falling clock hits all of them alike. Times are wall-clock milliseconds of one run.
+    a falling clock rate affects all of them alike. Times are wall-clock milliseconds of one run.
 
     Args:
         paths: name -> ONNX file; the first one is the reference of the speed-ups (the dense model).
         inputs: one tuple of tensors that every file takes.
         threads: threads within an operator; operators run one after the other.
         rounds: timed runs of each file.
-        warmup: untimed runs of each file before.
+        warmup: untimed runs of each file beforehand.
 
     Raises:
         ExportError: nothing to time, a count that is too small, or a file that ONNX Runtime refuses.

@@ -1,4 +1,4 @@
-"""From a module to one ONNX file that is proven before it gets its name."""
+"""Exports a module to an ONNX file that is verified before it gets its name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch import nn
 
 from disparse_structured.errors import ExportError
 from disparse_structured.export.attention import TRANSLATIONS
-from disparse_structured.export.forms import Form, Layout, Probe, fitting, probes_of, wanted_forms
+from disparse_structured.export.forms import CheckCase, Form, Layout, cases_of, fitting, wanted_forms
 from disparse_structured.export.parity import compare
 from disparse_structured.export.plain import (
     Inputs,
@@ -75,25 +75,25 @@ def export_onnx(
     (:func:`~disparse_structured.export.check_parity`) on all of these and on ``check_inputs``. The facts
     say why a wider form was not used.
 
-    The model is copied (to the CPU, in its own precision), never touched. The file appears under its
-    name only once it is proven; a file that was there before stays as it was if the export fails.
+    The model is copied (to the CPU, in its own precision), never changed. The file appears under its
+    name only once it is verified; an earlier file is kept if the export fails.
 
     Args:
         model: any module whose ``forward`` takes the example inputs by position.
         example_inputs: tensors of any types; the first dimension of the first one is the batch, and the
             dimensions from the third on of batched inputs are the size. One sample is enough.
-        path: the file to write; its folder is made.
+        path: the file to write; its folder is created.
         outputs: task name -> function that picks the task's tensor, or list of tensors, from what the
             model returns. A task of one tensor names its output; several are ``name.0``, ``name.1``, ….
-        metadata: what to write into the file besides ``outputs`` (JSON, task -> output names),
+        metadata: entries to write into the file besides ``outputs`` (JSON, task -> output names),
             ``dynamic`` (the form) and the versions of torch, onnx and this package.
         dynamic_batch: whether to try a free batch.
         dynamic_size: whether to try a free size.
-        check_inputs: real batches to compare on. Those that the fixed dimensions of the file have no
-            place for are listed in the facts as unchecked.
+        check_inputs: real batches to compare on. Those that do not fit the file's fixed dimensions are
+            listed in the facts as unchecked.
         tolerance: largest relative error that passes, see ``check_parity``.
-        single_file_bytes: weights above this many bytes go to ``<path>.data`` beside the file, because
-            an ONNX file ends at 2 GB.
+        single_file_bytes: weights above this many bytes are stored in ``<path>.data`` beside the file,
+            because an ONNX file is limited to 2 GB.
 
     Raises:
         ExportError: PyTorch refuses the example, torch cannot export the model (with its reason and the
@@ -122,34 +122,34 @@ def export_onnx(
             draft = Path(folder, form.name, path.name)
             draft.parent.mkdir()
             try:
-                parity, unchecked = _write_and_prove(job, form, draft)
+                parity, unchecked = _write_and_verify(job, form, draft)
                 break
             except ExportError as error:
                 if form is forms[-1]:
                     raise ExportError(_failure(model, path, error, narrowed)) from error
                 narrowed.append(f"{form.name}: {error}".removesuffix("."))
         facts = _facts(draft, path, form, parity, narrowed, unchecked)
-        # The data first: a file that is there must find its weights.
+        # The data first, so that the file finds its weights as soon as it exists.
         for finished in sorted(draft.parent.iterdir(), key=lambda file: file == draft):
             os.replace(finished, path.parent / finished.name)
     return facts
 
 
-def _write_and_prove(job: _Job, form: Form, draft: Path) -> tuple[tuple[ParityFact, ...], list[str]]:
-    trace, probes = probes_of(form, job.layout, job.model)
+def _write_and_verify(job: _Job, form: Form, draft: Path) -> tuple[tuple[ParityFact, ...], list[str]]:
+    trace, cases = cases_of(form, job.layout, job.model)
     fitted, unchecked = fitting(job.checks, form, job.layout)
-    probes += [Probe(batch, reference(job.model, batch)) for batch in fitted]
+    cases += [CheckCase(batch, reference(job.model, batch)) for batch in fitted]
     _write(job, form, trace, draft)
     try:
         _check_file(draft)
-    except ExportError:  # torch's optimiser may lose the bounds of a Clip that it makes of two
+    except ExportError:  # torch's optimizer may lose the bounds of a Clip that it merges from two
         _write(job, form, trace, draft, optimize=False)
         _check_file(draft)
     session = open_session(draft, threads=torch.get_num_threads())
     facts = [
         fact
-        for probe in probes
-        for fact in compare(session, job.model, probe.inputs, probe.expected, job.tolerance)
+        for case in cases
+        for fact in compare(session, job.model, case.inputs, case.expected, job.tolerance)
     ]
     return tuple(facts), unchecked
 
@@ -170,7 +170,7 @@ def _write(job: _Job, form: Form, trace: Inputs, draft: Path, *, optimize: bool 
             )
             assert program is not None  # torch returns None for its older exporter only
             for node in program.model.graph.all_nodes():
-                # Source text and folders of the machine that exported are nobody else's business.
+                # Keeps source text and paths of the exporting machine out of the file.
                 node.metadata_props.pop(_STACK_TRACE, None)
             program.model.metadata_props.update({**job.metadata, "dynamic": form.name})
             program.save(draft, external_data=job.external_data)
@@ -275,7 +275,7 @@ def _make_folder(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ExportError(f"the folder {path.parent} cannot be made: {error}") from error
+        raise ExportError(f"the folder {path.parent} cannot be created: {error}") from error
     if path.is_dir():
         raise ExportError(f"{path} is a folder. Give the path of the file to write.")
 

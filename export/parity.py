@@ -1,4 +1,4 @@
-"""The proof that an ONNX file computes what PyTorch computes."""
+"""The check that an ONNX file computes what PyTorch computes."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def check_parity(
     """Compare the ONNX file at ``path``, run in ONNX Runtime, with ``model`` in eval mode.
 
     For each task and batch, with ``a`` from ONNX Runtime and ``b`` from PyTorch, the absolute error is
-    ``max |a - b|`` and the relative error is ``max |a - b| / max |b|``, both over a whole tensor (a ratio
-    element by element would be ruled by the elements that happen to be near zero). A task with several
+    ``max |a - b|`` and the relative error is ``max |a - b| / max |b|``, both over a whole tensor (an
+    elementwise ratio would be dominated by elements that happen to be near zero). A task with several
     tensors has the errors of its worst one.
 
     Args:
-        model: the module that the file came from; it is copied, not touched.
+        model: the module that the file came from; it is copied, not changed.
         path: the ONNX file.
         inputs: batches, each the tuple of tensors that the model takes.
         outputs: task name -> function that picks the task's tensor, or list of tensors, from what the
@@ -54,8 +54,8 @@ def check_parity(
         One fact for each batch and task, in that order.
 
     Raises:
-        ExportError: a relative error above ``tolerance`` (beside it stands how far PyTorch's own result
-            is from the one in float64: what the network's precision allows), a NaN or an infinity on either
+        ExportError: a relative error above ``tolerance`` (the message adds how far PyTorch's own result
+            is from float64, which is what the network's precision allows), a NaN or an infinity on either
             side, another shape or type, other outputs, or inputs that PyTorch or ONNX Runtime refuses.
     """
     batches = [checked_inputs(batch, f"batch {number}") for number, batch in enumerate(inputs)]
@@ -113,7 +113,7 @@ def _errors(name: str, found: np.ndarray, wanted: torch.Tensor, inputs: Inputs) 
         if not np.isfinite(values).all():
             raise ExportError(
                 f"on {shapes_text(inputs)} the output {name!r} has NaN or infinite values in {where}. "
-                "Nothing can be proven about them: give inputs on which the model is finite."
+                "They cannot be compared: pass inputs on which the model is finite."
             )
     return _distance(found, right)
 
@@ -147,7 +147,7 @@ def _refuse_differences(
 
 
 def _rounding(model: TaskOutputs, inputs: Inputs, expected: TaskTensors, tasks: Set[str]) -> dict[str, float]:
-    """Relative error of ``expected`` itself against ``model.double()``; nothing where that does not run."""
+    """Relative error of ``expected`` itself against ``model.double()``; empty if that does not run."""
     wide = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)
     try:
         exact = reference(copy.deepcopy(model).double(), wide)

@@ -1,4 +1,4 @@
-"""A model seen as a function from tensors to the tensors of its tasks, apart from the user's own object."""
+"""A copy of a model as a function from tensors to the tensors of its tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from disparse_structured.export.reasons import reason
 from disparse_structured.export.session import shapes_text
 
 Outputs = Mapping[str, Callable[[Any], Any]]
-"""Task name -> what picks the task's tensor, or list of tensors, from whatever the model returns."""
+"""Task name -> function that picks the task's tensor, or list of tensors, from what the model returns."""
 
 Inputs = tuple[torch.Tensor, ...]
 
@@ -45,7 +45,7 @@ def plain_copy(model: nn.Module, outputs: Outputs) -> TaskOutputs:
     """A copy of ``model`` on the CPU in eval mode that returns the tensors of its tasks.
 
     Everything else works on this copy, so nothing can change the user's model: its weights, buffers,
-    modes, hooks and device stay as they are.
+    modes, hooks and device are not changed.
 
     Raises:
         ExportError: there is no task, or the model cannot be copied.

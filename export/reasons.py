@@ -1,10 +1,10 @@
-"""One line that says why a foreign library failed."""
+"""One line that says why a third-party library failed."""
 
 from __future__ import annotations
 
 import re
 
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \w+\n\s+(?P<code>[^\n]+)')
 _LONGEST = 400
 
@@ -17,7 +17,7 @@ def reason(error: BaseException) -> str:
     """
     while error.__cause__ is not None:
         error = error.__cause__
-    text = _COLOUR.sub("", str(error)).strip()
+    text = _COLOR.sub("", str(error)).strip()
     line = next((line.strip() for line in text.splitlines() if line.strip()), "no message")
     if len(line) > _LONGEST:
         line = line[:_LONGEST] + " …"

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: open a file, run it, and say clearly what it refuses."""
+"""ONNX Runtime on the CPU: open a file, run it, and report clearly what it refuses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def open_session(path: Path, *, threads: int) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _SILENT
-    # An idle session's threads would otherwise spin on, and slow down the next session that is timed.
+    # An idle session's threads would otherwise keep spinning and slow down the next session timed.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

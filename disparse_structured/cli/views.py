@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from disparse_structured.errors import LoadError
+from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.pruning import (
     CostFacts,
     GraphFacts,
@@ -36,23 +37,24 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
     fields = [field.name for field in dataclasses.fields(PruningReport)]
     try:
         facts = {name: document[name] for name in fields}
-        for name in ("macs", "parameters"):
-            facts[name] = CostFacts(**facts[name])
+        facts["costs"] = {name: CostFacts(**cost) for name, cost in facts["costs"].items()}
         facts["verification"] = VerificationFacts(**facts["verification"])
         for name, kind in (("tasks", TaskFacts), ("refused", RefusedGroup), ("pinned", Pin)):
             facts[name] = tuple(kind(**entry) for entry in facts[name])
         for name, optional in (("graph", GraphFacts), ("graph_only", GraphOnly)):
             facts[name] = None if facts[name] is None else optional(**facts[name])
+        if facts["deviation"] is not None:
+            facts["deviation"] = DeviationFacts(**facts["deviation"])
         if facts["refit"] is not None:
             refit = dict(facts["refit"])
             for name, part in (("layers", LayerFacts), ("skipped", SkippedLayer)):
                 refit[name] = tuple(part(**entry) for entry in refit[name])
             facts["refit"] = RefitFacts(**refit)
         return PruningReport(**facts)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise LoadError(
-            f"{place!r} is no report of this release ({type(error).__name__}: {error}). Prune again, or use "
-            "the release that wrote it."
+            f"{place!r} is not a report of this release ({type(error).__name__}: {error}). Prune again, or "
+            "use the release that wrote it."
         ) from None
 
 

@@ -54,8 +54,8 @@ def described(inputs: tuple[Any, ...]) -> str:
 def examples(batch: Any, size: int) -> Iterator[Any]:
     """The examples of ``batch``, each as a batch of one.
 
-    Tensors whose first dimension is the batch's size are cut, and lists and tuples of that length that
-    hold no such tensor; everything else belongs to every example.
+    Tensors whose first dimension is the batch size are cut, and so are lists and tuples of that length
+    that hold no such tensor. Everything else is shared by all examples.
     """
     for number in range(size):
         yield _example(batch, number, size)

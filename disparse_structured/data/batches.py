@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from disparse_structured.errors import BatchError, DisparseError
 
 ToInputs = Callable[[Any], tuple[Any, ...]]
-"""A user's own way from a batch to the positional arguments of ``forward``."""
+"""A user's function from a batch to the positional arguments of ``forward``."""
 
 SCORED_TOGETHER = 32
 """Examples of a tensor that are scored as one batch."""
@@ -25,15 +25,14 @@ INPUT_KEYS = ("image", "images", "input", "inputs", "pixel_values", "x")
 def model_inputs(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and keyword arguments that ``batch`` holds for ``model.forward``.
 
-    - A tensor is the one argument.
-    - Of a tuple or list, the first element counts (the rest is ground truth). If it is itself a tuple,
+    - A tensor is the only argument.
+    - In a tuple or list, the first element is the input (the rest is ground truth). If it is a tuple,
       its elements are the arguments; if it is a dict, the next rule applies to it.
-    - Of a dict, the entries named like parameters of ``forward`` are passed by name. If ``forward``'s
+    - In a dict, the entries named like parameters of ``forward`` are passed by name. If ``forward``'s
       first parameter is not among the keys, and exactly one key of :data:`INPUT_KEYS` names no
       parameter, that entry is the first argument: ``{"image": ..., "depth": ...}`` fits ``forward(x)``.
 
-    Raises :class:`BatchError` when ``batch`` is nothing of this kind, or leaves a required parameter
-    without a value.
+    Raises :class:`BatchError` for any other ``batch``, and if a required parameter gets no value.
     """
     if isinstance(batch, Tensor):
         return (batch,), {}
@@ -55,18 +54,18 @@ def model_inputs(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[st
 
 
 def as_arguments(inputs: tuple[Any, ...] | Tensor) -> tuple[Any, ...]:
-    """Example inputs as the tuple of ``forward``'s arguments; a single tensor is the one argument."""
+    """Example inputs as the tuple of ``forward``'s arguments; a single tensor is the only argument."""
     return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
 def batch_size(inputs: tuple[Any, ...]) -> int:
-    """The first size of the first tensor that has one; 1 where there is none."""
+    """The size of the first tensor's first dimension; 1 if no tensor has one."""
     sizes = (leaf.shape[0] for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim)
     return next(sizes, 1)
 
 
 def take(inputs: tuple[Any, ...], which: slice) -> tuple[Any, ...]:
-    """Some examples of a batch: every tensor whose first size is :func:`batch_size` is cut to ``which``."""
+    """Some examples of a batch: tensors whose first dimension is :func:`batch_size` are cut to ``which``."""
     size = batch_size(inputs)
 
     def cut(leaf: Any) -> Any:
@@ -117,7 +116,7 @@ def tensor_batches(data: Tensor) -> tuple[Tensor, ...]:
 
 
 def batches(loader: Iterable[Any]) -> Iterator[Any]:
-    """The batches of ``loader``; raises :class:`BatchError` at its end if there was none."""
+    """The batches of ``loader``; raises :class:`BatchError` if there is none."""
     empty = True
     for batch in loader:
         empty = False
@@ -125,13 +124,13 @@ def batches(loader: Iterable[Any]) -> Iterator[Any]:
     if empty:
         raise BatchError(
             f"the loader ({type(loader).__name__}) yields no batch. Pass one that yields at least one; "
-            "an iterator or generator that was read before is exhausted: pass a DataLoader or a list, and "
-            "mind drop_last=True with fewer samples than a batch."
+            "an iterator or generator that was read before is exhausted: pass a DataLoader or a list. "
+            "drop_last=True drops all samples if they do not fill a batch."
         )
 
 
 def to_device(batch: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
-    """``batch`` with every tensor on ``device``; tuples, lists and dicts are rebuilt, the rest is kept.
+    """``batch`` with every tensor on ``device``; tuples, lists and dicts are rebuilt, the rest is unchanged.
 
     With ``dtype``, floating-point tensors also take that type; integer and bool ones keep theirs.
     """
@@ -177,7 +176,7 @@ def _from_mapping(model: nn.Module, batch: Mapping[Any, Any]) -> tuple[tuple[Any
 
 
 def as_they_are(batch: tuple[Any, ...]) -> tuple[Any, ...]:
-    """``inputs=`` for batches that are the arguments of ``forward``."""
+    """``to_inputs=`` for batches that are the arguments of ``forward``."""
     return batch
 
 

@@ -1,4 +1,4 @@
-"""The inputs that a network is repaired on: examples of one shape, cut into chunks of equal size."""
+"""The inputs that a refit reads: examples of one shape, cut into chunks of equal size."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from disparse_structured.data.batches import ToInputs, batch_size, batches, take
 from disparse_structured.errors import BatchError
 
 CHUNK = 8
-"""Examples that are computed together, at most: they fill two cores, and need small buffers."""
+"""The most examples computed together: enough to fill two cores, with small buffers."""
 
 ENOUGH = 16
-"""Examples from which on some are set aside to measure the result on."""
+"""From this many examples on, some are held out to measure the result."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Examples in chunks, each the arguments of one forward pass, with equally many examples.
+    """Examples in chunks of equal size, each the arguments of one forward pass.
 
     Args:
-        chunks: an even number. Layers are fitted on every other one and judged on the rest, both ways.
-        checks: chunks that only the outputs before and after are compared on; of fewer than
-            :data:`ENOUGH` examples there are none.
+        chunks: an even number. Layers are fitted on every other one and validated on the rest, both ways.
+        checks: held-out chunks, on which the outputs before and after are compared; none if there are
+            fewer than :data:`ENOUGH` examples.
     """
 
     chunks: tuple[tuple[Any, ...], ...]
@@ -36,12 +36,12 @@ class Calibration:
 
     @property
     def samples(self) -> int:
-        """All examples, those set aside included."""
+        """The number of examples, including those held out."""
         return (len(self.chunks) + len(self.checks)) * batch_size(self.chunks[0])
 
     @property
     def checked(self) -> int:
-        """The examples set aside."""
+        """The number of examples held out."""
         return len(self.checks) * batch_size(self.chunks[0])
 
     @classmethod
@@ -55,11 +55,11 @@ class Calibration:
     ) -> Calibration:
         """The first ``limit`` examples of ``data``, which is read once and no further than needed.
 
-        As many are used as fill equal chunks, on the model's device and in its floating-point type.
+        Only as many as fill equal chunks are used, on the model's device and in its floating-point type.
 
         Args:
             data: batches as a loader yields them; only the model's inputs are read.
-            inputs: from a batch to the tuple of ``forward``'s arguments; by default
+            to_inputs: from a batch to the tuple of ``forward``'s arguments; by default
                 :func:`disparse_structured.data.batches.model_inputs`.
 
         Raises:
@@ -80,14 +80,14 @@ class Calibration:
         samples = samples if limit is None else min(samples, limit)
         if samples < 2:
             raise BatchError(
-                f"{samples} example is too few: what is fitted on one half of them is judged on the other. "
-                "Pass at least two, better 64."
+                f"{samples} example is too few: one half is used to fit, the other half to validate the fit. "
+                "Pass at least two, preferably 64."
             )
         size, fitted, checked = _division(samples)
         cut = [
             take(together, slice(number * size, (number + 1) * size)) for number in range(fitted + checked)
         ]
-        # What is set aside lies between the rest, in case the order means something (frames of a film).
+        # Held-out chunks lie between the others, in case the order matters (as in video frames).
         aside = {round((number + 0.5) * len(cut) / checked - 0.5) for number in range(checked)}
         return cls(
             tuple(chunk for number, chunk in enumerate(cut) if number not in aside),
@@ -96,7 +96,7 @@ class Calibration:
 
 
 def _division(samples: int) -> tuple[int, int, int]:
-    """The size of a chunk, and how many chunks to fit on and to set aside."""
+    """The size of a chunk, and how many chunks to fit on and to hold out."""
     if samples < ENOUGH:
         count = max(2, 2 * round(samples / (2 * CHUNK)))
         return samples // count, count, 0
@@ -105,13 +105,13 @@ def _division(samples: int) -> tuple[int, int, int]:
         chunks = samples // size
         return 2 * ((chunks - max(1, round(chunks / 8))) // 2)
 
-    # Not one by one: some networks have another graph for a batch of one.
+    # At least two, because some networks have another graph for a batch of one.
     size = max(range(2, CHUNK + 1), key=lambda size: (size * fitted(size), samples // size * size, size))
     return size, fitted(size), samples // size - fitted(size)
 
 
 def _joined(read: list[tuple[Any, ...]]) -> tuple[Any, ...]:
-    """All batches as one: what has a batch dimension one after the other, everything else as in the first."""
+    """All batches as one: batched tensors are concatenated, everything else is as in the first batch."""
     leaves = [pytree.tree_flatten(each) for each in read]
     sizes = [batch_size(each) for each in read]
     first, spec = leaves[0]
@@ -145,6 +145,6 @@ def _check_finite(together: tuple[Any, ...]) -> None:
     for number, leaf in enumerate(pytree.tree_leaves(together)):
         if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and not bool(leaf.isfinite().all()):
             raise BatchError(
-                f"input {number} holds NaN or infinite values in the model's type {leaf.dtype}, so that "
-                "nothing can be fitted on it. Leave such examples out, or fill the gaps."
+                f"input {number} holds NaN or infinite values in the model's type {leaf.dtype}, so "
+                "nothing can be fitted on it. Leave out such examples, or fill in the missing values."
             )

@@ -10,9 +10,9 @@ from torch import nn
 
 @contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """``models`` in eval mode; every module's own mode is restored after.
+    """``models`` in eval mode; every module's own mode is restored afterward.
 
-    The flags are set one by one: a ``train()`` of the user's own may do more (merge weights, say).
+    The flags are set one by one, because a user's own ``train()`` may do more, such as merging weights.
     """
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:

@@ -11,23 +11,23 @@ import torch
 
 
 def generator(seed: int, *purpose: object) -> np.random.Generator:
-    """A generator of its own for each seed and purpose, the same in every process."""
+    """A separate generator for each seed and purpose, the same in every process."""
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
 def signs(source: np.random.Generator, rows: int, count: int) -> torch.Tensor:
-    """int8 ``[rows, count]`` of -1 and 1; drawn row by row, so that two halves equal one whole."""
+    """int8 ``[rows, count]`` of -1 and 1; drawn row by row, so that parts equal the whole."""
     words = source.integers(0, 2**32, size=(rows, -(-count // 32)), dtype=np.uint32)
     bits = np.unpackbits(words.view(np.uint8), axis=1, count=count)
     return torch.from_numpy(bits).view(torch.int8).mul_(2).sub_(1)
 
 
 class Isolation:
-    """``with isolation:`` runs on random states of its own; Python's, NumPy's and torch's are put back.
+    """``with isolation:`` uses separate random states; Python's, NumPy's and torch's are restored.
 
-    Its own states start from ``seed`` and go on from one ``with`` to the next. Loaders that shuffle and
-    losses that draw samples are reproducible within.
+    The separate states start from ``seed`` and continue from one ``with`` to the next. Loaders that shuffle
+    and losses that draw samples are reproducible inside.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:

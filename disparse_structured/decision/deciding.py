@@ -1,36 +1,32 @@
 """The one place where scores become a decision, and a decision becomes a plan.
 
 Unanimity removes less than each task asked for, so a ratio is not a budget. The search bisects the ratio on
-the analytic cost: votes, arbiter, width rules, cost. It never tries a removal on the network itself.
+the predicted cost: votes, arbiter, width rules, cost. It never tries a removal on the network itself.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
-from disparse_structured.decision.arbiters import Arbiter, Ballot, Unanimous, arbitrate
+from disparse_structured.decision.arbiters import Arbiter, Unanimous
 from disparse_structured.decision.budget.limits import Budget
 from disparse_structured.decision.budget.protection import protected_units
-from disparse_structured.decision.budget.slack import Fits, give_back, trade
+from disparse_structured.decision.budget.search import Bracket, bracket
+from disparse_structured.decision.budget.slack import Fits, cheapest, give_back, give_back_free, trade
+from disparse_structured.decision.budget.unit_costs import unit_costs
+from disparse_structured.decision.budget.unreachable import Unreachable
 from disparse_structured.decision.budget.widths import Widths
-from disparse_structured.decision.plan import Plan, Provenance, PrunableStructure, package_versions
-from disparse_structured.decision.votes import (
-    PerCostRanking,
-    Ranking,
-    RankingContext,
-    Votes,
-    normalise,
-    ranking_context,
-    standing,
-    standings,
-    vote,
-)
-from disparse_structured.errors import BudgetError
+from disparse_structured.decision.contracts import CostModel, PrunableStructure
+from disparse_structured.decision.costs import distinct
+from disparse_structured.decision.election import Election
+from disparse_structured.decision.options import check_not_class, check_rule
+from disparse_structured.decision.plan import Plan, Provenance, package_versions
+from disparse_structured.decision.rankings import PerCostRanking, Ranking, ranking_context
+from disparse_structured.decision.votes import Votes
+from disparse_structured.errors import BudgetError, OptionError
 from disparse_structured.naming import rule_name
 
 TOLERANCE = 0.01
@@ -40,8 +36,6 @@ DEFAULT_RANKING: Ranking = PerCostRanking()
 """Best on NYU-v2 at half and at 30 % of the MACs: see benchmarks/nyuv2.py."""
 
 DEFAULT_ARBITER: Arbiter = Unanimous()
-
-_RATIO_STEP = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,15 +57,22 @@ class Decision:
     ranking: str
 
     def plan(
-        self, structure: PrunableStructure, *, criterion: object = None, seed: int | None = None
+        self,
+        structure: PrunableStructure,
+        *,
+        method: str | None = None,
+        criterion: object = None,
+        seed: int | None = None,
     ) -> Plan:
-        """The decision as a :class:`Plan`; ``criterion`` and ``seed`` are only recorded in it."""
+        """The decision as a :class:`Plan`; ``method``, ``criterion`` and ``seed`` are only recorded in it."""
         return Plan.from_keep(
             structure,
             self.keep,
             votes=self.votes.keep,
+            costs=distinct([self.budget.of]),
             budget=self.budget.facts(),
             provenance=Provenance(
+                method=method,
                 criterion=None if criterion is None else rule_name(criterion),
                 arbiter=self.arbiter,
                 ranking=self.ranking,
@@ -90,15 +91,26 @@ def make_plan(
     ranking: Ranking = DEFAULT_RANKING,
     arbiter: Arbiter = DEFAULT_ARBITER,
     weights: Iterable[float] | None = None,
+    method: str | None = None,
     criterion: object = None,
     seed: int | None = None,
 ) -> Plan:
     """Each task votes on ``scores``, the arbiter decides, and the decision is written down.
 
     This is :func:`decide` followed by :meth:`Decision.plan`: arguments and errors are theirs.
+
+    >>> import disparse_structured as ds
+    >>> from torch import arange, nn, zeros
+    >>> model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 2))
+    >>> structure = ds.analyse(model, zeros(2, 4), [ds.Task("out", ())])
+    >>> plan = make_plan(structure, arange(10.0)[None], Budget(macs=0.5))
+    >>> plan.removals
+    {'0': (0, 1, 2, 3, 4)}
+    >>> plan.costs["macs"]
+    Change(before=60.0, after=30.0, unit='MACs')
     """
     found = decide(structure, scores, budget, ranking=ranking, arbiter=arbiter, weights=weights)
-    return found.plan(structure, criterion=criterion, seed=seed)
+    return found.plan(structure, method=method, criterion=criterion, seed=seed)
 
 
 def decide(
@@ -116,94 +128,75 @@ def decide(
 
     Bisection finds the last ratio over budget and the first within it. Between the two, units come back,
     most salient first by the ranking in force, as far as the budget allows. Where one step (a rounding
-    block, a count constraint) is too coarse for :data:`TOLERANCE`, other groups are offered theirs.
+    block, a count constraint, a step of the cost) is too coarse for :data:`TOLERANCE`, other groups are
+    offered theirs. Finally, units come back whose removal saves nothing.
+
+    >>> import disparse_structured as ds
+    >>> from torch import arange, nn, zeros
+    >>> model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 2))
+    >>> structure = ds.analyse(model, zeros(2, 4), [ds.Task("out", ())])
+    >>> decision = decide(structure, arange(10.0)[None], Budget(parameters=0.65))
+    >>> decision.keep.tolist()
+    [False, False, False, False, True, True, True, True, True, True]
 
     Args:
         structure: groups, reach, count constraints and cost of the dense model.
         scores: ``[tasks, units]``, finite and >= 0.
+        budget: a limit of any cost. The cost need not fall with every unit.
+        ranking: how the layers compete within one task's vote.
+        arbiter: how the votes become a decision.
         weights: one per task, >= 0, for arbiters that use them; ones by default.
-        stay: bool ``[units]``; nobody may vote on units that are True.
-        left: bool ``[units]``; what an earlier search has left. Units that are False go before all others,
-            and a unit costs what it costs in the network that is left.
+        stay: bool ``[units]``; units that are True are kept, and no task votes on them.
+        left: bool ``[units]``, what an earlier search has kept. Units that are False are removed before all
+            others, and a unit costs what it costs in the network that is left.
 
     Raises:
-        BudgetError: the budget is no less than the dense cost, or cannot be met (says how far it can go).
+        BudgetError: the budget is not below the dense cost, or cannot be met (says how far it can go).
         PatternError: a protected pattern matches nothing.
-        PlanError: scores, ranking or arbiter do not return what they must.
+        OptionError: an argument is not what it must be, or a ranking, an arbiter or a cost does not return
+            what it must.
     """
-    cost = structure.cost.macs if budget.kind == "macs" else structure.cost.parameters
-    dense = float(cost(torch.ones(structure.reach.shape[1], dtype=torch.bool)))
-    target = budget.target(dense)
+    _check(budget, arbiter, ranking)
+    if left is not None:
+        scores = scores.masked_fill(~left, 0.0)
     free = _free(structure, budget)
     if stay is not None:
         free &= ~stay
-    if left is not None:
-        scores = scores.masked_fill(~left, 0.0)
-    unit_cost = torch.as_tensor(structure.cost.unit_cost(budget.kind, left)).to("cpu", torch.float64)
-    context = ranking_context(structure.groups, unit_cost)
-    shares = normalise(scores, structure.reach, structure.tasks)
-    own = structure.reach & free
-    standing_of_tasks = standings(shares, own, ranking, context)
-    importance = _importance(shares, structure.reach, own.any(dim=0), ranking, context)
-    widths = Widths.of(structure.groups, structure.constraints, budget, structure.reach, importance)
-    rerank = _Rerank(ranking, context, free)
-    task_weights = _weights(weights, structure.tasks)
-    damage = scores.detach().to("cpu", torch.float64).masked_fill(~structure.reach, 0.0)
-
-    def votes_at(ratio: float) -> Votes:
-        return vote(standing_of_tasks, own, ratio)
-
-    def decision_at(ratio: float) -> torch.Tensor:
-        ballot = Ballot(
-            votes=votes_at(ratio).keep,
-            reach=structure.reach,
-            scores=shares,
-            ratio=ratio,
-            rerank=rerank,
-            weights=task_weights,
-            damage=damage,
-            tasks=structure.tasks,
-        )
-        return arbitrate(arbiter, ballot) | ~free
-
-    def decision(keep: torch.Tensor, ratio: float) -> Decision:
-        return Decision(keep, votes_at(ratio), budget, rule_name(arbiter), rule_name(ranking))
-
-    low, high = 0.0, 1.0
-    over = widths.settle(decision_at(low))
-    if cost(over) <= target:
-        return decision(over, low)
-    last = decision_at(high)
-    within = widths.settle(last)
-    if cost(within) > target:
-        raise BudgetError(_unreachable(structure, budget, last, dense, importance))
-    while high - low > _RATIO_STEP and int((over ^ within).sum()) > 1:
-        ratio = (low + high) / 2
-        settled = widths.settle(decision_at(ratio))
-        if cost(settled) <= target:
-            high, within = ratio, settled
-        else:
-            low, over = ratio, settled
-    fits = Fits(cost, target, TOLERANCE * dense)
-    asked = own.any(dim=0)
-    kept = give_back(within, over, asked, widths, context.group, fits)
-    if not fits.closely(kept):
-        kept = trade(kept, ~last & asked, widths, fits)
-    return decision(kept, high)
+    cost = budget.of.on(structure)
+    start = torch.ones(structure.reach.shape[1], dtype=torch.bool) if left is None else left
+    election = Election.of(
+        structure,
+        scores,
+        free,
+        arbiter=arbiter,
+        ranking=ranking,
+        context=ranking_context(structure.groups, unit_costs(cost, start, structure.groups)),
+        weights=weights,
+    )
+    keep, ratio = _searched(structure, budget, cost, election)
+    return Decision(keep, election.votes(ratio), budget, rule_name(arbiter), rule_name(ranking))
 
 
 def smallest(structure: PrunableStructure, budget: Budget) -> torch.Tensor:
-    """Bool ``[units]``: what stays when everything goes that ``budget``'s width rules let go.
+    """Bool ``[units]``: what is kept if everything is removed that ``budget``'s width rules allow.
 
-    No budget with these rules can go further, whatever the tasks vote. Its limit is not looked at.
+    Whatever the tasks vote, no decision under these rules is narrower. The limit itself is not read.
     """
     units = torch.arange(structure.reach.shape[1])
     widths = Widths.of(structure.groups, structure.constraints, budget, structure.reach, units)
     return widths.settle(~_free(structure, budget))
 
 
+def _check(budget: Budget, arbiter: Arbiter, ranking: Ranking) -> None:
+    check_not_class("budget", budget)
+    if not isinstance(budget, Budget):
+        raise OptionError(f"budget must be a Budget such as Budget(macs=0.5), got {budget!r}.")
+    check_rule("arbiter", arbiter, "Unanimous()")
+    check_rule("ranking", ranking, "PerCostRanking()")
+
+
 def _free(structure: PrunableStructure, budget: Budget) -> torch.Tensor:
-    """Bool ``[units]``: what is neither protected nor read only by outputs that no task claims."""
+    """Bool ``[units]``: neither protected nor read only by outputs that no task claims."""
     free = ~protected_units(structure.groups, budget.protected)
     for group in structure.groups:
         if group.name in structure.unclaimed:
@@ -211,91 +204,39 @@ def _free(structure: PrunableStructure, budget: Budget) -> torch.Tensor:
     return free
 
 
-class _Rerank:
-    """The ranking in force, over what is free; remembers its last answer, as the search asks again."""
+def _searched(
+    structure: PrunableStructure, budget: Budget, cost: CostModel, election: Election
+) -> tuple[torch.Tensor, float]:
+    """The kept set, bool ``[units]``, that meets the budget, and the ratio of the votes behind it."""
+    dense = float(cost.dense)
+    fits = Fits(cost.total, budget.target(dense), TOLERANCE * dense)
+    importance = election.importance()
+    widths = Widths.of(structure.groups, structure.constraints, budget, structure.reach, importance)
 
-    def __init__(self, ranking: Ranking, context: RankingContext, free: torch.Tensor) -> None:
-        self._ranking, self._context, self._free = ranking, context, free
-        self._last: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    def decided(ratio: float) -> torch.Tensor:
+        return widths.settle(election.decision(ratio))
 
-    def __call__(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        if self._last and torch.equal(self._last[0], scores) and torch.equal(self._last[1], mask):
-            return self._last[2]
-        found = standing(scores, mask & self._free, self._ranking, self._context)
-        self._last = scores, mask, found
-        return found
+    first, last = decided(0.0), election.decision(1.0)
+    if fits(first):
+        return first, 0.0
+    narrowest = widths.settle(last)
+    found = bracket(decided, first, narrowest, fits)
+    if found is None:
+        within = cheapest(narrowest, election.free, widths, fits.cost)
+        if not fits(within):
+            least = float(cost.total(within))
+            bumpy = least < float(cost.total(narrowest))
+            raise BudgetError(Unreachable(structure, budget, cost, last, least, bumpy, importance).message())
+        found = Bracket(1.0, within, within)
+    return _filled(found, election, widths, fits, ~last), found.ratio
 
 
-def _importance(
-    scores: torch.Tensor,
-    reach: torch.Tensor,
-    asked: torch.Tensor,
-    ranking: Ranking,
-    context: RankingContext,
+def _filled(
+    found: Bracket, election: Election, widths: Widths, fits: Fits, removable: torch.Tensor
 ) -> torch.Tensor:
-    """All units, int64 ``[units]``, most important first: by the ranking in force on the mean score of
-    the tasks that reach a unit, then by that score, then by index.
-    """
-    mean = scores.sum(dim=0) / reach.sum(dim=0).clamp(min=1)
-    place = standing(mean, asked, ranking, context).masked_fill(~asked, -1.0)
-    order = mean.argsort(descending=True, stable=True)
-    return order[place[order].argsort(descending=True, stable=True)]
-
-
-def _unreachable(
-    structure: PrunableStructure, budget: Budget, last: torch.Tensor, dense: float, importance: torch.Tensor
-) -> str:
-    """How far the budget can go and what holds it, each hold measured by letting go of it alone."""
-    cost = structure.cost.macs if budget.kind == "macs" else structure.cost.parameters
-    nothing = torch.zeros_like(last)
-
-    def least(loose: Budget, decided: torch.Tensor) -> float:
-        free = ~protected_units(structure.groups, loose.protected)
-        arguments = (structure.groups, structure.constraints, loose, structure.reach, importance)
-        return float(cost(Widths.of(*arguments).settle(decided | ~free)))
-
-    free = ~protected_units(structure.groups, budget.protected)
-    reached = least(budget, last)
-    replace = dataclasses.replace
-    trials = [
-        (f"floor={budget.floor:g}", replace(budget, floor=0.0), last),
-        (f"min_width={budget.min_width}", replace(budget, min_width=1), last),
-        (f"round_to={budget.round_to}", replace(budget, round_to=1), last),
-        (f"protected={list(budget.protected)}", replace(budget, protected=()), last & free),
-        ("the arbiter", budget, nothing),
-    ]
-    holds = [
-        f"{name} (without it {without / dense:.1%})"
-        for name, loose, decided in trials
-        if (without := least(loose, decided)) < reached
-    ]
-    loosest = least(replace(budget, floor=0.0, min_width=1, round_to=1, protected=()), nothing)
-    word = budget.word
-    target = budget.target(dense)
-    asked = f"{budget.kind}={budget.limit:g} ({target:.4g} {word}, {target / dense:.1%} of dense)"
-    possible = math.ceil(reached / dense * 1000) / 1000
-    remedy = f"Ask for at least {possible:g}, or loosen" if possible < 1 else "Nothing may go at all: loosen"
-    hint = (
-        " A number above 1 is a count; for a share write a fraction such as 0.5." if budget.limit > 1 else ""
-    )
-    if structure.graph_only:
-        hint += (
-            f" Numbers in forward pin slices with {structure.graph_only:.1%} of the parameters; "
-            'form="graph" of prune and shrink (--form graph) lets them go.'
-        )
-    return (
-        f"the budget {asked} cannot be met: removing all that may go leaves {reached:.4g} {word}, "
-        f"{reached / dense:.1%} of dense. {'It is held by ' + ', '.join(holds) + '. ' if holds else ''}"
-        f"{loosest / dense:.1%} stays whatever the settings: pinned layers, count constraints, one unit "
-        f"per group. {remedy} what holds it.{hint}"
-    )
-
-
-def _weights(weights: Iterable[float] | None, tasks: tuple[str, ...]) -> torch.Tensor:
-    values = [1.0] * len(tasks) if weights is None else [float(weight) for weight in weights]
-    if len(values) != len(tasks) or not all(math.isfinite(w) and w >= 0 for w in values) or not any(values):
-        raise BudgetError(
-            f"weights={values} do not fit the tasks {list(tasks)}. "
-            "Give one finite number >= 0 per task, not all zero."
-        )
-    return torch.tensor(values, dtype=torch.float64)
+    """What fits, with the rest of the budget used up, and without removals that save nothing."""
+    asked = election.asked
+    kept = give_back(found.within, found.over, asked, widths, fits)
+    if not fits.closely(kept):
+        kept = trade(kept, removable & asked, widths, fits)
+    return give_back_free(kept, asked, widths, fits.cost)

@@ -1,90 +1,20 @@
-"""Each task's own selection: scores of one task in, its vote on every unit it reaches out.
+"""Each task's own selection: from the scores of one task to its vote on every unit that it reaches.
 
 A task ranks only the units it reaches, as if the other heads did not exist, under the same ratio as
-every other task (DiSparse, Sun et al., CVPR 2022). How layers compete inside one task is a
-:class:`Ranking`, a stated choice. Everything here is pure; all vectors are flat over the units.
+every other task (DiSparse, Sun et al., CVPR 2022). How layers compete inside one task is the choice of a
+:class:`~disparse_structured.decision.rankings.Ranking`. Everything here is pure; all vectors are flat over
+the units.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
-from disparse_structured.errors import PlanError
-from disparse_structured.structure.groups import ChannelGroup
-
-
-@dataclass(frozen=True, eq=False)
-class RankingContext:
-    """What a ranking may know about the units besides their scores.
-
-    Args:
-        group: int64 ``[units]``, the position of the unit's channel group.
-        isomorphic: int64 ``[units]``, the class of isomorphic groups the unit belongs to.
-        unit_cost: float64 ``[units]``, what removing the unit alone saves, in the budget's own cost.
-    """
-
-    group: torch.Tensor
-    isomorphic: torch.Tensor
-    unit_cost: torch.Tensor
-
-
-class Ranking(Protocol):
-    """How layers compete.
-
-    Called with ``scores`` float64 ``[units]`` (higher = keep longer) and ``mask`` bool ``[units]`` (the
-    units that take part). Returns the *standing*, float64 ``[units]`` in [0, 1) inside the mask: the share
-    of the competing units that go before this one. Values outside the mask are not read.
-    """
-
-    def __call__(self, scores: torch.Tensor, mask: torch.Tensor, context: RankingContext) -> torch.Tensor:
-        """The standing of every unit."""
-        ...
-
-
-@dataclass(frozen=True)
-class GlobalRanking:
-    """All layers compete by score, as DiSparse ranks its weights."""
-
-    def __call__(self, scores: torch.Tensor, mask: torch.Tensor, context: RankingContext) -> torch.Tensor:
-        """The standing of every unit, see :class:`Ranking`."""
-        return _share_before(scores, mask, torch.zeros_like(context.group))
-
-
-@dataclass(frozen=True)
-class PerCostRanking:
-    """All layers compete by score per unit of the budget's own cost.
-
-    A unit without cost counts as the cheapest one that has some.
-    """
-
-    def __call__(self, scores: torch.Tensor, mask: torch.Tensor, context: RankingContext) -> torch.Tensor:
-        """The standing of every unit, see :class:`Ranking`."""
-        cost = context.unit_cost
-        paid = cost[cost > 0]
-        cheapest = paid.min() if len(paid) else cost.new_ones(())
-        return _share_before(scores / cost.clamp(min=cheapest), mask, torch.zeros_like(context.group))
-
-
-@dataclass(frozen=True)
-class IsomorphicRanking:
-    """Only layers of one shape of slice compete (after Isomorphic Pruning, Fang et al., ECCV 2024)."""
-
-    def __call__(self, scores: torch.Tensor, mask: torch.Tensor, context: RankingContext) -> torch.Tensor:
-        """The standing of every unit, see :class:`Ranking`."""
-        return _share_before(scores, mask, context.isomorphic)
-
-
-@dataclass(frozen=True)
-class LayerRanking:
-    """Units compete within their own channel group only: uniform widths."""
-
-    def __call__(self, scores: torch.Tensor, mask: torch.Tensor, context: RankingContext) -> torch.Tensor:
-        """The standing of every unit, see :class:`Ranking`."""
-        return _share_before(scores, mask, context.group)
+from disparse_structured.decision.rankings import Ranking, RankingContext
+from disparse_structured.errors import OptionError
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +52,10 @@ def normalise(saliency: torch.Tensor, reach: torch.Tensor, tasks: Sequence[str])
         float64 ``[tasks, units]``, 0 outside ``reach``; a task with nothing but zeros stays at zeros.
 
     Raises:
-        PlanError: another shape, or a value that is negative, NaN or infinite.
+        OptionError: another shape, or a value that is negative, NaN or infinite.
     """
     if saliency.shape != reach.shape:
-        raise PlanError(
+        raise OptionError(
             f"the saliency has shape {tuple(saliency.shape)}, expected [tasks, units] = "
             f"{tuple(reach.shape)}. Return one row per task and one value per unit."
         )
@@ -134,7 +64,7 @@ def normalise(saliency: torch.Tensor, reach: torch.Tensor, tasks: Sequence[str])
         bad = ~torch.isfinite(row) | (row < 0)
         if bad.any():
             unit = int(bad.nonzero()[0])
-            raise PlanError(
+            raise OptionError(
                 f"task {name!r}: the saliency of {int(bad.sum())} units is not a finite number >= 0 "
                 f"(first: unit {unit}, {float(row[unit])}). Check the criterion and the task's loss."
             )
@@ -151,7 +81,7 @@ def standings(
     """Every task ranked by itself: float64 ``[tasks, units]``, 1 outside ``mask``.
 
     Raises:
-        PlanError: the ranking returned something that is no standing.
+        OptionError: the ranking returned something else.
     """
     return torch.stack([standing(row, own, ranking, context) for row, own in zip(scores, mask, strict=True)])
 
@@ -165,47 +95,13 @@ def standing(
     if not isinstance(found, torch.Tensor) or found.shape != scores.shape or not found.is_floating_point():
         is_tensor = isinstance(found, torch.Tensor)
         what = f"{found.dtype} {list(found.shape)}" if is_tensor else type(found).__name__
-        raise PlanError(
+        raise OptionError(
             f"the ranking {name} returned {what}, expected floating point [units] = {list(scores.shape)}."
         )
     inside = found[mask]
     if not bool(((inside >= 0) & (inside < 1)).all()):
-        raise PlanError(
+        raise OptionError(
             f"the ranking {name} returned standings outside [0, 1). A standing is the share of the "
-            "competing units that go before this one: rank / number of units."
+            "competing units that are removed before this one: rank / number of units."
         )
     return found.to(torch.float64).masked_fill(~mask, 1.0)
-
-
-def ranking_context(groups: Sequence[ChannelGroup], unit_cost: torch.Tensor) -> RankingContext:
-    """The context of ``groups``; ``unit_cost`` is float64 ``[units]``.
-
-    Two groups are isomorphic when a unit of either is made of the same slices: same kind, and the same
-    parameter roles, dimensions and numbers of positions. Widths may differ.
-    """
-    classes: dict[object, int] = {}
-    kinds = [classes.setdefault(_signature(group), len(classes)) for group in groups]
-    units = torch.tensor([group.units for group in groups], dtype=torch.int64)
-    return RankingContext(
-        group=torch.repeat_interleave(torch.arange(len(groups)), units),
-        isomorphic=torch.repeat_interleave(torch.tensor(kinds, dtype=torch.int64), units),
-        unit_cost=unit_cost,
-    )
-
-
-def _signature(group: ChannelGroup) -> object:
-    members = sorted((m.parameter.rpartition(".")[2], m.dim, m.index.shape[1]) for m in group.members)
-    return group.kind, tuple(members)
-
-
-def _share_before(keys: torch.Tensor, mask: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Rank over class size, lowest key first, ties by unit index."""
-    result = torch.ones(len(keys), dtype=torch.float64)
-    index = mask.nonzero().squeeze(1)
-    order = index[keys[index].argsort(stable=True)]
-    order = order[classes[order].argsort(stable=True)]
-    _, inverse, counts = torch.unique_consecutive(classes[order], return_inverse=True, return_counts=True)
-    first = counts.cumsum(0) - counts
-    rank = torch.arange(len(order)) - first[inverse]
-    result[order] = rank.to(torch.float64) / counts[inverse]
-    return result

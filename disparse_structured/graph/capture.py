@@ -8,7 +8,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.errors import CaptureError, TaskError, UnsupportedModelError
 from disparse_structured.graph.effects import Effects
+from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.graph.provenance import Expression, traced_integers
 from disparse_structured.graph.regions import inline_regions
 from disparse_structured.tasks import Task
@@ -30,12 +31,14 @@ _PREFIX = "model"
 class Capture:
     """An exported graph whose parameters and buffers are inputs.
 
-    ``tensors`` maps a placeholder to the qualified name of its parameter or buffer, ``constants`` to a
+    ``tensors`` maps a placeholder to the canonical name of its parameter or buffer, ``constants`` to a
     constant tensor, ``inputs`` lists the placeholders of the user's inputs. The graph returns the
     tasks' tensors, ``widths[k]`` of them for task ``k`` in order, then everything else the model returns
     (``returned`` tensors so far), then what each layer computed, so that dead branches stay visible.
     ``results`` are the annotations of the tensors that the methods asked for returned, None where the graph
     computes none. ``reals`` are the integers that ``forward`` computed real numbers from.
+
+    Nobody changes the graph. Who needs another one copies it.
     """
 
     module: fx.GraphModule
@@ -52,6 +55,20 @@ class Capture:
     def graph(self) -> fx.Graph:
         """The exported graph."""
         return self.module.graph
+
+    @functools.cached_property
+    def nodes(self) -> Mapping[str, fx.Node]:
+        """The nodes by name, in the graph's order."""
+        return {node.name: node for node in self.graph.nodes}
+
+    @functools.cached_property
+    def effects(self) -> Effects:
+        """What the in-place operators of the graph do to one another."""
+        return Effects.of(self.graph)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has nodes of its own, so that what was derived from these must be derived from those again.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def outputs(self) -> tuple[Any, ...]:
@@ -112,47 +129,31 @@ def capture(
     """Exports ``model`` in eval mode; raises :class:`CaptureError` with torch's reason if that fails.
 
     What ``methods`` (dotted, from the model: ``"stem.forward"``) return is remembered. The model's mode,
-    attributes and random state are as before afterwards.
+    attributes and random state are as before afterwards. Some layers of torch compute in another way where
+    gradients are off, so they are on meanwhile: the graph is the same wherever the caller stands.
     """
     check_supported(model)
     wrapper = _TaskOutputs(model, tasks)
     with (
         eval_mode(model),
         _quiet(),
+        torch.enable_grad(),
         torch.random.fork_rng(devices=[]),
         traced_integers(model) as annotator,
         _recorded(model, methods, annotator.number) as results,
     ):
-        try:
-            exported = torch.export.export(wrapper, example_inputs, strict=False)
-        except TaskError:
-            raise
-        except Exception as error:
-            task_error = _task_error(error)
-            if task_error is not None:
-                raise task_error from None
-            raise CaptureError(
-                f"torch.export could not capture {type(model).__name__}: {_reason(error)}\n"
-                "The forward pass must be one graph: no branches on tensor values, no Python side effects. "
-                "torch.export.export(model, example_inputs, strict=False) reproduces this."
-            ) from error
+        exported = _exported(wrapper, example_inputs, type(model).__name__)
+    _, canonical = named_tensors(model)
     tensors, constants, inputs = {}, {}, []
     for spec in exported.graph_signature.input_specs:
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            tensors[spec.arg.name] = spec.target.removeprefix(f"{_PREFIX}.")
+            tensors[spec.arg.name] = canonical[spec.target.removeprefix(f"{_PREFIX}.")]
         elif spec.kind is InputKind.USER_INPUT:
             inputs.append(spec.arg.name)
         else:
             constants[spec.arg.name] = exported.constants.get(spec.target)
     inline_regions(exported.graph_module)
-    written = Effects.of(exported.graph_module.graph).written
-    changed = sorted(tensors[name] for name in written & tensors.keys())
-    if changed:
-        raise CaptureError(
-            f"{type(model).__name__} changes its own {', '.join(map(repr, changed[:3]))} in eval mode, so "
-            "that no two forward passes are alike. Make such updates in train mode only."
-        )
-    return Capture(
+    captured = Capture(
         module=exported.graph_module,
         tensors=tensors,
         constants=constants,
@@ -163,6 +164,34 @@ def capture(
         results=results,
         reals=frozenset(annotator.reals),
     )
+    _check_repeatable(captured, type(model).__name__)
+    return captured
+
+
+def _exported(wrapper: nn.Module, example_inputs: tuple[Any, ...], name: str) -> torch.export.ExportedProgram:
+    try:
+        return torch.export.export(wrapper, example_inputs, strict=False)
+    except TaskError:
+        raise
+    except Exception as error:
+        task_error = _task_error(error)
+        if task_error is not None:
+            raise task_error from None
+        raise CaptureError(
+            f"torch.export could not capture {name}: {_reason(error)}\n"
+            "The forward pass must be one graph: no branches on tensor values, no Python side effects. "
+            "torch.export.export(model, example_inputs, strict=False) reproduces this."
+        ) from error
+
+
+def _check_repeatable(captured: Capture, name: str) -> None:
+    written = captured.effects.written & captured.tensors.keys()
+    changed = sorted(captured.tensors[node] for node in written)
+    if changed:
+        raise CaptureError(
+            f"{name} changes its own {', '.join(map(repr, changed[:3]))} in eval mode, so "
+            "that no two forward passes are alike. Make such updates in train mode only."
+        )
 
 
 def check_supported(model: nn.Module) -> None:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
 from torch import fx
 
-aten = torch.ops.aten
-
-_MAY_RETURN_THEIR_INPUT = (aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.type_as)
-"""Operators whose schemas do not say so."""
+from disparse_structured.graph.operators import aliased
 
 
 @dataclass(frozen=True)
@@ -35,7 +28,7 @@ class Effects:
 
     @classmethod
     def of(cls, graph: fx.Graph) -> Effects:
-        """Reads aliases and writes off the operators' schemas."""
+        """Reads aliases and writes from the operators' records and schemas."""
         effects = cls()
         bases = effects.bases
         writers: dict[fx.Node, list[fx.Node]] = defaultdict(list)
@@ -45,13 +38,9 @@ class Effects:
             earlier = [writer for each in inputs for writer in writers.get(bases[each], ())]
             effects.sources[node] = tuple(dict.fromkeys([*inputs, *earlier]))
             bases[node] = node
-            if _may_return_its_input(node) and isinstance(node.args[0], fx.Node):
-                bases[node] = bases[node.args[0]]
-            for argument, value in _arguments(node):
-                if argument.alias_info is None or not isinstance(value, fx.Node):
-                    continue
+            for value, writes in aliased(node):
                 bases[node] = bases[value]
-                if argument.alias_info.is_write:
+                if writes:
                     effects.written.add(bases[node].name)
                     writers[bases[node]].append(node)
                     found = readers.pop(bases[node], [])
@@ -60,16 +49,3 @@ class Effects:
             for each in inputs:
                 readers[bases[each]].append((node, each))
         return effects
-
-
-def _may_return_its_input(node: fx.Node) -> bool:
-    packet = getattr(node.target, "overloadpacket", None)
-    return node.target is operator.getitem or packet in _MAY_RETURN_THEIR_INPUT
-
-
-def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
-    """The arguments of the operator's schema with what ``node`` passes for them."""
-    schema = getattr(node.target, "_schema", None)
-    for position, argument in enumerate(schema.arguments if schema else ()):
-        given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-        yield argument, given

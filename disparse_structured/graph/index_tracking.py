@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import fx
 
+from disparse_structured.graph.operators import operator_of
+
 aten = torch.ops.aten
-
-_VIEWS = (aten.view, aten._unsafe_view)
-_MOVING = {
-    operator.getitem,
-    *(
-        getattr(aten, name)
-        for name in (
-            "view reshape flatten unflatten _unsafe_view permute transpose t swapaxes movedim squeeze "
-            "unsqueeze expand unbind select split split_with_sizes chunk slice narrow repeat_interleave"
-        ).split()
-    ),
-}
-_KEEPING = {
-    getattr(aten, name) for name in "contiguous clone alias detach dropout to _to_copy lift_fresh".split()
-}
-
-
-def packet(node: fx.Node) -> Any:
-    """The operator of ``node``, whichever its overload."""
-    return getattr(node.target, "overloadpacket", node.target)
 
 
 def rearranges(node: fx.Node) -> bool:
     """Whether all that ``node`` returns are values of its first argument, in other places."""
     if node.target is aten.view.dtype:  # other values, made of the same bits
         return False
-    return packet(node) in _MOVING and len(node.all_input_nodes) == 1
+    return operator_of(node).moves is not None and len(node.all_input_nodes) == 1
 
 
 def is_identity(node: fx.Node, *_: fx.Node) -> bool:
     """Whether ``node`` returns what it reads, every value in its place."""
-    return packet(node) in _KEEPING
+    return operator_of(node).keeps
 
 
 def position_ids(shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
@@ -73,5 +54,5 @@ def trace_positions(
 
 def _moved(node: fx.Node, index: Any) -> Any:
     # A view of the values need not be one of the index, whose strides may be others.
-    target: Any = aten.reshape.default if packet(node) in _VIEWS else node.target
+    target: Any = aten.reshape.default if operator_of(node).moves == "view" else node.target
     return target(index, *node.args[1:], **node.kwargs)

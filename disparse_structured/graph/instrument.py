@@ -10,7 +10,6 @@ import torch
 from torch import fx, nn
 
 from disparse_structured.graph.capture import Capture
-from disparse_structured.graph.effects import Effects
 
 aten = torch.ops.aten
 
@@ -55,8 +54,7 @@ def instrumented(
     places: dict[str, dict[Argument, Sequence[nn.Module]]] = defaultdict(dict)
     for (name, place), found in readers.items():
         places[name][place] = found
-    effects = Effects.of(capture.graph)
-    needed = _needed(capture, effects)
+    needed = _needed(capture)
     for node in capture.graph.nodes:
         if node.op == "output" or (node.op != "placeholder" and node not in needed):
             continue
@@ -66,7 +64,7 @@ def instrumented(
         kwargs = dict(fx.map_arg(node.kwargs, copies.__getitem__))
         for place, found in places[node.name].items():
             value = argument(args, place)
-            if (node, argument(node.args, place)) in effects.overwritten:
+            if (node, argument(node.args, place)) in capture.effects.overwritten:
                 # A gate remembers what it read; a later in-place write must not change it.
                 value = graph.call_function(aten.clone.default, (value,))
             for module in found:
@@ -84,7 +82,7 @@ def _task_results(capture: Capture) -> tuple[Any, ...]:
     return capture.outputs[: sum(capture.widths)]
 
 
-def _needed(capture: Capture, effects: Effects) -> set[fx.Node]:
+def _needed(capture: Capture) -> set[fx.Node]:
     """The nodes that the tasks' outputs depend on, in-place writes to what they read included."""
     needed: set[fx.Node] = set()
     pending = [item for item in _task_results(capture) if isinstance(item, fx.Node)]
@@ -92,5 +90,5 @@ def _needed(capture: Capture, effects: Effects) -> set[fx.Node]:
         node = pending.pop()
         if node not in needed:
             needed.add(node)
-            pending.extend(effects.sources[node])
+            pending.extend(capture.effects.sources[node])
     return needed

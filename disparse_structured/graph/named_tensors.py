@@ -1,14 +1,11 @@
-"""The parameters and buffers of a model by name; tied tensors share one."""
+"""The parameters and buffers of a model by name, and where they are."""
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import nn
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter is; the CPU for a model without parameters."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -26,3 +23,14 @@ def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, 
             if owner == name:
                 tensors[name] = tensor
     return tensors, canonical
+
+
+def detached_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters and buffers by canonical name: the model's own memory, without gradients."""
+    return {name: tensor.detach() for name, tensor in named_tensors(model)[0].items()}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first parameter, or of the first buffer; the CPU for a model without either."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))

@@ -16,6 +16,7 @@ from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import TaskError
 from disparse_structured.graph.copies import copied
+from disparse_structured.graph.named_tensors import device_of
 from disparse_structured.tasks import Task, check_tasks
 
 _NUDGE = 0.1
@@ -86,8 +87,7 @@ def output_of(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
 
 def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """The output in eval mode, on random states that are the same at every call."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with Isolation(0, device), eval_mode(model), torch.no_grad():
+    with Isolation(0, device_of(model)), eval_mode(model), torch.no_grad():
         return call_model(model, inputs, lambda given: given)
 
 

@@ -9,7 +9,6 @@ from graphlib import CycleError, TopologicalSorter
 from torch import fx
 
 from disparse_structured.graph.capture import Capture
-from disparse_structured.graph.effects import Effects
 
 Step = tuple[fx.Node, ...]
 """Operators that run together."""
@@ -17,11 +16,10 @@ Step = tuple[fx.Node, ...]
 
 def separable(capture: Capture, groups: Sequence[Step]) -> tuple[Step, ...]:
     """Those of ``groups`` that can run as one step each: none of their operators waits for another."""
-    effects = Effects.of(capture.graph)
-    fine = [group for group in groups if not _feeds_itself(group, effects)]
+    fine = [group for group in groups if not _feeds_itself(capture, group)]
     while True:
         try:
-            TopologicalSorter(_sources(_members(capture, effects, fine), effects, fine)).prepare()
+            TopologicalSorter(_sources(capture, _members(capture, fine), fine)).prepare()
             return tuple(fine)
         except CycleError as error:
             cycle = set(error.args[1])
@@ -33,9 +31,8 @@ def schedule(capture: Capture, groups: Sequence[Step]) -> list[Step]:
 
     ``groups`` must be :func:`separable`.
     """
-    effects = Effects.of(capture.graph)
-    members = _members(capture, effects, groups)
-    sources = _sources(members, effects, groups)
+    members = _members(capture, groups)
+    sources = _sources(capture, members, groups)
     place = {node: number for number, node in enumerate(capture.graph.nodes)}
     steps: list[Step] = []
     done: set[fx.Node] = set()
@@ -72,7 +69,7 @@ def _results(capture: Capture) -> list[fx.Node]:
     return [each for each in capture.outputs[: sum(capture.widths)] if isinstance(each, fx.Node)]
 
 
-def _members(capture: Capture, effects: Effects, groups: Sequence[Step]) -> dict[fx.Node, list[fx.Node]]:
+def _members(capture: Capture, groups: Sequence[Step]) -> dict[fx.Node, list[fx.Node]]:
     """The operators of every step, by the step's first operator."""
     pending = _results(capture)
     needed: set[fx.Node] = set()
@@ -80,7 +77,7 @@ def _members(capture: Capture, effects: Effects, groups: Sequence[Step]) -> dict
         node = pending.pop()
         if node not in needed:
             needed.add(node)
-            pending.extend(effects.sources[node])
+            pending.extend(capture.effects.sources[node])
     leader = _leaders(groups)
     members: dict[fx.Node, list[fx.Node]] = defaultdict(list)
     for node in capture.graph.nodes:
@@ -90,10 +87,10 @@ def _members(capture: Capture, effects: Effects, groups: Sequence[Step]) -> dict
 
 
 def _sources(
-    members: dict[fx.Node, list[fx.Node]], effects: Effects, groups: Sequence[Step]
+    capture: Capture, members: dict[fx.Node, list[fx.Node]], groups: Sequence[Step]
 ) -> dict[fx.Node, set[fx.Node]]:
     """The steps that must run before each step: its sources, and the readers of what it overwrites."""
-    leader = _leaders(groups)
+    effects, leader = capture.effects, _leaders(groups)
     return {
         head: {
             owner
@@ -109,5 +106,5 @@ def _leaders(groups: Sequence[Step]) -> dict[fx.Node, fx.Node]:
     return {node: group[0] for group in groups for node in group}
 
 
-def _feeds_itself(group: Step, effects: Effects) -> bool:
-    return any(source in group for node in group for source in effects.sources[node])
+def _feeds_itself(capture: Capture, group: Step) -> bool:
+    return any(source in group for node in group for source in capture.effects.sources[node])

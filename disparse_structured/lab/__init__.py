@@ -1,1 +1,1 @@
-"""Data sets, rendered scenes, losses, metrics and the demo: what benchmarks and examples need."""
+"""Data sets, rendered scenes, losses, metrics and the demo, for benchmarks and examples."""

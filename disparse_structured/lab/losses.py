@@ -1,8 +1,8 @@
 """Losses of dense tasks, each ``loss(output, target) -> scalar``.
 
-All of them average over the pixels that count and are 0 (with zero gradients) where none does, so
-that a batch without a single annotated pixel cannot poison a training run. None resizes anything:
-an output of another shape than its target is refused, because broadcasting would hide it.
+Each averages over the valid pixels. It is 0, with zero gradients, if there are none, so that a batch
+without annotated pixels cannot poison a training run. Nothing is resized: an output of another shape
+than its target is refused, because broadcasting would hide the mismatch.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from disparse_structured.errors import TaskError
 TensorLoss = Callable[[Tensor, Tensor], Tensor]
 
 IGNORED_LABEL = 255
-"""The class index of pixels that nobody annotated, as in Cityscapes, Pascal VOC and NYU-v2."""
+"""The class index of unannotated pixels, as in Cityscapes, Pascal VOC and NYU-v2."""
 
 
 def cross_entropy(output: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Mean cross-entropy of logits ``[B, C, H, W]`` against int64 labels ``[B, H, W]``; 255 is ignored.
 
-    ``class_weights [C]`` makes it the mean weighted by the label's class, as torch's is.
+    ``class_weights [C]`` weight the mean by the label's class, as in torch.
     """
     _same_shape("cross_entropy", (output.shape[0], *output.shape[2:]), tuple(target.shape), output, target)
     known = target != IGNORED_LABEL

@@ -1,7 +1,7 @@
 """Metrics of dense tasks as streaming accumulators, and the multi-task figure of merit.
 
-An accumulator takes batches by ``update(output, target)`` and answers ``compute() -> dict``. Memory
-does not grow with the data. Before the first pixel that counts, every figure is NaN.
+An accumulator takes batches by ``update(output, target)`` and returns its figures by
+``compute() -> dict``. Memory does not grow with the data. Before the first valid pixel, every figure is NaN.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Metric(Protocol):
 
 
 class _Confusion:
-    """Counts of (class in the truth, class predicted), with one more column for what is no number."""
+    """Counts of (class in the truth, class predicted), with one more column for NaN outputs."""
 
     def __init__(self, name: str, classes: int, ignored: int | None) -> None:
         self._name = name
@@ -80,9 +80,9 @@ class Segmentation:
     """``miou`` and ``pixel_accuracy``, from a confusion matrix of ``classes`` x ``classes``.
 
     ``update`` takes logits ``[B, C, H, W]`` and int64 labels ``[B, H, W]``; 255 is ignored. The mean
-    of the intersection over union goes over the classes that occur in the truth or the prediction.
-    (DiSparse's code leaves out every class without a single hit, which a worse network can profit from,
-    and averages accuracy over batches.) Raises :class:`TaskError` for a label that is no class.
+    of the intersection over union is taken over the classes that occur in the truth or the prediction.
+    (DiSparse's code leaves out every class without a single hit, which can favor a worse network, and
+    averages accuracy over batches.) Raises :class:`TaskError` for a label that is not a class.
     """
 
     def __init__(self, classes: int) -> None:
@@ -107,8 +107,8 @@ class Classification:
     """``accuracy`` (share of samples) and ``class_accuracy`` (mean over the classes that occur in the truth).
 
     ``update`` takes logits ``[B, C]`` and int64 labels ``[B]``; ``ignored`` marks samples without a label
-    (None: there are none, and every label is a class). Raises :class:`TaskError` for a label that is no
-    class.
+    (None: there are none, and every label is a class). Raises :class:`TaskError` for a label that is
+    not a class.
     """
 
     def __init__(self, classes: int, ignored: int | None = IGNORED_LABEL) -> None:
@@ -129,7 +129,7 @@ class Classification:
 
 
 class Depth:
-    """``abs_error`` (metres), ``rel_error``, and ``delta1`` to ``delta3``, over pixels with a depth > 0.
+    """``abs_error`` (meters), ``rel_error``, and ``delta1`` to ``delta3``, over pixels with a depth > 0.
 
     delta_i is the share of pixels with max(output / target, target / output) < 1.25 ** i (Eigen et
     al., NeurIPS 2014); an output of 0 or less is outside all of them.
@@ -159,7 +159,7 @@ class Depth:
 class Normals:
     """Angles in degrees: ``mean_angle``, ``median_angle``, ``within_11.25``, ``within_22.5``, ``within_30``.
 
-    Outputs need not be of unit length; a zero output counts as 90 degrees off. Pixels with target
+    Outputs need not be of unit length; a zero output counts as an error of 90 degrees. Pixels with target
     (0, 0, 0) are ignored. The median comes from a histogram with bins of 0.01 degrees.
     """
 
@@ -232,26 +232,27 @@ class MeanError:
 def delta_t(
     dense: Mapping[str, float], pruned: Mapping[str, float], higher_is_better: Mapping[str, bool]
 ) -> float:
-    """What pruning did to all tasks together, in percent; above 0 the pruned model is better.
+    """The mean effect of pruning on all tasks, in percent; above 0 the pruned model is better.
 
     The mean over tasks of the relative change of each task's one figure, with the sign turned where
     lower is better (Vandenhende et al., "Multi-Task Learning for Dense Prediction Tasks: A Survey",
     TPAMI 2021, section 4.2).
 
     Raises :class:`TaskError` when the three do not name the same tasks, or a dense figure is 0 or not
-    finite, for which a relative change means nothing.
+    finite, for which a relative change is undefined.
     """
     if not higher_is_better or not dense.keys() == pruned.keys() == higher_is_better.keys():
         raise TaskError(
-            f"delta_t: figures for the dense model are of {sorted(dense)}, for the pruned model of "
-            f"{sorted(pruned)}, directions of {sorted(higher_is_better)}. Name the same tasks in all three."
+            f"delta_t: the dense model's figures are of {sorted(dense)}, the pruned model's of "
+            f"{sorted(pruned)}, the directions of {sorted(higher_is_better)}. Name the same tasks in all "
+            "three."
         )
     total = 0.0
     for task, higher in higher_is_better.items():
         if dense[task] == 0 or not math.isfinite(dense[task]):
             raise TaskError(
-                f"delta_t: task {task!r} has the dense figure {dense[task]}, to which nothing can be "
-                "relative. Leave the task out, or judge it by another metric."
+                f"delta_t: task {task!r} has the dense figure {dense[task]}, so a relative change is "
+                "undefined. Leave the task out, or use another metric."
             )
         change = (pruned[task] - dense[task]) / abs(dense[task])
         total += change if higher else -change

@@ -10,9 +10,8 @@ from torch import nn
 
 from disparse_structured.data.batches import as_they_are, batch_size
 from disparse_structured.decision.arbiters import Arbiter, WeightedMean
-from disparse_structured.decision.votes import PerCostRanking, Ranking
+from disparse_structured.decision.rankings import PerCostRanking, Ranking
 from disparse_structured.errors import OptionError
-from disparse_structured.naming import rule_name
 from disparse_structured.pipeline.method import Decided, Problem, decide_in_rounds
 from disparse_structured.pipeline.options import check_callables, check_refit
 from disparse_structured.refit import LeastSquares, RefitMethod
@@ -90,7 +89,7 @@ class Compensated:
                 model, structure, found.scores, calibration,
                 keep=keep, left=self.left, judged=self.judged, seed=problem.seed,
             )  # fmt: skip
-            return dataclasses.replace(found, scores=curves.scores, criterion=rule_name(self))
+            return dataclasses.replace(found, scores=curves.scores)
 
         return decide_in_rounds(
             problem, scored, self.rounds, arbiter=self.arbiter, ranking=self.ranking, between=self.refit

@@ -13,7 +13,7 @@ from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.arbiters import Arbiter, Unanimous
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import Decision, decide
-from disparse_structured.decision.votes import PerCostRanking, Ranking
+from disparse_structured.decision.rankings import PerCostRanking, Ranking
 from disparse_structured.pipeline.method import Decided, Problem, task_weights
 from disparse_structured.pipeline.options import check_callables
 from disparse_structured.scoring import Criterion, Saliency, score

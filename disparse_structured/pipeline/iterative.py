@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from disparse_structured.decision.arbiters import Arbiter, Unanimous
-from disparse_structured.decision.votes import PerCostRanking, Ranking
+from disparse_structured.decision.rankings import PerCostRanking, Ranking
 from disparse_structured.errors import OptionError
 from disparse_structured.pipeline.method import Decided, Problem, decide_in_rounds
 from disparse_structured.pipeline.options import check_callables, check_refit

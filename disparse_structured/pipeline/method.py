@@ -15,7 +15,7 @@ from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.arbiters import Arbiter
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import Decision, decide
-from disparse_structured.decision.votes import Ranking
+from disparse_structured.decision.rankings import Ranking
 from disparse_structured.refit import RefitMethod, refit
 from disparse_structured.scoring import Saliency
 from disparse_structured.structure import Structure
@@ -91,7 +91,7 @@ def decide_in_rounds(
     ``between`` refits the network after every round but the last.
     """
     structure, budget = problem.structure, problem.budget
-    dense = structure.cost.total(budget.kind, torch.ones(structure.units, dtype=torch.bool))
+    dense = budget.of.on(structure).dense
     share = budget.target(dense) / dense
     keep = torch.ones(structure.units, dtype=torch.bool)
     model = problem.model
@@ -101,7 +101,7 @@ def decide_in_rounds(
         decision = decide(
             structure,
             saliency.scores,
-            budget if last else replace(budget, **{budget.kind: share ** (number / rounds)}),
+            budget if last else replace(budget, limit=share ** (number / rounds)),
             ranking=ranking,
             arbiter=arbiter,
             weights=task_weights(structure),

@@ -126,8 +126,10 @@ def prune(
         saliency, done = within_limits(limits, problem, method, execute)
     else:
         decision, saliency = method.decide(problem)
-        done = execute(decision.plan(structure, criterion=saliency.criterion, seed=seed))
-    return PruningResult.of(structure, saliency, done.applied, done.deviation, done.refit)
+        done = execute(
+            decision.plan(structure, method=type(method).__name__, criterion=saliency.criterion, seed=seed)
+        )
+    return PruningResult.of(structure, saliency, done.applied, done.deviation, done.refit, costs=[budget.of])
 
 
 def _analyse(

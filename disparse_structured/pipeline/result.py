@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from disparse_structured.decision.costs import Cost, distinct
 from disparse_structured.decision.plan import Plan
 from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.pruning import (
@@ -25,7 +26,7 @@ from disparse_structured.report.pruning import (
 )
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.scoring import Saliency
-from disparse_structured.structure import Structure, count_macs, count_parameters
+from disparse_structured.structure import Structure
 from disparse_structured.surgery import Applied, saving
 from disparse_structured.surgery.pruned_graph import PrunedGraph
 from disparse_structured.tasks import Task
@@ -60,9 +61,10 @@ class PruningResult:
         applied: Applied,
         deviation: DeviationFacts | None = None,
         refit: RefitFacts | None = None,
+        costs: Iterable[Cost] = (),
     ) -> PruningResult:
-        """The result of one run; MACs and parameters are counted on the pruned model itself."""
-        report = _report(structure, saliency, applied, deviation, refit)
+        """The result of one run; costs are counted on the pruned model itself, where they can be."""
+        report = _report(structure, saliency, applied, deviation, refit, distinct(costs))
         tasks = structure.task_objects
         if isinstance(applied.model, PrunedGraph):  # it returns {task: tensor}
             tasks = tuple(dataclasses.replace(task, output=task.name) for task in tasks)
@@ -103,30 +105,22 @@ def _report(
     applied: Applied,
     deviation: DeviationFacts | None,
     refit: RefitFacts | None,
+    costs: Iterable[Cost],
 ) -> PruningReport:
     plan, verification = applied.plan, applied.verification
     keep = plan.keep(structure)
-    everything = torch.ones_like(keep)
-    cost, provenance = structure.cost, plan.provenance
-    counted = {
-        "macs": count_macs(applied.model, structure.example_inputs),
-        "parameters": count_parameters(applied.model),
-    }
-    costs = {
-        name: CostFacts(total(everything), total(keep), counted[name])
-        for name, total in (("macs", cost.macs), ("parameters", cost.parameters))
-    }
+    provenance = plan.provenance
     refused = [refusal.group for refusal in applied.refused]
     return PruningReport(
         model=type(applied.model).__name__,
         plan=plan.hash,
-        macs=costs["macs"],
-        parameters=costs["parameters"],
+        costs={cost.name: _cost_facts(cost, structure, keep, applied.model) for cost in costs},
         tasks=tuple(_task_facts(task, row, structure, plan, keep) for row, task in _rows(structure)),
         groups=len(structure.groups),
         groups_changed=len(plan.removals),
         units=structure.units,
         units_removed=int((~keep).sum()),
+        method=provenance.method,
         criterion=saliency.criterion,
         arbiter=provenance.arbiter,
         ranking=provenance.ranking,
@@ -149,6 +143,12 @@ def _report(
     )
 
 
+def _cost_facts(cost: Cost, structure: Structure, keep: torch.Tensor, pruned: nn.Module) -> CostFacts:
+    model = cost.on(structure)
+    counted = cost.count(pruned, structure.example_inputs)
+    return CostFacts(cost.unit, model.dense, model.total(keep), counted)
+
+
 def _graph_facts(model: nn.Module, structure: Structure) -> GraphFacts | None:
     if not isinstance(model, PrunedGraph):
         return None
@@ -159,10 +159,10 @@ def _graph_facts(model: nn.Module, structure: Structure) -> GraphFacts | None:
 def _held_by(groups: Sequence[str], structure: Structure) -> float:
     """The share of the dense parameters that lies in slices of ``groups``."""
     keep = torch.ones(structure.units, dtype=torch.bool)
-    dense = structure.cost.parameters(keep)
+    dense = structure.cost.parameters.dense
     for name in groups:
         keep[structure.group(name).slice] = False
-    return 1 - structure.cost.parameters(keep) / dense if dense else 0.0
+    return 1 - structure.cost.parameters.total(keep) / dense if dense else 0.0
 
 
 def _rows(structure: Structure) -> Iterable[tuple[int, Task]]:

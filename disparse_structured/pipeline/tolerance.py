@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from disparse_structured.decision.arbiters import Arbiter, Priority, Tolerance
 from disparse_structured.decision.arbiters.by_name import by_task
 from disparse_structured.decision.budget import Budget
@@ -75,7 +73,9 @@ def within_limits(
 def _attempt(method: Method, problem: Problem, execute: Execution) -> _Try:
     structure = problem.structure
     decision, saliency = method.decide(problem)
-    plan = decision.plan(structure, criterion=saliency.criterion, seed=problem.seed)
+    plan = decision.plan(
+        structure, method=type(method).__name__, criterion=saliency.criterion, seed=problem.seed
+    )
     outcome = execute(plan)
     predicted = (saliency.scores * ~plan.keep(structure)).sum(dim=1).sqrt().tolist()
     return _Try(
@@ -149,12 +149,8 @@ def _fields(method: object) -> dict[str, dataclasses.Field[Any]]:
 
 
 def _halfway(budget: Budget, structure: Structure) -> Budget:
-    cost = structure.cost.macs if budget.kind == "macs" else structure.cost.parameters
-    dense = cost(torch.ones(structure.units, dtype=torch.bool))
-    share = (1 + budget.target(dense) / dense) / 2
-    if budget.kind == "macs":
-        return dataclasses.replace(budget, macs=share)
-    return dataclasses.replace(budget, parameters=share)
+    dense = budget.of.on(structure).dense
+    return dataclasses.replace(budget, limit=(1 + budget.target(dense) / dense) / 2)
 
 
 def _blocked(
@@ -176,8 +172,8 @@ def _blocked(
     outcome = "all limits hold" if _used(there, limits) <= 1 else "they are passed too"
     allow = ", ".join(f"{name}={1.05 * best[name]:.2g}" for name in blocking)
     return (
-        f"{budget.kind}={budget.limit:g} cannot be met within the tolerance. In the best of {len(tries)} "
+        f"{budget} cannot be met within the tolerance. In the best of {len(tries)} "
         f"tries {'; '.join(holds)}{'; within its limit ' + ', '.join(rest) if rest else ''}. "
-        f"At {easier.kind}={easier.limit:.3g} {outcome}: {far}. "
-        f"Ask for more {budget.word}, or allow {allow}."
+        f"At {easier.of.name}={easier.limit:.3g} {outcome}: {far}. "
+        f"Ask for more {budget.of.unit}, or allow {allow}."
     )

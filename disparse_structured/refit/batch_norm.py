@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from disparse_structured.graph.operators import named_arguments, packet
 from disparse_structured.graph.schedule import Step
 from disparse_structured.refit.context import APART, RefitContext
-from disparse_structured.refit.contraction import named_arguments, packet
 from disparse_structured.refit.lockstep import MEMORY
 from disparse_structured.report.refit import LayerFacts
 

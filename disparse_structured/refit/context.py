@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from disparse_structured.graph.operators import named_arguments, packet
 from disparse_structured.graph.schedule import Step, separable
-from disparse_structured.refit.contraction import Contraction, layers, named_arguments, packet
+from disparse_structured.refit.contraction import Contraction, Operands, layers
 from disparse_structured.refit.design import design, positions, target
 from disparse_structured.refit.folds import LIMIT
 from disparse_structured.refit.lockstep import Lockstep, State
@@ -202,7 +203,7 @@ class RefitContext:
                 inputs = _wide(design(contraction, node, self.walk.arguments(node, chunk)[0], places))
                 wanted = _wide(target(contraction, node, self._wanted(node, chunk, streams), places))
                 computed = inputs @ current.mT
-                bias = named_arguments(node)["bias"]
+                bias = Operands.of(node).bias
                 constant = None if bias is None else self.walk.value(bias, chunk)
                 residuals = wanted - computed
                 if constant is not None:

@@ -9,32 +9,56 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
 from disparse_structured.graph.capture import Capture
+from disparse_structured.graph.operators import ContractionKind, named_arguments, operator_of, packet
 from disparse_structured.graph.schedule import Step
 from disparse_structured.report.refit import SkippedLayer
-from disparse_structured.structure import Structure
+from disparse_structured.structure import ChannelGroup, Structure
 from disparse_structured.structure.tracing import module_path
 
 aten = torch.ops.aten
 
-_CONVOLUTIONS = (aten.conv1d, aten.conv2d, aten.conv3d)
-TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
-CONTRACTIONS = (*_CONVOLUTIONS, *TRANSPOSED, aten.linear)
-"""Operators that contract an input with a weight."""
+_REGRESSED = ("convolution", "transposed convolution", "linear")
+"""Families of contractions whose weight is the solution of a regression."""
 
-_OTHERS = (
-    aten.matmul, aten.mm, aten.bmm, aten.addmm, aten.einsum, aten.convolution, aten.bilinear,
-    aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu,
-)  # fmt: skip
-"""Operators that may contract with a parameter in ways that have no regression here."""
+_OTHERS = ("generic convolution", "matmul", "einsum", "bilinear", "recurrent")
+"""Families that may contract with a parameter in ways that have no regression here."""
+
+
+@dataclass(frozen=True, eq=False)
+class Operands:
+    """What a contraction of a regressed family reads, by its operator's record."""
+
+    kind: ContractionKind
+    data: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+    groups: int
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Operands:
+        """Those of ``node``."""
+        contracts = operator_of(node).contracts
+        assert contracts is not None
+        assert contracts.weight is not None
+        given = named_arguments(node)
+        bias = None if contracts.bias is None else given.get(contracts.bias)
+        return cls(
+            contracts.kind, given[contracts.data], given[contracts.weight], bias, int(given.get("groups", 1))
+        )
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the weight."""
+        shape: torch.Size = self.weight.meta["val"].shape
+        return shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,19 +92,18 @@ class Contraction:
     @property
     def features(self) -> int:
         """Unknowns of each output channel."""
-        weight = named_arguments(self.nodes[0])["weight"].meta["val"]
-        return int(self.inputs.shape[1] * math.prod(weight.shape[2:]))
+        return int(self.inputs.shape[1] * math.prod(Operands.of(self.nodes[0]).shape[2:]))
 
     @property
     def spatial(self) -> int:
         """Spatial dimensions; 0 of a linear layer."""
-        return int(named_arguments(self.nodes[0])["weight"].meta["val"].ndim) - 2
+        return len(Operands.of(self.nodes[0]).shape) - 2
 
     def lost(self) -> Contraction | None:
         """The same outputs from the input channels that go; None where a group has none of them."""
-        given = named_arguments(self.nodes[0])
-        shape = given["weight"].meta["val"].shape
-        groups, size = int(given.get("groups", 1)), shape[0 if self.transposed else 1]
+        read = Operands.of(self.nodes[0])
+        shape = read.shape
+        groups, size = read.groups, shape[0 if self.transposed else 1]
         columns = np.setdiff1d(np.arange(size), self.columns.numpy())
         if not len(columns) or (groups > 1 and size == (groups if self.transposed else 1)):
             return None
@@ -131,35 +154,73 @@ def contractions(structure: Structure, keep: torch.Tensor) -> tuple[Contraction,
 
 def layers(structure: Structure, keep: torch.Tensor) -> Layers:
     """The contractions, and what could not become one."""
-    capture = structure.capture
-    removed = _removed(structure, keep)
+    return DenseLayers.of(structure).under(keep)
+
+
+@dataclass(frozen=True, eq=False)
+class DenseLayers:
+    """What the layers of a network are before anything is removed: found once for any number of masks."""
+
+    groups: tuple[ChannelGroup, ...]
+    weights: tuple[_Weight, ...]
+    refused: Mapping[fx.Node, SkippedLayer]
+
+    @classmethod
+    def of(cls, structure: Structure) -> DenseLayers:
+        """Reads the graph of ``structure``."""
+        capture = structure.capture
+        by_weight, refused = _candidates(capture)
+        users: dict[str, list[fx.Node]] = defaultdict(list)
+        for node in capture.graph.nodes:
+            for each in node.all_input_nodes:
+                if each.name in capture.tensors and node.op != "output":
+                    users[capture.tensors[each.name]].append(node)
+        found = []
+        for weight, nodes in by_weight.items():
+            made = _Weight.of(capture, weight, nodes, users)
+            if isinstance(made, str):
+                refused.update({node: SkippedLayer(weight, made) for node in nodes})
+            else:
+                found.append(made)
+        return cls(structure.groups, tuple(found), refused)
+
+    def under(self, keep: torch.Tensor, only: Collection[str] | None = None) -> Layers:
+        """What ``keep``, bool ``[units]``, leaves of them; of the weights in ``only`` where that is given."""
+        removed = _removed(self.groups, keep)
+        refused = dict(self.refused)
+        found = []
+        for weight in self.weights:
+            if only is not None and weight.name not in only:
+                continue
+            made = weight.under(removed)
+            if isinstance(made, str):
+                refused.update({node: SkippedLayer(weight.name, made) for node in weight.nodes})
+            else:
+                found.append(made)
+        return Layers(tuple(found), refused, removed)
+
+
+def _candidates(capture: Capture) -> tuple[dict[str, list[fx.Node]], dict[fx.Node, SkippedLayer]]:
+    """The operators that contract with each parameter, and those of which no regression is known."""
     constant = _constants(capture)
-    users: dict[str, list[fx.Node]] = defaultdict(list)
-    for node in capture.graph.nodes:
-        for each in node.all_input_nodes:
-            if each.name in capture.tensors and node.op != "output":
-                users[capture.tensors[each.name]].append(node)
     by_weight: dict[str, list[fx.Node]] = defaultdict(list)
     refused: dict[fx.Node, SkippedLayer] = {}
     for node in capture.graph.nodes:
-        read = [name for each in node.all_input_nodes for name in sorted(constant.get(each, ()))]
-        if packet(node) in CONTRACTIONS:
-            weight = named_arguments(node)["weight"]
-            if weight.name in capture.tensors:
-                by_weight[capture.tensors[weight.name]].append(node)
+        contracts = operator_of(node).contracts
+        if contracts is None:
+            continue
+        if contracts.kind in _REGRESSED:
+            read = Operands.of(node).weight
+            if read.name in capture.tensors:
+                by_weight[capture.tensors[read.name]].append(node)
             else:
-                names = sorted(constant.get(weight, ())) or [module_path(node) or node.name]
+                names = sorted(constant.get(read, ())) or [module_path(node) or node.name]
                 refused[node] = SkippedLayer(names[0], "its weight is computed from other tensors")
-        elif packet(node) in _OTHERS and read:
-            refused[node] = SkippedLayer(read[0], f"{node.target} has no regression")
-    found = []
-    for weight, nodes in by_weight.items():
-        made = _contraction(structure, weight, nodes, users, removed)
-        if isinstance(made, str):
-            refused.update({node: SkippedLayer(weight, made) for node in nodes})
-        else:
-            found.append(made)
-    return Layers(tuple(found), refused, removed)
+        elif contracts.kind in _OTHERS:
+            names = [name for each in node.all_input_nodes for name in sorted(constant.get(each, ()))]
+            if names:
+                refused[node] = SkippedLayer(names[0], f"{node.target} has no regression")
+    return by_weight, refused
 
 
 def _constants(capture: Capture) -> dict[fx.Node, frozenset[str]]:
@@ -174,49 +235,63 @@ def _constants(capture: Capture) -> dict[fx.Node, frozenset[str]]:
     return found
 
 
-def _contraction(
-    structure: Structure,
-    weight: str,
-    nodes: list[fx.Node],
-    users: Mapping[str, list[fx.Node]],
-    removed: Mapping[tuple[str, int], np.ndarray],
-) -> Contraction | str:
-    """The contraction with ``weight``, or why there is none."""
-    given = named_arguments(nodes[0])
-    if users[weight] != nodes or any(named_arguments(node)["input"] is given["weight"] for node in nodes):
-        return "its weight is used in other ways as well"
-    shape = given["weight"].meta["val"].shape
-    groups = int(given.get("groups", 1))
-    if len({(packet(node), named_arguments(node).get("groups", 1)) for node in nodes}) > 1 or len(shape) < 2:
-        return "its weight is used by different operators"
-    transposed = packet(nodes[0]) in TRANSPOSED
-    columns = _kept(shape[0 if transposed else 1], removed.get((weight, 0 if transposed else 1)))
-    rows = _kept(shape[1 if transposed else 0], removed.get((weight, 1 if transposed else 0)))
-    split, size = (columns if transposed else rows), shape[0] // groups
-    left, counts = np.unique(split // size, return_counts=True)
-    depthwise = groups > 1 and (shape[0] // groups if transposed else shape[1]) == 1
-    if len(set(counts.tolist())) > 1 or (len(left) < groups and not depthwise):
-        return "its groups lose different numbers of channels"
-    if not depthwise:
-        left = np.arange(groups)
-    per_group = split.reshape(len(left), -1)
-    others = left[:, None] * shape[1] + (rows if transposed else columns)[None]
-    inputs, outputs = (per_group, others) if transposed else (others, per_group)
-    groups = len(left)  # of a depthwise convolution a group goes with its channel
-    bias, subtracts = _intercept(structure, nodes, users)
-    return Contraction(
-        weight, tuple(nodes), bias, subtracts, groups,
-        torch.from_numpy(inputs), torch.from_numpy(outputs),
-        torch.from_numpy(rows), torch.from_numpy(columns), transposed,
-    )  # fmt: skip
+@dataclass(frozen=True, eq=False)
+class _Weight:
+    """A dense contraction; the fields are as in :class:`Contraction`, ``shape`` is that of the weight."""
+
+    name: str
+    nodes: Step
+    shape: torch.Size
+    groups: int
+    transposed: bool
+    bias: tuple[str, ...]
+    subtracts: bool
+
+    @classmethod
+    def of(
+        cls, capture: Capture, name: str, nodes: list[fx.Node], users: Mapping[str, list[fx.Node]]
+    ) -> _Weight | str:
+        """The contraction with weight ``name``, or why there is none."""
+        reads = [Operands.of(node) for node in nodes]
+        first = reads[0]
+        if users[name] != nodes or any(each.data is first.weight for each in reads):
+            return "its weight is used in other ways as well"
+        operators = {(packet(node), each.groups) for node, each in zip(nodes, reads, strict=True)}
+        if len(operators) > 1 or len(first.shape) < 2:
+            return "its weight is used by different operators"
+        transposed = first.kind == "transposed convolution"
+        bias, subtracts = _intercept(capture, nodes, users)
+        return cls(name, tuple(nodes), first.shape, first.groups, transposed, bias, subtracts)
+
+    def under(self, removed: Mapping[tuple[str, int], np.ndarray]) -> Contraction | str:
+        """What stays when the positions ``removed`` go, or why that has no regression."""
+        shape, groups, transposed = self.shape, self.groups, self.transposed
+        columns = _kept(shape[0 if transposed else 1], removed.get((self.name, 0 if transposed else 1)))
+        rows = _kept(shape[1 if transposed else 0], removed.get((self.name, 1 if transposed else 0)))
+        split, size = (columns if transposed else rows), shape[0] // groups
+        left, counts = np.unique(split // size, return_counts=True)
+        depthwise = groups > 1 and (shape[0] // groups if transposed else shape[1]) == 1
+        if len(set(counts.tolist())) > 1 or (len(left) < groups and not depthwise):
+            return "its groups lose different numbers of channels"
+        if not depthwise:
+            left = np.arange(groups)
+        per_group = split.reshape(len(left), -1)
+        others = left[:, None] * shape[1] + (rows if transposed else columns)[None]
+        inputs, outputs = (per_group, others) if transposed else (others, per_group)
+        return Contraction(
+            self.name, self.nodes, self.bias, self.subtracts,
+            len(left),  # of a depthwise convolution a group goes with its channel
+            torch.from_numpy(inputs), torch.from_numpy(outputs),
+            torch.from_numpy(rows), torch.from_numpy(columns), transposed,
+        )  # fmt: skip
 
 
 def _intercept(
-    structure: Structure, nodes: list[fx.Node], users: Mapping[str, list[fx.Node]]
+    capture: Capture, nodes: list[fx.Node], users: Mapping[str, list[fx.Node]]
 ) -> tuple[tuple[str, ...], bool]:
     """What takes an intercept of all ``nodes``, and whether it is subtracted; see :class:`Contraction`."""
-    tensors = structure.capture.tensors
-    biases = [named_arguments(node).get("bias") for node in nodes]
+    tensors = capture.tensors
+    biases = [Operands.of(node).bias for node in nodes]
     names = {tensors.get(bias.name) for bias in biases if isinstance(bias, fx.Node)}
     if all(isinstance(bias, fx.Node) for bias in biases) and len(names) == 1:
         (name,) = names
@@ -237,28 +312,11 @@ def _intercept(
     return tuple(means), True
 
 
-def named_arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of an operator's call by the names of its schema, defaults included."""
-    target: Any = node.target
-    schema = target._schema.arguments
-    return {
-        argument.name: node.args[place]
-        if place < len(node.args)
-        else node.kwargs.get(argument.name, argument.default_value if argument.has_default_value() else None)
-        for place, argument in enumerate(schema)
-    }
-
-
-def packet(node: fx.Node) -> Any:
-    """The operator without its overload; None for what is no operator."""
-    return getattr(node.target, "overloadpacket", None)
-
-
-def _removed(structure: Structure, keep: torch.Tensor) -> dict[tuple[str, int], np.ndarray]:
+def _removed(groups: Iterable[ChannelGroup], keep: torch.Tensor) -> dict[tuple[str, int], np.ndarray]:
     """Sorted positions along a dimension of a parameter that go with the units that ``keep`` removes."""
     gone: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
     kept = np.asarray(keep, dtype=bool)
-    for group in structure.groups:
+    for group in groups:
         lost = ~kept[group.slice]
         if lost.any():
             for member in group.members:

@@ -14,18 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from disparse_structured.refit.contraction import Contraction, named_arguments, packet
-
-aten = torch.ops.aten
+from disparse_structured.graph.operators import named_arguments
+from disparse_structured.refit.contraction import Contraction, Operands
 
 
 def design(contraction: Contraction, node: fx.Node, value: Tensor, places: Tensor) -> Tensor:
     """``[groups, rows, features]`` of one chunk's input ``value``; ``places`` as of :func:`positions`."""
-    given = named_arguments(node)
-    if packet(node) is aten.linear:
+    read = Operands.of(node)
+    if read.kind == "linear":
         rows = value.reshape(-1, value.shape[-1])[places.to(value.device)]
         return rows.index_select(1, contraction.inputs[0].to(value.device))[None]
-    kernel = list(given["weight"].meta["val"].shape[2:])
+    given, kernel = named_arguments(node), list(read.shape[2:])
     if value.ndim == len(kernel) + 1:
         value = value[None]
     inputs = contraction.inputs.reshape(-1).to(value.device)
@@ -47,10 +46,11 @@ def design(contraction: Contraction, node: fx.Node, value: Tensor, places: Tenso
 def target(contraction: Contraction, node: fx.Node, result: Tensor, places: Tensor) -> Tensor:
     """``[groups, rows, out]`` of one chunk's ``result`` (or its like), in the rows of :func:`design`."""
     outputs = contraction.outputs.reshape(-1).to(result.device)
-    if packet(node) is aten.linear:
+    read = Operands.of(node)
+    if read.kind == "linear":
         taken = result.reshape(-1, result.shape[-1])[places.to(result.device)]
         return taken.index_select(1, outputs)[None]
-    spatial = named_arguments(node)["weight"].meta["val"].ndim - 2
+    spatial = len(read.shape) - 2
     if result.ndim == spatial + 1:
         result = result[None]
     taken = result.flatten(2).index_select(2, places.to(result.device)).index_select(1, outputs)
@@ -61,9 +61,10 @@ def target(contraction: Contraction, node: fx.Node, result: Tensor, places: Tens
 
 def positions(node: fx.Node, result: Tensor) -> tuple[int, int]:
     """How many output positions a chunk has to choose rows from, and how many examples share each."""
-    if packet(node) is aten.linear:
+    read = Operands.of(node)
+    if read.kind == "linear":
         return result.numel() // max(result.shape[-1], 1), 1
-    spatial = named_arguments(node)["weight"].meta["val"].ndim - 2
+    spatial = len(read.shape) - 2
     return math.prod(result.shape[-spatial:]), result.shape[0] if result.ndim == spatial + 2 else 1
 
 

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from disparse_structured.graph.schedule import Step
 from disparse_structured.refit.context import RefitContext, Sample
-from disparse_structured.refit.contraction import Contraction, packet
+from disparse_structured.refit.contraction import Contraction, Operands
 from disparse_structured.refit.folds import folds
 from disparse_structured.refit.lockstep import MEMORY
 from disparse_structured.refit.regression import FOLDS, Centre, Shape
-
-aten = torch.ops.aten
 
 _PLACES = 1024
 """Positions of a chunk's input at which channels are compared, at most."""
@@ -71,7 +69,7 @@ class Merging:
     def _channels(self, sample: Sample, contraction: Contraction, value: Tensor) -> Tensor:
         """float64 ``[groups, channels, places]``."""
         inputs = contraction.inputs.reshape(-1).to(value.device)
-        if packet(sample.node) is aten.linear:
+        if Operands.of(sample.node).kind == "linear":
             flat = value.reshape(-1, value.shape[-1]).mT
         else:
             flat = value.movedim(-contraction.spatial - 1, 0).flatten(1)

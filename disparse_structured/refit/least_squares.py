@@ -14,7 +14,7 @@ from disparse_structured.data.calibration import Calibration
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import PlanError
 from disparse_structured.graph.copies import copied
-from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.schedule import Step
 from disparse_structured.naming import rule_name
 from disparse_structured.refit.context import RefitContext, RefitMethod
@@ -27,8 +27,8 @@ from disparse_structured.refit.regression import RIDGES, Shape
 from disparse_structured.refit.shifts import shifted
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.structure import Structure
-from disparse_structured.structure.analysis import check_described
-from disparse_structured.structure.at_shape import PerShape
+from disparse_structured.structure.at_shape import structure_for_batch
+from disparse_structured.structure.structure import check_described
 
 
 @dataclass(frozen=True)
@@ -154,12 +154,11 @@ def refit(
     dense: State = {name: tensor.detach() for name, tensor in tensors.items()}
     check_described(dense, structure)
     state = dict(dense)
-    device = next((tensor.device for tensor in dense.values()), torch.device("cpu"))
-    with Isolation(method.seed, device):
+    with Isolation(method.seed, device_of(model)):
         calibration = (
             data if isinstance(data, Calibration) else Calibration.of(model, data, to_inputs, limit=limit)
         )
-        described = PerShape(model, structure, lambda found: found)(calibration.chunks[0])
+        described = structure_for_batch(structure, model, calibration.chunks[0])
         # An even number of chunks each time, so that an image and its copies are in the same fold.
         chunks = [*calibration.chunks, *shifted(calibration.chunks, method.shifts, method.seed)]
         work = RefitContext(described, state, keep, chunks, method)

@@ -10,7 +10,6 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from disparse_structured.graph.capture import clone_if_tensor
-from disparse_structured.graph.effects import Effects
 from disparse_structured.graph.schedule import Step, last_uses, schedule
 from disparse_structured.refit.storage import Storage
 from disparse_structured.structure import Structure
@@ -49,7 +48,7 @@ class Lockstep:
         self.dense_state: Mapping[str, torch.Tensor] = dict(state)
         self.state = state
         self.chunks = len(chunks)
-        self._effects = Effects.of(self.capture.graph)
+        self._effects = self.capture.effects
         self.steps = schedule(self.capture, together)
         self._storage = Storage(memory)
         self._masking = MaskedReads(structure, keep)

@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from disparse_structured.refit.contraction import named_arguments, packet
+from disparse_structured.graph.operators import named_arguments, operator_of, packet
 
 aten = torch.ops.aten
 
-_SAME = (aten.dropout, aten.dropout_, aten.clone, aten.contiguous, aten.alias, aten.detach)
-_SHAPES = (aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten)
-_ADDS = (aten.add, aten.add_)
+_SHAPES = ("view", "reshape")
 _TINY = 1e-3
 """Channels that the way to the sum scales down to less than this, relative to the largest, are left out."""
 
@@ -43,7 +41,7 @@ def sums(node: fx.Node) -> Iterator[Sum]:
         if len(users) != 1 or users[0].op != "call_function":
             return
         user = users[0]
-        if packet(user) in _ADDS:
+        if operator_of(user).combines == "sum":
             first, second = user.args[:2]
             other = second if first is node else first
             if not isinstance(other, fx.Node) or other is node or user.kwargs.get("alpha", 1) != 1:
@@ -70,11 +68,11 @@ def _composed(way: tuple[Callable[[Tensor, Value], Tensor], ...]) -> Callable[[T
 
 def _inverse(user: fx.Node, node: fx.Node) -> Callable[[Tensor, Value], Tensor] | None:
     """What undoes ``user``'s linear part for its operand ``node``; None where nothing does."""
-    operator = packet(user)
+    operator, record = packet(user), operator_of(user)
     shape = _shape(node)
-    if operator in _SAME and user.args[0] is node:
+    if record.keeps and not record.casts and user.args[0] is node:
         return lambda value, of: value
-    if operator in _SHAPES and user.args[0] is node:
+    if record.moves in _SHAPES and user.args[0] is node:
         return lambda value, of: value.reshape(shape)
     if operator is aten.permute and user.args[0] is node:
         order: Any = user.args[1]
@@ -88,7 +86,7 @@ def _inverse(user: fx.Node, node: fx.Node) -> Callable[[Tensor, Value], Tensor] 
         if given["training"] or not isinstance(given["running_var"], fx.Node):
             return None
         return lambda value, of: _divided(value, _norm_scale(given, of).reshape(-1, *[1] * (len(shape) - 2)))
-    if operator in (aten.mul, aten.mul_):
+    if record.combines == "product":
         factor = user.args[1] if user.args[0] is node else user.args[0]
         if isinstance(factor, fx.Node) and factor is not node and _constant(factor):
             scale = factor
@@ -108,7 +106,9 @@ def _divided(value: Tensor, scale: Tensor) -> Tensor:
 
 def _constant(node: fx.Node) -> bool:
     """Whether ``node`` is a parameter, or a view of one."""
-    while node.op == "call_function" and packet(node) in (*_SHAPES, aten.unsqueeze):
+    while node.op == "call_function" and (
+        operator_of(node).moves in _SHAPES or packet(node) is aten.unsqueeze
+    ):
         first = node.args[0]
         if not isinstance(first, fx.Node):
             return False

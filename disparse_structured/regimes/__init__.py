@@ -1,4 +1,4 @@
-"""When to prune: after training, at initialisation, or while training. One class a regime.
+"""When to prune: after training, at initialization, or during training. One class per regime.
 
 Each works inside a training loop of your own::
 
@@ -9,8 +9,8 @@ Each works inside a training loop of your own::
         regime.step(optimizer)
     pruned = regime.finish()
 
-or as the companion of :func:`disparse_structured.training.train`. ``finish`` hands back the physically
-smaller network, proven against the masked twin.
+or as the callback of :func:`disparse_structured.training.train`. ``finish`` returns the physically
+smaller network, verified against the masked twin.
 """
 
 from disparse_structured.regimes.dynamic import Dynamic

@@ -1,4 +1,4 @@
-"""Pruned while training: units go, and units come back."""
+"""Pruning during training: units are removed and regrown."""
 
 from __future__ import annotations
 
@@ -27,26 +27,25 @@ _VOTES = DiSparse()
 
 
 class Dynamic(MaskedRegime):
-    """Prune and regrow: the network is within its budget from the first step to the last.
+    """Prune and regrow: the network meets its budget from the first step to the last.
 
-    Every ``every`` steps, until ``until`` of all steps, a share of the budget changes hands, which falls
-    from ``fraction`` to zero along a cosine (RigL: Evci et al., ICML 2020). What is on is dropped
-    by the arbiter on the tasks' votes to remove; what is off, or was just dropped, comes back by its gate's
-    gradients, if any task asks (DiSparse, Sun et al., CVPR 2022). Both read one scoring of the masked
-    network. A unit returns with the weights it left with.
+    Units are exchanged every ``every`` steps, until the share ``until`` of all steps. The exchanged share of
+    the budget falls from ``fraction`` to zero along a cosine (RigL: Evci et al., ICML 2020). The arbiter
+    removes active units on the tasks' votes. Inactive units, including those just removed, are regrown by
+    their gates' gradients if any task votes for them (DiSparse, Sun et al., CVPR 2022). Both decisions use
+    one scoring of the masked network. A regrown unit has the weights that it had when it was removed.
 
     Args:
-        model: a freshly initialised (or trained) dense network. It is trained and masked in place.
-        steps: how many optimiser steps training will take.
+        model: a freshly initialized (or trained) dense network. It is trained and masked in place.
+        steps: how many optimizer steps training will take.
         every: steps between two exchanges.
         fraction: share of the budget's cost that the first exchange moves, in (0, 1).
-        grow: scores for coming back, where they are not ``criterion``'s; read in a second scoring.
+        grow: the criterion for regrowing, if not the method's; it takes a second scoring.
         until: share of ``steps`` after which the mask is fixed, in (0, 1].
         batches: how many batches of ``data`` one exchange reads; 1 as in RigL.
-        first_batches: how many the first decision reads, which has none before it to improve on.
+        first_batches: how many the first decision reads; it cannot build on an earlier one.
         example_inputs, tasks, data, budget, method, to_inputs, seed: as in
-            :class:`disparse_structured.regimes.Pretrained`. Example inputs of the batches' own shape save
-            an export at every exchange.
+            :class:`disparse_structured.regimes.Pretrained`.
 
     Raises:
         BudgetError: the budget cannot be met; ``model`` is unchanged.
@@ -97,7 +96,7 @@ class Dynamic(MaskedRegime):
         return f"every {self.every} steps until {self.last:g}, fraction {self.fraction}{grown}"
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keeps the mask, and exchanges units when it is time."""
+        """Enforces the mask, and exchanges units when due."""
         self.masks.enforce()
         self.steps_taken += 1
         if self.steps_taken % self.every == 0 and self.steps_taken < self.last:
@@ -111,7 +110,7 @@ class Dynamic(MaskedRegime):
     def _exchange(self, optimizer: torch.optim.Optimizer) -> None:
         settings = self.settings
         least = settings.cost(smallest(settings.structure, settings.budget)) / settings.dense
-        # A share may be rounded down: one step up, it allows the cost that it was made from.
+        # The share may have been rounded down; the next float up allows the cost that it came from.
         lower = max(settings.share * (1 - self.moving), math.nextafter(least, 1.0))
         if lower >= settings.share:
             return
@@ -120,6 +119,6 @@ class Dynamic(MaskedRegime):
         survivors = self.keep & dropped.keep
         if self.grow is not None:
             saliency = self.score(method=replace(settings.method, criterion=self.grow))
-        # Unanimity read backwards: a unit stays off only if every task leaves it off.
+        # Unanimity in reverse: a unit remains removed only if no task votes to regrow it.
         regrowing = replace(settings, method=replace(settings.method, arbiter=Unanimous()))
         self.adopt(regrowing.vote(saliency.scores, stay=survivors), saliency, optimizer)

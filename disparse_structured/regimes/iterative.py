@@ -1,4 +1,4 @@
-"""Pruned in stages, with training in between."""
+"""Pruning in stages, with training in between."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _VOTES = DiSparse()
 
 
 class Iterative(MaskedRegime):
-    """A trained network loses its units in stages; every stage scores what is left anew.
+    """Prunes a trained network in stages; every stage scores the remaining units again.
 
-    The first stage comes at once, the next ones after every ``every`` steps of training. Stage i of n
-    leaves the share ``share ** (i / n)`` of the dense cost, so that each takes the same proportion of what
-    is there (iterative magnitude pruning's schedule: Frankle and Carbin, ICLR 2019). A unit that has gone
-    scores zero for every task.
+    The first stage runs at once, the others after every ``every`` training steps. Stage i of n leaves the
+    share ``share ** (i / n)`` of the dense cost, so that each removes the same proportion of what remains
+    (iterative magnitude pruning's schedule: Frankle and Carbin, ICLR 2019). A removed unit scores zero for
+    every task.
 
     Args:
         model: the trained dense network. It is trained and masked in place: pass a copy to keep it.
-        stages: how many, at least 1.
-        every: steps of training between two stages.
+        stages: number of stages, at least 1.
+        every: training steps between two stages.
         example_inputs, tasks, data, budget, method, to_inputs, seed, batches: as in
             :class:`disparse_structured.regimes.Pretrained`.
 
@@ -80,14 +80,14 @@ class Iterative(MaskedRegime):
         return f"{self.stages} stages, every {self.every} steps"
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keeps the mask, and every ``every`` steps takes the next stage."""
+        """Enforces the mask, and runs the next stage every ``every`` steps."""
         self.masks.enforce()
         self.steps_taken += 1
         if self.steps_taken % self.every == 0 and self.stage < self.stages:
             self._advance(optimizer)
 
     def finish(self) -> PruningResult:
-        """See :class:`Regime`; stages that training was too short for are taken now."""
+        """See :class:`Regime`; stages that training did not reach are run now."""
         while self.stage < self.stages:
             self._advance(None)
         return super().finish()

@@ -1,4 +1,4 @@
-"""What the regimes share that decide more than once: the dense network trains, with units switched off."""
+"""The base of regimes that decide more than once: the dense network trains with units masked."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from disparse_structured.surgery.weight_masks import WeightMasks
 
 
 class MaskedRegime(Regime):
-    """Trains the user's own module, in place: what reads a unit that is off is zero after every step.
+    """Trains the user's own module in place: weights that read a masked unit are zero after every step.
 
-    Groups that masks cannot hold (``masks.held``) keep their width.
+    Groups that cannot be masked (``masks.held``) keep their width.
     """
 
     def __init__(self, model: nn.Module, settings: DecisionSettings) -> None:
@@ -38,7 +38,7 @@ class MaskedRegime(Regime):
         self.model = model
         self.structure = settings.structure
         self.masks = WeightMasks(model, settings.structure)
-        # Nobody votes on what cannot be switched off and on.
+        # Units that cannot be masked are left out of the vote.
         open_to_vote = replace(settings.structure, unclaimed=settings.structure.unclaimed | self.masks.held)
         self.settings = replace(settings, structure=open_to_vote)
         self.steps_taken = 0
@@ -56,13 +56,13 @@ class MaskedRegime(Regime):
     def adopt(
         self, decision: Decision, saliency: Saliency, optimizer: torch.optim.Optimizer | None = None
     ) -> None:
-        """Makes ``decision`` the mask from now on."""
+        """Makes ``decision`` the current mask."""
         self.masks.switch(decision.keep, optimizer)
         self._last = decision, saliency
 
     @property
     def keep(self) -> torch.Tensor:
-        """Bool ``[units]``: what is on."""
+        """Bool ``[units]``: the active units."""
         return self.masks.keep
 
     def finish(self) -> PruningResult:
@@ -71,11 +71,11 @@ class MaskedRegime(Regime):
         decision, saliency = self._last
         self.masks.enforce()  # averaged weights may have been loaded since the last step
         applied = apply(self.model, self.settings.plan(decision, saliency), self.structure)
-        return PruningResult.of(self.structure, saliency, applied)
+        return PruningResult.of(self.structure, saliency, applied, costs=[self.settings.budget.of])
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """Says of a budget that cannot be met within what this regime cannot reach."""
+        """Names the groups that this regime cannot prune when its budget cannot be met."""
         try:
             yield
         except BudgetError as error:
@@ -83,14 +83,14 @@ class MaskedRegime(Regime):
             if not held:
                 raise
             raise BudgetError(
-                f"{error} Masks cannot hold {len(held)} groups ({', '.join(held[:3])}…), which keep their "
-                "width in this regime: a normalisation takes statistics over them. Pretrained() can cut them."
+                f"{error} {len(held)} groups ({', '.join(held[:3])}…) cannot be masked and keep their width "
+                "in this regime: a normalization computes statistics over them. Pretrained() can prune them."
             ) from None
 
     @property
     @abc.abstractmethod
     def schedule(self) -> str:
-        """When this regime decides, in words; runs of other schedules do not resume one another."""
+        """When this regime decides, in words; a run resumes only with the same schedule."""
 
     def _described(self) -> str:
         settings, method = self.settings, self.settings.method
@@ -119,12 +119,12 @@ class MaskedRegime(Regime):
         """See :class:`Regime`; raises :class:`LoadError` for the state of another model."""
         if state.get("fingerprint") != self.structure.fingerprint:
             raise LoadError(
-                "the saved state is of another model (its channel groups differ), or another regime. "
+                "the saved state belongs to another model (its channel groups differ), or another regime. "
                 "Construct the regime from the model that the run was started with."
             )
         if state["settings"] != self._described():
             raise LoadError(
-                f"the saved state is of a regime with other settings: {state['settings']}, not "
+                f"the saved state belongs to a regime with other settings: {state['settings']}, not "
                 f"{self._described()}. Construct it with those, or start a new run."
             )
         assert self._last is not None

@@ -1,4 +1,4 @@
-"""Pruned once, before training: the network that is trained is the small one."""
+"""Pruning once, before training: the pruned network is trained."""
 
 from __future__ import annotations
 
@@ -62,13 +62,15 @@ class _Physical(Regime):
                 )
 
         decision, saliency = on_rank_zero(decided)
-        plan = decision.plan(self.structure, criterion=saliency.criterion, seed=seed)
+        plan = decision.plan(
+            self.structure, method=type(method).__name__, criterion=saliency.criterion, seed=seed
+        )
         applied = apply(model, plan, self.structure)
-        self._pruned = PruningResult.of(self.structure, saliency, applied)
+        self._pruned = PruningResult.of(self.structure, saliency, applied, costs=[budget.of])
         self.model = applied.model
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Nothing is left to decide."""
+        """Does nothing: everything is decided."""
 
     def finish(self) -> PruningResult:
         """:attr:`model` as it is now, with the plan that made it."""
@@ -79,21 +81,21 @@ class _Physical(Regime):
         return {"plan": self._pruned.plan.to_json()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Checks that this regime came to the same plan; raises :class:`LoadError` if not."""
-        # What is removed counts, not the versions of packages that a plan names too.
+        """Checks that this regime made the same plan; raises :class:`LoadError` if not."""
+        # Compares what is removed, not the package versions that a plan also records.
         saved = Plan.from_json(state["plan"]).groups if "plan" in state else None
         if saved != self._pruned.plan.groups:
             raise LoadError(
                 "the saved run trained the network of another plan. Construct the regime from the same "
-                "model, weights, data, budget and seed as then, or start a new run."
+                "model, weights, data, budget and seed as before, or start a new run."
             )
 
 
 class Pretrained(_Physical):
-    """One shot on a trained network; what follows is fine-tuning.
+    """One-shot pruning of a trained network, to be followed by fine-tuning.
 
     Args:
-        model: the trained dense network; it is left as it is.
+        model: the trained dense network; it is not changed.
         example_inputs: the positional arguments of one forward pass, batch first.
         tasks: name, output and optionally loss of each task.
         data: batches to score on; ``batches`` limits how many are read.

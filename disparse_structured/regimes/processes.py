@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 
 def on_rank_zero(compute: Callable[[], T]) -> T:
-    """``compute()`` of the first process, in every process; an exception is raised in all of them.
+    """The first process's ``compute()``, in every process; an exception is raised in all of them.
 
-    Without a process group it is simply ``compute()``. What is computed must be picklable.
+    Without a process group, this is simply ``compute()``. The result must be picklable.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return compute()
@@ -21,7 +21,7 @@ def on_rank_zero(compute: Callable[[], T]) -> T:
     if dist.get_rank() == 0:
         try:
             message[0] = compute()
-        except Exception as error:  # raised below, where the others learn of it too
+        except Exception as error:  # raised below, in all processes
             message[1] = error
     dist.broadcast_object_list(message, src=0)
     if message[1] is not None:

@@ -1,4 +1,4 @@
-"""Reading a loader while somebody is in the middle of reading it: training."""
+"""Reads a loader that training is iterating over."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from disparse_structured.training.random_streams import generators
 
 @contextmanager
 def undisturbed(data: Iterable[Any], seed: int) -> Iterator[None]:
-    """Within, ``data`` can be iterated from its beginning; who was reading it goes on where he was.
+    """Inside, ``data`` can be iterated from its beginning; an outer iteration resumes where it was.
 
-    A DataLoader has state of its own: generators, which start from ``seed`` within and are put back, and
-    persistent workers, which serve one reader at a time, so that others are started within.
+    A DataLoader has its own state. Its generators start from ``seed`` inside and are restored afterward.
+    Its persistent workers serve one reader at a time, so others are started inside.
     """
     if not isinstance(data, DataLoader):
         yield

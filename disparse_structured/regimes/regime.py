@@ -1,4 +1,4 @@
-"""What a regime is."""
+"""The interface of all regimes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Regime(abc.ABC):
     """Decides when units are removed while a training loop trains :attr:`model`.
 
     Attributes:
-        model: the network to train. It is the same object from beginning to end.
-        structure: of the dense network; plans are in its coordinates.
+        model: the network to train; the same object throughout.
+        structure: the dense network's structure, whose numbering plans use.
     """
 
     model: nn.Module
@@ -26,20 +26,20 @@ class Regime(abc.ABC):
 
     @abc.abstractmethod
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """To be called after every step of ``optimizer``, in every process of a distributed run."""
+        """Call this after every step of ``optimizer``, in every process of a distributed run."""
 
     @abc.abstractmethod
     def finish(self) -> PruningResult:
         """The physically smaller network with the weights that :attr:`model` has now, its plan and report.
 
         Raises:
-            VerificationError: it would not be the masked twin.
+            VerificationError: it differs from the masked twin.
         """
 
     @abc.abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs besides the weights of :attr:`model`: tensors and plain data."""
+        """What a resumed run needs besides the weights of :attr:`model`: tensors and plain data."""
 
     @abc.abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over :meth:`state_dict` of a regime that was constructed with the same arguments."""
+        """Restores the :meth:`state_dict` of a regime that was constructed with the same arguments."""

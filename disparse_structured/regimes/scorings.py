@@ -1,4 +1,4 @@
-"""Scoring and deciding while training goes on: what the masked regimes share."""
+"""Scoring and deciding during training, for the masked regimes."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class DecisionSettings:
 
     ``batches`` limits how many batches of ``data`` one scoring reads. Every scoring iterates ``data`` from
     its beginning, under random states that follow from ``seed`` and the scoring's number. A loader that
-    shuffles thus shows other samples each time, and the same ones when a run is repeated or resumed. Training
-    that reads the same loader is not disturbed.
+    shuffles thus yields other samples each time, and the same ones when a run is repeated or resumed.
+    Training that reads the same loader is not disturbed.
     """
 
     structure: Structure
@@ -52,7 +52,7 @@ class DecisionSettings:
     @property
     def dense(self) -> float:
         """The limited cost of the dense network."""
-        return self.cost(torch.ones(self.structure.units, dtype=torch.bool))
+        return self.budget.of.on(self.structure).dense
 
     @property
     def share(self) -> float:
@@ -61,12 +61,11 @@ class DecisionSettings:
 
     def cost(self, keep: torch.Tensor) -> float:
         """The limited cost of ``keep``, bool ``[units]``."""
-        return self.structure.cost.total(self.budget.kind, keep)
+        return self.budget.of.on(self.structure).total(keep)
 
     def within(self, share: float) -> Budget:
         """The budget with another limit, a share of the dense cost in (0, 1)."""
-        limits: dict[str, Any] = {self.budget.kind: share}
-        return replace(self.budget, **limits)
+        return replace(self.budget, limit=share)
 
     def score(self, model: nn.Module, number: int = 0, keep: torch.Tensor | None = None) -> Saliency:
         """Scoring number ``number``, of the network with the units of ``keep``; the same in all processes."""
@@ -93,5 +92,7 @@ class DecisionSettings:
         return self.method.vote(self.structure, scores, budget or self.budget, stay=stay)
 
     def plan(self, decision: Decision, saliency: Saliency) -> Plan:
-        """``decision``, written down."""
-        return decision.plan(self.structure, criterion=saliency.criterion, seed=self.seed)
+        """The plan for ``decision``."""
+        return decision.plan(
+            self.structure, method=type(self.method).__name__, criterion=saliency.criterion, seed=self.seed
+        )

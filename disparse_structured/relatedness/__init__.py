@@ -1,7 +1,7 @@
 """Relatedness: the tasks' kept sets as a map of what the tasks share (DiSparse, CVPR 2022, §5).
 
 Every task keeps the same share of what it reaches, as if it were alone. Where the kept sets agree, the
-tasks are related; the layer from which they do not is the *watershed*::
+tasks are related. The layer from which on they part is the *watershed*::
 
     found = relate(model, example_inputs, tasks, data, level="unit", ratio=0.7, seeds=range(5))
     print(found)
@@ -14,7 +14,7 @@ from disparse_structured.relatedness.fresh import fresh
 from disparse_structured.relatedness.overlap import KeptSets, overlap
 from disparse_structured.relatedness.published import PUBLISHED, RATIO, Published
 from disparse_structured.relatedness.relate import relate
-from disparse_structured.relatedness.result import Layer, Level, Relatedness, Run
+from disparse_structured.relatedness.result import Layer, Level, Relatedness, SeedRun
 from disparse_structured.relatedness.units import UNIT_RATIO, unit_sets
 from disparse_structured.relatedness.watershed import Split, Watershed, split, watershed
 from disparse_structured.relatedness.weights import weight_sets
@@ -29,7 +29,7 @@ __all__ = [
     "Merge",
     "Published",
     "Relatedness",
-    "Run",
+    "SeedRun",
     "Split",
     "Watershed",
     "draw_affinity",

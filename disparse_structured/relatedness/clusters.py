@@ -53,8 +53,8 @@ def cut(
 ) -> tuple[tuple[str, ...], ...]:
     """The clusters at a height of the tree: ``count`` of them, or those nearer than ``distance``.
 
-    Clusters, and tasks in them, in the order of ``tasks``. Raises :class:`TaskError` unless exactly one
-    of both is given and ``count`` is possible.
+    Clusters, and the tasks in each, follow the order of ``tasks``. Raises :class:`TaskError` unless exactly
+    one of the two is given and ``count`` is possible.
     """
     if count is not None and distance is None:
         if not 1 <= count <= len(tasks):

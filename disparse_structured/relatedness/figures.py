@@ -1,4 +1,4 @@
-"""Figures of relatedness, as a paper prints them. Needs matplotlib (the extra ``figures``)."""
+"""Publication-style figures of relatedness. They need matplotlib (the extra ``figures``)."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from disparse_structured.relatedness.result import Relatedness
 from disparse_structured.report.figures import require
 
 _INK, _FAINT, _GRID = "#1f2430", "#6b7280", "#e5e7eb"
-# Okabe and Ito's colours, told apart with any colour vision.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# Okabe and Ito's colors, distinguishable with any color vision.
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _DASHES = ((0, (1, 1.2)), (0, (4, 1.6)), (0, (4, 1.4, 1, 1.4)))
 _LAYERS_NAMED = 40
 _FONT = 9
 
 
 def draw_layers(path: str | os.PathLike[str], results: Sequence[Relatedness], *, title: str = "") -> None:
-    """Writes a PNG: IoU by layer, one curve a result, its band over the seeds, its watershed marked.
+    """Writes a PNG: IoU by layer, one curve per result, with its band over the seeds and its watershed.
 
-    Results at weight level on a trunk with a ResNet-34's layer names stand beside the published curves.
+    Weight-level results on a trunk with ResNet-34's layer names are shown with the published curves.
 
     Args:
         path: the file; it is replaced only once the new one is complete.
-        results: of the same layers, for example before and after training.
+        results: results with the same layers, for example before and after training.
 
     Raises:
         DisparseError: matplotlib is missing, there is no result, or their layers differ.
@@ -49,7 +49,11 @@ def draw_layers(path: str | os.PathLike[str], results: Sequence[Relatedness], *,
         _published(axes, first)
     _dress_layers(axes, results)
     axes.set_title(
-        title or f"What {_listed(first.tasks)} keep alike", loc="left", fontsize=12, weight="bold", color=_INK
+        title or f"Overlap of what {_listed(first.tasks)} keep",
+        loc="left",
+        fontsize=12,
+        weight="bold",
+        color=_INK,
     )
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=_FONT, frameon=False, labelcolor=_INK)
     _save(canvas, path)
@@ -79,15 +83,15 @@ def draw_affinity(path: str | os.PathLike[str], found: Relatedness, *, title: st
     margin = max(0.1, 0.15 * (high - low))
     image = matrix.imshow(shown, cmap="YlGnBu", vmin=max(0.0, low - margin), vmax=min(1.0, high + margin))
     matrix.set_facecolor(_GRID)
-    matrix.set_aspect("auto")  # its columns stand below the tree's leaves
+    matrix.set_aspect("auto")  # its columns line up with the tree's leaves
     names = [found.tasks[place] for place in order]
     matrix.set_xticks(range(count), names, rotation=35, ha="right", fontsize=_FONT)
     matrix.set_yticks(range(count), names, fontsize=_FONT)
     for row, column in zip(*np.where(~np.isnan(shown)), strict=True):
         dark = image.norm(shown[row, column]) > 0.6
-        colour = "white" if dark else _INK
+        color = "white" if dark else _INK
         matrix.text(
-            column, row, f"{shown[row, column]:.3f}", ha="center", va="center", fontsize=_FONT, color=colour
+            column, row, f"{shown[row, column]:.3f}", ha="center", va="center", fontsize=_FONT, color=color
         )
     matrix.spines[:].set_visible(False)
     matrix.tick_params(length=0, colors=_INK)
@@ -100,36 +104,36 @@ def draw_affinity(path: str | os.PathLike[str], found: Relatedness, *, title: st
 
 
 def _curve(axes: Any, x: Any, found: Relatedness, number: int) -> None:
-    """Mean, and from least to most over the runs; broken at layers of which no task keeps anything."""
-    colour = _COLOURS[number % len(_COLOURS)]
+    """Mean and range over the runs, with gaps at layers where no task keeps anything."""
+    color = _COLORS[number % len(_COLORS)]
     runs = np.array([[np.nan if v is None else v for v in run.layers] for run in found.runs], dtype=float)
     mean, side = np.array(found.iou), _beside(found)
     name = found.moment or found.level
     if len(runs) > 1:
         low, high = np.fmin.reduce(runs), np.fmax.reduce(runs)
-        axes.fill_between(x[~side], low[~side], high[~side], color=colour, alpha=0.18, linewidth=0)
-    style = {"color": colour, "marker": "o", "markersize": 3.4, "zorder": 3}
+        axes.fill_between(x[~side], low[~side], high[~side], color=color, alpha=0.18, linewidth=0)
+    style = {"color": color, "marker": "o", "markersize": 3.4, "zorder": 3}
     axes.plot(x[~side], mean[~side], linewidth=1.8, label=f"{name}: total {found.total:.3f}", **style)
     axes.plot(x[side], mean[side], linewidth=0, markerfacecolor="white", **style)
     chance = np.array(found.by_chance)[~side]
-    style = {"color": colour, "linewidth": 0.9, "alpha": 0.55}
+    style = {"color": color, "linewidth": 0.9, "alpha": 0.55}
     axes.plot(x[~side], chance, label=f"by chance: {found.chance:.3f}", **style)
 
 
 def _watershed(axes: Any, found: Relatedness, number: int, of: int) -> None:
-    """A dashed line; of several at one place, the dashes take turns. A band where most resamples put it."""
+    """A dashed line, and a band where most resamples put it. Lines at the same place alternate dashes."""
     mark = found.watershed
     if mark is None:
         return
-    colour = _COLOURS[number % len(_COLOURS)]
+    color = _COLORS[number % len(_COLORS)]
     dashes = (4 * number, (4, 4 * (of - 1) or 2))
     name = f"watershed {found.moment}".rstrip()
-    style = {"color": colour, "linewidth": 1.2, "linestyle": dashes, "zorder": 2}
+    style = {"color": color, "linewidth": 1.2, "linestyle": dashes, "zorder": 2}
     axes.axvline(mark.position - 0.5, label=f"{name}: {_short(mark.layer)}", **style)
     if mark.low != mark.high:
         names = [layer.name for layer in found.layers]
         span = names.index(mark.low) - 0.7, names.index(mark.high) - 0.3
-        axes.axvspan(*span, color=colour, alpha=0.08, linewidth=0)
+        axes.axvspan(*span, color=color, alpha=0.08, linewidth=0)
 
 
 def _published(axes: Any, found: Relatedness) -> None:
@@ -174,7 +178,7 @@ def _dress_layers(axes: Any, results: Sequence[Relatedness]) -> None:
 
 
 def _top(results: Sequence[Relatedness]) -> float:
-    """The upper end of the axis: the next fifth above all that is drawn, so that small values are read."""
+    """The upper end of the axis: the next multiple of 0.2, so that small values stay legible."""
     drawn = [value for found in results for run in found.runs for value in (*run.layers, *run.by_chance)]
     highest = max((value for value in drawn if value is not None), default=1.0)
     return 0.02 + min(1.0, math.ceil(5 * highest) / 5)
@@ -182,17 +186,17 @@ def _top(results: Sequence[Relatedness]) -> float:
 
 def _tree(axes: Any, found: Relatedness, order: Sequence[int]) -> None:
     """The dendrogram, leaves above the matrix's columns."""
-    centre: dict[tuple[str, ...], float] = {
+    center: dict[tuple[str, ...], float] = {
         (found.tasks[place],): float(column) for column, place in enumerate(order)
     }
-    height = dict.fromkeys(centre, 0.0)
+    height = dict.fromkeys(center, 0.0)
     for merge in found.dendrogram:
         left, right = merge.left, merge.right
-        x = [centre[left], centre[left], centre[right], centre[right]]
+        x = [center[left], center[left], center[right], center[right]]
         axes.plot(
-            x, [height[left], merge.distance, merge.distance, height[right]], color=_COLOURS[0], linewidth=1.5
+            x, [height[left], merge.distance, merge.distance, height[right]], color=_COLORS[0], linewidth=1.5
         )
-        centre[merge.members], height[merge.members] = (x[0] + x[2]) / 2, merge.distance
+        center[merge.members], height[merge.members] = (x[0] + x[2]) / 2, merge.distance
     axes.set_xlim(-0.5, len(order) - 0.5)
     axes.set_ylim(0, max(height.values()) * 1.08 or 1.0)
     axes.set_xticks([])
@@ -204,7 +208,7 @@ def _tree(axes: Any, found: Relatedness, order: Sequence[int]) -> None:
 
 def _check_alike(results: Sequence[Relatedness]) -> None:
     if not results:
-        raise DisparseError("a figure of no result is empty. Give at least one.")
+        raise DisparseError("there is no result to draw. Pass at least one.")
     first = results[0]
     for found in results[1:]:
         if found.layers != first.layers or found.level != first.level:
@@ -215,7 +219,7 @@ def _check_alike(results: Sequence[Relatedness]) -> None:
 
 
 def _short(name: str) -> str:
-    """A layer's name without what all trunks begin with."""
+    """A layer's name without the usual prefixes of trunks."""
     for prefix in ("backbone.", "net.", "trunk."):
         name = name.removeprefix(prefix)
     return name.removesuffix(".weight")
@@ -230,7 +234,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), facecolor="white")
-    return figure, FigureCanvasAgg(figure)  # no display, and no pyplot: its global state is the caller's
+    return figure, FigureCanvasAgg(figure)  # no display and no pyplot, whose global state is the caller's
 
 
 def _save(canvas: Any, path: str | os.PathLike[str]) -> None:

@@ -1,4 +1,4 @@
-"""A network as it was before training: the same architecture with weights drawn anew."""
+"""An untrained network: the same architecture with newly drawn weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from disparse_structured.data.randomness import Isolation
 from disparse_structured.graph.copies import copied
 
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
-_NORMALISERS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_NORMALIZERS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def fresh(
@@ -26,14 +26,14 @@ def fresh(
     to_inputs: ToInputs | None = None,
     max_batches: int | None = None,
 ) -> nn.Module:
-    """A copy of ``model`` with new weights; ``model`` and the global random states are left alone.
+    """A copy of ``model`` with new weights; ``model`` and the global random states are not changed.
 
-    Convolutions and linear layers get Xavier's normal initialisation (Glorot and Bengio, AISTATS 2010), as
-    in DiSparse's published analysis, and zero biases; normalisations start anew. Other parameters stay.
+    Convolutions and linear layers get Xavier's normal initialization (Glorot and Bengio, AISTATS 2010), as
+    in DiSparse's published analysis, and zero biases; normalizations are reset. Other parameters are kept.
 
     Args:
         data: if given, running statistics become the mean over these batches, so that the network can be
-            looked at in eval mode.
+            used in eval mode.
 
     Raises:
         BatchError: ``data`` has no batch, or one that the model refuses.
@@ -44,21 +44,22 @@ def fresh(
     with Isolation(seed, first.device), torch.no_grad():
         for module in model.modules():
             if isinstance(module, _LAYERS):
-                drawn = torch.empty(
-                    module.weight.shape
-                )  # on the CPU, so that a seed means the same everywhere
+                # Drawn on the CPU, so that a seed gives the same weights on every device.
+                drawn = torch.empty(module.weight.shape)
                 module.weight.copy_(nn.init.xavier_normal_(drawn, generator=generator))
                 if module.bias is not None:
                     module.bias.zero_()
-            elif isinstance(module, _NORMALISERS):
+            elif isinstance(module, _NORMALIZERS):
                 module.reset_parameters()
         if data is not None:
-            _settle(model, first, islice(batches(data), max_batches), to_inputs)
+            _estimate_statistics(model, first, islice(batches(data), max_batches), to_inputs)
     return model
 
 
-def _settle(model: nn.Module, first: torch.Tensor, data: Iterable[Any], to_inputs: ToInputs | None) -> None:
-    """Running statistics become plain means over the batches."""
+def _estimate_statistics(
+    model: nn.Module, first: torch.Tensor, data: Iterable[Any], to_inputs: ToInputs | None
+) -> None:
+    """Sets running statistics to plain means over the batches."""
     counted = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
     momenta = [module.momentum for module in counted]
     with eval_mode(model):

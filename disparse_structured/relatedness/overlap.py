@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from disparse_structured.errors import TaskError
-from disparse_structured.relatedness.result import Layer, Matrix, Run
+from disparse_structured.relatedness.result import Layer, Matrix, SeedRun
 
 _RANKED = 200_000
-"""More items than these are ranked by an evenly spaced sample: its correlation is exact to about 0.002."""
+"""Beyond this many items, an evenly spaced sample is ranked; its correlation is exact to about 0.002."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class KeptSets:
         layers: names and item counts; the items lie one layer after the other.
         reach: bool ``[tasks, layers]``.
         keep: bool ``[tasks, items]``; False in layers that the task does not reach.
-        scores: floating point ``[tasks, items]``, >= 0, what the choice was made by.
+        scores: floating point ``[tasks, items]``, >= 0, by which the items were chosen.
     """
 
     tasks: tuple[str, ...]
@@ -40,7 +40,7 @@ class KeptSets:
     scores: torch.Tensor
 
     def spans(self) -> Iterator[tuple[int, slice]]:
-        """Every layer's position and the place of its items."""
+        """Every layer's position and the slice of its items."""
         start = 0
         for position, layer in enumerate(self.layers):
             yield position, slice(start, start + layer.size)
@@ -58,12 +58,12 @@ def shared_layers(sets: KeptSets) -> tuple[Layer, ...]:
     return found
 
 
-def overlap(sets: KeptSets, seed: int = 0) -> Run:
+def overlap(sets: KeptSets, seed: int = 0) -> SeedRun:
     """Intersection over union of the tasks' kept sets, layer by layer, in total and for each pair.
 
     ``|items that all tasks keep| / |items that any task keeps|`` over the layers that at least two tasks
     reach, among the tasks that reach them (Sun et al., "DiSparse", CVPR 2022, §5). Where tasks keep large
-    shares of a layer, much is in common by chance, which stands beside. A layer of which no task keeps
+    shares of a layer, much is in common by chance, which is given too. A layer of which no task keeps
     anything has no value (None). Raises :class:`TaskError` if no layer is shared.
     """
     shared_layers(sets)
@@ -82,7 +82,7 @@ def overlap(sets: KeptSets, seed: int = 0) -> Run:
         drawn = _by_chance(kept)
         chances.append(float(drawn[0] / drawn[1]) if union else None)
         expected += drawn
-    return Run(
+    return SeedRun(
         seed=seed,
         total=both / either if either else None,
         chance=float(expected[0] / expected[1]) if either else None,
@@ -94,9 +94,9 @@ def overlap(sets: KeptSets, seed: int = 0) -> Run:
 
 
 def keep_top(scores: torch.Tensor, ratio: float) -> torch.Tensor:
-    """Bool ``[items]``: the largest ``1 - ratio`` of ``scores``, at least one; ties go by position.
+    """Bool ``[items]``: the largest ``1 - ratio`` of ``scores``, at least one; the first of equal scores win.
 
-    An item without any score is never kept: the tasks would otherwise agree on what comes first.
+    An item with score 0 is never kept: otherwise the tasks would agree on whatever comes first.
     """
     count = max(1, round((1 - ratio) * len(scores)))
     threshold = scores.topk(count).values[-1]

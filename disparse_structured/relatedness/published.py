@@ -1,12 +1,12 @@
-"""What DiSparse publishes of its tasks' overlap, to stand beside one's own numbers.
+"""The task overlap that DiSparse published, for comparison.
 
 Totals: Sun et al., "DiSparse: Disentangled Sparsification for Multitask Model Compression", CVPR 2022, §5:
-weights of DeepLab-ResNet34's trunk, at random initialisation, 7.8 % kept by each task. By layer: the files
+weights of DeepLab-ResNet34's trunk, at random initialization, 7.8 % kept by each task. By layer: the files
 ``nyuv2_iou.txt``, ``cityscapes_iou.txt`` and ``taskonomy_iou.txt`` of the authors' repository
 (SHI-Labs/DiSparse-Multitask-Model-Compression), rounded to four places.
 
 For Tiny-Taskonomy's five tasks the released code counts weights that exactly two tasks keep; whether the
-published numbers were made so is not said.
+published numbers were computed that way is not stated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BLOCKS = (3, 4, 6, 3)  # of the four stages of a ResNet-34
 
 @dataclass(frozen=True)
 class Published:
-    """One data set's values.
+    """The published values of one data set.
 
     Args:
         dataset: its name; ``tasks`` are the paper's.
@@ -112,9 +112,9 @@ def weights_of(layer: str) -> int:
 
 
 def counterpart(parameter: str) -> str | None:
-    """The published layer whose place a parameter such as ``"backbone.net.layer1.0.conv1.weight"`` has.
+    """The published layer that corresponds to a parameter, such as ``"backbone.net.layer1.0.conv1.weight"``.
 
-    None for what is not named like a layer of a ResNet-34. Only names are compared: a trunk of another
+    None if it is not named like a layer of a ResNet-34. Only names are compared: a trunk of another
     width or depth has the same names.
     """
     stage, first = r"layer[1-4]\.\d+\.(?:conv[12]|downsample\.[01])", r"(?<!\d\.)conv1"

@@ -1,4 +1,4 @@
-"""From models and data to how related the tasks are."""
+"""How related the tasks are, from models and data."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from disparse_structured.data.batches import ToInputs, as_arguments
-from disparse_structured.decision.votes import LayerRanking, Ranking
+from disparse_structured.decision.rankings import LayerRanking, Ranking
 from disparse_structured.errors import OptionError, TaskError
 from disparse_structured.relatedness.overlap import KeptSets, overlap, shared_layers
 from disparse_structured.relatedness.published import RATIO
-from disparse_structured.relatedness.result import Layer, Level, Relatedness, Run
+from disparse_structured.relatedness.result import Layer, Level, Relatedness, SeedRun
 from disparse_structured.relatedness.units import UNIT_RATIO, unit_sets
 from disparse_structured.relatedness.weights import weight_sets
 from disparse_structured.scoring import Criterion
@@ -43,27 +43,27 @@ def relate(
 ) -> Relatedness:
     """How alike the kept sets of ``tasks`` are, by layer, in total and pairwise (DiSparse, CVPR 2022, §5).
 
-    Before or after training is the caller's choice of model; for before, ``lambda seed: fresh(model, seed)``.
+    For relatedness before training, pass ``lambda seed: fresh(model, seed)`` as the model.
 
     Args:
         model: a module, or a function from a seed to one (all of one architecture). Never changed.
         example_inputs: the positional arguments of one forward pass, batch first.
         tasks: at least two.
         data: batches to score on, read once for each seed.
-        level: ``"weight"``, as the paper, or ``"unit"``, by the votes of structured pruning.
+        level: ``"weight"``, as in the paper, or ``"unit"``, by the votes of structured pruning.
         ratio: the share of what it reaches that every task gives up; by default 0.922 of the weights, as
             in the paper, and 0.5 of the units.
-        seeds: one run each.
+        seeds: one run for each.
         criterion, ranking: at unit level only, how units are scored and layers compete: :func:`unit_sets`.
-        inputs: ``inputs(batch) -> tuple of forward's arguments``, where the default cannot tell.
-        max_batches: read no more than these.
+        to_inputs: from a batch to the tuple of ``forward``'s arguments, where the default cannot tell.
+        max_batches: the most batches to read.
         batch_statistics: at weight level only: see :func:`weight_sets`.
         moment: kept in the result, for example ``"before training"``.
 
     Raises:
-        TaskError: fewer than two tasks, tasks that share nothing, or a loss that is not usable.
+        TaskError: fewer than two tasks, tasks that share nothing, or a loss that cannot be used.
         OptionError: ``ratio`` is not between 0 and 1, there is no seed, or the level is unknown.
-        BatchError, GradientError, CaptureError: as from :func:`disparse_structured.score`.
+        BatchError, GradientError, CaptureError: as from :func:`disparse_structured.scoring.score`.
     """
     tasks = check_tasks(tasks)
     if len(tasks) < 2:
@@ -72,15 +72,15 @@ def relate(
         ratio = RATIO if level == "weight" else UNIT_RATIO
     if not 0 < ratio < 1 or not seeds or level not in get_args(Level):
         raise OptionError(
-            f"ratio={ratio}, seeds={list(seeds)}, level={level!r}. Give a share between 0 and 1, at least "
-            f"one seed, and a level of {get_args(Level)}."
+            f"ratio={ratio}, seeds={list(seeds)}, level={level!r}: pass a ratio between 0 and 1, at least "
+            f"one seed, and one of the levels {get_args(Level)}."
         )
     example_inputs = as_arguments(example_inputs)
 
     def kept_sets(subject: nn.Module, seed: int) -> KeptSets:
         reading: dict[str, Any] = {
             "ratio": ratio,
-            "inputs": to_inputs,
+            "to_inputs": to_inputs,
             "seed": seed,
             "max_batches": max_batches,
         }
@@ -91,7 +91,7 @@ def relate(
         structure = analyse(subject, example_inputs, tasks)
         return unit_sets(subject, structure, data, criterion=criterion, ranking=ranking, **reading)
 
-    runs: list[Run] = []
+    runs: list[SeedRun] = []
     layers: tuple[Layer, ...] = ()
     name = ""
     for seed in seeds:
@@ -101,7 +101,7 @@ def relate(
         if layers and shared_layers(sets) != layers:
             raise TaskError(
                 f"the model of seed {seed} shares other layers than that of seed {seeds[0]}. "
-                "Give models of one architecture."
+                "Pass models of one architecture."
             )
         layers, name = shared_layers(sets), type(subject).__name__
     units = f"{_said(criterion or Fisher())} and {_said(ranking or LayerRanking())}"

@@ -1,4 +1,4 @@
-"""What was found about the tasks' relatedness, as frozen data that prints."""
+"""How related the tasks are, as immutable data that prints as tables."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One seed's overlap of kept sets.
+class SeedRun:
+    """The overlap of the kept sets for one seed.
 
     Args:
-        seed: of the initialisation, the data's order and random projections.
+        seed: random seed for the initialization, the data's order and random projections.
         total: IoU over all shared layers; None if no task keeps anything there.
         chance: what ``total`` would be if every task kept as many items of each layer, drawn at random.
         layers: IoU of every shared layer; None where no task keeps anything.
@@ -65,11 +65,11 @@ class Relatedness:
         model: the model's class.
         level: what is kept or given up: units, or single weights as in the paper.
         moment: when, for example ``"before training"``; free text.
-        measure: by what the tasks chose.
+        measure: the criterion that the tasks chose by.
         ratio: the share of its own items that every task gave up.
         tasks: names of the rows of the matrices.
         layers: the shared layers, in order of execution.
-        runs: one a seed.
+        runs: one per seed.
     """
 
     model: str
@@ -79,7 +79,7 @@ class Relatedness:
     ratio: float
     tasks: tuple[str, ...]
     layers: tuple[Layer, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[SeedRun, ...]
 
     @property
     def total(self) -> float:
@@ -134,7 +134,7 @@ class Relatedness:
 
     @classmethod
     def from_json(cls, text: str) -> Relatedness:
-        """The result that :meth:`to_json` wrote; raises :class:`LoadError` if ``text`` is none."""
+        """The result that :meth:`to_json` wrote; raises :class:`LoadError` for any other ``text``."""
         try:
             document = json.loads(text)
             document["tasks"] = tuple(document["tasks"])
@@ -143,7 +143,7 @@ class Relatedness:
             return cls(**document)
         except (ValueError, KeyError, TypeError) as error:
             raise LoadError(
-                f"the text is no relatedness of this release ({type(error).__name__}: {error}). "
+                f"the text is not a Relatedness of this release ({type(error).__name__}: {error}). "
                 "Pass what Relatedness.to_json wrote."
             ) from None
 
@@ -157,7 +157,7 @@ class Relatedness:
         )
         yield self._totals()
         yield self._by_layer()
-        yield Text(self._said_of_watershed())
+        yield Text(self._watershed_text())
         if self._beside:
             rule = ", ".join(f"{each.dataset} {each.watershed}" for each in PUBLISHED)
             yield Text(f"the same rule on the published layers: {rule}")
@@ -205,7 +205,7 @@ class Relatedness:
             table.add_row(Text(layer.name), *cells, *beside)
         return table
 
-    def _said_of_watershed(self) -> str:
+    def _watershed_text(self) -> str:
         found = self.watershed
         if found is None:
             return "watershed: none, IoU does not fall along the layers"
@@ -229,12 +229,12 @@ class Relatedness:
         return table
 
 
-def _run(document: dict[str, Any]) -> Run:
+def _run(document: dict[str, Any]) -> SeedRun:
     for name in ("affinity", "correlation"):
         document[name] = tuple(tuple(row) for row in document[name])
     for name in ("layers", "by_chance"):
         document[name] = tuple(document[name])
-    return Run(**document)
+    return SeedRun(**document)
 
 
 def _mean(values: Sequence[float | None]) -> float:

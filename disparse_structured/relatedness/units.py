@@ -9,14 +9,8 @@ import torch
 from torch import nn
 
 from disparse_structured.data.batches import ToInputs
-from disparse_structured.decision.votes import (
-    LayerRanking,
-    Ranking,
-    normalise,
-    ranking_context,
-    standings,
-    vote,
-)
+from disparse_structured.decision.rankings import LayerRanking, Ranking, ranking_context
+from disparse_structured.decision.votes import normalise, standings, vote
 from disparse_structured.relatedness.overlap import KeptSets
 from disparse_structured.relatedness.result import Layer
 from disparse_structured.scoring import Criterion, score
@@ -24,8 +18,8 @@ from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.structure import ChannelGroup, Structure
 
 UNIT_RATIO = 0.5
-"""The share of units that every task gives up by default. At the paper's 0.922, whole layers go from every
-task's set, and nothing is left to compare."""
+"""The share of units that every task gives up by default. At the paper's 0.922, whole layers are missing
+from every task's set, and nothing remains to compare."""
 
 
 def unit_sets(
@@ -43,20 +37,20 @@ def unit_sets(
     """What every task votes to keep of the units it reaches, if it gives up ``ratio`` of them.
 
     Args:
-        structure: of ``model``, by :func:`disparse_structured.analyse`; a layer is a channel group.
-        criterion: :class:`~disparse_structured.scoring.criteria.Fisher` by default. SNIP adds up a
-            unit's gradients over all samples before it takes their size: on NYU-v2 its sets agreed no
-            better than by chance.
+        structure: what :func:`disparse_structured.analyse` reads from ``model``; a layer is a channel group.
+        criterion: :class:`~disparse_structured.scoring.criteria.Fisher` by default. SNIP sums a
+            unit's gradients over all samples before it takes the absolute value: on NYU-v2 its sets
+            agreed no better than by chance.
         ranking: each layer by itself by default, so that all layers lose the same share and their IoU can be
             compared; with layers in competition, some are kept whole, others lost, by every task alike.
 
-    Raises what :func:`disparse_structured.scoring.measure` raises.
+    Raises what :func:`disparse_structured.scoring.score` raises.
     """
     found = score(
         model, structure, data, criterion or Fisher(), to_inputs=to_inputs, seed=seed, max_batches=max_batches
     )
     scores = normalise(found.scores, structure.reach, structure.tasks)
-    cost = torch.as_tensor(structure.cost.unit_cost("macs")).to(device="cpu", dtype=torch.float64)
+    cost = structure.cost.macs.marginal(torch.ones(structure.units, dtype=torch.bool))
     context = ranking_context(structure.groups, cost)
     standing = standings(scores, structure.reach, ranking or LayerRanking(), context)
     keep = vote(standing, structure.reach, ratio).keep & structure.reach

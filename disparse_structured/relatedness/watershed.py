@@ -1,4 +1,4 @@
-"""The watershed: the layer at which the tasks' kept sets part, by a stated rule, and how sure that is.
+"""The watershed: the layer at which the tasks' kept sets part, by a stated rule, with its uncertainty.
 
 The rule: layers in order of execution are cut once, such that two constant values, one before the cut and
 one from it on, leave the least squared error of the layers' IoU, every layer weighted by its number of
@@ -58,9 +58,9 @@ class Watershed:
 
 
 def split(values: Sequence[float | None], sizes: Sequence[int]) -> Split | None:
-    """The best cut of ``values``, weighted by ``sizes``; layers without a value (None) take no part.
+    """The best cut of ``values``, weighted by ``sizes``; layers without a value (None) are skipped.
 
-    Of equally good cuts the first. None where there are fewer than two values, or none falls.
+    The first of equally good cuts. None if there are fewer than two values, or if they do not fall.
     """
     present = [place for place, value in enumerate(values) if value is not None]
     if len(present) < 2:
@@ -85,9 +85,9 @@ def watershed(
 
     Args:
         layers, sizes: name and number of items of every layer, in order of execution.
-        runs: IoU by layer, one sequence a run (seed).
+        runs: IoU by layer, one sequence per run (seed).
 
-    None where the mean has no cut.
+    None if the mean has no cut.
     """
     table = np.array([[np.nan if value is None else value for value in run] for run in runs], dtype=float)
     found = split(_mean(table), sizes)
@@ -120,7 +120,7 @@ def watershed(
 
 
 def _means(x: NDArray[np.float64], w: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weighted mean of every beginning of ``x``."""
+    """Weighted mean of every prefix of ``x``."""
     return np.asarray((w * x).cumsum() / w.cumsum())
 
 

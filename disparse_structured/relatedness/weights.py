@@ -1,4 +1,4 @@
-"""Kept sets of single weights, as DiSparse analyses them: connection sensitivity, task by task."""
+"""Kept sets of single weights by connection sensitivity, task by task, as in DiSparse."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ def weight_sets(
     without a loss is read by a random projection of its output.
 
     Args:
-        model: left as it is: weights, gradients, buffers, modes and global random states.
-        batch_statistics: batch normalisation uses the batch's own statistics, as the published analysis at
-            random initialisation does, where running ones mean nothing yet; else the network is in eval
-            mode. Needs more than one value a channel.
+        model: its weights, gradients, buffers and modes are not changed, nor are global random states.
+        batch_statistics: batch normalization uses the batch's own statistics, as the published analysis at
+            random initialization does, where running ones mean nothing yet. Otherwise the network is in
+            eval mode. Needs more than one value per channel.
 
     Raises:
         BatchError: no batch, or one that the model refuses.
-        TaskError: a loss that is no finite scalar of its output.
+        TaskError: a loss that is not a finite scalar that depends on its output.
         GradientError: a gradient is NaN or infinite; names task and weight.
     """
     tasks = check_tasks(tasks)
-    state, canonical = named_tensors(model)
-    names = _in_order(capture(model, example_inputs, tasks), state, canonical)
+    state, _ = named_tensors(model)
+    names = _in_order(capture(model, example_inputs, tasks), state)
     if not names:
         raise TaskError("the tasks reach no weight of two dimensions or more. Use units: level='unit'.")
-    subject = _Subject(model, names, seed, batch_statistics, to_inputs)
+    subject = _WeightGradients(model, names, seed, batch_statistics, to_inputs)
     scores = [[torch.zeros_like(state[name]) for name in names] for _ in tasks]
     reached = torch.zeros(len(tasks), len(names), dtype=torch.bool)
     device = state[names[0]].device
@@ -85,14 +85,14 @@ def weight_sets(
     return KeptSets(tuple(task.name for task in tasks), layers, reached, keep, flat)
 
 
-def _in_order(captured: Capture, state: dict[str, torch.Tensor], canonical: dict[str, str]) -> list[str]:
+def _in_order(captured: Capture, state: dict[str, torch.Tensor]) -> list[str]:
     """The weights that ``forward`` uses, in the order in which it first does."""
     place = {node: number for number, node in enumerate(captured.graph.nodes)}
     first: dict[str, int] = {}
     for node in captured.graph.find_nodes(op="placeholder"):
         if node.name not in captured.tensors or not node.users:
             continue
-        name = canonical[captured.tensors[node.name]]
+        name = captured.tensors[node.name]
         tensor = state[name]
         if isinstance(tensor, nn.Parameter) and tensor.ndim > 1 and tensor.is_floating_point():
             first[name] = min(first.get(name, len(place)), *(place[user] for user in node.users))
@@ -100,8 +100,8 @@ def _in_order(captured: Capture, state: dict[str, torch.Tensor], canonical: dict
 
 
 @dataclass
-class _Subject:
-    """The model with weights to differentiate by; buffers are copies, which a forward pass may write to."""
+class _WeightGradients:
+    """Gradients by a model's weights; buffers are copies, which a forward pass may write to."""
 
     model: nn.Module
     names: Sequence[str]
@@ -118,7 +118,7 @@ class _Subject:
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
-        """Eval mode, but for batch normalisation if it is to use the batch's statistics."""
+        """Eval mode, except for batch normalization if it uses the batch's statistics."""
         with eval_mode(self.model):
             for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._NormBase):
@@ -126,7 +126,7 @@ class _Subject:
             yield
 
     def gradients(self, tasks: Sequence[Task], batch: Any) -> Iterator[Sequence[torch.Tensor | None]]:
-        """By each weight, for one task after the other; None for weights that the task does not reach."""
+        """Gradients by each weight, one task at a time; None for weights that the task does not reach."""
         given = arguments(self.model, batch, self.to_inputs)
         try:
             output = torch.func.functional_call(self.model, (self.parameters, self.buffers), given)
@@ -157,7 +157,7 @@ class _Subject:
             if gradient is not None and not gradient.isfinite().all():
                 raise GradientError(
                     f"task {task.name!r}: the gradient by {name!r} is NaN or infinite. Look for a square "
-                    "root, logarithm or division at 0 in the loss or behind that layer, or for NaN in the "
-                    "batch or the weights."
+                    "root, logarithm or division at 0 in the loss or downstream of that layer, or for "
+                    "NaN in the batch or the weights."
                 )
         return found

@@ -1,4 +1,4 @@
-"""What was measured, as frozen data that ``dataclasses.asdict`` turns into JSON."""
+"""Measurements as immutable data that ``dataclasses.asdict`` turns into JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class ParityFact:
     """How far the outputs of one task differ between ONNX Runtime and PyTorch on one batch.
 
     ``max_abs`` is ``max |a - b|`` and ``max_rel`` is ``max |a - b| / max |b|``, ``b`` being PyTorch's
-    tensor; of a task with several tensors, each is the worst one's. ``batch`` is the size of the first
+    tensor; for a task with several tensors, each is the worst one's. ``batch`` is the size of the first
     dimension of the first input.
     """
 
@@ -33,12 +33,12 @@ class TensorFact:
 
 @dataclass(frozen=True)
 class ExportFacts:
-    """What an ONNX file is, and the proof that it agrees with PyTorch.
+    """What an ONNX file holds, and how closely it agrees with PyTorch.
 
     ``dynamic`` says which dimensions are free (``"batch+size"``, ``"size"``, ``"batch"`` or
     ``"static"``); ``narrowed`` has one line for each wider form that was not used, with the reason.
-    ``unchecked`` names the check inputs, or the samples at their end, that the shapes of the file leave
-    no place for. ``bytes`` counts the file and its external data, ``sha256`` is of the file.
+    ``unchecked`` names the check inputs, or the samples at their end, that do not fit the file's
+    shapes. ``bytes`` counts the file and its external data, ``sha256`` is of the file.
     """
 
     path: str
@@ -60,7 +60,7 @@ class LatencyFact:
     """Milliseconds of one model, and how much faster than the reference it is.
 
     ``speedup`` is the ratio of the medians (reference over this model), ``paired_speedup`` the median
-    over the rounds of the same ratio within a round, which drifts of the machine's clock leave alone.
+    over the rounds of the same ratio within a round, which is robust to drifts of the machine's clock.
     """
 
     name: str
@@ -73,7 +73,7 @@ class LatencyFact:
 
 @dataclass(frozen=True)
 class LatencyFacts:
-    """Latencies of several models, measured in turn in one run; the first is the ``reference``."""
+    """Latencies of several models, interleaved in one run; the first is the ``reference``."""
 
     reference: str
     models: tuple[LatencyFact, ...]

@@ -1,8 +1,7 @@
-"""Pictures of what a network sees, before and after. Needs matplotlib (the extra ``figures``)."""
+"""Pictures of a network's outputs before and after pruning. They need matplotlib (the extra ``figures``)."""
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from disparse_structured.errors import DisparseError
+from disparse_structured.errors import require as need_extra
 
 Image = NDArray[np.float64]
 """``[H, W, 3]``, RGB in 0..1."""
@@ -20,13 +20,13 @@ Image = NDArray[np.float64]
 _TILE = 1.45  # inches across; the rest is in tiles
 _HEAD, _NAMES, _GAP, _BREAK, _MARGIN = 0.86, 0.55, 0.035, 0.14, 0.06
 _INK, _FAINT, _FRAME = "#1f2430", "#6b7280", "#d5d9e0"
-# Okabe and Ito's colours, told apart with any colour vision, lightened where surfaces are large.
+# Okabe and Ito's colors, distinguishable with any color vision, lightened for large surfaces.
 _PALETTE = "#b9c3cf #e9e2d0 #f7f5ef #e69f00 #009e73 #0072b2 #cc79a7 #d55e00 #56b4e9 #f0e442 #7a4fbf #1f2430"
 
 
 @dataclass(frozen=True, eq=False)
 class Sight:
-    """One scene as a picture shows it.
+    """One scene of a picture.
 
     Args:
         seen: the network's input.
@@ -38,33 +38,27 @@ class Sight:
 
 
 def require() -> None:
-    """Raises :class:`DisparseError` where nothing can be drawn; for asking before hours of work."""
-    try:
-        importlib.import_module("matplotlib")
-    except ImportError as error:
-        raise DisparseError(
-            f"pictures are drawn by matplotlib, which cannot be imported ({error}). "
-            "Run: pip install 'disparse-structured[figures]'"
-        ) from error
+    """Raises :class:`MissingExtraError` if matplotlib is missing; call it before hours of work."""
+    need_extra("figures", "matplotlib")
 
 
-def label_colours(labels: ArrayLike) -> Image:
-    """Class indices ``[H, W]`` as flat colours; they repeat after twelve classes."""
+def label_colors(labels: ArrayLike) -> Image:
+    """Class indices ``[H, W]`` as flat colors; they repeat after twelve classes."""
     palette = np.array([[int(code[i : i + 2], 16) for i in (1, 3, 5)] for code in _PALETTE.split()]) / 255
     return np.asarray(palette[np.asarray(labels) % len(palette)])
 
 
-def heat(values: ArrayLike, low: float, high: float, colours: str = "magma") -> Image:
-    """Values ``[H, W]`` from ``low`` to ``high`` on one of matplotlib's colour maps; beyond is clipped."""
+def heat(values: ArrayLike, low: float, high: float, colors: str = "magma") -> Image:
+    """Values ``[H, W]`` from ``low`` to ``high`` on one of matplotlib's color maps, clipped outside."""
     require()
     from matplotlib import colormaps
 
     scaled = np.clip((np.asarray(values, dtype=np.float64) - low) / (high - low), 0.0, 1.0)
-    return np.asarray(colormaps[colours](scaled)[..., :3])
+    return np.asarray(colormaps[colors](scaled)[..., :3])
 
 
-def normal_colours(normals: ArrayLike) -> Image:
-    """Normals ``[3, H, W]`` (camera frame: x right, y down, z forward), in the usual pastel colours."""
+def normal_colors(normals: ArrayLike) -> Image:
+    """Normals ``[3, H, W]`` (camera frame: x right, y down, z forward), in the usual pastel colors."""
     normals = np.asarray(normals, dtype=np.float64)
     unit = normals / np.maximum(np.linalg.norm(normals, axis=0), 1e-6)
     facing = unit * np.array([1.0, -1.0, -1.0])[:, None, None]
@@ -79,7 +73,7 @@ def draw_comparison(
     title: str,
     subtitle: str = "",
 ) -> None:
-    """Writes a PNG: for each scene the input, and beside it one row a network, one column a task.
+    """Writes a PNG: for each scene the input, and beside it one row per network and one column per task.
 
     Args:
         path: the file; it is replaced only once the new one is complete.
@@ -93,13 +87,13 @@ def draw_comparison(
     require()
     if not sights or not headings:
         raise DisparseError(
-            f"a picture of {len(sights)} scenes and {len(headings)} columns is empty. Give both."
+            f"there is nothing to draw: {len(sights)} scenes and {len(headings)} columns. Pass both."
         )
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(facecolor="white")
-    canvas = FigureCanvasAgg(figure)  # no display, and no pyplot: its global state is the caller's
+    canvas = FigureCanvasAgg(figure)  # no display and no pyplot, whose global state is the caller's
     page = _Page(figure, sights, headings)
     page.title(title, subtitle)
     for number, sight in enumerate(sights):

@@ -13,6 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from disparse_structured.naming import cost_label
 from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.structure import Pin
@@ -20,16 +21,26 @@ from disparse_structured.structure import Pin
 
 @dataclass(frozen=True)
 class CostFacts:
-    """One cost before and after: ``predicted`` by the analytic model, ``counted`` on the pruned model."""
+    """One cost before and after, in ``unit``.
 
+    ``dense`` and ``predicted`` come from the cost's own model. ``counted`` is what the pruned model itself
+    costs, None where that cannot be told.
+    """
+
+    unit: str
     dense: float
     predicted: float
-    counted: float
+    counted: float | None
+
+    @property
+    def pruned(self) -> float:
+        """What the pruned model costs: counted, or else predicted."""
+        return self.predicted if self.counted is None else self.counted
 
     @property
     def ratio(self) -> float:
         """What is left, as a share of the dense cost."""
-        return self.counted / self.dense if self.dense else 1.0
+        return self.pruned / self.dense if self.dense else 1.0
 
 
 @dataclass(frozen=True)
@@ -105,22 +116,22 @@ class GraphOnly:
 
 @dataclass(frozen=True)
 class PruningReport:
-    """What a reader of a pruned model asks: what was removed, who voted for it, what it saves, what it costs.
+    """What was removed, who voted for it, what it saves, and how it was verified.
 
-    ``deviation`` is None where the model was trained after it was pruned, ``refit`` where the remaining
-    weights were left unchanged, ``graph`` where the module itself
-    was pruned, ``graph_only`` where its exported graph could not shrink more.
+    ``costs`` are by name, such as ``"macs"``. ``deviation`` is None where the model was trained after it was
+    pruned, ``refit`` where the remaining weights were left unchanged, ``graph`` where the module itself was
+    pruned, ``graph_only`` where its exported graph could not shrink more.
     """
 
     model: str
     plan: str
-    macs: CostFacts
-    parameters: CostFacts
+    costs: Mapping[str, CostFacts]
     tasks: tuple[TaskFacts, ...]
     groups: int
     groups_changed: int
     units: int
     units_removed: int
+    method: str | None
     criterion: str
     arbiter: str | None
     ranking: str | None
@@ -176,8 +187,9 @@ class PruningReport:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in ("cost", "dense", "pruned", "left"):
             table.add_column(heading, justify="left" if heading == "cost" else "right")
-        for name, cost in (("MACs", self.macs), ("parameters", self.parameters)):
-            table.add_row(name, f"{cost.dense:,.0f}", f"{cost.counted:,.0f}", f"{cost.ratio:.1%}")
+        for name, cost in sorted(self.costs.items()):
+            numbers = (_amount(cost.dense), _amount(cost.pruned), f"{cost.ratio:.1%}")
+            table.add_row(Text(cost_label(name, cost.unit)), *numbers)
         return table
 
     def _voters(self) -> Table:
@@ -189,6 +201,10 @@ class PruningReport:
             row = [task.name, labels, str(task.units), str(task.shared)]
             table.add_row(*row, f"{task.asked:.1%}", f"{task.removed:.1%}")
         return table
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) or value >= 1e4 else f"{value:.4g}"
 
 
 def summarize_pins(pins: Sequence[Pin]) -> Table:

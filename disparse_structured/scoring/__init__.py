@@ -6,14 +6,18 @@ derivatives of a task's loss by the gates. A task without a loss is *label-free*
 its own output stand in for the loss (see :mod:`disparse_structured.scoring.objectives`).
 """
 
+from disparse_structured.scoring.batch_losses import BatchLosses
 from disparse_structured.scoring.criterion import Criterion, Saliency, score
-from disparse_structured.scoring.probe import GateCurvature, GateGradients, Probe
+from disparse_structured.scoring.derivatives import GateCurvature, GateGradients, WeightGradients
+from disparse_structured.scoring.probe import Probe
 
 __all__ = [
+    "BatchLosses",
     "Criterion",
     "GateCurvature",
     "GateGradients",
     "Probe",
     "Saliency",
+    "WeightGradients",
     "score",
 ]

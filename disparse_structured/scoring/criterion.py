@@ -102,7 +102,9 @@ def score(
         keep=keep,
     )
     name = rule_name(criterion)
-    scores = _checked(criterion(probe), structure, name)
+    with torch.inference_mode(False), torch.enable_grad():
+        found = criterion(probe)
+    scores = _checked(found, structure, name)
     return Saliency(scores, structure.tasks, name, probe.batches, probe.samples, probe.notes)
 
 

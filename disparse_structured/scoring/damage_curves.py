@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from disparse_structured.data.batches import batch_size, take
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.errors import BatchError
-from disparse_structured.graph.named_tensors import named_tensors
-from disparse_structured.refit.contraction import contractions
+from disparse_structured.graph.named_tensors import detached_tensors
+from disparse_structured.refit.contraction import DenseLayers
 from disparse_structured.scoring.compensation import Compensation
 from disparse_structured.scoring.execution import Execution, State
 from disparse_structured.structure import Structure
-from disparse_structured.structure.analysis import check_described
-from disparse_structured.structure.at_shape import PerShape
+from disparse_structured.structure.at_shape import structure_for_batch
 from disparse_structured.structure.groups import ChannelGroup
+from disparse_structured.structure.structure import check_described
 from disparse_structured.verification.twin import MaskedReads
 
 LEFT = (0.7, 0.45, 0.25, 0.12, 0.05)
@@ -108,20 +108,21 @@ def measure_damage_curves(
         BatchError: a task's outputs hold no finite number, or the model refuses the calibration's chunks.
     """
     keep = torch.ones(structure.units, dtype=torch.bool) if keep is None else keep.cpu()
-    shaped = PerShape(model, structure, lambda each: each)
-    state = {name: tensor.detach() for name, tensor in named_tensors(model)[0].items()}
+    state = detached_tensors(model)
     check_described(state, structure)
     scores = scores.to("cpu", torch.float64)
     scores = scores / scores.sum(dim=1, keepdim=True).clamp_min(_LEAST)
-    dense = float(structure.cost.macs(torch.ones_like(keep)))
+    dense = float(structure.cost.macs.dense)
     narrowed = list(_narrowed(structure.groups, scores, keep, left))
     if dense * len(narrowed) * LEAST_JUDGED > work:
         narrowed = list(_narrowed(structure.groups, scores, keep, left[::2]))
     affordable = max(LEAST_JUDGED, int(work / max(1.0, dense * len(narrowed))))
     judges = _judges(structure, calibration, min(judged, affordable))
     with torch.no_grad():
-        variants = _compensated(shaped(calibration.chunks[0]), state, calibration, keep, narrowed, seed)
-        damage = _damage(shaped(judges[0]), state, keep, variants, judges)
+        fitting = structure_for_batch(structure, model, calibration.chunks[0])
+        variants = _compensated(fitting, state, calibration, keep, narrowed, seed)
+        judging = structure_for_batch(structure, model, judges[0])
+        damage = _damage(judging, state, keep, variants, judges)
     curves = []
     for group in structure.groups:
         mine = [number for number, each in enumerate(variants) if each.group == group.name]
@@ -167,7 +168,8 @@ def _compensated(
     variants: Sequence[_Variant],
     seed: int,
 ) -> list[_Variant]:
-    base = {each.weight: each for each in contractions(structure, keep)}
+    dense = DenseLayers.of(structure)
+    base = {each.weight: each for each in dense.under(keep).contractions}
     compensation = Compensation(tuple(base.values()))
     execution = Execution(structure, MaskedReads(structure, keep))
     generator = torch.Generator().manual_seed(seed)
@@ -175,7 +177,8 @@ def _compensated(
     found = []
     for variant in variants:
         changed: dict[str, Tensor] = {}
-        for each in contractions(structure, variant.keep):
+        members = {member.parameter for member in structure.group(variant.group).members}
+        for each in dense.under(variant.keep, only=members).contractions:
             if each.weight in base:
                 changed.update(compensation.without(base[each.weight], each, state))
         found.append(replace(variant, changed=changed))
@@ -199,8 +202,9 @@ def _damage(
     batches: Sequence[tuple[Any, ...]],
 ) -> np.ndarray:
     """float64 ``[tasks, variants]``: squared relative deviations; absolute where all outputs are zero."""
-    execution = Execution(structure, MaskedReads(structure, keep))
-    maskings = [MaskedReads(structure, each.keep) for each in variants]
+    masking = MaskedReads(structure, keep)
+    execution = Execution(structure, masking)
+    maskings = [masking.under(each.keep) for each in variants]
     size = np.zeros(len(structure.tasks))
     finite = np.zeros(len(structure.tasks), dtype=bool)
     off = np.zeros((len(structure.tasks), len(variants)))
@@ -210,8 +214,8 @@ def _damage(
         usable = {task: [each.isfinite() for each in found] for task, found in wanted.items()}
         size += [_squares(wanted[task], usable[task]) for task in structure.tasks]
         finite |= [not found or any(each.any() for each in found) for found in usable.values()]
-        for number, (variant, masking) in enumerate(zip(variants, maskings, strict=True)):
-            given = execution.variant(values, state, variant.changed, masking, batch)
+        for number, (variant, narrowed) in enumerate(zip(variants, maskings, strict=True)):
+            given = execution.variant(values, state, variant.changed, narrowed, batch)
             off[:, number] += [_squares(wanted[task], usable[task], given[task]) for task in structure.tasks]
     for task, any_finite in zip(structure.tasks, finite, strict=True):
         if not any_finite:

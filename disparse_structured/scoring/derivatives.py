@@ -1,6 +1,9 @@
-"""First and second derivatives of an objective by the gates."""
+"""Derivatives of an objective: first and second ones by the gates, first ones by the weights."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -8,6 +11,47 @@ from disparse_structured.errors import GradientError
 from disparse_structured.scoring.gates import Recorder
 from disparse_structured.scoring.objectives import Objective
 from disparse_structured.tasks import Task
+
+
+@dataclass(frozen=True, eq=False)
+class GateGradients:
+    """Gradients of one task by the gates.
+
+    Args:
+        task: the task's row.
+        values: float64 ``[rows, units]`` on the CPU. Each row is the gradient of one sample's own loss,
+            or of the mean loss of a batch. A unit the task does not reach has 0.
+        weight: how many samples each row stands for, divided by the number of projections.
+    """
+
+    task: int
+    values: torch.Tensor
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class GateCurvature:
+    """An estimate of the second derivatives of one task's mean loss over a batch of ``weight`` samples.
+
+    ``diagonal`` is float64 ``[units]`` on the CPU.
+    """
+
+    task: int
+    diagonal: torch.Tensor
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class WeightGradients:
+    """Gradients of every task's loss on one batch, or one sample, by every parameter.
+
+    Args:
+        tasks: for each task, the gradient by the parameter's name; 0 where the loss does not depend on it.
+        weight: how many samples the losses are means over.
+    """
+
+    tasks: tuple[dict[str, torch.Tensor], ...]
+    weight: int
 
 
 def backpropagate(task: Task, objective: Objective, recorder: Recorder, retain: bool) -> None:
@@ -36,6 +80,45 @@ def backpropagate(task: Task, objective: Objective, recorder: Recorder, retain: 
             "Look for a square root, logarithm or division at 0 in the loss or behind that layer, or for "
             "NaN in the batch or the weights."
         )
+
+
+def weight_gradients(
+    task: Task, objective: Objective, weights: Mapping[str, torch.Tensor], retain: bool
+) -> dict[str, torch.Tensor]:
+    """The gradient by each of ``weights``, 0 where the objective does not depend on it.
+
+    Raises:
+        GradientError: the backward pass fails, or a gradient is NaN or infinite.
+    """
+    if not objective.outputs:
+        return {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    try:
+        found = torch.autograd.grad(
+            objective.outputs,
+            list(weights.values()),
+            objective.gradients,
+            retain_graph=retain,
+            allow_unused=True,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise GradientError(
+            f"task {task.name!r}: the backward pass failed: {error}. "
+            "Use a loss and layers that autograd supports."
+        ) from error
+    gradients = {
+        name: torch.zeros_like(weight) if gradient is None else gradient
+        for (name, weight), gradient in zip(weights.items(), found, strict=True)
+    }
+    for name, gradient in gradients.items():
+        if not gradient.isfinite().all():
+            raise GradientError(
+                f"task {task.name!r}: the gradient by {name!r} is NaN or infinite. Look for a square root, "
+                "logarithm or division at 0 in the loss or the network, or for NaN in the batch or the "
+                "weights."
+            )
+    return gradients
 
 
 def hessian_diagonal(

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx
 
 from disparse_structured.graph.capture import clone_if_tensor
-from disparse_structured.graph.effects import Effects
 from disparse_structured.graph.schedule import last_uses, schedule
 from disparse_structured.structure import Structure
 from disparse_structured.verification.twin import MaskedReads
@@ -28,7 +27,7 @@ class Execution:
         self._masking = masking
         self._steps = [node for step in schedule(self.capture, ()) for node in step]
         self._last = last_uses(self.capture, [(node,) for node in self._steps])
-        effects = Effects.of(self.capture.graph)
+        effects = self.capture.effects
         self._writers = set(effects.readers)
         self._bases = effects.bases
         self._apart = _apart(self.capture.graph, self._steps, self._writers, self._bases)

@@ -12,13 +12,10 @@ import torch
 from torch import fx, nn
 
 from disparse_structured.graph.instrument import Argument, Place, instrumented
+from disparse_structured.graph.operators import operator_of
 from disparse_structured.structure import ChannelGroup, Consumer, Structure
 from disparse_structured.structure.tracing import module_path
 from disparse_structured.verification.twin import ZeroAt, kept_statistics, removed_reads
-
-aten = torch.ops.aten
-
-_RECURRENT = (aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)
 
 _CHUNK = 1 << 17
 """Elements of a product that are computed at a time: they stay in the processor's cache."""
@@ -117,16 +114,16 @@ def _differentiable(structure: Structure) -> dict[str, nn.Module]:
     return {
         node.name: WithoutCudnn(node.target)
         for node in structure.capture.graph.nodes
-        if getattr(node.target, "overloadpacket", None) in _RECURRENT
+        if (contracts := operator_of(node).contracts) is not None and contracts.kind == "recurrent"
     }
 
 
 def twice_differentiable(structure: Structure) -> dict[str, nn.Module]:
     """Replacements for operators that torch differentiates only once."""
     return {
-        node.name: HardSigmoid()
+        node.name: Substitute(substitute)
         for node in structure.capture.graph.nodes
-        if getattr(node.target, "overloadpacket", None) in (aten.hardsigmoid, aten.hardsigmoid_)
+        if (substitute := operator_of(node).with_second_derivative) is not None
     }
 
 
@@ -260,12 +257,16 @@ class WithoutCudnn(nn.Module):
             return self.operator(*args, **kwargs)
 
 
-class HardSigmoid(nn.Module):
-    """``aten.hardsigmoid`` from operators that have a second derivative."""
+class Substitute(nn.Module):
+    """A function that computes the same as an operator, in its place."""
 
-    def forward(self, value: torch.Tensor) -> torch.Tensor:
-        """The same as ``hardsigmoid(value)``."""
-        return nn.functional.hardtanh(value + 3, 0.0, 6.0) / 6
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """What the function computes."""
+        return self.function(*args, **kwargs)
 
 
 def _as_slice(index: torch.Tensor, device: torch.device) -> slice | torch.Tensor:

@@ -60,7 +60,13 @@ class Packing:
 
 
 def labelled(task: Task, packing: Packing, tensors: Sequence[torch.Tensor], batch: Any) -> Objective:
-    """The task's loss on ``batch``; raises :class:`TaskError` if it is no finite scalar of its output."""
+    """The task's loss on ``batch``, to be differentiated; raises as :func:`loss_of` does."""
+    loss = loss_of(task, packing, tensors, batch)
+    return Objective((loss,), (torch.ones_like(loss),)) if loss.requires_grad else Objective((), ())
+
+
+def loss_of(task: Task, packing: Packing, tensors: Sequence[torch.Tensor], batch: Any) -> torch.Tensor:
+    """The task's loss on ``batch``; raises :class:`TaskError` unless it is a finite scalar of its output."""
     assert task.loss is not None
     picked = packing(tensors)
     try:
@@ -84,14 +90,12 @@ def labelled(task: Task, packing: Packing, tensors: Sequence[torch.Tensor], batc
             f"task {task.name!r}: its loss is {loss.item()}. Look for NaN in the batch or the weights, "
             "empty or wrong targets, or an overflow."
         )
-    if not loss.requires_grad:
-        if any(tensor.requires_grad for tensor in tensors):
-            raise TaskError(
-                f"task {task.name!r}: its loss does not depend on its output by way of autograd. "
-                "Compute it from the output without detach(), no_grad(), argmax or NumPy."
-            )
-        return Objective((), ())
-    return Objective((loss,), (torch.ones_like(loss),))
+    if not loss.requires_grad and any(tensor.requires_grad for tensor in tensors):
+        raise TaskError(
+            f"task {task.name!r}: its loss does not depend on its output by way of autograd. "
+            "Compute it from the output without detach(), no_grad(), argmax or NumPy."
+        )
+    return loss
 
 
 @dataclass(eq=False)

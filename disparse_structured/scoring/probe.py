@@ -1,11 +1,17 @@
-"""The probe: what a criterion may ask of a model, a structure and data."""
+"""The probe: what a criterion may ask of a model, a structure and data.
+
+Each question is a pass through the data: :meth:`Probe.gate_gradients` and :meth:`Probe.curvatures`
+(derivatives of the losses by the gates), :meth:`Probe.losses` (the losses as functions of the gates) and
+:meth:`Probe.weight_gradients`.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -20,8 +26,16 @@ from disparse_structured.data.batches import ToInputs, batch_size, batches, to_d
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation, generator, signs
 from disparse_structured.errors import BatchError, DisparseError, PlanError
-from disparse_structured.graph.named_tensors import named_tensors
-from disparse_structured.scoring.derivatives import backpropagate, hessian_diagonal
+from disparse_structured.graph.named_tensors import detached_tensors, named_tensors
+from disparse_structured.scoring.batch_losses import BatchLosses, Outputs
+from disparse_structured.scoring.derivatives import (
+    GateCurvature,
+    GateGradients,
+    WeightGradients,
+    backpropagate,
+    hessian_diagonal,
+    weight_gradients,
+)
 from disparse_structured.scoring.gates import (
     Factor,
     Gate,
@@ -31,41 +45,20 @@ from disparse_structured.scoring.gates import (
     reads,
     twice_differentiable,
 )
-from disparse_structured.scoring.objectives import Packing, Projections, labelled, squared_distance
+from disparse_structured.scoring.objectives import (
+    Objective,
+    Packing,
+    Projections,
+    labelled,
+    squared_distance,
+)
 from disparse_structured.structure import Structure
-from disparse_structured.structure.analysis import check_described
 from disparse_structured.structure.at_shape import PerShape
+from disparse_structured.structure.structure import check_described
+from disparse_structured.tasks import Task
 
 T = TypeVar("T")
-_Run = Callable[[tuple[Any, ...]], dict[str, tuple[torch.Tensor, ...]]]
-
-
-@dataclass(frozen=True, eq=False)
-class GateGradients:
-    """Gradients of one task by the gates.
-
-    Args:
-        task: the task's row.
-        values: float64 ``[rows, units]`` on the CPU. Each row is the gradient of one sample's own loss,
-            or of the mean loss of a batch. A unit the task does not reach has 0.
-        weight: how many samples each row stands for, divided by the number of projections.
-    """
-
-    task: int
-    values: torch.Tensor
-    weight: float
-
-
-@dataclass(frozen=True, eq=False)
-class GateCurvature:
-    """An estimate of the second derivatives of one task's mean loss over a batch of ``weight`` samples.
-
-    ``diagonal`` is float64 ``[units]`` on the CPU.
-    """
-
-    task: int
-    diagonal: torch.Tensor
-    weight: float
+_Run = Callable[[tuple[Any, ...]], Outputs]
 
 
 @dataclass(eq=False)
@@ -100,8 +93,7 @@ class Probe:
                 f"keep is {self._kept.dtype} {list(self._kept.shape)}, expected torch.bool [{units}]: "
                 "one entry per unit of the structure, True = keep."
             )
-        tensors, _ = named_tensors(self.model)
-        self._state = {name: tensor.detach() for name, tensor in tensors.items()}
+        self._state = detached_tensors(self.model)
         check_described(self._state, self.structure)
         floating = [tensor for tensor in self._state.values() if tensor.is_floating_point()]
         # A task reaches at least one parameter, so there is one.
@@ -191,14 +183,77 @@ class Probe:
 
         return self._stream(curvatures)
 
-    def _stream(self, of: Callable[[Any, tuple[Any, ...]], Iterator[T]]) -> Iterator[T]:
+    def losses(self, steps: int | None = None) -> Iterator[BatchLosses]:
+        """For each batch, the tasks' losses as functions of the gates; see :class:`BatchLosses`.
+
+        One pass through the data, or, with ``steps``, that many batches in as many passes as it takes: the
+        data must then be a loader or a list. In the end, ``batches`` and ``samples`` are those of the longest
+        pass.
+
+        Raises:
+            BatchError: no data, no batch, or another pass is needed over an iterator that is used up.
+        """
+        prepared = PerShape(self.model, self.structure, self._gated_network)
+        longest, done = (0, 0), 0
+        try:
+            while steps is None or done < steps:
+                isolation, read = Isolation(self.seed, self._device), (0, 0)
+                stream = self._stream(partial(self._batch_losses, prepared, isolation), isolation)
+                for found in islice(stream, None if steps is None else steps - done):
+                    done += 1
+                    read = read[0] + 1, read[1] + found.samples
+                    longest = max(longest, read)
+                    yield found
+                if steps is None:
+                    return
+        finally:
+            self.batches, self.samples = longest
+
+    def weight_gradients(self, *, per_sample: bool = False) -> Iterator[WeightGradients]:
+        """One pass through the data: for each batch the gradients of every task's loss by every parameter.
+
+        A batch is one forward pass, and one backward pass for each task. With ``per_sample``, examples run
+        one at a time. The loss of a label-free task is one random projection of its output.
+        """
+        weights = {
+            name: parameter.detach().requires_grad_()
+            for name, parameter in named_tensors(self.model)[0].items()
+            if isinstance(parameter, nn.Parameter) and parameter.is_floating_point()
+        }
+
+        def prepare(structure: Structure) -> _Run:
+            return self._runner(structure, gated(structure, {}, self._kept), {**self._state, **weights})
+
+        prepared = PerShape(self.model, self.structure, prepare)
+        projections = Projections(self.seed)
+        tasks = self.structure.task_objects
+
+        def gradients(batch: Any, inputs: tuple[Any, ...]) -> Iterator[WeightGradients]:
+            size = batch_size(inputs)
+            if per_sample and size > 1:
+                for example in examples(batch, size):
+                    yield from gradients(example, arguments(self.model, example, self.to_inputs))
+                return
+            outputs = prepared(inputs)(inputs)
+            objectives = [self._objective(task, outputs, batch, size, projections) for task in tasks]
+            found = [
+                weight_gradients(task, objective, weights, retain=task is not tasks[-1])
+                for task, objective in zip(tasks, objectives, strict=True)
+            ]
+            yield WeightGradients(tuple(found), size)
+
+        return self._stream(gradients)
+
+    def _stream(
+        self, of: Callable[[Any, tuple[Any, ...]], Iterator[T]], isolation: Isolation | None = None
+    ) -> Iterator[T]:
         """``of`` every batch and its inputs, item by item; the caller runs on the user's random states."""
         if self.data is None:
             raise BatchError(
                 "the criterion needs data, and none was given. "
                 "Pass data=, an iterable of batches, or use Magnitude() or Random()."
             )
-        isolation = Isolation(self.seed, self._device)
+        isolation = isolation or Isolation(self.seed, self._device)
         self.batches = self.samples = 0
         with self._bar() as advance:
             stream = self._read(of)
@@ -225,12 +280,51 @@ class Probe:
             self.samples += batch_size(inputs)
             yield None
 
-    def _runner(self, structure: Structure, module: fx.GraphModule) -> _Run:
-        """Runs ``module``, made from the graph of ``structure``, with the model's tensors."""
+    def _gated_network(self, structure: Structure) -> Callable[[tuple[Any, ...], torch.Tensor], Outputs]:
+        """The network as a function of its inputs and of gates ``[units]``, the same for all examples."""
+        held: dict[str, torch.Tensor] = {}
+        factors = {read: Factor(read, lambda: held["gates"]) for read in reads(structure)}
+        run = self._runner(structure, gated(structure, factors, self._kept))
 
-        def run(inputs: tuple[Any, ...]) -> dict[str, tuple[torch.Tensor, ...]]:
+        def network(inputs: tuple[Any, ...], gates: torch.Tensor) -> Outputs:
+            held["gates"] = gates[None]  # one row for all examples
+            return run(inputs)
+
+        return network
+
+    def _batch_losses(
+        self,
+        prepared: PerShape[Callable[[tuple[Any, ...], torch.Tensor], Outputs]],
+        isolation: Isolation,
+        batch: Any,
+        inputs: tuple[Any, ...],
+    ) -> Iterator[BatchLosses]:
+        yield BatchLosses(
+            batch,
+            batch_size(inputs),
+            self._kept.to(self._device, self._dtype),
+            self.structure.task_objects,
+            partial(prepared(inputs), inputs),
+            self._packings,
+            isolation,
+        )
+
+    def _objective(
+        self, task: Task, outputs: Outputs, batch: Any, size: int, projections: Projections, number: int = 0
+    ) -> Objective:
+        """The loss of ``task``, or projection ``number`` of the output of one that has none."""
+        if task.loss is None:
+            return projections(task, number, outputs[task.name], size)
+        return labelled(task, self._packings[task.name], outputs[task.name], batch)
+
+    def _runner(
+        self, structure: Structure, module: fx.GraphModule, state: Mapping[str, torch.Tensor] | None = None
+    ) -> _Run:
+        """Runs ``module``, made from the graph of ``structure``, with ``state`` or the model's tensors."""
+
+        def run(inputs: tuple[Any, ...]) -> Outputs:
             try:
-                return structure.capture.run(self._state, inputs, module)
+                return structure.capture.run(state or self._state, inputs, module)
             except (DisparseError, torch.OutOfMemoryError):
                 raise
             except Exception as error:
@@ -246,7 +340,7 @@ class Probe:
         self,
         batch: Any,
         size: int,
-        outputs: dict[str, tuple[torch.Tensor, ...]],
+        outputs: Outputs,
         recorder: Recorder,
         projections: Projections,
         rows: int,
@@ -258,10 +352,7 @@ class Probe:
             for number in range(self.projections if task.loss is None else 1)
         ]
         for row, task, number in passes:
-            if task.loss is None:
-                objective = projections(task, number, outputs[task.name], size)
-            else:
-                objective = labelled(task, self._packings[task.name], outputs[task.name], batch)
+            objective = self._objective(task, outputs, batch, size, projections, number)
             recorder.clear(rows, rows > 1)
             backpropagate(task, objective, recorder, retain=(row, task, number) != passes[-1])
             # Each sample's own loss is the batch's size times its share of the mean.

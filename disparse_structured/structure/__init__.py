@@ -1,6 +1,6 @@
 """Structure of a model, read from its exported graph: channel groups, units, reach, count constraints."""
 
-from disparse_structured.structure.analysis import AttributeUpdate, Form, Structure, analyse
+from disparse_structured.structure.analysis import analyse
 from disparse_structured.structure.counting import count_macs, count_parameters
 from disparse_structured.structure.declared import SizeDeclaration
 from disparse_structured.structure.groups import (
@@ -11,6 +11,7 @@ from disparse_structured.structure.groups import (
     Pin,
     RatioConstraint,
 )
+from disparse_structured.structure.structure import AttributeUpdate, Form, Structure
 
 __all__ = [
     "Attention",

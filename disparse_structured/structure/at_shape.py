@@ -1,65 +1,103 @@
-"""The same structure at other input shapes."""
+"""The same structure with inputs of another shape, or in another precision.
+
+The exported graph holds sizes as constants, so that other inputs need a graph of their own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from disparse_structured.data.arguments import described
 from disparse_structured.errors import BatchError, CaptureError
-from disparse_structured.structure.analysis import Structure, analyse_like
+from disparse_structured.graph.comparison import equal_up_to_dtype
+from disparse_structured.graph.signature import Signature, input_signature
+from disparse_structured.structure.analysis import Subject, solved
+from disparse_structured.structure.captures import Captured
+from disparse_structured.structure.structure import Structure
 
 T = TypeVar("T")
 
 _REMEMBERED = 4
-"""Input shapes whose graphs are kept: a loader has its batches and a smaller last one."""
+"""Shapes that are prepared for at once: a loader has its batches and a smaller last one."""
+
+
+def structure_at(structure: Structure, model: nn.Module, inputs: tuple[Any, ...]) -> Structure:
+    """``structure`` as the graph of ``model`` with ``inputs`` has it.
+
+    ``model`` is the model of the structure or a copy of it with other weights, perhaps in another precision.
+    Each graph is captured once, for all who share the structure. A graph that differs in precision alone has
+    the same structure. Any other is solved again, because positions and examples depend on the sizes; the
+    units may then differ, which shows in the fingerprint.
+
+    Raises:
+        DisparseError: as :func:`~disparse_structured.structure.analyse` does.
+    """
+    signature = Signature.of(model, inputs)
+    if signature == structure.signature:
+        return structure
+    subject = Subject(model, inputs, structure.task_objects, structure.form, structure.attention)
+    known = structure.captures.recall(signature)
+    if known is None:
+        known = _captured(subject)
+        structure.captures.remember(signature, known)
+    if isinstance(known.graph, CaptureError):
+        raise CaptureError(*known.graph.args)
+    same_attributes = signature.attributes == structure.signature.attributes
+    if same_attributes and equal_up_to_dtype(structure.capture, known.graph):
+        return replace(structure, signature=signature, capture=known.graph, example_inputs=inputs)
+    if known.structure is None:
+        solution = solved(subject, known.graph, signature, structure.captures)
+        known.structure = replace(solution, example_inputs=())
+    found: Structure = replace(known.structure, example_inputs=inputs)
+    return found
+
+
+def _captured(subject: Subject) -> Captured:
+    try:
+        return Captured(subject.captured())
+    except CaptureError as error:
+        # Without its traceback, which holds the model.
+        return Captured(CaptureError(*error.args))
+
+
+def structure_for_batch(structure: Structure, model: nn.Module, inputs: tuple[Any, ...]) -> Structure:
+    """``structure`` for a batch with ``inputs``, whose units must be the same.
+
+    Raises:
+        BatchError: ``model`` refuses ``inputs`` or has other units with them.
+    """
+    if input_signature(inputs) == structure.signature.inputs:
+        return structure
+    name = type(model).__name__
+    try:
+        found = structure_at(structure, model, inputs)
+    except CaptureError as error:
+        raise BatchError(f"{name} refuses a batch with inputs {described(inputs)}: {error}") from error
+    if found.fingerprint != structure.fingerprint:
+        raise BatchError(
+            f"the units of {name} depend on the shape of its inputs: with {described(inputs)} they differ "
+            f"from those with {described(structure.example_inputs)}. "
+            "Give example inputs of the loader's own shape, and use drop_last=True."
+        )
+    return found
 
 
 class PerShape(Generic[T]):
-    """What ``make`` makes of the structure for each shape of inputs; the last few are remembered.
-
-    The exported graph holds sizes as constants, so other shapes need their own. The units must be the same.
-    """
+    """What ``make`` makes of the structure for each shape of inputs; the last few are remembered."""
 
     def __init__(self, model: nn.Module, structure: Structure, make: Callable[[Structure], T]) -> None:
         self._model, self._structure, self._make = model, structure, make
-        self._made: dict[Any, T] = {}
+        self._made: dict[Hashable, T] = {}
 
     def __call__(self, inputs: tuple[Any, ...]) -> T:
-        """Raises :class:`BatchError` if the model refuses ``inputs`` or has other units with them."""
-        shape = _shape(inputs)
+        """Raises :class:`BatchError` as :func:`structure_for_batch` does."""
+        shape = input_signature(inputs)
         if shape not in self._made:
             if len(self._made) == _REMEMBERED:
                 del self._made[next(iter(self._made))]
-            self._made[shape] = self._make(self._structure_for(inputs))
+            self._made[shape] = self._make(structure_for_batch(self._structure, self._model, inputs))
         return self._made[shape]
-
-    def _structure_for(self, inputs: tuple[Any, ...]) -> Structure:
-        if _shape(inputs) == _shape(self._structure.example_inputs):
-            return self._structure
-        try:
-            found = analyse_like(self._structure, self._model, inputs)
-        except CaptureError as error:
-            raise BatchError(
-                f"{type(self._model).__name__} refuses a batch with inputs {described(inputs)}: {error}"
-            ) from error
-        if found.fingerprint != self._structure.fingerprint:
-            raise BatchError(
-                f"the units of {type(self._model).__name__} depend on the shape of its inputs: with "
-                f"{described(inputs)} they differ from those with "
-                f"{described(self._structure.example_inputs)}. "
-                "Give example inputs of the loader's own shape, and use drop_last=True."
-            )
-        return found
-
-
-def _shape(inputs: tuple[Any, ...]) -> Any:
-    leaves, spec = pytree.tree_flatten(inputs)
-    facts = [
-        (tuple(leaf.shape), leaf.dtype) if isinstance(leaf, torch.Tensor) else repr(leaf) for leaf in leaves
-    ]
-    return tuple(facts), str(spec)

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 
-Measure = Literal["macs", "parameters"]
 Keep = torch.Tensor | np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
-class Widths:
+class WidthMap:
     """``fixed + matrix @ keep``: the widths of all dimensions that a plan can change.
 
     ``matrix`` is a sparse ``[rows, units]`` count of positions, ``fixed`` is int64 ``[rows]``.
@@ -54,39 +54,49 @@ class Products:
 
 
 @dataclass(frozen=True, eq=False)
-class CostModel:
-    """Costs of the network as a function of the kept units.
+class AnalyticCost:
+    """One cost of the network as a function of the kept units, ``keep`` bool ``[units]``."""
+
+    widths: WidthMap
+    products: Products
+
+    @cached_property
+    def dense(self) -> float:
+        """The cost of the dense network."""
+        return self.total(np.ones(self.widths.matrix.shape[1], dtype=bool))
+
+    def total(self, keep: Keep) -> float:
+        """The cost of the network with the units of ``keep``."""
+        return self.products.total(self.widths(keep))
+
+    def marginal(self, keep: Keep) -> torch.Tensor:
+        """float64 ``[units]``: what removing one unit from ``keep`` saves, to first order."""
+        return torch.from_numpy(self.widths.matrix.T @ self.products.gradient(self.widths(keep)))
+
+
+@dataclass(frozen=True, eq=False)
+class AnalyticCosts:
+    """Both analytic costs of the network, and the widths they follow from.
 
     MACs are multiply-accumulates of convolutions, linear layers, matrix products and attention for one
-    example; parameters count every ``nn.Parameter`` once, also when tied.
+    example. Parameters count every ``nn.Parameter`` once, also when tied.
     """
 
-    widths: Widths
-    products: dict[Measure, Products]
+    widths: WidthMap
+    macs: AnalyticCost
+    parameters: AnalyticCost
 
-    def macs(self, keep: Keep) -> float:
-        """Multiply-accumulates for one example when ``keep`` (bool ``[units]``) stays."""
-        return self.total("macs", keep)
-
-    def parameters(self, keep: Keep) -> float:
-        """Number of parameters when ``keep`` (bool ``[units]``) stays."""
-        return self.total("parameters", keep)
-
-    def total(self, measure: Measure, keep: Keep) -> float:
-        """The cost of keeping ``keep``, bool ``[units]``."""
-        return self.products[measure].total(self.widths(keep))
-
-    def unit_cost(self, measure: Measure, keep: Keep | None = None) -> np.ndarray:
-        """float64 ``[units]``: what removing one unit from what ``keep`` leaves saves, to first order.
-
-        ``keep`` is bool ``[units]``; without it, from the dense network.
-        """
-        left = self.widths(np.ones(self.widths.matrix.shape[1], dtype=bool) if keep is None else keep)
-        return np.asarray(self.widths.matrix.T @ self.products[measure].gradient(left))
+    @classmethod
+    def of(cls, widths: WidthMap, macs: Products, parameters: Products) -> AnalyticCosts:
+        """The costs that the two sums of products of ``widths`` state."""
+        return cls(widths, AnalyticCost(widths, macs), AnalyticCost(widths, parameters))
 
 
 class WidthTable:
-    """Collects label arrays as rows of :class:`Widths`; equal arrays share a row. Row 0 is the constant 1."""
+    """Collects label arrays as rows of a :class:`WidthMap`.
+
+    Equal arrays share a row; row 0 is the constant 1.
+    """
 
     def __init__(self, units: np.ndarray, count: int) -> None:
         """``units`` is int64 ``[atoms]``: the flat unit of each atom, -1 where it is fixed."""
@@ -129,7 +139,7 @@ class WidthTable:
         padded = [factors + [0] * (width - len(factors)) for factors in rows]
         return Products(np.array(coefficients), np.array(padded, dtype=np.int64).reshape(len(rows), width))
 
-    def finish(self) -> Widths:
+    def finish(self) -> WidthMap:
         """All rows so far."""
         from scipy.sparse import csr_array
 
@@ -141,4 +151,4 @@ class WidthTable:
         matrix = csr_array(
             (np.ones(free.sum()), (row[free], unit[free])), shape=(len(lengths), max(self._count, 0))
         )
-        return Widths(matrix, fixed)
+        return WidthMap(matrix, fixed)

@@ -1,8 +1,9 @@
-"""Numbers that ``forward`` does not compute with, but other methods of a module do.
+"""Sizes that ``forward`` does not compute with, but other methods of a module do.
 
-timm's ``reset_classifier``, say, makes a layer of ``num_features`` inputs. No graph tells what such a number
-counts, so libraries say it: through entry points of the group :data:`GROUP`, each a function that is called
-with every module of a model and gives the :class:`SizeDeclaration` s of that module. Ours for timm is one.
+timm's ``reset_classifier``, for example, makes a layer of ``num_features`` inputs. No graph tells what such
+a number counts, so libraries declare it through entry points of the group ``disparse_structured.sizes``. Each
+is a function that is called with every module of a model and returns the :class:`SizeDeclaration` objects of
+that module. The adapter for timm is one.
 """
 
 from __future__ import annotations
@@ -18,11 +19,9 @@ from torch import nn
 
 from disparse_structured.errors import ExtensionError
 from disparse_structured.graph.provenance import Attribute, Key
+from disparse_structured.structure.entry_points import SIZES, described, loaded
 from disparse_structured.structure.labels import Axis
 from disparse_structured.structure.tracing import SizeLiteral, Trace, is_value
-
-GROUP = "disparse_structured.sizes"
-"""The group of entry points that declare numbers: ``name = "package.module:function"``."""
 
 Source = Callable[[nn.Module], Iterable["SizeDeclaration"]]
 
@@ -31,18 +30,24 @@ Source = Callable[[nn.Module], Iterable["SizeDeclaration"]]
 class SizeDeclaration:
     """``attribute`` of a module is the size of one dimension of what ``counts`` names.
 
-    Both are dotted names from the module that the number is declared for. Of several numbers for one
-    attribute the first counts whose tensor is there and has, in the model at hand, as many positions as the
-    attribute says. An attribute for which there is none is left as it is.
+    Both are dotted names, relative to the module that the size is declared for. Of several declarations for
+    one attribute, the first applies whose tensor exists and has as many positions as the attribute says. An
+    attribute to which none applies is left as it is.
 
     Args:
-        attribute: an integer attribute (``"num_features"``, ``"head.in_features"``), or what holds it;
-            None where a method hard-codes the number: then the dimension must stay as it is.
+        attribute: an integer attribute (``"num_features"``, ``"head.in_features"``), or a container that
+            holds the integer; None where a method hard-codes the size, which pins the dimension.
         counts: a parameter or buffer (``"fc.weight"``), or a method, which stands for what it returns
             while the model runs: ``"layer2.forward"`` is the output of ``layer2``.
-        dim: the dimension, from the end if negative; or which one it is for each number of dimensions.
-        keys: where the integer lies in the attribute: indices, keys, and names of attributes.
-        leaf: which of the tensors that a method returns.
+        dim: the dimension, from the end if negative; or a mapping to it from the tensor's number of
+            dimensions.
+        keys: the path to the integer inside the attribute: indices, keys, and names of attributes.
+        leaf: which of the tensors that a method returns, by position.
+
+    >>> from disparse_structured.structure import SizeDeclaration
+    >>> def sizes(module):
+    ...     if type(module).__name__ == "MyNet":
+    ...         yield SizeDeclaration("num_features", "fc.weight", dim=1)
     """
 
     attribute: str | None
@@ -82,18 +87,18 @@ class _Declared:
 
 @dataclass(frozen=True)
 class Declarations:
-    """The numbers declared for the modules of one model."""
+    """The sizes declared for the modules of one model."""
 
     numbers: tuple[_Declared, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module) -> Declarations:
-        """What the installed entry points say of ``model``.
+        """What the installed entry points declare about ``model``.
 
         Raises:
-            ExtensionError: an entry point cannot be loaded, fails, or gives something else than numbers.
+            ExtensionError: an entry point cannot be loaded, fails, or returns anything but declarations.
         """
-        entries = [(entry, _loaded(entry)) for entry in metadata.entry_points(group=GROUP)]
+        entries = [(entry, _source(entry)) for entry in metadata.entry_points(group=SIZES)]
         declared = (
             _declared(model, path, number)
             for path, module in model.named_modules()
@@ -157,18 +162,12 @@ def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _loaded(entry: metadata.EntryPoint) -> Source:
-    try:
-        source: Source = entry.load()
-    except Exception as error:  # whatever importing another package raises
-        raise ExtensionError(
-            f"{_named(entry)} cannot be loaded ({type(error).__name__}: {error}). Repair or uninstall the "
-            "package that registers it."
-        ) from error
+def _source(entry: metadata.EntryPoint) -> Source:
+    source: Source = loaded(entry)
     if not callable(source):
         raise ExtensionError(
-            f"{_named(entry)} is of type {type(source).__name__}. Point it at a function that takes a module "
-            "and gives its numbers."
+            f"{described(entry)} is of type {type(source).__name__}. Point it at a function that takes a "
+            "module and returns the SizeDeclaration objects of that module."
         )
     return source
 
@@ -179,18 +178,13 @@ def _asked(entry: metadata.EntryPoint, source: Source, path: str, module: nn.Mod
         numbers = list(source(module))
     except Exception as error:  # whatever another package's code raises
         raise ExtensionError(
-            f"{_named(entry)} fails {where}: {type(error).__name__}: {error}. Repair or uninstall the "
+            f"{described(entry)} fails {where}: {type(error).__name__}: {error}. Repair or uninstall the "
             "package that registers it."
         ) from error
     for number in numbers:
         if not isinstance(number, SizeDeclaration):
             raise ExtensionError(
-                f"{_named(entry)} gives {number!r} {where}. Let it give objects of "
-                "disparse_structured.structure.SizeDeclaration."
+                f"{described(entry)} returns {number!r} {where}. Let it return "
+                "disparse_structured.structure.SizeDeclaration objects."
             )
     return numbers
-
-
-def _named(entry: metadata.EntryPoint) -> str:
-    package = f" of {entry.dist.name}" if entry.dist is not None else ""
-    return f"the entry point {entry.name!r} = {entry.value!r}{package} (group {GROUP!r})"

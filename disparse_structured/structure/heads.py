@@ -8,16 +8,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from disparse_structured.graph.index_tracking import packet, position_ids, trace_positions
-from disparse_structured.structure.tracing import Call
-
-aten = torch.ops.aten
-
-_PRODUCTS = {aten.matmul, aten.bmm, aten.mm, aten.baddbmm, aten.scaled_dot_product_attention}
-_LAYERS = {
-    getattr(aten, name)
-    for name in "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split()
-}
+from disparse_structured.graph.index_tracking import position_ids, trace_positions
+from disparse_structured.graph.operators import named_arguments, operator_of
 
 
 def head_dimension(split: fx.Node, first: int, sizes: Sequence[int]) -> int | None:
@@ -42,18 +34,19 @@ def _passes(node: fx.Node, source: fx.Node) -> bool:
     """Whether dimensions of ``source`` keep their places: arithmetic, activations, normalisation."""
     value, read = node.meta.get("val"), source.meta["val"]
     same = isinstance(value, torch.Tensor) and isinstance(read, torch.Tensor) and value.shape == read.shape
-    return same and packet(node) not in {*_PRODUCTS, aten.einsum, *_LAYERS}
+    return same and operator_of(node).contracts is None
 
 
 def _factors(product: fx.Node, operand: fx.Node) -> list[int]:
     """The dimensions of ``operand`` that ``product`` does not take one by one, last first."""
-    if packet(product) in _PRODUCTS:
+    contracts = operator_of(product).contracts
+    if contracts is not None and contracts.kind in ("matmul", "attention"):
         return [-1, -2]
-    if packet(product) is not aten.einsum:
+    if contracts is None or contracts.kind != "einsum":
         return []
-    call = Call(product, lambda item: item)
-    equation = call.raw["equation"].replace(" ", "")
+    given = named_arguments(product)
+    equation = given["equation"].replace(" ", "")
     terms = equation.replace("->", ",").split(",")
-    term = terms[call.raw["tensors"].index(operand)]
+    term = terms[given["tensors"].index(operand)]
     everywhere = set(term).intersection(*terms)
     return [] if "." in equation else [dim for dim, letter in enumerate(term) if letter not in everywhere]

@@ -1,8 +1,8 @@
 """Which integers of an exported graph are sizes, and what they become when the widths change.
 
 A module computes its sizes in Python, from numbers that may not follow its widths. Its exported graph
-holds the results, as literals of its operators: these can always be written anew. :data:`SIZES` says which
-integer argument of an operator counts the positions of which dimension.
+holds the results, as literals of its operators: these can always be rewritten. An operator's record says
+which of its integer arguments are sizes, and what they count.
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import fx
 
+from disparse_structured.graph.operators import Counts, operator_of
 from disparse_structured.graph.provenance import Arithmetic, Expression, Size
-from disparse_structured.structure.cost import Keep, Widths, WidthTable
+from disparse_structured.structure.cost import Keep, WidthMap, WidthTable
 from disparse_structured.structure.labels import Axis, Value
 from disparse_structured.structure.tracing import Call, Trace, is_value
 
-aten = torch.ops.aten
-
-Counted = Callable[[Call, Any], list[Axis]]
-"""From a call and the value of its result to what the integers of one of its arguments count, in order."""
+Counted = Callable[[Call, Any, str], list[Axis]]
+"""From a call, its result's value and an argument's name to what the argument's integers count, in order."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Resizing:
     """
 
     places: tuple[Resize, ...]
-    widths: Widths
+    widths: WidthMap
     batch: int
 
     def sizes(self, keep: Keep) -> dict[Resize, int]:
@@ -57,77 +55,60 @@ class Resizing:
         return {place: round(float(widths[place.row])) for place in self.places}
 
 
-def _result(call: Call, result: Value) -> list[Axis]:
+def _result(call: Call, result: Value, argument: str) -> list[Axis]:
     return list(result)
 
 
-def _unflattened(call: Call, result: Value) -> list[Axis]:
+def _unflattened(call: Call, result: Value, argument: str) -> list[Axis]:
     start = call["dim"] % len(call["self"])
-    return list(result[start : start + len(call.raw["sizes"])])
+    return list(result[start : start + len(call.raw[argument])])
 
 
-def _trailing(call: Call, result: Value) -> list[Axis]:
-    return list(result[-len(call.raw["normalized_shape"]) :])
+def _trailing(call: Call, result: Value, argument: str) -> list[Axis]:
+    return list(result[-len(call.raw[argument]) :])
 
 
-def _parts(call: Call, results: list[Value]) -> list[Axis]:
+def _parts(call: Call, results: list[Value], argument: str) -> list[Axis]:
     return [part[call["dim"]] for part in results]
 
 
-def _along(call: Call, result: Value) -> list[Axis]:
+def _along(call: Call, result: Value, argument: str) -> list[Axis]:
     return [result[call["dim"]]]
 
 
-def _until(bound: str) -> Counted:
-    """The positions before a bound of a slice."""
-
-    def counted(call: Call, result: Value) -> list[Axis]:
-        axis: Axis = call["self"][call["dim"]]
-        before = slice(0, call.raw[bound])
-        return [
-            Axis(
-                len(range(*before.indices(axis.size))),
-                None if axis.labels is None else axis.labels[before],
-                None if axis.sample is None else axis.sample[before],
-            )
-        ]
-
-    return counted
+def _before(call: Call, result: Value, argument: str) -> list[Axis]:
+    axis: Axis = call["self"][call["dim"]]
+    before = slice(0, call.raw[argument])
+    return [
+        Axis(
+            len(range(*before.indices(axis.size))),
+            None if axis.labels is None else axis.labels[before],
+            None if axis.sample is None else axis.sample[before],
+        )
+    ]
 
 
-def _channels(call: Call, result: Value) -> list[Axis]:
+def _channels(call: Call, result: Value, argument: str) -> list[Axis]:
     """As many groups as input channels: a depthwise convolution. The sizes tell (see :func:`_places`)."""
     value, weight = call["input"], call["weight"]
     channels: Axis = value[len(value) - (len(weight) - 1)]
     return [channels] if channels.size > 1 else []
 
 
-_TABLE: tuple[tuple[str, str, Counted], ...] = (
-    ("view _unsafe_view expand broadcast_to", "size", _result),
-    ("reshape", "shape", _result),
-    ("repeat", "repeats", _result),
-    ("zeros ones full empty rand randn new_zeros new_ones new_full new_empty", "size", _result),
-    ("unflatten", "sizes", _unflattened),
-    ("layer_norm rms_norm", "normalized_shape", _trailing),
-    ("split unsafe_split", "split_size", _parts),
-    ("split_with_sizes unsafe_split_with_sizes", "split_sizes", _parts),
-    ("slice", "start", _until("start")),
-    ("slice", "end", _until("end")),
-    ("narrow", "start", _until("start")),
-    ("narrow", "length", _along),
-    ("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", "groups", _channels),
-)
-
-SIZES: dict[Any, dict[str, Counted]] = {}
-"""Operator -> its integer argument (a number or a list of numbers) -> the dimensions that it counts."""
-
-for _operators, _argument, _counted in _TABLE:
-    for _name in _operators.split():
-        SIZES.setdefault(getattr(aten, _name), {})[_argument] = _counted
+COUNTED: dict[Counts, Counted] = {
+    "result": _result,
+    "unflattened": _unflattened,
+    "trailing": _trailing,
+    "parts": _parts,
+    "along": _along,
+    "before": _before,
+    "channels": _channels,
+}
+"""What the integers of an argument count, by what its operator's record says."""
 
 
 def resizing_of(trace: Trace, units: np.ndarray, count: int, batch: int) -> Resizing:
-    """What :data:`SIZES` finds in a traced graph.
+    """The sizes that the operators' records find in a traced graph.
 
     Args:
         units: int64 ``[atoms]``, the flat unit of each atom, -1 where it is fixed.
@@ -137,12 +118,12 @@ def resizing_of(trace: Trace, units: np.ndarray, count: int, batch: int) -> Resi
     table = WidthTable(units, count)
     places = []
     for node in trace.capture.graph.nodes:
-        sized = SIZES.get(getattr(node.target, "overloadpacket", None), {})
+        sized = operator_of(node).sizes
         if not sized or not _known(trace, node):
             continue
         call = Call(node, _reader(trace))
-        for argument, counted in sized.items():
-            for item, axis, expression in _places(call, argument, counted, trace.values[node.name]):
+        for argument, counts in sized.items():
+            for item, axis, expression in _places(call, argument, counts, trace.values[node.name]):
                 row = table.row(axis.atoms())
                 batched = _per_example(axis, batch) or _follows(expression, axis.size, trace, batch)
                 if batched or not table.is_fixed(row):
@@ -165,7 +146,7 @@ def _reader(trace: Trace) -> Callable[[Any], Any]:
 
 
 def _places(
-    call: Call, argument: str, counted: Counted, value: Any
+    call: Call, argument: str, counts: Counts, value: Any
 ) -> Iterator[tuple[int | None, Axis, Expression]]:
     """Items of the argument, what they count, and where they came from.
 
@@ -179,7 +160,9 @@ def _places(
     if any(type(literal) is not int for _, literal in items):
         return
     origins = call.expressions([literal for _, literal in items])
-    for (item, literal), axis, origin in zip(items, counted(call, value), origins, strict=False):
+    for (item, literal), axis, origin in zip(
+        items, COUNTED[counts](call, value, argument), origins, strict=False
+    ):
         if literal == axis.size:
             yield item, axis, origin
 

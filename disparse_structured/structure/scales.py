@@ -18,11 +18,11 @@ from torch import fx
 from disparse_structured.graph.capture import Capture
 from disparse_structured.graph.index_tracking import (
     is_identity,
-    packet,
     position_ids,
     rearranges,
     trace_positions,
 )
+from disparse_structured.graph.operators import named_arguments, operator_of, packet
 from disparse_structured.structure.tracing import Call
 
 aten = torch.ops.aten
@@ -42,30 +42,20 @@ class AttentionScale:
     query: Mapping[str, np.ndarray]
 
 
-_PRODUCERS = {
-    aten.linear: -1,
-    aten.layer_norm: -1,
-    aten.rms_norm: -1,
-    aten.conv1d: 1,
-    aten.conv2d: 1,
-    aten.batch_norm: 1,
-}
-"""Operators whose result is proportional to a weight and a bias, and the dimension that these lie along."""
-
-
 def query_rows(capture: Capture, attention: fx.Node) -> dict[str, np.ndarray] | str:
     """The positions of parameters that the query of ``attention``, and nothing else, is proportional to.
 
     int64 along dimension 0, by parameter. Where there are none: why, in words.
     """
-    query = producer = Call(attention, lambda item: item).raw["query"]
+    query = producer = named_arguments(attention)["query"]
     while rearranges(producer) or is_identity(producer):
         producer = producer.args[0]
     call = Call(producer, lambda item: item)
-    if packet(producer) not in _PRODUCERS or call.raw["weight"] is None:
+    along = operator_of(producer).proportional_along
+    if along is None or call.raw["weight"] is None:
         return f"the query comes out of {call.operator} without a weight to make up for it"
     shape = tuple(producer.meta["val"].shape)
-    dim = _PRODUCERS[packet(producer)] % len(shape)
+    dim = along % len(shape)
     wanted, others = np.empty(0, dtype=np.int64), [np.empty(0, dtype=np.int64)]
     for reader, node, index in trace_positions(producer, position_ids(shape, dim, dim + 1)):
         rows = np.unique(index.numpy())
@@ -93,10 +83,10 @@ def query_rows(capture: Capture, attention: fx.Node) -> dict[str, np.ndarray] | 
 
 def _pieces(weight: fx.Node) -> list[fx.Node]:
     """What ``weight`` was put together of, along dimension 0."""
-    call = Call(weight, lambda item: item)
-    if packet(weight) is not aten.cat or call.raw["dim"] != 0 or len(weight.users) > 1:
+    given = named_arguments(weight)
+    if packet(weight) is not aten.cat or given["dim"] != 0 or len(weight.users) > 1:
         return [weight]
-    return [piece for each in call.raw["tensors"] for piece in _pieces(each)]
+    return [piece for each in given["tensors"] for piece in _pieces(each)]
 
 
 def _uses(capture: Capture, tensor: str) -> int:

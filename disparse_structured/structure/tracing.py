@@ -14,7 +14,16 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.graph.capture import Capture
 from disparse_structured.graph.instrument import Argument
+from disparse_structured.graph.operators import (
+    OPERATORS,
+    Operator,
+    named_arguments,
+    operator_of,
+    packet,
+    schema_arguments,
+)
 from disparse_structured.graph.provenance import Attribute, Expression, annotation, expressions
+from disparse_structured.structure.entry_points import load_rules
 from disparse_structured.structure.groups import Attention, Kind
 from disparse_structured.structure.labels import PINNED, Axis, Labels, Value
 
@@ -23,12 +32,20 @@ RULES: dict[Any, Rule] = {}
 """Operator (an ATen overload packet, or a Python function of the graph) to its rule."""
 
 
-def rule(*operators: Any) -> Callable[[Rule], Rule]:
-    """Registers a rule for one family of operators."""
+def rule(*operators: Any, record: Operator | None = None) -> Callable[[Rule], Rule]:
+    """Registers a rule for one family of operators; an operator that has one gets the new one.
+
+    Args:
+        operators: overload packets, such as ``torch.ops.aten.relu``, or Python functions of a graph.
+        record: what else is known about them, for the table of
+            :mod:`disparse_structured.graph.operators`. Left out, their records stay as they are.
+    """
 
     def register(function: Rule) -> Rule:
         for each in operators:
             RULES[each] = function
+            if record is not None:
+                OPERATORS[each] = record
         return function
 
     return register
@@ -89,13 +106,7 @@ class Call:
         self.node = node
         self._convert = convert
         self.asked = False
-        schema = getattr(node.target, "_schema", None)
-        names = [argument.name for argument in schema.arguments] if schema else []
-        defaults = (
-            {a.name: a.default_value for a in schema.arguments if a.has_default_value()} if schema else {}
-        )
-        self.names = names
-        self.raw: dict[str, Any] = {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+        self.raw = named_arguments(node)
 
     def __getitem__(self, name: str) -> Any:
         return self._convert(self.raw[name])
@@ -106,7 +117,7 @@ class Call:
 
     def position(self, name: str) -> int:
         """The position of the argument ``name`` in the schema."""
-        return self.names.index(name)
+        return [argument.name for argument in schema_arguments(self.node)].index(name)
 
     @property
     def operator(self) -> str:
@@ -192,7 +203,8 @@ class Trace:
     scaled: list[Scaled] = field(default_factory=list)
 
     def run(self) -> Trace:
-        """Visits every node in order."""
+        """Visits every node in order, once the rules of installed packages are registered."""
+        load_rules()
         for node in self.capture.graph.nodes:
             if node.op == "placeholder":
                 value: Any = self._placeholder(node)
@@ -232,18 +244,21 @@ class Trace:
         axis: Axis,
         *,
         item: int | None = None,
-        normalises: bool = False,
-        averages: bool = False,
     ) -> None:
-        """``call`` contracts over ``axis``, dimension ``dim`` of its ``argument`` (or of an ``item`` of it).
+        """``call`` contracts over ``axis``: dimension ``dim`` of its ``argument``, or of an ``item`` of it.
 
-        See :class:`Consumer`.
+        If the operator's record says that it normalizes or averages, it takes a statistic over ``axis``
+        instead. See :class:`Consumer`.
         """
         if axis.labels is not None:
             sample = _sample(call[argument] if item is None else call[argument][item], dim)
             number = call.position(argument)
             position: Argument = number if item is None else (number, item)
-            self.reads.append(Read(call.node.name, position, dim, axis.labels, normalises, averages, sample))
+            record = operator_of(call.node)
+            normalises = record.normalizes is not None
+            self.reads.append(
+                Read(call.node.name, position, dim, axis.labels, normalises, record.averages, sample)
+            )
 
     def literal(self, call: Call, expression: Expression, axis: Axis) -> None:
         """The number given by ``expression`` is the size of ``axis``."""
@@ -316,8 +331,7 @@ class Trace:
         if node.target is operator.getitem:
             container, index = self._convert(node.args[0]), cast(int, node.args[1])
             return container[index] if isinstance(container, list) else plain(_shape(node))
-        packet = node.target.overloadpacket if isinstance(node.target, torch._ops.OpOverload) else node.target
-        known = RULES.get(packet)
+        known = RULES.get(packet(node))
         if known is None:
             return self.unknown(call, f"no rule for {call.operator}")
         value = known(self, call)

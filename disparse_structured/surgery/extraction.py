@@ -19,7 +19,6 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import TaskError, VerificationError
 from disparse_structured.graph.capture import Capture, clone_if_tensor
 from disparse_structured.graph.copies import copied
-from disparse_structured.graph.effects import Effects
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import Structure, analyse, count_macs, count_parameters
 from disparse_structured.surgery.module import apply
@@ -144,7 +143,7 @@ def _needed(captured: Capture) -> frozenset[str]:
     """The parameters and buffers that the tasks' outputs depend on."""
     returned = [node for nodes in captured.task_outputs(captured.outputs).values() for node in nodes]
     reached = {node for node in returned if isinstance(node, fx.Node)}
-    sources = Effects.of(captured.graph).sources
+    sources = captured.effects.sources
     for node in reversed(captured.graph.nodes):
         if node in reached:
             reached.update(sources[node])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import PlanError
 from disparse_structured.structure import Attention, Form, Structure
-from disparse_structured.structure.analysis import attention_of, form_of
+from disparse_structured.structure.structure import attention_of, form_of
 
 
 def check_form(plan: Plan, structure: Structure) -> None:

@@ -19,7 +19,8 @@ from disparse_structured.errors import DisparseError, PlanError, VerificationErr
 from disparse_structured.graph.capture import clone_if_tensor
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import Structure
-from disparse_structured.structure.analysis import analyse_like, check_described
+from disparse_structured.structure.at_shape import structure_at
+from disparse_structured.structure.structure import check_described
 from disparse_structured.surgery.applied import Applied
 from disparse_structured.surgery.forms import check_form
 from disparse_structured.surgery.pruned_graph import PrunedGraph
@@ -109,7 +110,7 @@ def _with_two_examples(model: nn.Module, structure: Structure) -> Structure | No
         return None
     inputs = pytree.tree_map(lambda leaf: _longer(leaf, 1), structure.example_inputs)
     try:
-        found = analyse_like(structure, model, inputs)
+        found = structure_at(structure, model, inputs)
     except DisparseError:
         return None
     return found if found.fingerprint == structure.fingerprint else None

@@ -10,8 +10,7 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.graph.copies import borrowing
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import Structure
-from disparse_structured.structure.analysis import check_described
-from disparse_structured.surgery._torch_pruning import StructureGraph
+from disparse_structured.structure.structure import check_described
 from disparse_structured.surgery.applied import Applied
 from disparse_structured.surgery.forms import check_form
 from disparse_structured.surgery.graph import apply_graph
@@ -47,6 +46,9 @@ def apply(model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = 
 
 def cut(model: nn.Module, structure: Structure, keep: torch.Tensor) -> nn.Module:
     """A copy of ``model`` that has only the units of ``keep`` (bool ``[units]``); nothing is checked."""
+    # Here rather than at the top: Torch-Pruning imports torchvision and timm where they are installed.
+    from disparse_structured.surgery._torch_pruning import StructureGraph
+
     removed = np.flatnonzero(~np.asarray(keep, dtype=bool))
     with borrowing(model) as pruned:
         if len(removed):

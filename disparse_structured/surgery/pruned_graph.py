@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.graph.instrument import instrumented
 from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.operators import schema_arguments
 from disparse_structured.structure import Structure
 from disparse_structured.structure.groups import positions_left
 from disparse_structured.structure.resizing import Resize
@@ -175,7 +176,9 @@ class _BatchSize:
         self._batch = structure.resizing.batch
         self._products: dict[int, fx.Node] = {}
         placeholders = graph.find_nodes(op="placeholder")
-        values = {node.name: node.meta.get("val") for node in structure.capture.graph.nodes}
+        values: dict[str, Any] = {
+            name: node.meta.get("val") for name, node in structure.capture.nodes.items()
+        }
         source = next(
             nodes[name]
             for name in structure.capture.inputs
@@ -204,9 +207,7 @@ class _BatchSize:
 
 def _write(node: fx.Node, place: Resize, size: int | fx.Node) -> None:
     """Puts ``size`` at ``place`` of ``node``."""
-    operator: Any = node.target
-    names = [argument.name for argument in operator._schema.arguments]
-    position = names.index(place.argument)
+    position = [argument.name for argument in schema_arguments(node)].index(place.argument)
     positional = position < len(node.args)
     given: Any = node.args[position] if positional else node.kwargs[place.argument]
     written: Any = size

@@ -20,7 +20,7 @@ from disparse_structured.errors import LoadError
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.report.pruning import GraphFacts, PruningReport
 from disparse_structured.structure import analyse
-from disparse_structured.structure.analysis import attention_of, form_of
+from disparse_structured.structure.structure import attention_of, form_of
 from disparse_structured.surgery.graph import rebuild_graph
 from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Task, check_tasks

@@ -18,24 +18,11 @@ import torch
 from torch import fx, nn
 
 from disparse_structured.errors import PlanError
-from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.named_tensors import detached_tensors
+from disparse_structured.graph.operators import named_arguments, operator_of
 from disparse_structured.structure import ChannelGroup, Structure
 from disparse_structured.verification.copy import TOLERANCES, VerificationCopy
 from disparse_structured.verification.twin import masked_twin
-
-aten = torch.ops.aten
-
-_INPUT_DIMENSION = {
-    aten.conv1d: 1,
-    aten.conv2d: 1,
-    aten.conv3d: 1,
-    aten.convolution: 1,
-    aten.linear: 1,
-    aten.conv_transpose1d: 0,
-    aten.conv_transpose2d: 0,
-    aten.conv_transpose3d: 0,
-}
-"""Along which dimension of its weight (argument 1) an operator reads its input (argument 0)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +178,7 @@ class _Reader:
 
 def _readers(structure: Structure) -> dict[str, list[_Reader]]:
     """The weights that read each group; groups that a normaliser takes statistics over are left out."""
-    nodes = {node.name: node for node in structure.capture.graph.nodes}
+    nodes = structure.capture.nodes
     found: dict[str, list[_Reader]] = {}
     for group in structure.groups:
         if any(consumer.takes_statistics for consumer in group.consumers):
@@ -221,11 +208,12 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def _weight_read_by(node: fx.Node, structure: Structure) -> tuple[str, int] | None:
-    operator = getattr(node.target, "overloadpacket", None)
-    if operator not in _INPUT_DIMENSION or not isinstance(node.args[1], fx.Node):
+    contracts = operator_of(node).contracts
+    if contracts is None or contracts.weight is None or contracts.input_dim is None:
         return None
-    name = structure.capture.tensors.get(node.args[1].name)
-    return None if name is None else (name, _INPUT_DIMENSION[operator])
+    weight = named_arguments(node)[contracts.weight]
+    name = structure.capture.tensors.get(weight.name) if isinstance(weight, fx.Node) else None
+    return None if name is None else (name, contracts.input_dim)
 
 
 def _slices(
@@ -261,8 +249,7 @@ def _held(model: nn.Module, structure: Structure, readers: Mapping[str, list[_Re
             keep[group.start : group.slice.stop : 2] = False
         off = _slices(structure, readers, [g.name for g in structure.groups if g not in groups])
         twin = masked_twin(specimen.structure, keep)
-        tensors, _ = named_tensors(specimen.model)
-        state = {name: tensor.detach() for name, tensor in tensors.items()}
+        state = detached_tensors(specimen.model)
         for name, slices in off.items():
             positions = slices.of(~keep).to(state[name].device)
             state[name] = state[name].index_fill(slices.dim, positions, 0)

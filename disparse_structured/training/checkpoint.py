@@ -1,4 +1,4 @@
-"""One file that holds all of a run, replaced as a whole, read without running code from it."""
+"""A run's checkpoint: one file, replaced atomically and read without executing code from it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import nn
 from disparse_structured.errors import LoadError
 from disparse_structured.naming import rule_name
 from disparse_structured.tasks import Task
-from disparse_structured.training.recipe import TrainingConfig
+from disparse_structured.training.config import TrainingConfig
 
 FORMAT = 1
 
 
 class Checkpoint:
-    """The file at ``path``, for the run that ``identity`` describes."""
+    """The file at ``path``, which belongs to the run that ``identity`` describes."""
 
     def __init__(self, path: str | Path, identity: Mapping[str, str]) -> None:
         self._path = Path(path)
@@ -28,10 +28,10 @@ class Checkpoint:
         self._readable = False
 
     def read(self) -> dict[str, Any] | None:
-        """What :meth:`write` was given last, on the CPU; None where there is no file.
+        """The content written last, on the CPU; None if there is no file.
 
         Raises:
-            LoadError: the file is no checkpoint, or another run's; the message names a difference.
+            LoadError: the file is not a checkpoint, or belongs to another run, whose difference is named.
         """
         if not self._path.exists():
             return None
@@ -40,25 +40,27 @@ class Checkpoint:
             form, theirs, content = found["format"], found["identity"], found["content"]
         except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
             raise LoadError(
-                f"{self._path} is no checkpoint of a training run ({type(error).__name__}). "
+                f"{self._path} is not a checkpoint of a training run ({type(error).__name__}). "
                 "Remove it, or name another file."
             ) from error
         if form != FORMAT:
-            raise LoadError(f"{self._path} has format {form}, this version reads {FORMAT}. Remove the file.")
+            raise LoadError(
+                f"{self._path} has format {form}, but this version reads {FORMAT}. Remove the file."
+            )
         for key in [*self._identity, *theirs]:
             ours, its = self._identity.get(key, "absent"), theirs.get(key, "absent")
             if ours != its:
                 raise LoadError(
                     f"{self._path} belongs to another run: {key} is {its} there and {ours} here. "
-                    "Ask for what that run was asked for, remove the file, or name another one."
+                    "Use that run's settings, remove the file, or name another one."
                 )
         return dict(content)
 
     def write(self, content: Mapping[str, Any]) -> None:
-        """Replaces the file by one with ``content``; at no moment is there half a file.
+        """Replaces the file atomically by one with ``content``.
 
         Raises:
-            TypeError: ``content`` holds what could not be read back without running code.
+            TypeError: ``content`` cannot be read back without executing code.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         draft = self._path.with_name(f".{self._path.name}.draft")
@@ -73,26 +75,26 @@ class Checkpoint:
 
 
 def identity(
-    recipe: TrainingConfig,
+    config: TrainingConfig,
     tasks: Sequence[Task],
     model: nn.Module,
     batches: int,
     validated: bool,
-    accompanied: bool,
+    with_callback: bool,
 ) -> dict[str, str]:
-    """What two runs must have in common for one to go on where the other was: by name, as text."""
+    """The settings that a run must share with a checkpoint to resume from it: by name, as text."""
     facts: dict[str, object] = {
-        name: getattr(recipe, name)
+        name: getattr(config, name)
         for name in ("epochs", "lr", "weight_decay", "precision", "patience", "seed")
     }
-    own = {name: getattr(recipe, name) for name in ("optimizer", "schedule")}
+    own = {name: getattr(config, name) for name in ("optimizer", "schedule")}
     facts |= {name: "the default" if made is None else rule_name(made) for name, made in own.items()}
     facts["tasks"] = [(task.name, task.weight, task.loss is not None) for task in tasks]
-    distillation = recipe.distillation
+    distillation = config.distillation
     facts["distillation"] = distillation and (distillation.weight, sorted(distillation.losses))
     facts["number of batches"] = batches
     facts["validation"] = validated
-    facts["companion"] = accompanied
+    facts["callback"] = with_callback
     for name, parameter in model.named_parameters():
         facts[f"parameter {name}"] = (tuple(parameter.shape), parameter.requires_grad)
     return {name: str(value) for name, value in facts.items()}
@@ -104,7 +106,7 @@ def _check_readable(path: Path) -> None:
     except pickle.UnpicklingError as error:
         path.unlink()
         raise TypeError(
-            "the checkpoint could not be read back: the state_dict() of the companion, the optimizer or the "
+            "the checkpoint could not be read back: the state_dict() of the callback, the optimizer or the "
             "schedule holds more than tensors, numbers, strings, None, dicts, lists and tuples. "
             f"Change that, or train without checkpoint=. ({error})"
         ) from error

@@ -1,4 +1,4 @@
-"""Learning from a teacher, usually the dense network (Hinton et al., 2015), task by task."""
+"""Distillation from a teacher, usually the dense network (Hinton et al., 2015), task by task."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch.utils import _pytree as pytree
 from disparse_structured.errors import TaskError
 
 DistillationLoss = Callable[[Any, Any], Tensor]
-"""From what a task picks of the student's output and of the teacher's to a scalar."""
+"""Maps a task's part of the student's output and of the teacher's to a scalar."""
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """Keeps every task near what ``teacher`` says on the same inputs; no ground truth is needed.
+    """Keeps every task's output near the teacher's on the same inputs; no ground truth is needed.
 
     Args:
-        teacher: runs in eval mode without gradients, on the device and in the type that it has. Its modes
-            are restored afterwards.
-        weight: of the sum of the tasks' distillation losses beside their own losses. ``Task.weight`` makes
-            up for the scales of the tasks' own losses, so it does not apply here.
-        losses: by task name, in place of :func:`relative_error`.
+        teacher: runs in eval mode without gradients, on its own device and in its own type. Its modes are
+            restored afterward.
+        weight: factor on the sum of the distillation losses, which is added to the tasks' own losses.
+            ``Task.weight`` balances the scales of the tasks' own losses, so it does not apply here.
+        losses: loss by task name, in place of :func:`relative_error`.
     """
 
     teacher: nn.Module
@@ -38,13 +38,13 @@ class Distillation:
 
 
 def relative_error(student: Any, teacher: Any) -> Tensor:
-    """Squared error over the teacher's variance, mean over the floating-point tensors of two outputs.
+    """Squared error over the teacher's variance, averaged over the floating-point tensors of two outputs.
 
-    1 is the error of one who always says the teacher's mean. Metres, logits and unit vectors thus count
-    alike, so that tasks need no weights against each other, as they would with a plain squared error.
+    A student that always predicts the teacher's mean has an error of 1. Meters, logits and unit vectors
+    are thus on one scale. With a plain squared error, the tasks would need weights to balance them.
 
     Raises:
-        TaskError: the outputs are not alike, or hold no floating-point tensor.
+        TaskError: the outputs differ in shape, or hold no floating-point tensor.
     """
     ours, theirs = _tensors(student), _tensors(teacher)
     if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs] or not ours:
@@ -58,7 +58,7 @@ def relative_error(student: Any, teacher: Any) -> Tensor:
 
 def _relative(student: Tensor, teacher: Tensor) -> Tensor:
     variance, power = teacher.var(correction=0), teacher.square().mean()
-    # A constant output has no variance to speak of; its own size is the scale then, or 1 if it is zero.
+    # A constant output has no variance: scale by its size instead, or by 1 if it is zero.
     scale = torch.where(variance > 1e-6 * power, variance, torch.where(power > 0, power, 1.0))
     return (student - teacher).square().mean() / scale
 

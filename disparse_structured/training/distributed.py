@@ -1,8 +1,8 @@
-"""Several processes, started by ``torchrun``: which share of a batch is whose, and what they tell each other.
+"""Several processes, started by ``torchrun``: how they share a batch and what they exchange.
 
-Every process reads the same whole batches and trains on a chunk of each; the gradient is the one of the
-mean over all samples. Batch normalisation sees its process's chunk only; of its running statistics, and of
-all other buffers, those of the first process count.
+Every process reads the same batches and trains on a chunk of each. The gradient is that of the mean over
+all samples. Batch normalization sees only its own process's chunk. Its running statistics, like all other
+buffers, are taken from the first process.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from disparse_structured.data.batches import ToInputs, model_inputs
-from disparse_structured.errors import BatchError
-from disparse_structured.training.recipe import Precision
+from disparse_structured.errors import BatchError, require
+from disparse_structured.training.config import Precision
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 def launch(device: torch.device, precision: Precision) -> Fabric:
     """Lightning Fabric for the processes that ``torchrun`` started, or for this one alone on ``device``.
 
-    Under ``torchrun`` each process of a node takes the device of its own number; processes on CPU talk
-    over gloo.
+    Under ``torchrun`` each process takes the device with its local rank. CPU processes communicate over
+    gloo.
     """
-    # Here rather than at the top: the import is slow, and most of the package does without.
+    require("train", "lightning_fabric")
+    # Imported here because it is slow, and most of the package does not need it.
     with _quiet():
         from lightning_fabric import Fabric
         from lightning_fabric.strategies.ddp import DDPStrategy
@@ -47,7 +48,7 @@ def launch(device: torch.device, precision: Precision) -> Fabric:
                 accelerator=device.type,
                 devices=local,
                 num_nodes=count // local,
-                # A task's head gets no gradient where its weight is 0 or its branch is not taken.
+                # A task's head gets no gradient if its weight is 0 or its branch is not taken.
                 strategy=DDPStrategy(find_unused_parameters=True, broadcast_buffers=False),
                 precision=precision,
             )
@@ -60,9 +61,9 @@ def share(
 ) -> tuple[Any, float]:
     """Process ``rank``'s contiguous chunk of ``batch``, and the fraction of the samples in it.
 
-    Cut are the tensors whose first dimension is that of the model's first input, and lists of that length
-    below the batch's top level. Where there are fewer samples than processes, some get one sample with
-    the fraction 0.
+    Tensors whose first dimension is that of the model's first input are cut, and so are lists of that
+    length below the batch's top level. If there are fewer samples than processes, some processes get one
+    sample with the fraction 0.
 
     Raises:
         BatchError: the model's input holds no tensor with a first dimension.
@@ -83,7 +84,7 @@ def share(
 
 
 def same_buffers(model: nn.Module) -> None:
-    """Gives every process the first one's buffers; one message for each type."""
+    """Broadcasts the first process's buffers to all others, in one message per type."""
     by_type: dict[torch.dtype, list[Tensor]] = {}
     for buffer in model.buffers():
         by_type.setdefault(buffer.dtype, []).append(buffer)

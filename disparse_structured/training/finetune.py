@@ -15,7 +15,7 @@ from disparse_structured.training import OnEpoch, TrainingConfig, train
 
 @dataclass(frozen=True)
 class FinetuneFacts:
-    """What a fine-tuning run did. ``losses[task][epoch]`` is the mean over batches, not weighted."""
+    """The record of a fine-tuning run. ``losses[task][epoch]`` is the unweighted mean over batches."""
 
     epochs: int
     steps: int
@@ -40,22 +40,22 @@ def finetune(
     """Train ``model`` in place on the weighted sum of its tasks' losses.
 
     AdamW (Loshchilov and Hutter, ICLR 2019) with torch's defaults, under a one-cycle learning rate
-    (Smith and Topin, 2018) that peaks at ``lr``. Batches go to the model's device and floating-point
-    type. Training mode is on meanwhile and restored afterwards, gradients are cleared, torch's random
-    state is left as found; ``seed`` fixes dropout and the loader's shuffling. If anything raises, the
-    weights are put back as they were.
+    (Smith and Topin, 2018) that peaks at ``lr``. Batches are moved to the model's device and
+    floating-point type. The model is in training mode meanwhile. Afterward its modes and torch's random
+    state are restored and its gradients are cleared. ``seed`` fixes dropout and the loader's shuffling.
+    If anything raises, the weights are restored.
 
-    :func:`disparse_structured.training.train` does the same with more to choose: a teacher, mixed
-    precision, an early stop, and going on after an interruption.
+    :func:`disparse_structured.training.train` has more options: distillation, mixed precision, early
+    stopping and resuming.
 
     Args:
         model: any module with trainable parameters.
         tasks: each needs a ``loss``; ``Task.weight`` scales it.
-        loader: iterated once an epoch, so a list or a DataLoader, not a generator. If it has no length
+        loader: iterated once per epoch, so a list or a DataLoader, not a generator. If it has no length
             it is read once more, to count.
         epochs: at least 1.
         lr: the highest learning rate.
-        inputs: from a batch to the tuple of ``forward``'s arguments; by default
+        to_inputs: from a batch to the tuple of ``forward``'s arguments; by default
             :func:`disparse_structured.data.batches.model_inputs`.
         on_epoch: called after each epoch.
         progress: draw a progress bar, if standard error is a terminal.
@@ -68,6 +68,6 @@ def finetune(
         UnsupportedModelError: nothing in the model is trainable.
         ValueError: ``epochs`` or ``lr`` is not positive.
     """
-    recipe = TrainingConfig(epochs=epochs, lr=lr, seed=seed)
-    facts = train(model, tasks, loader, recipe, to_inputs=to_inputs, on_epoch=on_epoch, progress=progress)
+    config = TrainingConfig(epochs=epochs, lr=lr, seed=seed)
+    facts = train(model, tasks, loader, config, to_inputs=to_inputs, on_epoch=on_epoch, progress=progress)
     return FinetuneFacts(facts.epochs, facts.steps, lr, seed, facts.losses, facts.seconds)

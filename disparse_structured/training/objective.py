@@ -1,4 +1,4 @@
-"""From a batch to the losses of all tasks: the one module that is trained."""
+"""The training objective: one module from a batch to the losses of all tasks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from disparse_structured.training.distillation import Distillation, Distillation
 
 
 class NoAutocast:
-    """A batch that mixed precision leaves alone: Fabric would round its ground truth to 16 bits."""
+    """Hides a batch from mixed precision: Fabric would round its ground truth to 16 bits."""
 
     def __init__(self, batch: Any) -> None:
         self.batch = batch
@@ -24,19 +24,19 @@ class NoAutocast:
 
 @dataclass(frozen=True)
 class Term:
-    """One summand of the objective: a task's own loss, or with ``distil`` its distance from the teacher."""
+    """One term of the objective: a task's own loss, or with ``distill`` its distance from the teacher."""
 
     task: Task
     weight: float
-    distil: DistillationLoss | None = None
+    distill: DistillationLoss | None = None
 
 
-class Objective(nn.Module):
-    """``model`` and its losses as one module, so that wrappers see one tensor come out.
+class TrainingObjective(nn.Module):
+    """``model`` and its losses as one module, so that wrappers see a single output tensor.
 
     Raises:
-        TaskError: the tasks are not usable, or one has neither a loss nor a teacher.
-        ValueError: the teacher is the model, or there is a distillation loss for no task.
+        TaskError: the tasks are invalid, or one has neither a loss nor a teacher.
+        ValueError: the teacher is the model, or a distillation loss names an unknown task.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class Objective(nn.Module):
         if distillation is not None and distillation.teacher is model:
             raise ValueError("the teacher is the model itself. Pass a copy: copy.deepcopy(model).")
         self._inputs = to_inputs
-        # Within the dataclass rather than as an attribute: the teacher is no part of what is trained.
+        # Stays inside the dataclass, so that the teacher is not registered as a submodule and trained.
         self._distillation = distillation
 
-    def forward(self, sealed: NoAutocast) -> Tensor:
+    def forward(self, wrapped: NoAutocast) -> Tensor:
         """The terms' values, ``[terms]``."""
-        batch = sealed.batch
+        batch = wrapped.batch
         output = call_model(self.model, batch, self._inputs)
-        taught = self._taught(batch)
+        taught = self._teacher_output(batch)
         kind = next(self.model.parameters())
         mixed = torch.is_autocast_enabled(kind.device.type)
         values = []
@@ -69,7 +69,7 @@ class Objective(nn.Module):
                 picked = term.task.pick(output)
                 if mixed:
                     picked = to_device(picked, kind.device, kind.dtype)
-                if term.distil is None:
+                if term.distill is None:
                     assert term.task.loss is not None
                     value = term.task.loss(picked, batch)
                 else:
@@ -79,7 +79,7 @@ class Objective(nn.Module):
         return torch.stack(values)
 
     def total(self, values: Tensor) -> Tensor:
-        """What is minimised: the weighted sum of ``values``."""
+        """The quantity to minimize: the weighted sum of ``values``."""
         return torch.stack(
             [term.weight * value for term, value in zip(self.terms, values, strict=True)]
         ).sum()
@@ -93,7 +93,7 @@ class Objective(nn.Module):
                     "Lower the learning rate, or look for empty or wrong targets in the batch."
                 )
 
-    def _taught(self, batch: Any) -> Any:
+    def _teacher_output(self, batch: Any) -> Any:
         if self._distillation is None:
             return None
         teacher = self._distillation.teacher
@@ -117,7 +117,7 @@ def _terms(tasks: Sequence[Task], distillation: Distillation | None) -> tuple[Te
     unknown = sorted(set(distillation.losses) - {task.name for task in tasks})
     if unknown:
         raise ValueError(
-            f"distillation has a loss for {unknown[0]!r}, which is none of the tasks "
+            f"distillation has a loss for {unknown[0]!r}, which is not one of the tasks "
             f"{[task.name for task in tasks]}. Name one of these."
         )
     distilled = [
@@ -127,15 +127,15 @@ def _terms(tasks: Sequence[Task], distillation: Distillation | None) -> tuple[Te
 
 
 def _distance(term: Term, picked: Any, target: Any) -> Tensor:
-    assert term.distil is not None
+    assert term.distill is not None
     try:
-        return term.distil(picked, target)
+        return term.distill(picked, target)
     except TaskError as error:
         raise TaskError(f"task {term.task.name!r}: {error}") from None
 
 
 def _name(term: Term) -> str:
-    return f"task {term.task.name!r}: its {'loss' if term.distil is None else 'distillation loss'}"
+    return f"task {term.task.name!r}: its {'loss' if term.distill is None else 'distillation loss'}"
 
 
 def _scalar(term: Term, value: Any) -> Tensor:

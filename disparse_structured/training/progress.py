@@ -16,7 +16,7 @@ Shown = Callable[[int, int, Mapping[str, float]], None]
 
 @contextmanager
 def bar(wanted: bool, epochs: int, steps: int) -> Iterator[Shown]:
-    """A function that moves the bar, to nowhere unless standard error is a terminal."""
+    """A function that advances the bar; it does nothing unless standard error is a terminal."""
     if not (wanted and sys.stderr.isatty()):
         yield lambda epoch, done, losses: None
         return

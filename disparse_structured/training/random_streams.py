@@ -1,7 +1,8 @@
-"""Random numbers of a run: each part draws from its own stream, so that any step can be repeated alone.
+"""A run's random streams: each part draws from its own, so that any step can be repeated alone.
 
-Nothing has to be saved for it. A step's stream follows from seed, process and step number, an epoch's
-loader stream from seed and epoch; to go on in the middle of an epoch, its first batches are drawn anew.
+No random state has to be saved. A step's stream follows from the seed, the process and the step number; an
+epoch's loader stream, from the seed and the epoch. To resume within an epoch, its first batches are read
+again.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from disparse_structured.errors import BatchError
 
 
 def stream(seed: int, device: torch.device, *purpose: object) -> Isolation:
-    """Random states of their own for each seed and purpose, the same in every process."""
+    """Separate random states for each seed and purpose, the same in every process."""
     return Isolation(_number(seed, *purpose), device)
 
 
 def reseed(seed: int, device: torch.device, *purpose: object) -> None:
-    """Starts the global generators anew for a purpose; cheaper than a :func:`stream` around it."""
+    """Reseeds the global generators for a purpose; cheaper than a :func:`stream` around it."""
     number = _number(seed, *purpose)
     random.seed(number)
-    np.random.seed(number % 2**32)  # noqa: NPY002 (the global one that a companion may draw from)
+    np.random.seed(number % 2**32)  # noqa: NPY002 (the global one that a callback may draw from)
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(number)
@@ -38,10 +39,10 @@ def reseed(seed: int, device: torch.device, *purpose: object) -> None:
 def read_epoch(
     loader: Iterable[Any], seed: int, epoch: int, device: torch.device, *, skip: int = 0, fresh: bool = False
 ) -> Iterator[Any]:
-    """The batches of one epoch, drawn under the epoch's own stream, without the first ``skip``.
+    """The batches of one epoch, read under the epoch's own random stream, without the first ``skip``.
 
-    With ``fresh``, a DataLoader's persistent workers are started anew: they would carry random states from
-    one epoch into the next.
+    With ``fresh``, a DataLoader's persistent workers are restarted: they would carry random states from one
+    epoch into the next.
 
     Raises :class:`BatchError` if there are fewer than ``skip`` batches, or none at all.
     """
@@ -61,13 +62,13 @@ def read_epoch(
     if position < skip:
         raise BatchError(
             f"the loader yields {position} batches in epoch {epoch}, but the checkpoint was written after "
-            f"{skip}. Pass the loader that the run was begun with, or remove the checkpoint."
+            f"{skip}. Pass the loader that the run was started with, or remove the checkpoint."
         )
 
 
 @contextmanager
 def kept_generators(loader: Iterable[Any]) -> Iterator[None]:
-    """Puts the states of a DataLoader's own generators back at the end."""
+    """Restores the states of a DataLoader's own generators at the end."""
     states = [(own, own.get_state()) for own in generators(loader)]
     try:
         yield
@@ -95,7 +96,7 @@ def _samplers(loader: DataLoader[Any]) -> list[Any]:
 
 
 def generators(loader: Iterable[Any]) -> list[torch.Generator]:
-    """The generators that a DataLoader and its samplers own, each once; none of other loaders."""
+    """The generators that a DataLoader and its samplers own, each once; none for other loaders."""
     if not isinstance(loader, DataLoader):
         return []
     owned = [getattr(part, "generator", None) for part in (loader, *_samplers(loader))]

@@ -1,4 +1,4 @@
-"""All tensors of a model, by name, taken and put back in place."""
+"""Take and restore a snapshot of all tensors of a model, by name."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from disparse_structured.training.recipe import Callback
+from disparse_structured.training.config import Callback
 
 Weights = dict[str, Tensor | None]
 
 
 def take(model: nn.Module) -> Weights:
-    """Copies of all parameters and buffers; buffers that no state_dict holds are among them."""
+    """Copies of all parameters and buffers, including buffers that are not persistent."""
     taken: Weights = {name: value.detach().clone() for name, value in model.named_parameters()}
     for owner, name, leaf in _buffers(model):
         value = owner._buffers[leaf]
@@ -24,7 +24,7 @@ def take(model: nn.Module) -> Weights:
 
 
 def put(model: nn.Module, weights: Mapping[str, Tensor | None]) -> None:
-    """Writes what :func:`take` returned into a model of the same kind."""
+    """Writes what :func:`take` returned into a model of the same architecture."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             value = weights[name]
@@ -35,23 +35,23 @@ def put(model: nn.Module, weights: Mapping[str, Tensor | None]) -> None:
             saved, current = weights.get(name), owner._buffers[leaf]
             if saved is not None and current is not None and saved.shape == current.shape:
                 current.copy_(saved)
-            else:  # a module may have replaced the tensor by one of another size
+            else:  # a module may have replaced the tensor by one of another shape
                 owner._buffers[leaf] = None if saved is None else saved.detach().clone().to(device)
 
 
 @contextmanager
-def guarded(model: nn.Module, companion: Callback | None) -> Iterator[None]:
-    """Training mode within, and modes as before after it; all as it was if the body raises."""
+def guarded(model: nn.Module, callback: Callback | None) -> Iterator[None]:
+    """Training mode inside; modes are restored afterward, and everything else too if the body raises."""
     modes = [(module, module.training) for module in model.modules()]
     weights = take(model)
-    state = None if companion is None else copy.deepcopy(companion.state_dict())
+    state = None if callback is None else copy.deepcopy(callback.state_dict())
     model.train()
     try:
         yield
     except Exception:
         put(model, weights)
-        if companion is not None and state is not None:
-            companion.load_state_dict(state)
+        if callback is not None and state is not None:
+            callback.load_state_dict(state)
         raise
     finally:
         model.zero_grad(set_to_none=True)

@@ -13,9 +13,9 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.errors import CaptureError, PlanError, VerificationError
 from disparse_structured.graph.copies import copied
-from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.named_tensors import detached_tensors, named_tensors
 from disparse_structured.structure import Structure
-from disparse_structured.structure.analysis import analyse_like
+from disparse_structured.structure.at_shape import structure_at
 from disparse_structured.verification.precision import double_precision, has_narrow_dtypes
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -64,7 +64,7 @@ class VerificationCopy:
             module.training = False
         _reveal(dense)
         inputs = _cast(structure.example_inputs, dtype)
-        found = analyse_like(structure, dense, inputs)
+        found = structure_at(structure, dense, inputs)
         if found.fingerprint != structure.fingerprint:
             raise PlanError(
                 f"the model's structure in {dtype} is not the one that was analysed. "
@@ -74,9 +74,7 @@ class VerificationCopy:
 
     def run(self, inputs: tuple[Any, ...], module: Callable[..., Any] | None = None) -> Outputs:
         """The exported graph's outputs, or those of ``module``, which was made from it."""
-        tensors, _ = named_tensors(self.model)
-        state = {name: tensor.detach() for name, tensor in tensors.items()}
-        return self.structure.capture.run(state, inputs, module)
+        return self.structure.capture.run(detached_tensors(self.model), inputs, module)
 
     def deviation(
         self,

@@ -6,18 +6,19 @@ statistics, because the smaller network will not have them.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 
+from disparse_structured.graph.capture import Capture
 from disparse_structured.graph.instrument import Argument, Place, argument, instrumented, put
+from disparse_structured.graph.operators import operator_of
 from disparse_structured.structure import Consumer, Structure
-
-aten = torch.ops.aten
 
 
 def masked_twin(structure: Structure, keep: torch.Tensor) -> fx.GraphModule:
@@ -31,42 +32,87 @@ def masked_twin(structure: Structure, keep: torch.Tensor) -> fx.GraphModule:
     return instrumented(structure.capture, readers, kept_statistics(structure, keep))
 
 
+_Removed = tuple[Consumer, np.ndarray]
+"""What reads units that are removed, and at which of its positions."""
+
+
 def removed_reads(structure: Structure, keep: torch.Tensor) -> dict[tuple[Place, int], np.ndarray]:
     """The places and dimensions that read units which ``keep`` removes, and at which positions (sorted)."""
+    return _reads(_removed(structure, keep))
+
+
+def kept_statistics(structure: Structure, keep: torch.Tensor) -> dict[str, nn.Module]:
+    """Replacements for what takes statistics over units that ``keep`` removes, by node."""
+    return _statistics(structure.capture, _removed(structure, keep))
+
+
+def _removed(structure: Structure, keep: torch.Tensor) -> Iterator[_Removed]:
+    keep_units = np.asarray(keep, dtype=bool)
+    for group in structure.groups:
+        gone = ~keep_units[group.slice]
+        if gone.any():
+            for consumer in group.consumers:
+                yield consumer, consumer.index[gone].reshape(-1)
+
+
+def _reads(removed: Iterable[_Removed]) -> dict[tuple[Place, int], np.ndarray]:
     found: dict[tuple[Place, int], list[np.ndarray]] = defaultdict(list)
-    for consumer, positions in _removed(structure, keep):
+    for consumer, positions in removed:
         if not consumer.takes_statistics:
             found[(consumer.node, consumer.arg), consumer.dim].append(positions)
     return {key: np.sort(np.concatenate(positions)) for key, positions in found.items()}
 
 
-def kept_statistics(structure: Structure, keep: torch.Tensor) -> dict[str, nn.Module]:
-    """Replacements for what takes statistics over units that ``keep`` removes, by node."""
+def _statistics(capture: Capture, removed: Iterable[_Removed]) -> dict[str, nn.Module]:
     found: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
-    for consumer, positions in _removed(structure, keep):
+    for consumer, positions in removed:
         if consumer.takes_statistics:
             found[consumer.node, consumer.dim].append(positions)
-    nodes = {node.name: node for node in structure.capture.graph.nodes}
     return {
-        name: _kept_only(nodes[name].target, dim, np.concatenate(positions))
+        name: _kept_only(capture.nodes[name], dim, np.concatenate(positions))
         for (name, dim), positions in found.items()
     }
 
 
 class MaskedReads:
-    """What the masked twin of ``keep`` (bool ``[units]``) reads and computes, for who runs it by operator."""
+    """What the masked twin of ``keep`` (bool ``[units]``) reads and computes, to run it by operator."""
 
     def __init__(self, structure: Structure, keep: torch.Tensor) -> None:
         self._structure = structure
         self._keep = np.asarray(keep, dtype=bool)
-        self._reads: dict[str, list[tuple[Argument, ZeroAt]]] = defaultdict(list)
-        for ((node, place), dim), removed in removed_reads(structure, keep).items():
-            self._reads[node].append((place, ZeroAt(dim, removed)))
-        self._replaced = kept_statistics(structure, keep)
+        self._consumers: dict[str, list[tuple[slice, Consumer]]] = defaultdict(list)
+        for group in structure.groups:
+            for consumer in group.consumers:
+                self._consumers[consumer.node].append((group.slice, consumer))
+        self._masked: dict[str, list[tuple[Argument, ZeroAt]]] = {}
+        self._replaced: dict[str, nn.Module] = {}
+        self._mask(self._consumers)
+
+    def under(self, keep: torch.Tensor) -> MaskedReads:
+        """The same of another ``keep``; the two share what reads none of the units that differ."""
+        other = copy.copy(self)
+        other._keep = np.asarray(keep, dtype=bool)
+        other._masked, other._replaced = dict(self._masked), dict(self._replaced)
+        other._mask(other.differs(self))
+        return other
+
+    def _mask(self, nodes: Iterable[str]) -> None:
+        """Masks what ``nodes`` read, and nothing that they may have been masked by before."""
+        removed: list[_Removed] = []
+        for node in nodes:
+            self._masked.pop(node, None)
+            self._replaced.pop(node, None)
+            for units, consumer in self._consumers[node]:
+                gone = ~self._keep[units]
+                if gone.any():
+                    removed.append((consumer, consumer.index[gone].reshape(-1)))
+        for ((node, place), dim), positions in _reads(removed).items():
+            self._masked.setdefault(node, []).append((place, ZeroAt(dim, positions)))
+        self._replaced.update(_statistics(self._structure.capture, removed))
 
     def touches(self, node: fx.Node) -> bool:
         """Whether ``node`` itself reads or computes anything else than in the dense network."""
-        return node.name in self._reads or node.name in self._replaced
+        return node.name in self._masked or node.name in self._replaced
 
     def differs(self, other: MaskedReads) -> set[str]:
         """Operators that read or normalise units which only one of two masked twins of a network keeps."""
@@ -82,7 +128,7 @@ class MaskedReads:
     def arguments(self, node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[list[Any], dict[str, Any]]:
         """What ``node`` reads when ``value`` gives what other nodes computed."""
         args, kwargs = arguments(node, value)
-        for place, zero in self._reads.get(node.name, ()):
+        for place, zero in self._masked.get(node.name, ()):
             put(args, place, zero(argument(args, place)))
         return args, kwargs
 
@@ -96,15 +142,6 @@ class MaskedReads:
 def arguments(node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[list[Any], dict[str, Any]]:
     """What ``node`` reads in the dense network when ``value`` gives what other nodes computed."""
     return list(fx.map_arg(node.args, value)), dict(fx.map_arg(node.kwargs, value))
-
-
-def _removed(structure: Structure, keep: torch.Tensor) -> Iterator[tuple[Consumer, np.ndarray]]:
-    keep_units = np.asarray(keep, dtype=bool)
-    for group in structure.groups:
-        gone = ~keep_units[group.slice]
-        if gone.any():
-            for consumer in group.consumers:
-                yield consumer, consumer.index[gone].reshape(-1)
 
 
 class ZeroAt(nn.Module):
@@ -122,12 +159,13 @@ class ZeroAt(nn.Module):
         return value.index_fill(self.dim, self.index.to(value.device), 0)
 
 
-def _kept_only(operator: Any, dim: int, removed: np.ndarray) -> nn.Module:
-    if operator.overloadpacket in (aten.batch_norm, aten.instance_norm):
-        return KeptPositions(operator, dim, removed)
-    if operator.overloadpacket in (aten.layer_norm, aten.rms_norm, aten.group_norm):
-        return KeptOnly(operator, dim, removed)
-    return KeptAverage(operator, dim, removed)
+def _kept_only(node: fx.Node, dim: int, removed: np.ndarray) -> nn.Module:
+    normalizes = operator_of(node).normalizes
+    if normalizes == "each channel":
+        return KeptPositions(node.target, dim, removed)
+    if normalizes == "over channels":
+        return KeptOnly(node.target, dim, removed)
+    return KeptAverage(node.target, dim, removed)
 
 
 class _Kept(nn.Module):

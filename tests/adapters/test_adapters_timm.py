@@ -83,7 +83,7 @@ def test_transformers_whose_maps_timm_does_not_normalise(backbone: str) -> None:
 
 
 def test_a_grid_that_timm_reads_off_the_data_is_known_from_the_images(tmp_path: Path) -> None:
-    """So that the network can be exported, if not optimised by torch; the map is the one that timm makes."""
+    """So that the network can be exported, if not optimized by torch; the map is the one that timm makes."""
     if not timm.is_model("gemma4_vit_167m"):
         pytest.skip("this timm is older than the model")
     model = multitask(
@@ -207,7 +207,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"some.weight": torch.randn(3)}, path)
     with pytest.raises(
-        LoadError, match=r"leaves \d+ of \d+ parameters of resnet10t as initialised, the first"
+        LoadError, match=r"leaves \d+ of \d+ parameters of resnet10t as initialized; the first"
     ):
         build(checkpoint_path=path)
 

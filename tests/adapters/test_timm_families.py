@@ -30,7 +30,7 @@ FAMILIES = {
 """The smallest model of each, and a side of its images that is quick."""
 
 
-def proven(verification: Verification | None) -> bool:
+def verified(verification: Verification | None) -> bool:
     return (
         verification is not None
         and verification.dtype == "torch.float64"
@@ -44,7 +44,7 @@ def test_the_smallest_of_a_family_is_sound_at_half_of_every_width(name: str, tmp
     network, small = subject.network, subject.operation
     dense = count_parameters(network.model)
 
-    assert proven(small.verification)
+    assert verified(small.verification)
     assert count_parameters(small.model) <= dense / 2
     assert learned(small.model, network.inputs, network.tasks) > 0
     facts = export_onnx(
@@ -58,5 +58,5 @@ def test_the_smallest_of_a_family_is_sound_at_half_of_every_width(name: str, tmp
     )
     assert {fact.task for fact in facts.parity} == {task.name for task in network.tasks}
     graph = subject.graph
-    assert proven(graph.verification)
+    assert verified(graph.verification)
     assert count_parameters(graph.model) <= dense / 2

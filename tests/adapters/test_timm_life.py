@@ -18,7 +18,7 @@ import disparse_structured as ds
 from disparse_structured.adapters.timm import DenseHead, LinearHead, multitask
 from disparse_structured.decision.plan import Plan
 from disparse_structured.structure import Structure, analyse
-from disparse_structured.structure.declared import GROUP
+from disparse_structured.structure.entry_points import SIZES
 from disparse_structured.surgery.module import apply
 from tests.support.plans import Case, deviation, random_keep
 
@@ -190,7 +190,7 @@ def gradients(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
 
 
 def test_the_numbers_of_timm_are_registered() -> None:
-    found = [entry.value for entry in metadata.entry_points(group=GROUP, name="timm")]
+    found = [entry.value for entry in metadata.entry_points(group=SIZES, name="timm")]
     assert found == ["disparse_structured.adapters.timm_sizes:numbers"], "install the package again"
 
 

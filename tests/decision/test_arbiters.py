@@ -20,7 +20,7 @@ from disparse_structured.decision.arbiters import (
     WeightedMean,
     arbitrate,
 )
-from disparse_structured.errors import PlanError
+from disparse_structured.errors import OptionError
 from tests.support.ballots import ballot_with, reordered
 
 VOTING: list[Arbiter] = [Unanimous(), AnyTask(), Majority(), Quorum(1), Quorum(2), Quorum(9)]
@@ -212,12 +212,12 @@ def test_weights_move_the_weighted_mean() -> None:
 def test_what_is_no_decision_is_refused(answer: Arbiter, found: str) -> None:
     ballot = ballot_of(torch.ones(2, 3, dtype=torch.bool), torch.ones(2, 3, dtype=torch.float64), 0.5)
     with pytest.raises(
-        PlanError, match=rf"returned {found}, expected torch.bool \[3\]: one decision per unit"
+        OptionError, match=rf"returned {found}, expected torch.bool \[3\]: one decision per unit"
     ):
         arbitrate(answer, ballot)
 
 
 @pytest.mark.parametrize("k", [0, -1, 1.5, True])
 def test_a_quorum_is_a_number_of_votes(k: int) -> None:
-    with pytest.raises(ValueError, match="whole number of votes of at least 1"):
+    with pytest.raises(ValueError, match="a number of votes, an integer >= 1, got"):
         Quorum(k)

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from disparse_structured.decision.arbiters import AnyTask, Ballot, Majority, Quorum, Unanimous, WeightedMean
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import decide, make_plan
-from disparse_structured.decision.votes import (
+from disparse_structured.decision.rankings import (
     GlobalRanking,
     IsomorphicRanking,
     LayerRanking,
     PerCostRanking,
 )
-from disparse_structured.errors import BudgetError, PatternError, PlanError
+from disparse_structured.errors import BudgetError, OptionError, PatternError
 from disparse_structured.structure.groups import RatioConstraint
 from tests.support.synthetic import TASKS, Chain, chain
 
@@ -38,7 +38,7 @@ def net(**options: Any) -> Chain:
 
 def share(structure: Chain, keep: torch.Tensor, kind: str = "macs") -> float:
     cost = getattr(structure.cost, kind)
-    return float(cost(keep) / cost(torch.ones_like(keep)))
+    return float(cost.total(keep) / cost.dense)
 
 
 # What a budget may say
@@ -49,19 +49,19 @@ def share(structure: Chain, keep: torch.Tensor, kind: str = "macs") -> float:
     [
         ({}, "limits one cost, found none"),
         ({"macs": 0.5, "parameters": 0.5}, "limits one cost, found macs and parameters"),
-        ({"macs": 0}, "macs=0 leaves no model"),
-        ({"macs": -0.5}, "macs=-0.5 leaves no model"),
-        ({"macs": 1.0}, "macs=1.0 is the dense model"),
-        ({"parameters": 1}, "parameters=1 is the dense model"),
-        ({"macs": 1.5}, "neither a fraction below 1 nor a whole count"),
-        ({"macs": float("nan")}, "macs=nan is no finite number"),
-        ({"macs": float("inf")}, "macs=inf is no finite number"),
-        ({"macs": "half"}, "macs='half' is no finite number"),
-        ({"macs": True}, "macs=True is no finite number"),
-        ({"macs": 0.5, "floor": 1.5}, "floor=1.5 is no share"),
-        ({"macs": 0.5, "floor": float("nan")}, "floor=nan is no share"),
-        ({"macs": 0.5, "min_width": 0}, "min_width=0 is no width"),
-        ({"macs": 0.5, "round_to": 2.0}, "round_to=2.0 is no width"),
+        ({"macs": 0}, "macs=0 would leave no model"),
+        ({"macs": -0.5}, "macs=-0.5 would leave no model"),
+        ({"macs": 1.0}, r"macs=1\.0 is ambiguous"),
+        ({"parameters": 1}, "parameters=1 is ambiguous"),
+        ({"macs": 1.5}, "neither a fraction below 1 nor a whole number"),
+        ({"macs": float("nan")}, "macs=nan is not a finite number"),
+        ({"macs": float("inf")}, "macs=inf is not a finite number"),
+        ({"macs": "half"}, "macs='half' is not a finite number"),
+        ({"macs": True}, "macs=True is not a finite number"),
+        ({"macs": 0.5, "floor": 1.5}, r"floor must be a share in \[0, 1\], such as 0.1, got 1.5"),
+        ({"macs": 0.5, "floor": float("nan")}, "floor must be .*, got nan"),
+        ({"macs": 0.5, "min_width": 0}, "min_width must be an integer >= 1, a number of units, got 0"),
+        ({"macs": 0.5, "round_to": 2.0}, "round_to must be an integer >= 1"),
     ],
 )
 def test_a_budget_that_makes_no_sense_is_refused_at_once(arguments: dict[str, Any], text: str) -> None:
@@ -87,8 +87,8 @@ def test_equal_budgets_are_equal_data() -> None:
 @pytest.mark.parametrize("factor", [1.0, 1.5])
 def test_an_absolute_budget_above_the_dense_cost_is_refused(factor: float) -> None:
     structure = net()
-    dense = structure.cost.macs(torch.ones(structure.units, dtype=torch.bool))
-    with pytest.raises(BudgetError, match=f"no less than the dense model's {dense:g} MACs: nothing to do"):
+    dense = structure.cost.macs.dense
+    with pytest.raises(BudgetError, match=f"not below the dense model's {dense:g} MACs, so there is nothing"):
         decide(structure, structure.saliency(), Budget(macs=int(dense * factor)))
 
 
@@ -109,7 +109,7 @@ def test_the_budget_is_met_within_one_percent_of_dense(ranking: Any, arbiter: An
 
 def test_fractions_and_counts_mean_the_same() -> None:
     structure = net()
-    dense = structure.cost.macs(torch.ones(structure.units, dtype=torch.bool))
+    dense = structure.cost.macs.dense
     one = decide(structure, structure.saliency(), Budget(macs=0.5))
     other = decide(structure, structure.saliency(), Budget(macs=round(dense * 0.5)))
     assert torch.equal(one.keep, other.keep)
@@ -200,7 +200,7 @@ def test_weights_reach_the_arbiters_that_use_them() -> None:
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0, 1.0], [0.0] * 3, [float("nan")] * 3])
 def test_weights_must_fit_the_tasks(weights: list[float]) -> None:
-    with pytest.raises(BudgetError, match=r"weights=.* do not fit the tasks \['seg', 'depth', 'normal'\]"):
+    with pytest.raises(OptionError, match=r"weights=.* do not fit the tasks \['seg', 'depth', 'normal'\]"):
         decide(net(), net().saliency(), Budget(macs=0.5), weights=weights)
 
 
@@ -212,7 +212,7 @@ def test_any_callable_is_an_arbiter_and_must_return_a_decision() -> None:
     found = decide(structure, structure.saliency(), Budget(macs=0.5), arbiter=first_task)
     assert 0.49 <= share(structure, found.keep) <= 0.5
     assert found.keep[found.votes.keep[0]].all()
-    with pytest.raises(PlanError, match=r"returned torch.int64 \[64\]"):
+    with pytest.raises(OptionError, match=r"returned torch.int64 \[64\]"):
         decide(structure, structure.saliency(), Budget(macs=0.5), arbiter=lambda b: b.voters)
 
 
@@ -297,10 +297,10 @@ def test_the_narrowest_widths_are_the_smallest_legal_ones(
     for width in expected:
         least, before = least + before * width, width
     budget = Budget(parameters=least - 1, floor=floor, min_width=min_width, round_to=step)
-    with pytest.raises(BudgetError, match=f"removing all that may go leaves {least:.4g} parameters"):
+    with pytest.raises(BudgetError, match=f"smallest reachable cost is {least:.4g} parameters"):
         decide(structure, structure.saliency(), budget)
-    if least < structure.cost.parameters(torch.ones(structure.units, dtype=torch.bool)):
-        found = decide(structure, structure.saliency(), dataclasses.replace(budget, parameters=least))
+    if least < structure.cost.parameters.dense:
+        found = decide(structure, structure.saliency(), dataclasses.replace(budget, limit=least))
         assert list(structure.kept(found.keep).values()) == expected
 
 
@@ -397,21 +397,21 @@ def test_an_unreachable_budget_says_how_far_it_can_go_and_what_holds_it() -> Non
         decide(structure, structure.saliency(), budget)
     text = str(caught.value)
     assert "the budget macs=0.02" in text
-    assert "floor=0.2 (without it" in text
-    assert "protected=['net.layer2'] (without it" in text
+    assert "Limiting factors: floor=0.2 (" in text
+    assert "protected=['net.layer2'] (" in text
     assert "min_width" not in text
     assert "the arbiter" not in text
     possible = float(text.partition("Ask for at least ")[2].partition(",")[0])
     assert possible > 0.02
-    found = decide(structure, structure.saliency(), dataclasses.replace(budget, macs=possible))
+    found = decide(structure, structure.saliency(), dataclasses.replace(budget, limit=possible))
     assert share(structure, found.keep) <= possible
     with pytest.raises(BudgetError):
-        decide(structure, structure.saliency(), dataclasses.replace(budget, macs=possible - 0.002))
+        decide(structure, structure.saliency(), dataclasses.replace(budget, limit=possible - 0.002))
 
 
 def test_an_arbiter_that_will_not_remove_is_named() -> None:
     structure = net()
-    with pytest.raises(BudgetError, match=r"It is held by the arbiter \(without it"):
+    with pytest.raises(BudgetError, match=r"Limiting factors: the arbiter \("):
         decide(
             structure,
             structure.saliency(),
@@ -421,13 +421,13 @@ def test_an_arbiter_that_will_not_remove_is_named() -> None:
 
 
 def test_a_count_that_was_meant_as_a_percentage_gets_a_hint() -> None:
-    with pytest.raises(BudgetError, match=r"A number above 1 is a count; for a share write .* 0\.5"):
+    with pytest.raises(BudgetError, match=r"A number above 1 is absolute; for a fraction .* 0\.5"):
         decide(net(), net().saliency(), Budget(macs=50))
 
 
 def test_a_model_without_any_group_cannot_meet_a_budget() -> None:
     structure = chain([], fixed=100.0)
-    with pytest.raises(BudgetError, match=r"leaves 100 MACs, 100.0% of dense.*Nothing may go at all"):
+    with pytest.raises(BudgetError, match=r"is 100 MACs, 100.0% of dense.*Nothing can be removed"):
         decide(structure, structure.saliency(), Budget(macs=0.5))
 
 
@@ -441,8 +441,8 @@ def test_make_plan_writes_down_what_was_asked_and_found() -> None:
     )
     found = decide(structure, structure.saliency(), Budget(macs=0.5), arbiter=Quorum(2))
     assert torch.equal(plan.keep(structure), found.keep)
-    assert plan.macs.after == structure.cost.macs(found.keep)
-    assert dict(plan.budget)["macs"] == 0.5
+    assert plan.costs["macs"].after == structure.cost.macs.total(found.keep)
+    assert (dict(plan.budget)["cost"], dict(plan.budget)["limit"]) == ("macs", 0.5)
     made = plan.provenance
     named = (made.arbiter, made.ranking, made.criterion)
     assert named == ("Quorum(k=2)", "PerCostRanking()", "GlobalRanking")

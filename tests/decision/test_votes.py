@@ -11,19 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disparse_structured.decision.votes import (
+from disparse_structured.decision.rankings import (
     GlobalRanking,
     IsomorphicRanking,
     LayerRanking,
     PerCostRanking,
     RankingContext,
-    normalise,
     ranking_context,
-    standing,
-    standings,
-    vote,
 )
-from disparse_structured.errors import PlanError
+from disparse_structured.decision.votes import normalise, standing, standings, vote
+from disparse_structured.errors import OptionError
 from disparse_structured.structure.groups import Member
 from tests.support.synthetic import chain
 
@@ -197,13 +194,13 @@ def test_saliency_that_is_no_saliency_is_refused_with_the_task(bad: float) -> No
     net = chain([3])
     saliency = net.saliency()
     saliency[1, 2] = bad
-    with pytest.raises(PlanError, match=r"task 'depth': the saliency of 1 units .* unit 2"):
+    with pytest.raises(OptionError, match=r"task 'depth': the saliency of 1 units .* unit 2"):
         normalise(saliency, net.reach, net.tasks)
 
 
 def test_saliency_of_another_shape_is_refused() -> None:
     net = chain([3])
-    with pytest.raises(PlanError, match=r"shape \(3, 4\), expected \[tasks, units\] = \(3, 3\)"):
+    with pytest.raises(OptionError, match=r"shape \(3, 4\), expected \[tasks, units\] = \(3, 3\)"):
         normalise(torch.ones(3, 4), net.reach, net.tasks)
 
 
@@ -219,5 +216,5 @@ def test_saliency_of_another_shape_is_refused() -> None:
 )
 def test_a_ranking_that_returns_no_standing_is_refused(answer: object, text: str) -> None:
     context = ranking_context(chain([3]).groups, torch.ones(3, dtype=torch.float64))
-    with pytest.raises(PlanError, match=text):
+    with pytest.raises(OptionError, match=text):
         standing(torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.bool), answer, context)

@@ -30,7 +30,7 @@ def key(name: str) -> Callable[[Any], Any]:
 
 
 class TwoNorms(nn.Module):
-    """A shared convolution whose output two tasks normalise each in their own way; nested output."""
+    """A shared convolution whose output two tasks normalize, each in its own way; nested output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -318,7 +318,7 @@ def test_what_is_not_asked_for_is_static(tmp_path: Path) -> None:
         **STATIC,
     )
     assert (facts.dynamic, facts.inputs[0].shape) == ("static", (1, 3, 8, 8))
-    assert facts.narrowed == ("batch: not asked for", "size: not asked for")
+    assert facts.narrowed == ("batch: not requested", "size: not requested")
 
 
 def test_a_task_called_like_an_input_or_giving_the_input_itself(tmp_path: Path) -> None:

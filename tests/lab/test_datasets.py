@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from disparse_structured.errors import BatchError, DataError, TaskError
 from disparse_structured.lab import datasets as sets
 from disparse_structured.lab.datasets import Samples, TaskSpec
-from disparse_structured.lab.datasets.fields import IMAGE_MEAN, IMAGE_STD, Depth, Field, Labels
+from disparse_structured.lab.datasets.fields import IMAGE_MEAN, IMAGE_STD, ClassLabels, DepthMap, Field
 from disparse_structured.lab.metrics import Depth as DepthMetric
 from disparse_structured.lab.metrics import Normals, Segmentation
 
@@ -48,7 +48,7 @@ def labels(*values: int) -> np.ndarray:
     return array
 
 
-def normalised(rgb: np.ndarray) -> Tensor:
+def normalized(rgb: np.ndarray) -> Tensor:
     """By hand: ``[H, W, 3]`` in 0..1 to the network's input."""
     return torch.from_numpy(np.moveaxis((rgb - np.array(IMAGE_MEAN)) / np.array(IMAGE_STD), -1, 0)).float()
 
@@ -87,7 +87,7 @@ def test_nyuv2_of_mtan(mtan_nyuv2: Path) -> None:
     assert not samples[0]["depth"].any(), "0 is unknown, and stays 0"
     assert sample["normals"][:, 0, 0].tolist() == [0, 0, 0]
     torch.testing.assert_close(sample["normals"][:, 0, 1], torch.tensor([0.0, -0.6, 0.8]))
-    torch.testing.assert_close(sample["image"], normalised(np.load(mtan_nyuv2 / "train/image/10.npy")))
+    torch.testing.assert_close(sample["image"], normalized(np.load(mtan_nyuv2 / "train/image/10.npy")))
 
 
 def test_only_the_tasks_that_are_asked_for_are_read(mtan_nyuv2: Path) -> None:
@@ -124,12 +124,12 @@ def test_nyuv2_of_adashare(adashare_nyuv2: Path) -> None:
     assert sample["normals"][:, 0, 0].tolist() == [0, 0, 0]
     torch.testing.assert_close(sample["normals"][:, 1, 1], torch.tensor([1.0, 0.0, 0.0]), atol=0.01, rtol=0)
     torch.testing.assert_close(
-        sample["image"], normalised(np.asarray(Image.open(adashare_nyuv2 / "img/0001.png")) / 255)
+        sample["image"], normalized(np.asarray(Image.open(adashare_nyuv2 / "img/0001.png")) / 255)
     )
 
 
 def test_normals_as_the_two_papers_take_them(adashare_nyuv2: Path) -> None:
-    samples = sets.nyuv2_adashare(adashare_nyuv2, "train", centred=False, flip=True)
+    samples = sets.nyuv2_adashare(adashare_nyuv2, "train", centered=False, flip=True)
     expected = torch.tensor([254.0, 127, 127]) / math.sqrt(254**2 + 2 * 127**2)
     for _ in range(8):  # mirrored or not
         torch.testing.assert_close(samples[0]["normals"][:, 3, 3], expected)
@@ -244,7 +244,7 @@ def test_taskonomy(place: str, tmp_path: Path) -> None:
     assert [path["image"].name.split("_")[1] for path in samples.files] == ["9", "10"] * 2
     assert "hanson" in str(samples.files[0]["image"])
     assert sample["segmentation"].flatten()[:4].tolist() == [255, 0, 1, 16]
-    assert sample["normals"][:, 0].abs().sum() == 0, "grey is no normal"
+    assert sample["normals"][:, 0].abs().sum() == 0, "gray is no normal"
     torch.testing.assert_close(sample["normals"][:, 1, 0], torch.tensor([0.0, 0.0, 1.0]), atol=0.01, rtol=0)
     assert sample["depth"].flatten()[:5].tolist() == pytest.approx([2.0, 0.0, 64499 / 512, 0.0, 0.0])
     for task in ("keypoints", "edges"):
@@ -326,7 +326,7 @@ def test_resizing_mixes_no_classes_and_no_depths(size: tuple[int, int], tmp_path
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))
 def test_enlarging_repeats_pixels_and_reducing_takes_them_back(height: int, width: int, times: int) -> None:
-    field: Field = Labels(100)
+    field: Field = ClassLabels(100)
     x = torch.arange(height * width).view(height, width)
     large = field.resize(x, (height * times, width * times))
     assert torch.equal(large, x.repeat_interleave(times, 0).repeat_interleave(times, 1))
@@ -378,15 +378,15 @@ def test_samples_make_batches(tmp_path: Path) -> None:
 
 def test_a_missing_folder_is_named_with_the_layout(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"test.image is no folder\. The layout is <root>/<train\|val>/\{image"
+        DataError, match=r"test.image is not a folder\. The layout is <root>/<train\|val>/\{image"
     ):
         sets.nyuv2_mtan(tmp_path, "test")
-    with pytest.raises(DataError, match=r"leftImg8bit.val is no folder.*<city>/<frame>"):
+    with pytest.raises(DataError, match=r"leftImg8bit.val is not a folder.*<city>/<frame>"):
         sets.cityscapes(tmp_path, "val")
-    with pytest.raises(DataError, match=r"val is no folder.*label_<classes>"):
+    with pytest.raises(DataError, match=r"val is not a folder.*label_<classes>"):
         sets.cityscapes_mtan(tmp_path, "val")
     with pytest.raises(
-        DataError, match=r"rgb.hanson is no folder.*<domain>/taskonomy/<building>.*edge_texture"
+        DataError, match=r"rgb.hanson is not a folder.*<domain>/taskonomy/<building>.*edge_texture"
     ):
         sets.taskonomy(tmp_path, ["hanson"])
     with pytest.raises(ValueError, match=r"buildings is 'hanson'; name a list"):
@@ -425,11 +425,11 @@ BROKEN: dict[str, tuple[str, np.ndarray, str]] = {
     "not a number": ("image", np.full((*SIZE, 3), math.nan), "float64 from nan to nan"),
     "labels with channels": ("label", np.zeros((*SIZE, 3)), r"shape \(6, 8, 3\); expected labels \[H, W\]"),
     "40 classes": ("label", np.full(SIZE, 39), r"labels from 39 to 39; expected 0 to 12, and -1 or 255"),
-    "labels between classes": ("label", np.full(SIZE, 0.5), "values that are no integers"),
+    "labels between classes": ("label", np.full(SIZE, 0.5), "values that are not integers"),
     "depth of another size": (
         "depth",
         np.ones((3, 4, 1)),
-        r"depth.0\.npy is 3 x 4 pixels, .* 6 x 8.*of one size",
+        r"depth.0\.npy is 3 x 4 pixels, .* 6 x 8.*the same size",
     ),
     "flat normals": ("normal", np.ones(SIZE), r"normal.0\.npy has shape \(6, 8\); expected \[H, W, 3\]"),
     "words": ("depth", np.full((*SIZE, 1), "far"), r"depth.0\.npy holds <U3; expected numbers"),
@@ -452,7 +452,7 @@ def test_sizes_may_differ_when_all_are_resized_but_not_their_aspect(mtan_nyuv2: 
     npy(mtan_nyuv2 / "val/depth/1.npy", np.ones((4, 4, 1)))
     samples = sets.nyuv2_mtan(mtan_nyuv2, "val", size=(6, 8))
     assert samples[0]["depth"].shape == (1, 6, 8)
-    with pytest.raises(DataError, match=r"depth.1\.npy is 4 x 4 pixels, .*of one aspect"):
+    with pytest.raises(DataError, match=r"depth.1\.npy is 4 x 4 pixels, .*the same aspect ratio"):
         samples[1]
 
 
@@ -465,7 +465,7 @@ def test_damaged_and_vanished_files_are_named(adashare_nyuv2: Path) -> None:
     with pytest.raises(DataError, match=r"0001\.png cannot be read as a picture"):
         samples[0]
     (adashare_nyuv2 / "img/0001.png").unlink()
-    with pytest.raises(DataError, match=r"0001\.png is not there.*tasks="):
+    with pytest.raises(DataError, match=r"0001\.png does not exist.*tasks="):
         samples[0]
     with pytest.raises(IndexError, match="sample 1 of 1"):
         samples[1]
@@ -509,7 +509,7 @@ def test_a_size_below_one_pixel_is_refused(mtan_nyuv2: Path) -> None:
 
 def test_depths_that_are_no_depths_are_unknown() -> None:
     values = np.array([[math.nan, math.inf, -1.0, 0.0, 2.0, 9.0]])
-    assert Depth(unknown=9.0).decode(values, Path("x")).tolist() == [[[0, 0, 0, 0, 2, 0]]]
+    assert DepthMap(unknown=9.0).decode(values, Path("x")).tolist() == [[[0, 0, 0, 0, 2, 0]]]
 
 
 # Descriptions of the tasks
@@ -567,7 +567,7 @@ def test_tasks_train_and_are_measured_on_what_the_readers_give(
     loader = DataLoader(samples, batch_size=2)
     batch = next(iter(loader))
     output = model(batch["image"])
-    for task in sets.tasks_of(specs):
+    for task in sets.dataset_tasks(specs):
         assert task.loss is not None
         loss = task.loss(task.pick(output), batch)
         assert loss.item() > 0
@@ -623,12 +623,12 @@ def test_figure_of_merit_by_hand() -> None:
 
 def test_weights_are_overridable() -> None:
     specs = sets.nyuv2_tasks()
-    assert [task.weight for task in sets.tasks_of(specs)] == [1, 20, 3]
-    assert [task.weight for task in sets.tasks_of(specs, {"normals": 5.0})] == [1, 5, 3]
+    assert [task.weight for task in sets.dataset_tasks(specs)] == [1, 20, 3]
+    assert [task.weight for task in sets.dataset_tasks(specs, {"normals": 5.0})] == [1, 5, 3]
     with pytest.raises(
         TaskError, match=r"weights are given for \['seg'\], but the tasks are \['segmentation'"
     ):
-        sets.tasks_of(specs, {"seg": 2.0})
+        sets.dataset_tasks(specs, {"seg": 2.0})
 
 
 def test_class_weights_reach_the_loss() -> None:
@@ -649,7 +649,7 @@ def test_a_batch_without_the_target_is_refused() -> None:
         TaskError, match=r"'depth': the batch has no target of that name, but the keys \['image'\]"
     ):
         sets.evaluate(Guess(specs), [{"image": torch.zeros(1, 3, 2, 2)}], specs)
-    (task,) = sets.tasks_of(specs)
+    (task,) = sets.dataset_tasks(specs)
     assert task.loss is not None
     with pytest.raises(TaskError, match=r"but a list\. Yield dicts"):
         task.loss(torch.zeros(1), [])

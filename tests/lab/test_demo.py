@@ -21,7 +21,7 @@ from disparse_structured.lab import demo, scenes
 from disparse_structured.lab.demo import QUICK, TaskOutcome, flow
 from disparse_structured.lab.demo.narrator import Progress
 from disparse_structured.lab.metrics import delta_t
-from disparse_structured.report.figures import Sight, draw_comparison, heat, label_colours, normal_colours
+from disparse_structured.report.figures import Sight, draw_comparison, heat, label_colors, normal_colors
 from disparse_structured.structure import count_macs, count_parameters
 from disparse_structured.surgery.saving import load
 
@@ -80,10 +80,10 @@ def test_the_saved_folder_and_the_onnx_file_are_the_same_network(folder, loaded)
 def test_meets_the_budget(document, loaded):
     inputs = loaded.example_inputs()
     dense = demo.network(QUICK)
-    assert document["macs"]["dense"] == count_macs(dense, inputs)
-    assert document["macs"]["counted"] == count_macs(loaded, inputs)
-    assert 0.49 <= document["macs"]["counted"] / document["macs"]["dense"] <= 0.5
-    assert document["parameters"]["counted"] == count_parameters(loaded) < count_parameters(dense)
+    assert document["costs"]["macs"]["dense"] == count_macs(dense, inputs)
+    assert document["costs"]["macs"]["counted"] == count_macs(loaded, inputs)
+    assert 0.49 <= document["costs"]["macs"]["counted"] / document["costs"]["macs"]["dense"] <= 0.5
+    assert document["costs"]["parameters"]["counted"] == count_parameters(loaded) < count_parameters(dense)
     assert document["verification"]["verified"]
 
 
@@ -135,8 +135,8 @@ def test_the_picture_is_a_png_worth_looking_at(folder):
     height, width = pixels.shape[:2]
     assert width > 1500
     assert 400 < height < width
-    colours = (pixels[..., :3] * 255).astype(int) @ (1, 256, 65536)
-    assert len(np.unique(colours)) > 300
+    colors = (pixels[..., :3] * 255).astype(int) @ (1, 256, 65536)
+    assert len(np.unique(colors)) > 300
 
 
 def test_the_text_names_every_task_and_every_cost(result):
@@ -230,25 +230,25 @@ def test_every_map_is_drawn_once_at_its_place(tmp_path):
 
 
 def test_an_empty_picture_is_refused(tmp_path):
-    with pytest.raises(DisparseError, match="0 scenes and 1 columns is empty"):
+    with pytest.raises(DisparseError, match="nothing to draw: 0 scenes and 1 columns"):
         draw_comparison(tmp_path / "picture.png", [], {"depth": "depth"}, title="")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_colours_of_normals_heat_and_labels():
+def test_colors_of_normals_heat_and_labels():
     normals = np.array([[0.0, 0.0, 2.0], [0.0, -1.0, 0.0], [-3.0, 0.0, 0.0]])[..., None]  # [3, 3 pixels, 1]
-    towards, up, right = normal_colours(normals)[:, 0]
-    assert towards == pytest.approx([0.5, 0.5, 1.0]), "towards the camera, of any length"
+    toward, up, right = normal_colors(normals)[:, 0]
+    assert toward == pytest.approx([0.5, 0.5, 1.0]), "toward the camera, of any length"
     assert up == pytest.approx([0.5, 1.0, 0.5]), "y points down"
     assert right == pytest.approx([1.0, 0.5, 0.5])
 
-    shades = heat(np.array([[-9.0, 1.0, 3.0, 99.0]]), 1.0, 3.0, "Greys")[0]
+    shades = heat(np.array([[-9.0, 1.0, 3.0, 99.0]]), 1.0, 3.0, "gray_r")[0]
     assert shades[0] == pytest.approx(shades[1])
     assert shades[1].min() > 0.95
     assert shades[2] == pytest.approx(shades[3])
     assert shades[3].max() < 0.05
 
-    labels = label_colours(np.arange(13)[None])[0]
+    labels = label_colors(np.arange(13)[None])[0]
     assert len(np.unique(labels, axis=0)) == 12
     assert labels[0] == pytest.approx(labels[12])
     assert labels.min() >= 0

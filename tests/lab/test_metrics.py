@@ -288,7 +288,7 @@ def test_delta_t_by_hand() -> None:
 
 
 def test_delta_t_refuses_what_cannot_be_compared() -> None:
-    with pytest.raises(TaskError, match=r"are of \['a'\], for the pruned model of \['b'\].*same tasks"):
+    with pytest.raises(TaskError, match=r"are of \['a'\], the pruned model's of \['b'\].*same tasks"):
         delta_t({"a": 1.0}, {"b": 1.0}, {"a": True})
     with pytest.raises(TaskError, match="Name the same tasks"):
         delta_t({}, {}, {})

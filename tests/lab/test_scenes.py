@@ -34,7 +34,7 @@ def scenes() -> list[dict[str, Tensor]]:
 
 
 def sight(depth: Tensor) -> Tensor:
-    """Rays ``[3, H, W]`` through the pixel centres, with z = 1."""
+    """Rays ``[3, H, W]`` through the pixel centers, with z = 1."""
     height, width = depth.shape[-2:]
     x = (torch.arange(width) + 0.5 - width / 2).expand(height, width)
     y = (torch.arange(height) + 0.5 - height / 2)[:, None].expand(height, width)
@@ -46,8 +46,8 @@ def back_project(depth: Tensor) -> Tensor:
     return sight(depth) * depth.double()
 
 
-def neighbours(values: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Each pixel with its right and with its lower neighbour, ``[..., H - 1, W - 1]``."""
+def neighbors(values: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Each pixel with its right and with its lower neighbor, ``[..., H - 1, W - 1]``."""
     here = values[..., :-1, :-1]
     return [(here, values[..., :-1, 1:]), (here, values[..., 1:, :-1])]
 
@@ -102,12 +102,12 @@ def test_floor_looks_up_and_ceiling_down_and_walls_sideways(scenes: list[dict[st
 
 
 def test_flat_surfaces_are_flat_between_edges(scenes: list[dict[str, Tensor]]) -> None:
-    """Truth is exact: off the edges, a neighbour on a flat class lies in the plane of the pixel's normal."""
+    """Truth is exact: off the edges, a neighbor on a flat class lies in the plane of the pixel's normal."""
     checked = 0
     for scene in scenes:
         keep = (scene["edges"][0, :-1, :-1] == 0) & torch.isin(scene["labels"], torch.tensor(FLAT))[:-1, :-1]
         normal = scene["normals"][:, :-1, :-1].double()
-        for here, there in neighbours(back_project(scene["depth"])):
+        for here, there in neighbors(back_project(scene["depth"])):
             offset = ((there - here) * normal).sum(0)[keep]
             assert offset.abs().max() < 1e-5
             checked += offset.numel()
@@ -121,7 +121,7 @@ def test_normals_agree_with_finite_differences_of_the_back_projected_depth(
         angles = []
         for scene in scenes:
             points = back_project(scene["depth"])
-            # Central differences, where neither the pixel nor a neighbour used touches an edge.
+            # Central differences, where neither the pixel nor a neighbor used touches an edge.
             across, down = (
                 points[:, 1:-1, 2:] - points[:, 1:-1, :-2],
                 points[:, 2:, 1:-1] - points[:, :-2, 1:-1],
@@ -141,12 +141,12 @@ def test_edges_are_where_something_changes(scenes: list[dict[str, Tensor]]) -> N
         relabelled = torch.zeros_like(edge)
         bent = torch.zeros_like(edge)
         jumped = torch.zeros_like(edge)
-        for here, there in neighbours(scene["labels"]):
+        for here, there in neighbors(scene["labels"]):
             relabelled |= here != there
-        for here, there in neighbours(scene["normals"]):
+        for here, there in neighbors(scene["normals"]):
             bent |= (here - there).norm(dim=0) > 1e-3
         normal = scene["normals"][:, :-1, :-1].double()
-        for here, there in neighbours(back_project(scene["depth"])):
+        for here, there in neighbors(back_project(scene["depth"])):
             jumped |= ((there - here) * normal).sum(0).abs() > 1e-3
         assert edge[relabelled].all()
         assert (relabelled | bent | jumped)[edge].all()
@@ -158,16 +158,16 @@ def test_depth_jumps_are_edges(scenes: list[dict[str, Tensor]]) -> None:
         flat = torch.isin(scene["labels"], torch.tensor(FLAT))
         edge = scene["edges"][0, :-1, :-1] == 1
         plane = (scene["normals"].double() * back_project(scene["depth"])).sum(0)
-        # Where the plane through the pixel would put its neighbour, compared with where it is.
+        # Where the plane through the pixel would put its neighbor, compared with where it is.
         for (here, there), (_, is_flat) in zip(
-            neighbours(torch.cat((back_project(scene["depth"]), plane[None]))), neighbours(flat), strict=True
+            neighbors(torch.cat((back_project(scene["depth"]), plane[None]))), neighbors(flat), strict=True
         ):
             off = (there[:3] * scene["normals"][:, :-1, :-1].double()).sum(0) - here[3]
             assert edge[(off.abs() > 0.02) & is_flat & flat[:-1, :-1]].all()
 
 
 def peaks(heat: Tensor) -> Tensor:
-    """Pixels ``[n, 2]`` (row, column) that no neighbour overtops."""
+    """Pixels ``[n, 2]`` (row, column) that no neighbor overtops."""
     highest = torch.nn.functional.max_pool2d(heat[None], 3, 1, 1)[0]
     return ((heat == highest) & (heat > 0.01))[0].nonzero()
 
@@ -223,7 +223,7 @@ def test_a_corner_in_view_is_a_keypoint(scenes: list[dict[str, Tensor]]) -> None
 
 
 def test_images_do_not_give_the_labels_away(scenes: list[dict[str, Tensor]]) -> None:
-    """No class has its own colour: class means differ less between classes than within."""
+    """No class has its own color: class means differ less between classes than within."""
     means: dict[int, list[Tensor]] = {label: [] for label in range(len(CLASSES))}
     for scene in scenes:
         for label in scene["labels"].unique().tolist():

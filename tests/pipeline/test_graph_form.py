@@ -103,7 +103,7 @@ def test_prune_gives_the_graph_refit(id: str) -> None:
     moved = result.report.deviation
     assert isinstance(result.model, PrunedGraph)
     assert macs_left(result) <= 0.5
-    assert result.report.macs.counted == result.report.macs.predicted
+    assert result.report.costs["macs"].counted == result.report.costs["macs"].predicted
     assert result.report.verification.verified
     assert set(result.model(*entry.inputs(5))) == {task.name for task in entry.tasks}
     assert moved is not None
@@ -231,7 +231,7 @@ def test_a_graph_pruned_twice_loads_through_its_first_folder(tmp_path: Path) -> 
     second.save(tmp_path / "second")
     loaded = load(tmp_path / "second", lambda: load(tmp_path / "first", entry.factory))
 
-    assert second.report.parameters.counted < first.report.parameters.counted
+    assert second.report.costs["parameters"].counted < first.report.costs["parameters"].counted
     assert_same(loaded, second.model, entry.inputs(2, seed=9))
 
 
@@ -360,7 +360,7 @@ def test_the_report_says_what_numbers_pin_and_that_the_graph_can_remove_it() -> 
     model = MIXED.factory()
     pruned = prune_module(MIXED, parameters=0.8)
     held = {name: tensor for name, tensor in model.named_parameters() if name.startswith(("wide", "near.w"))}
-    share = sum(tensor.numel() for tensor in held.values()) / pruned.report.parameters.dense
+    share = sum(tensor.numel() for tensor in held.values()) / pruned.report.costs["parameters"].dense
     (number,) = [pin for pin in pruned.report.pinned if pin.number]
     document = json.loads(pruned.report.to_json())
 
@@ -390,7 +390,7 @@ def test_the_report_says_that_the_graph_can_narrow_what_was_refused() -> None:
     model = WATCHFUL.factory()
     pruned = prune_module(WATCHFUL, macs=0.6)
     held = sum(model.get_parameter(name).numel() for name in ("stem.weight", "stem.bias", "body.weight"))
-    share = held / pruned.report.parameters.dense
+    share = held / pruned.report.costs["parameters"].dense
 
     assert [(each.group, "eight channels" in each.reason) for each in pruned.report.refused] == [
         ("stem", True)

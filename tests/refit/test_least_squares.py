@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from disparse_structured.decision.plan import Plan
 from disparse_structured.refit import refit
-from disparse_structured.refit.contraction import contractions, named_arguments
+from disparse_structured.refit.contraction import Operands, contractions
 from disparse_structured.refit.design import design, positions, target
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.surgery.module import apply
@@ -309,6 +309,6 @@ def test_a_convolution_is_its_design_times_its_matrix(made: tuple[nn.Module, int
         design(contraction, node, value, places) @ matrix.mT + bias, target(contraction, node, result, places)
     )
     assert torch.equal(contraction.with_matrix(weight, matrix), weight)
-    assert named_arguments(node)["groups"] == layer.groups
+    assert Operands.of(node).groups == layer.groups
     changed = contraction.with_matrix(weight, matrix + 1)
     assert int((changed != weight).sum()) == matrix.numel()

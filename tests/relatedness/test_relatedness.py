@@ -31,7 +31,7 @@ from disparse_structured.relatedness import (
     KeptSets,
     Layer,
     Relatedness,
-    Run,
+    SeedRun,
     draw_affinity,
     draw_layers,
     fresh,
@@ -278,7 +278,7 @@ def test_a_counterpart_is_found_by_name(parameter: str, layer: str | None) -> No
 
 def result(affinity: Any, names: Sequence[str] = "abcd") -> Relatedness:
     count = len(names)
-    run = Run(0, 0.5, 0.3, (0.9, 0.1), (0.4, 0.2), affinity, tuple((0.0,) * count for _ in range(count)))
+    run = SeedRun(0, 0.5, 0.3, (0.9, 0.1), (0.4, 0.2), affinity, tuple((0.0,) * count for _ in range(count)))
     layers = (Layer("first", 4), Layer("second", 4))
     return Relatedness("Net", "unit", "by hand", "hand", 0.5, tuple(names), layers, (run,))
 
@@ -505,7 +505,7 @@ def test_what_cannot_be_related_is_refused() -> None:
         relate(model, image, tasks(), [{"image": torch.randn(2, 5, 8, 8)}])
     with pytest.raises(GradientError, match=r"'bad'.*trunk\.0\.0"):
         relate(model, image, [Task("bad", "near", lambda o, b: (o * 0).sqrt().sum()), *tasks()], data)
-    with pytest.raises(LoadError, match="no relatedness"):
+    with pytest.raises(LoadError, match="not a Relatedness"):
         Relatedness.from_json(json.dumps({"tasks": []}))
 
 

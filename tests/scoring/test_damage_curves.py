@@ -18,12 +18,12 @@ from disparse_structured.decision.deciding import decide
 from disparse_structured.errors import BatchError
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.pipeline import Compensated, Problem
-from disparse_structured.refit.contraction import contractions
+from disparse_structured.refit.contraction import DenseLayers, contractions
 from disparse_structured.scoring.compensation import RIDGE, Compensation
 from disparse_structured.scoring.damage_curves import DamageCurves, measure_damage_curves
 from disparse_structured.scoring.execution import Execution, Outputs
 from disparse_structured.structure import Structure, analyse
-from disparse_structured.structure.cost import Measure
+from disparse_structured.structure.cost import AnalyticCost
 from disparse_structured.surgery.module import cut
 from disparse_structured.tasks import Task
 from disparse_structured.verification.twin import MaskedReads, masked_twin
@@ -81,7 +81,8 @@ def check_execution(
 ) -> None:
     """Values and variants are those of whole runs, bit for bit, in any order."""
     given = [each.clone() for each in inputs]
-    execution = Execution(structure, MaskedReads(structure, keep))
+    masking = MaskedReads(structure, keep)
+    execution = Execution(structure, masking)
     values = execution.values(state, inputs)
     assert same(execution.outputs(values), expected(structure, state, keep, inputs))
 
@@ -89,7 +90,7 @@ def check_execution(
     for seed in seeds:  # the first once more: nothing that is remembered has changed
         without = narrower(structure, keep, seed)
         changed = {name: state[name] * 1.25 for name in floating[seed::3]}
-        found = execution.variant(values, state, changed, MaskedReads(structure, without), inputs)
+        found = execution.variant(values, state, changed, masking.under(without), inputs)
         assert same(found, expected(structure, {**state, **changed}, without, inputs))
     assert same(execution.outputs(values), expected(structure, state, keep, inputs))
     assert all(torch.equal(a, b) for a, b in zip(inputs, given, strict=True))
@@ -103,6 +104,29 @@ def test_a_variant_is_the_masked_twin_with_other_weights(id: str) -> None:
 
     check_execution(animal.structure, state_of(animal.model), animal.inputs, everything, (2,))
     check_execution(animal.structure, state_of(animal.model), animal.inputs, some)
+
+
+@pytest.mark.parametrize("id", ["grouped", "depthwise-separable", "residual", "tiny-vit"])
+def test_only_the_readers_of_a_narrowed_group_lose_columns(id: str) -> None:
+    structure = case(id).structure
+    everything = torch.ones(structure.units, dtype=torch.bool)
+    dense = DenseLayers.of(structure)
+    before = {each.weight: each for each in dense.under(everything).contractions}
+    for group in structure.groups:
+        keep = everything.clone()
+        keep[group.start] = False
+        members = {member.parameter for member in group.members}
+        after = {each.weight: each for each in contractions(structure, keep)}
+        narrowed = {each.weight: each for each in dense.under(keep, only=members).contractions}
+
+        assert narrowed.keys() == after.keys() & members
+        for weight, found in after.items():
+            other = narrowed.get(weight, before[weight])
+            assert (found.nodes, found.bias, found.groups) == (other.nodes, other.bias, other.groups)
+            assert torch.equal(found.columns, other.columns)
+            assert torch.equal(found.rows, other.rows)
+            assert torch.equal(found.inputs, other.inputs)
+            assert torch.equal(found.outputs, other.outputs)
 
 
 class Writing(nn.Module):
@@ -601,9 +625,7 @@ def test_rounds_end_at_the_budget(rounds: int) -> None:
 
     decision, saliency = Compensated(rounds=rounds).decide(problem)
 
-    dense = structure.cost.macs(torch.ones_like(decision.keep))
-
-    assert structure.cost.macs(decision.keep) <= 0.5 * dense
+    assert structure.cost.macs.total(decision.keep) <= 0.5 * structure.cost.macs.dense
     assert saliency.scores.shape == structure.reach.shape
     assert "Compensated" in saliency.criterion
     assert snapshot(model) == before
@@ -623,17 +645,15 @@ def test_what_an_earlier_search_removed_is_removed_first() -> None:
 
 
 @pytest.mark.parametrize("kind", ["macs", "parameters"])
-def test_a_unit_costs_what_its_removal_saves_where_others_are_gone(kind: Measure) -> None:
+def test_a_unit_costs_what_its_removal_saves_where_others_are_gone(kind: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), nn.Conv2d(5, 2, 1)).eval()
     structure = analyse(model, (torch.randn(2, 3, 8, 8),), OUT)
     keep = torch.ones(structure.units, dtype=torch.bool)
     keep[[0, 1, 7]] = False
-    cost = structure.cost
-    total: Callable[[Tensor], float] = getattr(cost, kind)
+    cost: AnalyticCost = getattr(structure.cost, kind)
     for start in (keep, torch.ones_like(keep)):
-        given = cost.unit_cost(kind, start)
+        given = cost.marginal(start)
         for unit in start.nonzero()[:, 0].tolist():
             without = start.clone()
             without[unit] = False
-            assert given[unit] == pytest.approx(total(start) - total(without))
-    np.testing.assert_array_equal(cost.unit_cost(kind), cost.unit_cost(kind, torch.ones_like(keep)))
+            assert float(given[unit]) == pytest.approx(cost.total(start) - cost.total(without))

@@ -196,7 +196,7 @@ def test_an_entry_point_that_fails_is_named_with_the_module(install: Install) ->
 
 def test_an_entry_point_that_gives_something_else_is_named(install: Install) -> None:
     install("something_else", 'return ["one"] if type(module).__name__ == "Linear" else []')
-    with pytest.raises(ExtensionError, match=r"gives 'one' for module 'first' \(Linear\). Let it give"):
+    with pytest.raises(ExtensionError, match=r"returns 'one' for module 'first' \(Linear\). Let it return"):
         analyse(Told(), INPUTS, TASKS)
 
 

@@ -374,7 +374,7 @@ def test_heads_or_their_dimension(id: str) -> None:
 
 def dense_costs(structure: Structure) -> tuple[float, float]:
     everything = torch.ones(structure.units, dtype=torch.bool)
-    return structure.cost.macs(everything), structure.cost.parameters(everything)
+    return structure.cost.macs.total(everything), structure.cost.parameters.total(everything)
 
 
 FINGERPRINTS = {

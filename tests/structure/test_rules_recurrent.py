@@ -181,8 +181,8 @@ def test_pruned_is_the_twin_and_what_zeros_leave(id: str) -> None:
         assert deviation(found, twin) <= EXACT
         assert deviation(found, subject.outputs(zeroed(subject.model, subject.structure, keep))) <= EXACT
         assert deviation(twin, subject.outputs(subject.model)) > 1e-3
-        assert count_parameters(pruned) == subject.structure.cost.parameters(keep)
-        assert count_macs(pruned, subject.inputs) == subject.structure.cost.macs(keep)
+        assert count_parameters(pruned) == subject.structure.cost.parameters.total(keep)
+        assert count_macs(pruned, subject.inputs) == subject.structure.cost.macs.total(keep)
 
 
 @pytest.mark.parametrize("id", ["lstm-both-ways", "lstm-projected", "gru", "translator", "gru-cell"])
@@ -305,7 +305,7 @@ def test_macs_are_counted_in_every_precision() -> None:
     everything = torch.ones(subject.structure.units, dtype=torch.bool)
     model = copy.deepcopy(subject.model).float()
 
-    assert count_macs(model, (subject.inputs[0].float(),)) == subject.structure.cost.macs(everything)
+    assert count_macs(model, (subject.inputs[0].float(),)) == subject.structure.cost.macs.total(everything)
 
 
 def test_a_sequencer_of_timm() -> None:
@@ -319,7 +319,7 @@ def test_a_sequencer_of_timm() -> None:
     assert max(pin.share for pin in subject.structure.pinned) < 0.01
     assert subject.deviation(keep) <= EXACT
     assert count_parameters(subject.pruned(keep)) <= 0.3 * count_parameters(model)
-    assert count_macs(subject.pruned(keep), images) == subject.structure.cost.macs(keep)
+    assert count_macs(subject.pruned(keep), images) == subject.structure.cost.macs.total(keep)
 
 
 def _recurrent_group(structure: Structure) -> str:

@@ -144,8 +144,8 @@ def test_pruned_is_the_twin_and_what_zeros_leave(id: str) -> None:
         assert deviation(found, twin) <= EXACT
         assert deviation(found, subject.outputs(zeroed(subject.model, subject.structure, keep))) <= EXACT
         assert deviation(twin, subject.outputs(subject.model)) > 1e-3
-        assert count_parameters(pruned) == subject.structure.cost.parameters(keep)
-        assert count_macs(pruned, subject.inputs) == subject.structure.cost.macs(keep)
+        assert count_parameters(pruned) == subject.structure.cost.parameters.total(keep)
+        assert count_macs(pruned, subject.inputs) == subject.structure.cost.macs.total(keep)
 
 
 @pytest.mark.parametrize("id", NETWORKS)
@@ -193,7 +193,7 @@ def test_outlook_attention_of_timm() -> None:
     assert {"network.0.0.attn.v"} <= {group.name for group in subject.structure.groups}
     assert subject.deviation(keep) <= EXACT
     assert count_parameters(subject.pruned(keep)) <= 0.35 * count_parameters(model)
-    assert count_macs(subject.pruned(keep), images) == subject.structure.cost.macs(keep)
+    assert count_macs(subject.pruned(keep), images) == subject.structure.cost.macs.total(keep)
 
 
 class Across(nn.Module):

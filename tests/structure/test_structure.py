@@ -296,20 +296,20 @@ def test_cost_model_agrees_with_a_real_count(id: str) -> None:
     for keep in (dense, random_keep(animal.structure, 1), random_keep(animal.structure, 2)):
         macs, parameters = count(animal.pruned(keep), animal.inputs)
 
-        assert animal.structure.cost.macs(keep) == pytest.approx(macs, rel=1e-3)
-        assert animal.structure.cost.parameters(keep) == parameters
+        assert animal.structure.cost.macs.total(keep) == pytest.approx(macs, rel=1e-3)
+        assert animal.structure.cost.parameters.total(keep) == parameters
 
 
-def test_unit_cost_is_what_removing_that_unit_saves() -> None:
+def test_the_marginal_cost_is_what_removing_that_unit_saves() -> None:
     structure = case("plain").structure
     dense = torch.ones(structure.units, dtype=torch.bool)
-    for measure in ("macs", "parameters"):
-        claimed = structure.cost.unit_cost(measure)
+    for cost in (structure.cost.macs, structure.cost.parameters):
+        assert cost.dense == cost.total(dense)
+        claimed = cost.marginal(dense)
         for unit in (0, 9, structure.units - 1):
             keep = dense.clone()
             keep[unit] = False
-            saved = structure.cost.total(measure, dense) - structure.cost.total(measure, keep)
-            assert claimed[unit] == pytest.approx(saved)
+            assert float(claimed[unit]) == pytest.approx(cost.dense - cost.total(keep))
 
 
 # Identity.
@@ -593,5 +593,5 @@ def test_random_networks_and_plans(model: nn.Module, seed: int, share: float | N
 
     assert deviation(animal.outputs(pruned), animal.twin(keep)) <= 1e-9
     assert deviation(animal.outputs(pruned), animal.outputs(zeroed(model, animal.structure, keep))) <= 1e-9
-    assert count(pruned, inputs)[0] == pytest.approx(animal.structure.cost.macs(keep), rel=1e-3)
+    assert count(pruned, inputs)[0] == pytest.approx(animal.structure.cost.macs.total(keep), rel=1e-3)
     copy.deepcopy(pruned)

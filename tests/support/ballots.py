@@ -7,7 +7,8 @@ import dataclasses
 import torch
 
 from disparse_structured.decision.arbiters import Ballot
-from disparse_structured.decision.votes import GlobalRanking, RankingContext, standings, vote
+from disparse_structured.decision.rankings import GlobalRanking, RankingContext
+from disparse_structured.decision.votes import standings, vote
 
 
 def context(units: int) -> RankingContext:

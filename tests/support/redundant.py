@@ -82,4 +82,4 @@ def removed(result: PruningResult) -> dict[str, list[int]]:
 
 def macs_left(result: PruningResult) -> float:
     """The multiply-accumulates that are left, as a share of the dense network's."""
-    return result.report.macs.ratio
+    return result.report.costs["macs"].ratio

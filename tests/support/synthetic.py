@@ -15,36 +15,39 @@ TASKS = ("seg", "depth", "normal")
 
 @dataclass(frozen=True, eq=False)
 class ChainCost:
-    """Layer i costs ``areas[i] * kept(i) * kept(i - 1)`` MACs and the same without the area parameters."""
+    """Layer i costs ``areas[i] * kept(i) * kept(i - 1)``."""
 
     widths: tuple[int, ...]
     areas: tuple[int, ...]
     fixed: float
 
-    def macs(self, keep: torch.Tensor) -> float:
-        return self._total(keep, self.areas)
+    @property
+    def dense(self) -> float:
+        return self.total(torch.ones(sum(self.widths), dtype=torch.bool))
 
-    def parameters(self, keep: torch.Tensor) -> float:
-        return self._total(keep, (1,) * len(self.widths))
-
-    def unit_cost(self, kind: str, keep: torch.Tensor | None = None) -> np.ndarray:
-        areas = self.areas if kind == "macs" else (1,) * len(self.widths)
-        left = self.widths
-        if keep is not None:
-            left = tuple(int(part.sum()) for part in torch.split(keep, list(self.widths)))
+    def marginal(self, keep: torch.Tensor) -> torch.Tensor:
+        left = [int(part.sum()) for part in torch.split(keep, list(self.widths))]
         every = []
         for i, width in enumerate(self.widths):
             before = left[i - 1] if i else 3
-            after = areas[i + 1] * left[i + 1] if i + 1 < len(left) else 0
-            every += [float(areas[i] * before + after)] * width
-        return np.array(every)
+            after = self.areas[i + 1] * left[i + 1] if i + 1 < len(left) else 0
+            every += [float(self.areas[i] * before + after)] * width
+        return torch.tensor(every, dtype=torch.float64)
 
-    def _total(self, keep: torch.Tensor, areas: tuple[int, ...]) -> float:
+    def total(self, keep: torch.Tensor) -> float:
         before, total = 3, self.fixed
-        for area, part in zip(areas, torch.split(keep, list(self.widths)), strict=True):
+        for area, part in zip(self.areas, torch.split(keep, list(self.widths)), strict=True):
             total += area * before * int(part.sum())
             before = int(part.sum())
         return float(total)
+
+
+@dataclass(frozen=True)
+class ChainCosts:
+    """MACs grow with the areas, parameters do not."""
+
+    macs: ChainCost
+    parameters: ChainCost
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +57,7 @@ class Chain:
     reach: torch.Tensor
     constraints: tuple[RatioConstraint, ...]
     fingerprint: str
-    cost: ChainCost
+    cost: ChainCosts
     unclaimed: frozenset[str] = frozenset()
     graph_only: float = 0.0
 
@@ -111,5 +114,8 @@ def chain(
         reach=reach_matrix(tuple(groups), tasks),
         constraints=constraints,
         fingerprint="c0ffee" * 8,
-        cost=ChainCost(tuple(widths), tuple(areas or [1] * len(widths)), fixed),
+        cost=ChainCosts(
+            macs=ChainCost(tuple(widths), tuple(areas or [1] * len(widths)), fixed),
+            parameters=ChainCost(tuple(widths), (1,) * len(widths), fixed),
+        ),
     )

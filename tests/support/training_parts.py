@@ -1,4 +1,4 @@
-"""What the scripts of test_training_processes.py train: small nets, odd loaders, companions that die."""
+"""What the scripts of test_training_processes.py train: small nets, odd loaders, callbacks that die."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from disparse_structured.training import TrainingConfig, train
 class Net(nn.Module):
     """Two used heads, and one that no task asks for."""
 
-    def __init__(self, seed: int, normalised: bool) -> None:
+    def __init__(self, seed: int, normalized: bool) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        between: list[nn.Module] = [nn.BatchNorm1d(16), nn.Dropout(0.2)] if normalised else []
+        between: list[nn.Module] = [nn.BatchNorm1d(16), nn.Dropout(0.2)] if normalized else []
         self.trunk = nn.Sequential(nn.Linear(4, 16), *between, nn.Tanh())
         self.heads = nn.ModuleDict({name: nn.Linear(16, 1) for name in ("sum", "sign", "spare")})
 
@@ -67,7 +67,7 @@ class Killer:
 
 
 class Drifting:
-    """A companion with a state: mixes the weights with what they were, and a random number with itself."""
+    """A callback with a state: mixes the weights with what they were, and a random number with itself."""
 
     def __init__(self, model: nn.Module, killer: Killer | None = None) -> None:
         self._weight = model.get_parameter("trunk.0.weight")
@@ -108,29 +108,29 @@ class Watched(list[Any]):
 
 
 def run(checkpoint: Path, killer: Killer, result: Path) -> None:
-    """Shuffled and augmented data, dropout, a companion, an early stop; ``result`` is written at the end."""
+    """Shuffled and augmented data, dropout, a callback, an early stop; ``result`` is written at the end."""
 
     def augment(batch: Batch) -> Batch:
         killer.pass_by("augment")
         noise = 0.2 * torch.randn_like(batch["image"])
         return {"image": batch["image"] + noise + 0.1 * (random.random() - np.random.rand())}  # noqa: NPY002
 
-    model = Net(99 if checkpoint.exists() else 1, normalised=True)
-    companion = Drifting(model, killer)
+    model = Net(99 if checkpoint.exists() else 1, normalized=True)
+    callback = Drifting(model, killer)
     loader = Loader(samples(90, 3), 20, shuffle=True, augment=augment)
     facts = train(
         model,
         TASKS,
         loader,
         TrainingConfig(12, 0.1, patience=5, seed=5),
-        companion=companion,
+        callback=callback,
         # The wrong way round, so that what is learnt soon makes it worse.
         validation=Watched([{**samples(30, 4).tensors, "sense": torch.tensor(-1.0)}], killer),
         checkpoint=checkpoint,
         checkpoint_every=2,
         on_epoch=lambda epoch, means: killer.pass_by("epoch"),
     )
-    found = {"facts": plain(facts), "weights": model.state_dict(), "companion": companion.drawn}
+    found = {"facts": plain(facts), "weights": model.state_dict(), "callback": callback.drawn}
     torch.save(found, result)
 
 
@@ -138,9 +138,9 @@ def parallel(folder: Path) -> None:
     """Three runs, under torchrun or not; each process writes what it ended with."""
     rank = int(os.environ.get("RANK", "0"))
     results = {
-        "plain": shared_run(normalised=False),
-        "normalised": shared_run(normalised=True),
-        "resumed": shared_run(normalised=True, checkpoint=folder / "run.pt"),
+        "plain": shared_run(normalized=False),
+        "normalized": shared_run(normalized=True),
+        "resumed": shared_run(normalized=True, checkpoint=folder / "run.pt"),
     }
     torch.save(results, folder / f"{rank}.result")
 
@@ -161,27 +161,27 @@ class Fragile(Drifting):
             raise Interrupted
 
 
-def shared_run(normalised: bool, checkpoint: Path | None = None) -> dict[str, Any]:
+def shared_run(normalized: bool, checkpoint: Path | None = None) -> dict[str, Any]:
     # Batches of 9, which two cannot halve, and for 37 samples a last one of a single sample.
-    loader = Loader(samples(36 if normalised else 37, 3), 9, shuffle=True)
+    loader = Loader(samples(36 if normalized else 37, 3), 9, shuffle=True)
     validation = Loader(samples(25, 4), 10)
-    recipe = TrainingConfig(3, 3e-2, patience=3)
+    config = TrainingConfig(3, 3e-2, patience=3)
     heard: list[int] = []
     # What a process draws for itself must not part it from the others.
     random.seed(os.getpid())
     options: dict[str, Any] = {"validation": validation, "checkpoint": checkpoint, "checkpoint_every": 4}
     if checkpoint is not None:
-        model = Net(1, normalised)
+        model = Net(1, normalized)
         with contextlib.suppress(Interrupted):
-            train(model, TASKS, loader, recipe, companion=Fragile(model), **options)
-    model = Net(1, normalised)
-    companion = Drifting(model)
+            train(model, TASKS, loader, config, callback=Fragile(model), **options)
+    model = Net(1, normalized)
+    callback = Drifting(model)
     facts = train(
         model,
         TASKS,
         loader,
-        recipe,
-        companion=companion,
+        config,
+        callback=callback,
         on_epoch=lambda epoch, means: heard.append(epoch),
         **options,
     )
@@ -189,7 +189,7 @@ def shared_run(normalised: bool, checkpoint: Path | None = None) -> dict[str, An
     return {
         "facts": plain(facts),
         "weights": model.state_dict(),
-        "companion": companion.drawn,
+        "callback": callback.drawn,
         "heard": heard,
         "processes": processes,
     }

@@ -240,7 +240,7 @@ def test_the_result_is_pruned_and_exported(tmp_path: Path) -> None:
         pruned.model, IMAGES, tmp_path / "model.onnx", outputs={t.name: t.tensors for t in found.tasks}
     )
 
-    assert pruned.report.macs.ratio < 0.51
+    assert pruned.report.costs["macs"].ratio < 0.51
     assert {fact.task for fact in facts.parity} == {"labels"}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.utils import _pytree as pytree
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import PlanError, VerificationError
 from disparse_structured.export import export_onnx
+from disparse_structured.graph.operators import OPERATORS
 from disparse_structured.pipeline import DiSparse, prune
 from disparse_structured.refit import LeastSquares
 from disparse_structured.structure import analyse, resizing
@@ -32,6 +34,7 @@ from tests.support.zoo import BY_ID, Entry, ids, named
 
 aten = torch.ops.aten
 EXACT = 1e-9
+Corruption = Callable[[pytest.MonkeyPatch], None]
 
 
 class HardCodedHeads(nn.Module):
@@ -165,7 +168,7 @@ def test_pruned_graph_is_the_masked_twin(id: str) -> None:
         twin = animal.twin(plan.keep(animal.structure))
 
         assert deviation(outputs(pruned, animal.inputs), twin) <= EXACT
-        assert sum(parameter.numel() for parameter in pruned.parameters()) == plan.parameters.after
+        assert sum(parameter.numel() for parameter in pruned.parameters()) == plan.costs["parameters"].after
 
 
 @pytest.mark.parametrize("id", SAMPLE)
@@ -435,8 +438,8 @@ def test_prune_to_a_graph(refit: LeastSquares | None) -> None:
     )
 
     assert isinstance(pruned.model, PrunedGraph)
-    assert pruned.report.parameters.counted <= 0.5 * pruned.plan.parameters.before
-    assert pruned.report.macs.counted == pruned.plan.macs.after
+    assert pruned.report.costs["parameters"].counted <= 0.5 * pruned.plan.costs["parameters"].before
+    assert pruned.report.costs["macs"].counted == pruned.plan.costs["macs"].after
     assert pruned.report.verification.verified
     assert set(pruned.model(*entry.inputs(3))) == {"left", "right"}
     assert snapshot(model) == before
@@ -468,48 +471,48 @@ def test_onnx_runtime_agrees(id: str, tmp_path: Path) -> None:
 # The guard is guarded.
 
 
-def lost(call: Any, result: Any) -> list[Axis]:
-    return []
+def lost(packet: Any, argument: str) -> Corruption:
+    """The operator's record does not say that the argument is a size."""
+    record = OPERATORS[packet]
+    sizes = {name: counts for name, counts in record.sizes.items() if name != argument}
+    return lambda patch: patch.setitem(OPERATORS, packet, replace(record, sizes=sizes))
 
 
-def from_behind(call: Any, result: Any) -> list[Axis]:
-    """As many positions as the bound says, but the last ones."""
-    axis = call["self"][call["dim"]]
-    return [Axis(call.raw["end"], axis.atoms()[-call.raw["end"] :])]
+def from_the_end(patch: pytest.MonkeyPatch) -> None:
+    """A bound of a slice counts as many positions as it says, but the last ones."""
+
+    def counted(call: Any, result: Any, argument: str) -> list[Axis]:
+        axis, bound = call["self"][call["dim"]], call.raw[argument]
+        return [Axis(bound, axis.atoms()[-bound:])]
+
+    patch.setitem(resizing.COUNTED, "before", counted)
 
 
-MUTATIONS = {
-    "view-lost": (aten.view, "size", lost, "heads"),
-    "reshape-lost": (aten.reshape, "shape", lost, "heads"),
-    "normalized-shape-lost": (aten.layer_norm, "normalized_shape", lost, "heads"),
-    "split-lost": (aten.split_with_sizes, "split_sizes", lost, "pieces"),
-    "expand-lost": (aten.expand, "size", lost, "pieces"),
-    "groups-lost": (aten.conv2d, "groups", lost, "pieces"),
-    "bound-lost": (aten.slice, "end", lost, "pieces"),
-    "bound-from-behind": (aten.slice, "end", from_behind, "pieces"),
-    "length-lost": (aten.narrow, "length", lost, "pieces"),
+MUTATIONS: dict[str, tuple[Corruption, str]] = {
+    "view-lost": (lost(aten.view, "size"), "heads"),
+    "reshape-lost": (lost(aten.reshape, "shape"), "heads"),
+    "normalized-shape-lost": (lost(aten.layer_norm, "normalized_shape"), "heads"),
+    "split-lost": (lost(aten.split_with_sizes, "split_sizes"), "pieces"),
+    "expand-lost": (lost(aten.expand, "size"), "pieces"),
+    "groups-lost": (lost(aten.conv2d, "groups"), "pieces"),
+    "bound-lost": (lost(aten.slice, "end"), "pieces"),
+    "bound-from-the-end": (from_the_end, "pieces"),
+    "length-lost": (lost(aten.narrow, "length"), "pieces"),
 }
 
 
 @pytest.mark.parametrize("id", MUTATIONS)
 def test_a_corrupted_entry_of_the_table_is_caught(id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    packet, argument, wrong, network = MUTATIONS[id]
+    corrupt, network = MUTATIONS[id]
     right = graph_case(network)
     before = snapshot(right.model)
     keep = random_keep(right.structure, 1)
-    monkeypatch.setitem(resizing.SIZES, packet, {**resizing.SIZES[packet], argument: wrong})
+    corrupt(monkeypatch)
     structure = analyse(right.model, right.inputs, right.structure.task_objects, form="graph")
 
     with pytest.raises(VerificationError, match=r"pruned graph of .* is not the masked twin"):
         apply_graph(right.model, Plan.from_keep(structure, keep), structure)
     assert snapshot(right.model) == before
-
-
-def test_every_size_of_the_table_is_an_argument_of_its_operator() -> None:
-    for packet, arguments in resizing.SIZES.items():
-        schemas = [getattr(packet, overload)._schema for overload in packet.overloads()]
-        named = {argument.name for schema in schemas for argument in schema.arguments}
-        assert set(arguments) <= named, packet
 
 
 def test_what_is_no_parameter_of_the_structure_is_whole() -> None:

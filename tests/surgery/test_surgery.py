@@ -107,7 +107,7 @@ def test_a_group_that_forward_cannot_follow_is_named_and_left_alone(
     assert [refusal.group for refusal in done.refused] == ["second"]
     assert done.refused[0].reason.startswith(reason)
     assert done.plan.removals == {name: plan.removals[name] for name in ("first", "third")}
-    assert done.plan.parameters.after == sum(p.numel() for p in done.model.parameters())
+    assert done.plan.costs["parameters"].after == sum(p.numel() for p in done.model.parameters())
     assert (done.model.first.out_features, done.model.second.out_features) == (6, 10)
     assert done.verification is not None
     assert max(done.verification.deviation.values()) <= done.verification.tolerance
@@ -193,7 +193,7 @@ def tampered(plan: Plan, **changes: object) -> Plan:
         (lambda plan: tampered(plan, removed=(0, 12)), r"group 'first': unit 12 is out of range.* 0 to 11"),
         (lambda plan: tampered(plan, removed=(-1,)), "unit -1 is out of range"),
         (lambda plan: tampered(plan, removed=(3, 3)), "unit 3 is listed twice"),
-        (lambda plan: tampered(plan, removed=tuple(range(12))), "all 12 units would leave"),
+        (lambda plan: tampered(plan, removed=tuple(range(12))), "all 12 units would be removed"),
         (lambda plan: tampered(plan, units=13), "the plan says 13 units, this model has 12"),
         (lambda plan: tampered(plan, name="frist"), r"no channel group 'frist'\. Did you mean 'first'"),
         (lambda plan: dataclasses.replace(plan, fingerprint="0" * 64), "made for another model"),
@@ -247,9 +247,13 @@ def test_without_leaves_named_groups_whole_and_keeps_the_rest_of_the_plan() -> N
     assert [group.votes for group in rest.groups] == [group.votes for group in plan.groups]
     assert (rest.budget, rest.provenance, rest.tasks) == (plan.budget, plan.provenance, plan.tasks)
     kept = rest.keep(structure)
-    assert rest.macs.before == plan.macs.before
-    assert rest.macs.after == structure.cost.macs(kept) > plan.macs.after
-    assert rest.parameters.after == structure.cost.parameters(kept) > plan.parameters.after
+    assert rest.costs["macs"].before == plan.costs["macs"].before
+    assert rest.costs["macs"].after == structure.cost.macs.total(kept) > plan.costs["macs"].after
+    assert (
+        rest.costs["parameters"].after
+        == structure.cost.parameters.total(kept)
+        > plan.costs["parameters"].after
+    )
     assert plan.without(structure, []) == plan
 
 
@@ -510,7 +514,7 @@ def test_result_can_be_analysed_and_pruned_again(id: str) -> None:
     again = analyse(once, entry.inputs(), entry.tasks)
     total = torch.ones(again.units, dtype=torch.bool)
 
-    assert again.cost.parameters(total) == sum(p.numel() for p in once.parameters())
+    assert again.cost.parameters.total(total) == sum(p.numel() for p in once.parameters())
     assert again.groups
     done = apply(once, random_plan(again, 1, 0.6), again)
 

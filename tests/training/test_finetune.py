@@ -16,8 +16,7 @@ from disparse_structured.errors import BatchError, GradientError, TaskError, Uns
 from disparse_structured.lab.scenes import HEADS, scene_loader
 from disparse_structured.lab.scenes import tasks as scene_tasks
 from disparse_structured.tasks import Task
-from disparse_structured.training import finetune
-from disparse_structured.training.finetune import FinetuneFacts
+from disparse_structured.training.finetune import FinetuneFacts, finetune
 
 
 class Net(nn.Module):

@@ -1,4 +1,4 @@
-"""Training: what a recipe asks for is done, a run goes on where it stopped, and bad asks are refused."""
+"""Training: a config is carried out, a run resumes where it stopped, and invalid requests are refused."""
 
 from __future__ import annotations
 
@@ -92,11 +92,11 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 class Killed(Exception):
-    """Stands for the end of a process: raised by a companion, in the middle of a run."""
+    """Stands for the end of a process: raised by a callback, in the middle of a run."""
 
 
 class Shrinker:
-    """A companion with a state of its own: scales the weights by a factor that it draws and remembers."""
+    """A callback with a state of its own: scales the weights by a factor that it draws and remembers."""
 
     def __init__(self, die_at: int | None = None) -> None:
         self.factor, self.calls, self.die_at = torch.ones(()), 0, die_at
@@ -122,12 +122,12 @@ class Shrinker:
 
 
 def test_the_default_is_adamw_under_one_cycle() -> None:
-    companion = Shrinker()
-    facts = train(Net(), TASKS, data(6), TrainingConfig(2, 1e-2), companion=companion)
+    callback = Shrinker()
+    facts = train(Net(), TASKS, data(6), TrainingConfig(2, 1e-2), callback=callback)
     assert (facts.epochs, facts.steps, facts.stopped_early, facts.validation) == (2, 12, False, ())
-    assert max(companion.rates) == pytest.approx(1e-2, rel=0.1)
-    assert companion.rates.index(max(companion.rates)) < 6
-    assert companion.rates[-1] < 1e-5 < companion.rates[0]
+    assert max(callback.rates) == pytest.approx(1e-2, rel=0.1)
+    assert callback.rates.index(max(callback.rates)) < 6
+    assert callback.rates[-1] < 1e-5 < callback.rates[0]
 
 
 def test_optimizer_and_schedule_can_be_replaced() -> None:
@@ -162,8 +162,8 @@ def test_without_labels_the_student_comes_near_its_teacher() -> None:
     teacher, student = Net(1), Net(2)
     teacher.heads["sign"].train().bias.requires_grad_(False)
     modes, before = [module.training for module in teacher.modules()], state(teacher)
-    recipe = TrainingConfig(20, 2e-2, distillation=Distillation(teacher))
-    facts = train(student, LABEL_FREE, data(), recipe)
+    config = TrainingConfig(20, 2e-2, distillation=Distillation(teacher))
+    facts = train(student, LABEL_FREE, data(), config)
     assert facts.losses == facts.distillation
     for name, losses in facts.losses.items():
         assert losses[-1] < 0.2 * losses[0], name
@@ -182,8 +182,8 @@ def test_distillation_adds_to_the_tasks_own_losses() -> None:
 
     tasks = (TASKS[0], LABEL_FREE[1])
     own = train(Net(), [TASKS[0]], data(), TrainingConfig(1, 1e-9))
-    recipe = TrainingConfig(1, 1e-9, distillation=Distillation(teacher, 3.0, {"sign": apart}))
-    facts = train(Net(), tasks, data(), recipe, validation=data(1))
+    config = TrainingConfig(1, 1e-9, distillation=Distillation(teacher, 3.0, {"sign": apart}))
+    facts = train(Net(), tasks, data(), config, validation=data(1))
     assert list(facts.losses) == list(facts.distillation) == ["sum", "sign"]
     assert facts.losses["sum"] == pytest.approx(own.losses["sum"], rel=1e-5)
     assert facts.losses["sign"] == facts.distillation["sign"]
@@ -270,13 +270,13 @@ def scripted(values: list[float]) -> Callable[[Tensor, Any], Tensor]:
 def test_patience_stops_and_brings_the_best_weights_back() -> None:
     values = [3.0, 1.0, 2.0, 1.0, 0.5]
     weights: list[dict[str, Tensor]] = []
-    model, companion = Net(), Shrinker()
+    model, callback = Net(), Shrinker()
     facts = train(
         model,
         [Task("one", "sum", scripted(values), weight=2.0)],
         data(),
         TrainingConfig(9, 1e-2, patience=2),
-        companion=companion,
+        callback=callback,
         validation=data(1),
         on_epoch=lambda epoch, means: weights.append(state(model)),
     )
@@ -284,7 +284,7 @@ def test_patience_stops_and_brings_the_best_weights_back() -> None:
     assert (facts.epochs, facts.steps, facts.stopped_early) == (4, 24, True)
     assert same(state(model), weights[1])
     assert not same(state(model), weights[3])
-    assert companion.calls == 12, "the companion's state is not that of the best epoch"
+    assert callback.calls == 12, "the callback's state is not that of the best epoch"
 
 
 def test_without_patience_validation_is_only_reported() -> None:
@@ -304,27 +304,27 @@ def test_without_patience_validation_is_only_reported() -> None:
 
 
 def run_in_pieces(
-    path: Path, deaths: list[int], loader: Callable[[], Any], recipe: TrainingConfig, every: int
+    path: Path, deaths: list[int], loader: Callable[[], Any], config: TrainingConfig, every: int
 ) -> tuple[TrainingFacts, dict[str, Tensor], Shrinker]:
     """Trains from nothing but the checkpoint after each death; ``path`` in a folder that is not there yet."""
     for death in [*deaths, None]:
         # Once there is a file, what the model is built with must not matter.
-        model, companion = Net(seed=99) if path.exists() else Net(), Shrinker(die_at=death)
+        model, callback = Net(seed=99) if path.exists() else Net(), Shrinker(die_at=death)
         torch.manual_seed(death or 0)  # the state of the generators outside must not matter
         try:
             facts = train(
                 model,
                 TASKS,
                 loader(),
-                recipe,
-                companion=companion,
+                config,
+                callback=callback,
                 validation=data(2, seed=5),
                 checkpoint=path,
                 checkpoint_every=every,
             )
         except Killed:
             continue
-    return facts, state(model), companion
+    return facts, state(model), callback
 
 
 def rows(**options: Any) -> Callable[[], DataLoader[dict[str, Tensor]]]:
@@ -350,13 +350,13 @@ def own_generator() -> DataLoader[dict[str, Tensor]]:
 def test_an_interrupted_run_ends_like_one_that_was_not(
     tmp_path: Path, loader: Callable[[], Any], deaths: list[int], every: int
 ) -> None:
-    recipe = TrainingConfig(3, 2e-2, patience=2, seed=3)
-    facts, weights, companion = run_in_pieces(tmp_path / "a" / "run.pt", [], loader, recipe, every)
-    again, resumed, other = run_in_pieces(tmp_path / "b" / "run.pt", deaths, loader, recipe, every)
+    config = TrainingConfig(3, 2e-2, patience=2, seed=3)
+    facts, weights, callback = run_in_pieces(tmp_path / "a" / "run.pt", [], loader, config, every)
+    again, resumed, other = run_in_pieces(tmp_path / "b" / "run.pt", deaths, loader, config, every)
     assert facts == again
     assert same(weights, resumed)
-    assert (companion.calls, companion.rates) == (other.calls, other.rates)
-    assert torch.equal(companion.factor, other.factor)
+    assert (callback.calls, callback.rates) == (other.calls, other.rates)
+    assert torch.equal(callback.factor, other.factor)
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["run.pt"]
 
 
@@ -387,21 +387,21 @@ def test_buffers_that_no_state_dict_holds_are_resumed(tmp_path: Path) -> None:
     task = Task("sum", lambda output: output, sum_loss)
     options: dict[str, Any] = {"checkpoint": tmp_path / "run.pt", "checkpoint_every": 2}
     with pytest.raises(Killed):
-        train(Counting(), [task], data(), TrainingConfig(1, 1e-2), companion=Shrinker(die_at=5), **options)
+        train(Counting(), [task], data(), TrainingConfig(1, 1e-2), callback=Shrinker(die_at=5), **options)
     model = Counting()
-    train(model, [task], data(), TrainingConfig(1, 1e-2), companion=Shrinker(), **options)
+    train(model, [task], data(), TrainingConfig(1, 1e-2), callback=Shrinker(), **options)
     assert model.calls.item() == 6
 
 
-def test_an_error_leaves_model_companion_and_generators_as_they_were() -> None:
-    model, companion = Net().eval(), Shrinker(die_at=4)
+def test_an_error_leaves_model_callback_and_generators_as_they_were() -> None:
+    model, callback = Net().eval(), Shrinker(die_at=4)
     loader = own_generator()
     before, inner = state(model), loader.sampler.generator.get_state()
     outside = (random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist())  # noqa: NPY002
     with pytest.raises(Killed):
-        train(model, TASKS, loader, TrainingConfig(1, 1e-2), companion=companion)
+        train(model, TASKS, loader, TrainingConfig(1, 1e-2), callback=callback)
     assert same(before, state(model))
-    assert (companion.calls, companion.rates) == (0, [])
+    assert (callback.calls, callback.rates) == (0, [])
     assert torch.equal(inner, loader.sampler.generator.get_state())
     assert outside[0] == random.getstate()
     assert torch.equal(outside[1], torch.get_rng_state())
@@ -465,17 +465,17 @@ class Wide(Net):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param({"recipe": TrainingConfig(2, 2e-2)}, r"lr is 0\.01 there and 0\.02 here", id="lr"),
-        pytest.param({"recipe": TrainingConfig(2, 1e-2, seed=1)}, "seed is 0 there and 1 here", id="seed"),
+        pytest.param({"config": TrainingConfig(2, 2e-2)}, r"lr is 0\.01 there and 0\.02 here", id="lr"),
+        pytest.param({"config": TrainingConfig(2, 1e-2, seed=1)}, "seed is 0 there and 1 here", id="seed"),
         pytest.param(
-            {"recipe": TrainingConfig(2, 1e-2, optimizer=torch.optim.SGD)},
+            {"config": TrainingConfig(2, 1e-2, optimizer=torch.optim.SGD)},
             "optimizer is the default there and SGD here",
             id="optimizer",
         ),
         pytest.param({"tasks": TASKS[:1]}, r"tasks is .*'sign'.* there and .*'sum'.* here", id="tasks"),
         pytest.param({"loader": data(5)}, "number of batches is 6 there and 5 here", id="batches"),
         pytest.param({"validation": data(1)}, "validation is False there and True here", id="validation"),
-        pytest.param({"companion": Shrinker()}, "companion is False there and True here", id="companion"),
+        pytest.param({"callback": Shrinker()}, "callback is False there and True here", id="callback"),
         pytest.param(
             {"model": Wide()},
             r"parameter heads\.sum\.bias is \(\(1,\), True\) there and absent here",
@@ -485,7 +485,7 @@ class Wide(Net):
 )
 def test_another_runs_checkpoint_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = tmp_path / "run.pt"
-    usual = {"model": Net(), "tasks": TASKS, "loader": data(), "recipe": TrainingConfig(2, 1e-2)}
+    usual = {"model": Net(), "tasks": TASKS, "loader": data(), "config": TrainingConfig(2, 1e-2)}
     train(**usual, checkpoint=path)
     asked = {**usual, "model": Net(), **change}
     before = state(asked["model"])
@@ -501,7 +501,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes 
         torch.save({"weights": torch.ones(2)}, path)
     else:
         path.write_bytes(content)
-    with pytest.raises(LoadError, match=r"run\.pt is no checkpoint of a training run"):
+    with pytest.raises(LoadError, match=r"run\.pt is not a checkpoint of a training run"):
         train(Net(), TASKS, data(), TrainingConfig(1, 1e-2), checkpoint=path)
 
 
@@ -511,7 +511,7 @@ def test_reading_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
             return Path.touch, (tmp_path / "sprung",)
 
     torch.save({"format": 1, "identity": {}, "content": Trap()}, tmp_path / "run.pt")
-    with pytest.raises(LoadError, match="is no checkpoint"):
+    with pytest.raises(LoadError, match="is not a checkpoint"):
         train(Net(), TASKS, data(), TrainingConfig(1, 1e-2), checkpoint=tmp_path / "run.pt")
     assert not (tmp_path / "sprung").exists()
 
@@ -521,9 +521,9 @@ def test_a_state_that_could_not_be_read_back_is_refused_at_once(tmp_path: Path) 
         def state_dict(self) -> dict[str, Any]:
             return {**super().state_dict(), "self": np.random.default_rng(0)}
 
-    with pytest.raises(TypeError, match=r"companion, the optimizer or the schedule holds more than"):
+    with pytest.raises(TypeError, match=r"callback, the optimizer or the schedule holds more than"):
         train(
-            Net(), TASKS, data(), TrainingConfig(1, 1e-2), companion=Opaque(), checkpoint=tmp_path / "run.pt",
+            Net(), TASKS, data(), TrainingConfig(1, 1e-2), callback=Opaque(), checkpoint=tmp_path / "run.pt",
             checkpoint_every=1,
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
@@ -536,11 +536,11 @@ def test_a_loader_that_became_shorter_is_refused(tmp_path: Path) -> None:
 
     options: dict[str, Any] = {"checkpoint": tmp_path / "run.pt", "checkpoint_every": 1}
     with pytest.raises(Killed):
-        train(Net(), TASKS, Liar(data()), TrainingConfig(1, 1e-2), companion=Shrinker(die_at=5), **options)
+        train(Net(), TASKS, Liar(data()), TrainingConfig(1, 1e-2), callback=Shrinker(die_at=5), **options)
     with pytest.raises(
         BatchError, match="yields 2 batches in epoch 0, but the checkpoint was written after 4"
     ):
-        train(Net(), TASKS, Liar(data(2)), TrainingConfig(1, 1e-2), companion=Shrinker(), **options)
+        train(Net(), TASKS, Liar(data(2)), TrainingConfig(1, 1e-2), callback=Shrinker(), **options)
 
 
 def test_odd_teachers_are_refused() -> None:
@@ -601,7 +601,7 @@ def test_a_terminal_sees_each_tasks_loss(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_bad_asks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"patience=2 needs data to judge by\. Pass validation="):
+    with pytest.raises(ValueError, match=r"patience=2 needs validation data\. Pass validation="):
         train(Net(), TASKS, data(), TrainingConfig(1, 1e-2, patience=2))
     with pytest.raises(ValueError, match="checkpoint_every=0"):
         train(

@@ -36,7 +36,7 @@ def ended(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 assert ended(child("whole", None)) == 0
-# Inside a companion's step, a batch's augmentation, a validation, an epoch's end: by the process itself.
+# Inside a callback's step, a batch's augmentation, a validation, an epoch's end: by the process itself.
 moments = "step 1, augment 4, step 7, validation 2, step 9, epoch 2, augment 5, validation 1"
 for kill in moments.split(", "):
     assert ended(child("killed", kill)) == -signal.SIGKILL, kill
@@ -82,7 +82,7 @@ def test_runs_killed_anywhere_end_like_one_that_was_not(tmp_path: Path) -> None:
     assert whole["facts"] == killed["facts"]
     assert whole["facts"]["stopped_early"]
     assert whole["facts"]["epochs"] < 12
-    assert whole["companion"] == killed["companion"]
+    assert whole["callback"] == killed["callback"]
     assert whole["weights"].keys() == killed["weights"].keys()
     for name, value in whole["weights"].items():
         assert torch.equal(value, killed["weights"][name]), name
@@ -113,17 +113,17 @@ def test_two_processes_train_what_one_trains(parallel: dict[str, dict[str, Any]]
     assert alone["facts"]["losses"]["sum"][-1] < 0.8 * alone["facts"]["losses"]["sum"][0]
 
 
-@pytest.mark.parametrize("case", ["plain", "normalised", "resumed"])
+@pytest.mark.parametrize("case", ["plain", "normalized", "resumed"])
 def test_all_processes_end_with_the_same(parallel: dict[str, dict[str, Any]], case: str) -> None:
     one, other = parallel["0"][case], parallel["1"][case]
     assert one["facts"] == other["facts"]
-    assert one["companion"] == other["companion"]
+    assert one["callback"] == other["callback"]
     for name, value in one["weights"].items():
         assert torch.equal(value, other["weights"][name]), name
 
 
 def test_several_processes_go_on_where_they_stopped(parallel: dict[str, dict[str, Any]]) -> None:
-    whole, resumed = parallel["0"]["normalised"], parallel["0"]["resumed"]
+    whole, resumed = parallel["0"]["normalized"], parallel["0"]["resumed"]
     assert whole["facts"] == resumed["facts"]
     for name, value in whole["weights"].items():
         assert torch.equal(value, resumed["weights"][name]), name

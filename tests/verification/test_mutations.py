@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import disparse_structured.structure.analysis as analysis
 import disparse_structured.surgery._torch_pruning as execution
+from disparse_structured.graph.operators import OPERATORS
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.structure.labels import Axis, Value
 from disparse_structured.structure.rules import concatenation, convolution, reshape
@@ -191,6 +192,16 @@ def replaced(owner: Any, name: str, wrong: Any) -> Callable[[Patch], None]:
     return lambda patch: patch.setattr(owner, name, wrong)
 
 
+def recorded(operators: Iterable[Any], **facts: Any) -> Callable[[Patch], None]:
+    """The records of the operators state other facts."""
+
+    def corrupt(patch: Patch) -> None:
+        for each in operators:
+            patch.setitem(OPERATORS, each, replace(OPERATORS[each], **facts))
+
+    return corrupt
+
+
 def both(*corruptions: Callable[[Patch], None]) -> Callable[[Patch], None]:
     def corrupt(patch: Patch) -> None:
         for each in corruptions:
@@ -302,6 +313,11 @@ MUTATIONS = (
              ("convnext-block", "tiny-vit")),
     Mutation("groupnorm-over-all", silent((aten.group_norm,), "consume"), ("groupnorm",)),
     Mutation("groupnorm-any-channel", silent((aten.group_norm,), "unite"), ("groupnorm-no-affine",)),
+    Mutation("layernorm-recorded-as-plain", recorded((aten.layer_norm,), normalizes=None),
+             ("convnext-block", "tiny-vit")),
+    Mutation("groupnorm-recorded-as-plain", recorded((aten.group_norm,), normalizes=None), ("groupnorm",)),
+    Mutation("mean-recorded-as-sum", recorded((aten.mean, aten.amax), averages=False),
+             ("channel-mean-gate",)),
     Mutation("prelu-reversed", argument((aten.prelu,), "weight", 0, reverse), ("prelu-each-channel",)),
     Mutation("arithmetic-not-united", silent(ARITHMETIC, "broadcast"), ("residual", "layerscale")),
     Mutation("second-operand-shifted", argument(ARITHMETIC, "other", 1, shift), ("residual",)),
@@ -359,7 +375,7 @@ def described(structure: Structure) -> Any:
         (
             group.kind,
             [(m.parameter, m.dim, m.index.tolist()) for m in group.members],
-            [(c.node, c.arg, c.dim, c.normalises, c.index.tolist()) for c in group.consumers],
+            [(c.node, c.arg, c.dim, c.normalises, c.averages, c.index.tolist()) for c in group.consumers],
         )
         for group in structure.groups
     ]

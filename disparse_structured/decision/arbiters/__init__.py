@@ -1,4 +1,4 @@
-"""Arbiters: one rule a file. Any callable of :class:`Arbiter`'s signature is one."""
+"""Arbiters: one rule per file. Any callable of :class:`Arbiter`'s signature is one."""
 
 from disparse_structured.decision.arbiters.any_task import AnyTask
 from disparse_structured.decision.arbiters.ballot import Arbiter, Ballot, arbitrate

@@ -11,9 +11,9 @@ from disparse_structured.decision.arbiters.ballot import Ballot
 
 @dataclass(frozen=True)
 class AnyTask:
-    """A unit goes as soon as one task that reaches it votes to remove it.
+    """A unit is removed as soon as one task that reaches it votes for that.
 
-    A private unit follows its one voter; a unit that no task reaches goes.
+    A private unit follows its one voter; a unit that no task reaches is removed.
     """
 
     def __call__(self, ballot: Ballot) -> torch.Tensor:

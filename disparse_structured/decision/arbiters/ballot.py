@@ -8,12 +8,12 @@ from typing import Protocol
 
 import torch
 
-from disparse_structured.errors import PlanError
+from disparse_structured.errors import OptionError
 
 
 @dataclass(frozen=True, eq=False)
 class Ballot:
-    """Everything that is known when the tasks have voted at one ratio.
+    """Everything that is known once the tasks have voted at one ratio.
 
     Args:
         votes: bool ``[tasks, units]``, True = keep; True where the task does not reach the unit.
@@ -21,11 +21,11 @@ class Ballot:
         scores: float64 ``[tasks, units]``, >= 0, each task's row divided by its sum; 0 outside reach.
         ratio: the share of its own units that each task was asked to give up.
         rerank: ``(scores [units], mask [units]) -> standing [units]`` by the ranking in force: the share of
-            the competing units that go before this one (1 outside the mask).
+            the competing units that are removed before this one (1 outside the mask).
         weights: float64 ``[tasks]``, >= 0.
-        damage: float64 ``[tasks, units]``, >= 0, the saliency as it came; 0 outside reach. What each unit
-            adds to its task's loss; with ``Compensated``'s scores, to the squared relative deviation of its
-            output.
+        damage: float64 ``[tasks, units]``, >= 0, the saliency as it came; 0 outside reach. It is what
+            removing each unit adds to its task's loss; with ``Compensated``'s scores, to the squared
+            relative deviation of its output.
         tasks: their names.
     """
 
@@ -65,14 +65,14 @@ def arbitrate(arbiter: Arbiter, ballot: Ballot) -> torch.Tensor:
     """The arbiter's decision, bool ``[units]``, True = keep.
 
     Raises:
-        PlanError: the arbiter returned anything else.
+        OptionError: the arbiter returned anything else.
     """
     keep = arbiter(ballot)
     units = ballot.votes.shape[1]
     if isinstance(keep, torch.Tensor) and keep.dtype == torch.bool and keep.shape == (units,):
         return keep
     found = f"{keep.dtype} {list(keep.shape)}" if isinstance(keep, torch.Tensor) else type(keep).__name__
-    raise PlanError(
+    raise OptionError(
         f"the arbiter {arbiter!r} returned {found}, expected torch.bool [{units}]: "
         "one decision per unit, True = keep."
     )

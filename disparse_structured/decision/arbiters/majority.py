@@ -11,9 +11,9 @@ from disparse_structured.decision.arbiters.ballot import Ballot
 
 @dataclass(frozen=True)
 class Majority:
-    """A unit goes if more than half of the tasks that reach it vote to remove it; a draw keeps it.
+    """A unit is removed if more than half of the tasks that reach it vote for that; a draw keeps it.
 
-    A private unit follows its one voter; a unit that no task reaches goes.
+    A private unit follows its one voter; a unit that no task reaches is removed.
     """
 
     def __call__(self, ballot: Ballot) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Nobody fares worse than needed."""
+"""No task fares worse than it has to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Minimax:
     are equally damaged; the best decision on the way counts, of equal ones that of the smaller total. All
     of them are cuts of one ranking by weighted damage, so that none is dominated by another of the same
     cost. Damage is compared between tasks as it is: scores must be in a common unit, as those of
-    ``Compensated`` are. A unit that no task reaches goes. ``weights`` of the ballot are not read.
+    ``Compensated`` are. A unit that no task reaches is removed. ``weights`` of the ballot are not read.
     """
 
     def __call__(self, ballot: Ballot) -> torch.Tensor:

@@ -17,13 +17,13 @@ class Priority:
     """The tasks' damage is added up by weight, ranked once, and cut at the common ratio.
 
     Damage is added as it is, in the unit that the scores came in; :class:`WeightedMean` adds shares of each
-    task's own sum instead. A unit that no task reaches goes. ``weights`` of the ballot are not read.
+    task's own sum instead. A unit that no task reaches is removed. ``weights`` of the ballot are not read.
 
     Args:
         weights: by the name of the task, >= 0; tasks that are not named weigh 1.
 
     Raises:
-        ValueError: a weight is negative or no finite number.
+        OptionError: a weight is negative or not a finite number.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -35,6 +35,6 @@ class Priority:
         """Bool ``[units]``, True = keep.
 
         Raises:
-            TaskError: a weight is for a task that there is not.
+            TaskError: a weight names an unknown task.
         """
         return weigh(ballot, by_task(self.weights, ballot.tasks, 1.0, "Priority")).keep

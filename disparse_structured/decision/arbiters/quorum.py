@@ -7,25 +7,26 @@ from dataclasses import dataclass
 import torch
 
 from disparse_structured.decision.arbiters.ballot import Ballot
+from disparse_structured.errors import OptionError
 
 
 @dataclass(frozen=True)
 class Quorum:
-    """A unit goes if at least ``k`` of the tasks that reach it vote to remove it.
+    """A unit is removed if at least ``k`` of the tasks that reach it vote for that.
 
     Where fewer than ``k`` tasks reach the unit, all of them must: a private unit follows its one voter,
-    and a unit that no task reaches goes. ``Quorum(1)`` is :class:`AnyTask`; ``Quorum(k)`` with ``k`` at
+    and a unit that no task reaches is removed. ``Quorum(1)`` is :class:`AnyTask`; ``Quorum(k)`` with ``k`` at
     least the number of tasks is :class:`Unanimous`.
 
     Raises:
-        ValueError: ``k`` is not a whole number of at least 1.
+        OptionError: ``k`` is not an integer >= 1.
     """
 
     k: int
 
     def __post_init__(self) -> None:
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"Quorum needs a whole number of votes of at least 1, found {self.k!r}.")
+            raise OptionError(f"Quorum needs a number of votes, an integer >= 1, got {self.k!r}.")
 
     def __call__(self, ballot: Ballot) -> torch.Tensor:
         """Bool ``[units]``, True = keep."""

@@ -1,4 +1,4 @@
-"""Some tasks may lose this much and no more."""
+"""A limit on what some tasks may lose."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from disparse_structured.decision.arbiters.ballot import Ballot
 from disparse_structured.decision.arbiters.by_name import by_task, checked_numbers
 from disparse_structured.decision.arbiters.weighing import Weighed, added, ascend, weigh
+from disparse_structured.errors import OptionError
 
 _LAST = 1e-9
 """The weight of tasks without a limit, where only limits count: they decide between equals."""
@@ -26,14 +27,14 @@ class Tolerance:
        ``damage / limit**2``, is made as small as possible as by :class:`Minimax`, and tasks without a limit
        are not considered, except between equals.
 
-    A unit that no task reaches goes. ``weights`` of the ballot are not read.
+    A unit that no task reaches is removed. ``weights`` of the ballot are not read.
 
     Args:
         limits: by the name of the task, > 0: how far its output may be from the dense one's, relative in the
             Euclidean norm. The damage that a ballot holds is compared with the square.
 
     Raises:
-        ValueError: no limit, or one that is no finite number above 0.
+        OptionError: no limit, or one that is not a finite number above 0.
     """
 
     limits: Mapping[str, float]
@@ -41,14 +42,14 @@ class Tolerance:
     def __post_init__(self) -> None:
         limits = checked_numbers(self.limits, "Tolerance", "limit", zero=False)
         if not limits:
-            raise ValueError("Tolerance needs a limit for at least one task, such as {'depth': 0.05}.")
+            raise OptionError("Tolerance needs a limit for at least one task, such as {'depth': 0.05}.")
         object.__setattr__(self, "limits", limits)
 
     def __call__(self, ballot: Ballot) -> torch.Tensor:
         """Bool ``[units]``, True = keep.
 
         Raises:
-            TaskError: a limit is for a task that there is not.
+            TaskError: a limit names an unknown task.
         """
         most = by_task(self.limits, ballot.tasks, torch.inf, "Tolerance").square()
         plain = weigh(ballot, torch.ones_like(most))

@@ -11,9 +11,9 @@ from disparse_structured.decision.arbiters.ballot import Ballot
 
 @dataclass(frozen=True)
 class Unanimous:
-    """A unit goes only if every task that reaches it votes to remove it (DiSparse, CVPR 2022).
+    """A unit is removed only if every task that reaches it votes for that (DiSparse, CVPR 2022).
 
-    A private unit follows its one voter; a unit that no task reaches goes.
+    A private unit follows its one voter; a unit that no task reaches is removed.
     """
 
     def __call__(self, ballot: Ballot) -> torch.Tensor:

@@ -19,8 +19,8 @@ RERANKS = 24
 """How many weightings one search tries at most: within a percent of the optimum for eight tasks."""
 
 _FARTHEST = 15.0
-"""Further than this from the start, in powers of two, a weight is as good as zero or infinite. The terms of
-the quiet tasks must not be lost in rounding: they decide where the loud ones do not care."""
+"""Farther than this from the start, in powers of two, a weight is as good as zero or infinite. The terms of
+tasks with little weight must not be lost in rounding: they decide where the others are indifferent."""
 
 _FINEST = 1e-7
 
@@ -46,7 +46,7 @@ class Weighed:
 def weigh(ballot: Ballot, weights: Tensor) -> Weighed:
     """The damage weighted by ``weights``, float64 ``[tasks]``, ranked once, and cut at the common ratio.
 
-    A unit that no task reaches goes.
+    A unit that no task reaches is removed.
     """
     reached = ballot.reach.any(dim=0)
     keep = reached & (ballot.rerank(added(weights[:, None] * ballot.damage), reached) >= ballot.ratio)
@@ -59,7 +59,7 @@ def added(terms: Tensor) -> Tensor:
 
 
 def ascend(visit: Callable[[Tensor], Tensor], start: Tensor) -> None:
-    """Shows ``visit`` one weighting after the other, each after what it said of the last one.
+    """Shows ``visit`` one weighting after the other, each chosen by its answer to the one before.
 
     ``visit`` gets binary logarithms of weights, float64 ``[weights]``, and returns which of them should
     grow (1), shrink (-1) or stay (0). Each weight has a step of its own, which doubles until the direction
@@ -71,10 +71,10 @@ def ascend(visit: Callable[[Tensor], Tensor], start: Tensor) -> None:
     after_a_turn = 0.5 if len(start) <= 2 else 1.0
     for _ in range(RERANKS):
         direction = visit(logs)
-        turns, goes_on = direction * before < 0, direction * before > 0
+        turns, continues = direction * before < 0, direction * before > 0
         turned = turned | turns
         step = step * torch.where(
-            turns, 0.5, torch.where(goes_on, torch.where(turned, after_a_turn, 2.0), 1.0)
+            turns, 0.5, torch.where(continues, torch.where(turned, after_a_turn, 2.0), 1.0)
         )
         moved = torch.minimum(torch.maximum(logs + direction * step, start - _FARTHEST), start + _FARTHEST)
         if bool(((moved - logs).abs() < _FINEST).all()):

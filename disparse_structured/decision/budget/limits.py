@@ -2,110 +2,171 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from disparse_structured.decision.plan import CostKind, Plain
+from disparse_structured.decision.costs import Cost, MACs, Parameters
+from disparse_structured.decision.options import check_not_class
+from disparse_structured.decision.plan import Plain
 from disparse_structured.errors import BudgetError
+from disparse_structured.naming import rule_name
+
+_EXAMPLES = "Budget(macs=0.5), Budget(parameters=0.4) or Budget(0.5, of=cost)"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, init=False)
 class Budget:
     """What the pruned model may cost, and how narrow its layers may become.
 
+    >>> Budget(macs=0.5)
+    Budget(limit=0.5, of=MACs(), floor=0.1, min_width=1, round_to=1, protected=())
+    >>> Budget(parameters=1_000_000, round_to=8, protected="stem.*").limit
+    1000000.0
+    >>> Budget(macs=0.5) == Budget(0.5, of=MACs())
+    True
+
     Args:
-        macs, parameters: exactly one of them. A number in (0, 1) is a fraction of the dense cost, a whole
-            number above 1 an absolute count (MACs: per forward of one sample of the example input).
-            1 itself would be either everything or nothing and is refused.
-        floor: the share of every reached group that stays, in [0, 1]; at least one unit always does.
-        min_width: at least this many units of every group stay (all, where there are fewer).
-        round_to: kept counts go up to a multiple of this, at most to the dense width. Attention heads are
-            not rounded: one head is a block of channels already.
+        limit: a number in (0, 1) is a fraction of the dense cost, a number above 1 is absolute, in the unit
+            of the cost. 1 itself would be either everything or next to nothing and is refused.
+        of: the cost that is limited, any :class:`~disparse_structured.decision.costs.Cost`.
+        macs, parameters: instead of ``limit`` and ``of``, the limit of one of these two costs: a fraction
+            in (0, 1) or a whole number above 1. MACs are those of one forward pass of one example.
+        floor: the share of every reached group that is kept, in [0, 1]; at least one unit always is.
+        min_width: at least this many units of every group are kept (all, where there are fewer).
+        round_to: kept counts are rounded up to a multiple of this, at most to the dense width. Attention
+            heads are not rounded: one head is a block of channels already.
         protected: name patterns (``fnmatch``: ``*``, ``?``, ``[…]``, case matters). What they match keeps
             its shape: a channel group, a parameter, or all parameters of a module.
 
     Raises:
-        BudgetError: no cost or two, a fraction <= 0 or >= 1, NaN, an option out of its range.
+        BudgetError: no limit or two, a fraction <= 0 or >= 1, NaN, an option out of its range.
+        OptionError: ``of`` is not a cost.
     """
 
-    macs: float | None = None
-    parameters: float | None = None
-    floor: float = 0.1
-    min_width: int = 1
-    round_to: int = 1
-    protected: tuple[str, ...] = ()
+    limit: float
+    of: Cost
+    floor: float
+    min_width: int
+    round_to: int
+    protected: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        given = [kind for kind, value in self._costs().items() if value is not None]
-        if len(given) != 1:
-            raise BudgetError(
-                f"a budget limits one cost, found {' and '.join(given) or 'none'}. "
-                "Use Budget(macs=0.5) or Budget(parameters=0.4)."
-            )
-        _check_limit(given[0], self.limit)
-        if not _is_number(self.floor) or not 0 <= self.floor <= 1:
-            raise BudgetError(
-                f"floor={self.floor!r} is no share of a group. Use a number from 0 to 1, such as 0.1."
-            )
-        for name, count in (("min_width", self.min_width), ("round_to", self.round_to)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise BudgetError(f"{name}={count!r} is no width. Use a whole number of units, at least 1.")
-        # One form for one budget: 1e9 and 10**9 give the same plan, byte for byte.
-        object.__setattr__(self, given[0], float(self.limit))
-        patterns = (self.protected,) if isinstance(self.protected, str) else tuple(self.protected)
-        object.__setattr__(self, "protected", patterns)
-
-    @property
-    def kind(self) -> CostKind:
-        """The cost that is limited."""
-        return "macs" if self.macs is not None else "parameters"
-
-    @property
-    def word(self) -> str:
-        """The limited cost's name in sentences."""
-        return {"macs": "MACs", "parameters": "parameters"}[self.kind]
-
-    @property
-    def limit(self) -> float:
-        """The number given: a fraction below 1, or a count."""
-        value = self._costs()[self.kind]
-        assert value is not None
-        return value
+    def __init__(
+        self,
+        limit: float | None = None,
+        *,
+        of: Cost | None = None,
+        macs: float | None = None,
+        parameters: float | None = None,
+        floor: float = 0.1,
+        min_width: int = 1,
+        round_to: int = 1,
+        protected: str | Iterable[str] = (),
+    ) -> None:
+        cost, limit = _limited(limit, of, macs, parameters)
+        _check_widths(floor, min_width, round_to)
+        values = {
+            # One form for one budget: 1e9 and 10**9 give the same plan, byte for byte.
+            "limit": float(limit),
+            "of": cost,
+            "floor": floor,
+            "min_width": min_width,
+            "round_to": round_to,
+            "protected": (protected,) if isinstance(protected, str) else tuple(protected),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def target(self, dense: float) -> float:
-        """The largest cost allowed, given the dense one; raises :class:`BudgetError` if that is no less."""
+        """The largest cost allowed, given the dense one.
+
+        Raises:
+            BudgetError: that is not less than the dense cost.
+        """
         if self.limit < 1:
             return self.limit * dense
         if self.limit >= dense:
             raise BudgetError(
-                f"{self.kind}={self.limit:g} is no less than the dense model's {dense:g} "
-                f"{self.word}: nothing to do. Give a smaller count, or a fraction such as 0.5."
+                f"{self} is not below the dense model's {dense:g} {self.of.unit}, so there is nothing to "
+                "prune. Give a smaller number, or a fraction such as 0.5."
             )
-        return float(self.limit)
+        return self.limit
 
     def facts(self) -> tuple[tuple[str, Plain], ...]:
         """The budget as plain data, for plans and reports."""
-        return tuple(dataclasses.asdict(self).items())
+        return (
+            ("cost", self.of.name),
+            ("floor", self.floor),
+            ("limit", self.limit),
+            ("min_width", self.min_width),
+            ("of", rule_name(self.of)),
+            ("protected", self.protected),
+            ("round_to", self.round_to),
+        )
 
-    def _costs(self) -> dict[CostKind, float | None]:
-        return {"macs": self.macs, "parameters": self.parameters}
+    def __str__(self) -> str:
+        """The limit alone, as in ``macs=0.5``."""
+        return f"{self.of.name}={self.limit:g}"
 
 
-def _check_limit(kind: CostKind, limit: float) -> None:
-    remedy = f"Use a fraction between 0 and 1, such as {kind}=0.5, or a whole number above 1 as a count."
+def _limited(
+    limit: float | None, of: Cost | None, macs: float | None, parameters: float | None
+) -> tuple[Cost, float]:
+    """The cost that is limited, and its limit."""
+    given: list[tuple[str, Cost | None, float | None]] = [
+        ("limit", of, limit),
+        ("macs", MACs(), macs),
+        ("parameters", Parameters(), parameters),
+    ]
+    found = [each for each in given if each[2] is not None]
+    if len(found) != 1:
+        names = " and ".join(name for name, _, _ in found) or "none"
+        raise BudgetError(f"a budget limits one cost, found {names}. Use {_EXAMPLES}.")
+    ((name, cost, value),) = found
+    if (of is None) == (name == "limit"):
+        what = "does not say which cost it limits" if of is None else "names its cost twice"
+        raise BudgetError(f"a budget with {name}={value!r} and of={of!r} {what}. Use {_EXAMPLES}.")
+    assert cost is not None
+    assert value is not None
+    if name == "limit":
+        _check_cost(cost)
+    _check_limit(cost.name, value, whole=name != "limit")
+    return cost, value
+
+
+def _check_cost(cost: Cost) -> None:
+    check_not_class("of", cost)
+    missing = [name for name in ("name", "unit", "on", "count") if not hasattr(cost, name)]
+    if missing:
+        raise BudgetError(
+            f"of={cost!r} is not a cost: it has no {' and no '.join(missing)}. Pass an object such as MACs() "
+            "or one with the members of disparse_structured.costs.Cost."
+        )
+
+
+def _check_limit(name: str, limit: float, whole: bool) -> None:
+    above = "a whole number above 1 as a count" if whole else "a number above 1 in the unit of the cost"
+    remedy = f"Use a fraction between 0 and 1, such as {name}=0.5, or {above}."
     if not _is_number(limit) or not math.isfinite(limit):
-        raise BudgetError(f"{kind}={limit!r} is no finite number. {remedy}")
+        raise BudgetError(f"{name}={limit!r} is not a finite number. {remedy}")
     if limit <= 0:
-        raise BudgetError(f"{kind}={limit!r} leaves no model. {remedy}")
+        raise BudgetError(f"{name}={limit!r} would leave no model. {remedy}")
     if limit == 1:
         raise BudgetError(
-            f"{kind}={limit!r} is the dense model, or a single count: neither is pruning. {remedy}"
+            f"{name}={limit!r} is ambiguous: the dense model, or an absolute limit of 1? {remedy}"
         )
-    if limit > 1 and limit != int(limit):
-        raise BudgetError(f"{kind}={limit!r} is neither a fraction below 1 nor a whole count. {remedy}")
+    if whole and limit > 1 and limit != int(limit):
+        raise BudgetError(f"{name}={limit!r} is neither a fraction below 1 nor a whole number. {remedy}")
+
+
+def _check_widths(floor: float, min_width: int, round_to: int) -> None:
+    if not _is_number(floor) or not 0 <= floor <= 1:
+        raise BudgetError(f"floor must be a share in [0, 1], such as 0.1, got {floor!r}.")
+    for name, count in (("min_width", min_width), ("round_to", round_to)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise BudgetError(f"{name} must be an integer >= 1, a number of units, got {count!r}.")
 
 
 def _is_number(value: object) -> bool:

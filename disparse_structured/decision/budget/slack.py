@@ -1,4 +1,8 @@
-"""Using up what a kept set leaves of the budget."""
+"""Using up what a kept set leaves of the budget.
+
+A cost may be a staircase. Then many units come back for nothing, the next one for the price of a whole step,
+and a wider layer may even cost less.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from disparse_structured.decision.budget.unit_costs import spread
 from disparse_structured.decision.budget.widths import Widths
 
 _TRADE = 4
 _TRIALS = 6000
+_WIDTHS_TRIED = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +44,11 @@ def give_back(
     over: torch.Tensor,
     asked: torch.Tensor,
     widths: Widths,
-    group: torch.Tensor,
     fits: Fits,
 ) -> torch.Tensor:
     """Restore units of ``over``, then of all that tasks ``asked`` about, while the result fits."""
-    blocked = torch.zeros(int(group.max()) + 1, dtype=torch.bool)
+    group = widths.group
+    blocked = torch.zeros(len(widths.dense), dtype=torch.bool)
     for pool in (over & asked, asked):
         while True:
             offered = pool & ~keep & ~blocked[group]
@@ -52,17 +58,52 @@ def give_back(
                 break
             if fits.closely(keep):
                 return keep
-            # Costs only grow as units come back: what does not fit now never will.
+            # Where costs only grow as units come back, what does not fit now never will.
             blocked[group[order[taken]]] = True
     return keep
+
+
+def give_back_free(
+    keep: torch.Tensor, offered: torch.Tensor, widths: Widths, cost: Callable[[torch.Tensor], float]
+) -> torch.Tensor:
+    """Restore the units of ``offered`` whose return costs nothing, until there are none left."""
+    before = None
+    while before is None or not torch.equal(before, keep):
+        before = keep
+        for order in _by_group(offered & ~keep, widths):
+            _, keep = _longest_prefix(keep, order, widths, Fits(cost, cost(keep), 0.0))
+    return keep
+
+
+def cheapest(
+    keep: torch.Tensor, offered: torch.Tensor, widths: Widths, cost: Callable[[torch.Tensor], float]
+) -> torch.Tensor:
+    """``keep`` with units of ``offered`` restored, group by group, as long as that lowers the cost.
+
+    ``keep`` itself where costs only grow as units come back.
+    """
+    before = None
+    while before is None or not torch.equal(before, keep):
+        before = keep
+        for order in _by_group(offered & ~keep, widths):
+            wider = [_restored(keep, order[:count], widths) for count in spread(len(order), _WIDTHS_TRIED)]
+            keep = min((keep, *wider), key=cost)
+    return keep
+
+
+def _by_group(units: torch.Tensor, widths: Widths) -> list[torch.Tensor]:
+    """int64 indices of ``units``, bool ``[units]``, for each group that has some: most important first."""
+    order = widths.within[units[widths.within]]
+    counts = widths.counts(units)
+    return list(torch.split(order, counts[counts > 0].tolist()))
 
 
 def trade(keep: torch.Tensor, removable: torch.Tensor, widths: Widths, fits: Fits) -> torch.Tensor:
     """In a small network, where one unit can be more than the tolerance: let groups trade units.
 
-    Some groups give up their least important units that the arbiter lets go at a higher ratio, others get
-    some back. The smallest trade that lands within the tolerance wins, or else the one that comes closest;
-    ``keep`` itself if none is better.
+    Some groups give up their least important units that the arbiter would remove at a higher ratio, others
+    get some back. The smallest trade that lands within the tolerance wins, or else the one that comes
+    closest; ``keep`` itself if none is better.
     """
     best, cost = keep, fits.cost(keep)
     for change in _trades(widths, widths.counts(keep)):
@@ -108,18 +149,18 @@ def _longest_prefix(
     keep: torch.Tensor, order: torch.Tensor, widths: Widths, fits: Fits
 ) -> tuple[int, torch.Tensor]:
     """How many of ``order`` can come back, by doubling and bisection, and the kept set with them."""
-
-    def restored(count: int) -> torch.Tensor:
-        more = keep.clone()
-        more[order[:count]] = True
-        return widths.settle(more)
-
     fitting, best, failing, count = 0, keep, len(order) + 1, 1
     while fitting + 1 < failing:
-        trial = restored(count)
+        trial = _restored(keep, order[:count], widths)
         if fits(trial):
             fitting, best = count, trial
         else:
             failing = count
         count = min(2 * count, len(order)) if failing > len(order) else (fitting + failing) // 2
     return fitting, best
+
+
+def _restored(keep: torch.Tensor, units: torch.Tensor, widths: Widths) -> torch.Tensor:
+    more = keep.clone()
+    more[units] = True
+    return widths.settle(more)

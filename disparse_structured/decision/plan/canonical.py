@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,14 +23,15 @@ from disparse_structured.decision.plan.parts import (
 from disparse_structured.errors import PlanError
 from disparse_structured.structure.groups import Kind
 
+_RANGES = r"({0}(-{0})?(,{0}(-{0})?)*)?".format(r"\d{1,18}")
+
 
 def encode(
     *,
     fingerprint: str,
     tasks: tuple[str, ...],
     groups: tuple[GroupPlan, ...],
-    macs: Change,
-    parameters: Change,
+    predicted: tuple[tuple[str, Change], ...],
     budget: tuple[tuple[str, Plain], ...],
     provenance: Provenance,
     schema: int,
@@ -50,7 +52,7 @@ def encode(
         "budget": {key: list(value) if isinstance(value, tuple) else value for key, value in budget},
         "fingerprint": fingerprint,
         "groups": entries,
-        "predicted": {"macs": asdict(macs), "parameters": asdict(parameters)},
+        "predicted": {name: asdict(change) for name, change in predicted},
         "provenance": {**asdict(provenance), "versions": dict(provenance.versions)},
         "schema": schema,
         "tasks": list(tasks),
@@ -60,29 +62,34 @@ def encode(
 
 def decode(text: str) -> dict[str, Any]:
     """The keyword arguments of :func:`encode`; raises :class:`PlanError` on anything else."""
-    try:
-        data = json.loads(text, parse_constant=_no_constant)
-    except ValueError as error:
-        raise PlanError(f"the plan is not JSON: {error}. Save plans with Plan.save.") from None
+    data = _parsed(text)
     found = data.get("schema") if isinstance(data, dict) else None
     if found != SCHEMA or isinstance(found, bool):
         raise PlanError(other_schema(found))
-    predicted = _get(data, "predicted", dict)
     tasks = _names(data, "tasks")
     return {
         "fingerprint": _get(data, "fingerprint", str),
         "tasks": tasks,
         "groups": tuple(_read_group(entry, tasks) for entry in _get(data, "groups", list)),
-        "macs": _read_change(predicted, "macs"),
-        "parameters": _read_change(predicted, "parameters"),
+        "predicted": _read_predicted(_get(data, "predicted", dict)),
         "budget": tuple(sorted((k, _plain(k, v)) for k, v in _get(data, "budget", dict).items())),
         "provenance": _read_provenance(_get(data, "provenance", dict)),
         "schema": SCHEMA,
     }
 
 
+def _parsed(text: str) -> Any:
+    try:
+        data = json.loads(text, parse_constant=_no_constant)
+        # A lone surrogate can be spelled in JSON, but no plan that holds one can be written again.
+        json.dumps(data, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"the plan is not JSON in UTF-8: {error}. Save plans with Plan.save.") from None
+    return data
+
+
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def _ranges(indices: Sequence[int]) -> str:
@@ -94,12 +101,12 @@ def _ranges(indices: Sequence[int]) -> str:
 
 
 def _read_ranges(name: str, text: object, units: int) -> tuple[int, ...]:
-    if not isinstance(text, str) or not re.fullmatch(r"(\d+(-\d+)?(,\d+(-\d+)?)*)?", text, re.ASCII):
-        raise PlanError(f"group {name!r}: {text!r} is no list of units such as '0-3,7'.")
+    if not isinstance(text, str) or not re.fullmatch(_RANGES, text, re.ASCII):
+        raise PlanError(f"group {name!r}: expected a list of units such as '0-3,7', found {_short(text)}.")
     found: list[int] = []
     for part in text.split(",") if text else ():
         first, _, last = part.partition("-")
-        # Before the range is spelt out: a damaged file must not fill the memory.
+        # Before the range is spelled out: a damaged file must not fill the memory.
         check_indices(name, (int(last or first),), units)
         found.extend(range(int(first), int(last or first) + 1))
     check_indices(name, found, units)
@@ -110,8 +117,8 @@ def _get(data: object, key: str, kind: type) -> Any:
     value = data.get(key) if isinstance(data, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):
         raise PlanError(
-            f"the plan's entry {key!r} is missing or no {kind.__name__}: found {value!r}. "
-            "The file is damaged; make the plan again."
+            f"the plan's entry {key!r} must be of type {kind.__name__}, found {_short(value)}. "
+            "The file is damaged. Make the plan again."
         )
     return value
 
@@ -122,22 +129,32 @@ def _names(data: object, key: str) -> tuple[str, ...]:
 
 def _number(data: object, key: str) -> float:
     value = data.get(key) if isinstance(data, dict) else None
-    return float(value) if isinstance(value, int) else float(_get(data, key, float))
+    try:
+        number = float(value) if isinstance(value, int) else float(_get(data, key, float))
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise PlanError(f"the plan's entry {key!r} must be a finite number. Make the plan again.")
+    return number
 
 
-def _read_change(data: object, key: str) -> Change:
-    entry = _get(data, key, dict)
-    return Change(before=_number(entry, "before"), after=_number(entry, "after"))
+def _read_predicted(data: dict[str, Any]) -> tuple[tuple[str, Change], ...]:
+    """Any names: a plan may have been made under a cost that is unknown here."""
+    return tuple((name, _read_change(_get(data, name, dict))) for name in sorted(data))
+
+
+def _read_change(entry: dict[str, Any]) -> Change:
+    return Change(_number(entry, "before"), _number(entry, "after"), _get(entry, "unit", str))
 
 
 def _read_group(data: object, tasks: tuple[str, ...]) -> GroupPlan:
     name, units, kind = _get(data, "name", str), _get(data, "units", int), _get(data, "kind", str)
     if kind not in get_args(Kind):
-        raise PlanError(f"group {name!r}: kind {kind!r} is none of {', '.join(get_args(Kind))}.")
+        raise PlanError(f"group {name!r}: kind must be one of {', '.join(get_args(Kind))}, found {kind!r}.")
     votes = _get(data, "votes", dict)
     strangers = sorted(set(votes) - set(tasks))
     if strangers:
-        raise PlanError(f"group {name!r}: a vote of {strangers[0]!r}, which is no task of the plan.")
+        raise PlanError(f"group {name!r}: a vote of {strangers[0]!r}, which is not a task of the plan.")
     return GroupPlan(
         name=name,
         kind=kind,
@@ -151,11 +168,19 @@ def _read_group(data: object, tasks: tuple[str, ...]) -> GroupPlan:
 def _plain(key: str, value: object) -> Plain:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
-    if value is None or isinstance(value, str | int | float):
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
         return value
     raise PlanError(
-        f"the plan's budget entry {key!r} is {value!r}, expected a number, a text or a list of texts."
+        f"the plan's budget entry {key!r} must be a finite number, a string or a list of strings, "
+        f"found {_short(value)}."
     )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _read_provenance(data: dict[str, Any]) -> Provenance:
@@ -164,6 +189,7 @@ def _read_provenance(data: dict[str, Any]) -> Provenance:
 
     versions = _get(data, "versions", dict)
     return Provenance(
+        method=optional("method", str),
         criterion=optional("criterion", str),
         arbiter=optional("arbiter", str),
         ranking=optional("ranking", str),

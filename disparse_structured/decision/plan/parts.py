@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from disparse_structured.errors import PlanError
 from disparse_structured.structure.groups import Kind
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the JSON layout. It changes when an older reader would misread a newer file."""
 
 Plain = str | int | float | None | tuple[str, ...]
@@ -21,7 +21,7 @@ class GroupPlan:
 
     Args:
         units: how many units the dense group has.
-        removed: the units that leave, ascending.
+        removed: the units that are removed, ascending.
         votes: per task that reaches the group, the units it voted to remove, ascending.
     """
 
@@ -34,22 +34,30 @@ class GroupPlan:
 
     @property
     def kept(self) -> int:
-        """How many units stay."""
+        """How many units are kept."""
         return self.units - len(self.removed)
 
 
 @dataclass(frozen=True)
 class Change:
-    """A cost of the dense and of the pruned model, by the analytic cost model."""
+    """A cost of the dense and of the pruned model, as its cost model predicts it, in ``unit``."""
 
     before: float
     after: float
+    unit: str
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """How the plan came about. No timestamps: the same model, data and seed give the same plan."""
+    """How the plan came about. No timestamps: the same model, data and seed give the same plan.
 
+    Args:
+        method: the name of the method that decided, such as ``"DiSparse"``.
+        criterion, arbiter, ranking: the rules in force, with their settings.
+        ratio: the share of its own units that each task was asked to give up.
+    """
+
+    method: str | None = None
     criterion: str | None = None
     arbiter: str | None = None
     ranking: str | None = None
@@ -59,9 +67,9 @@ class Provenance:
 
 
 def other_schema(found: object) -> str:
-    """What to say of a plan with schema version ``found``."""
+    """The message about a plan with schema version ``found``."""
     return (
-        f"the plan has schema version {found!r}, this release reads version {SCHEMA}. "
+        f"the plan has schema version {found!r}, but this release reads version {SCHEMA}. "
         "Make the plan again, or use the release that wrote it."
     )
 
@@ -76,5 +84,5 @@ def check_indices(name: str, indices: Sequence[int], units: int) -> None:
         )
     for before, after in itertools.pairwise(indices):
         if after <= before:
-            what = "is listed twice" if after == before else f"comes after {before}"
+            what = "is listed twice" if after == before else f"follows {before}"
             raise PlanError(f"group {name!r}: unit {after} {what}. List each unit once, ascending.")

@@ -1,7 +1,7 @@
 """The immutable answer: which units leave which group, in the dense model's coordinates.
 
 A plan is data. It prints as a table, round-trips through canonical JSON (the same plan is the same
-bytes), and says no to a model it was not made for.
+bytes), and refuses a model that it was not made for.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from disparse_structured.decision.contracts import PrunableStructure
+from disparse_structured.decision.costs import STANDARD, Cost
 from disparse_structured.decision.plan.canonical import decode, encode
-from disparse_structured.decision.plan.contracts import PrunableStructure
 from disparse_structured.decision.plan.parts import (
     SCHEMA,
     Change,
@@ -33,27 +34,26 @@ from disparse_structured.decision.plan.parts import (
     other_schema,
 )
 from disparse_structured.errors import LoadError, PlanError
+from disparse_structured.naming import cost_label
 from disparse_structured.structure.groups import ChannelGroup, RatioConstraint
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which units leave which group, who voted for it, and what it is predicted to cost.
+    """Which units are removed from which group, who voted for it, and what the result should cost.
 
     Args:
         fingerprint: of the dense model's architecture.
         tasks: task names, in the order of the structure.
         groups: every channel group of the structure, changed or not.
-        macs: multiply-accumulates per forward of one sample of the example input.
-        parameters: number of parameters.
+        predicted: by the name of a cost, sorted, that cost before and after; see :attr:`costs`.
         budget: the budget that was asked for, as plain data; empty for a plan made by hand.
     """
 
     fingerprint: str
     tasks: tuple[str, ...]
     groups: tuple[GroupPlan, ...]
-    macs: Change
-    parameters: Change
+    predicted: tuple[tuple[str, Change], ...]
     budget: tuple[tuple[str, Plain], ...] = ()
     provenance: Provenance = field(default_factory=Provenance)
     schema: int = SCHEMA
@@ -65,10 +65,13 @@ class Plan:
         keep: torch.Tensor,
         *,
         votes: torch.Tensor | None = None,
+        costs: Iterable[Cost] = STANDARD,
         budget: tuple[tuple[str, Plain], ...] = (),
         provenance: Provenance | None = None,
     ) -> Plan:
         """The plan that keeps ``keep`` (bool ``[units]``); ``votes`` is bool ``[tasks, units]``.
+
+        ``costs`` are those that the plan predicts.
 
         Raises:
             PlanError: ``keep`` has another shape or type, empties a group or violates a count constraint.
@@ -90,14 +93,11 @@ class Plan:
             groups.append(
                 GroupPlan(group.name, group.kind, group.units, group.reach, removed, tuple(ballots))
             )
-        everything = torch.ones_like(keep)
-        cost = structure.cost
         plan = cls(
             fingerprint=structure.fingerprint,
             tasks=structure.tasks,
             groups=tuple(groups),
-            macs=Change(float(cost.macs(everything)), float(cost.macs(keep))),
-            parameters=Change(float(cost.parameters(everything)), float(cost.parameters(keep))),
+            predicted=_predicted(structure, keep, costs),
             budget=tuple(sorted(budget)),
             provenance=provenance or Provenance(versions=package_versions()),
         )
@@ -106,7 +106,7 @@ class Plan:
 
     @classmethod
     def of(cls, structure: PrunableStructure, removals: Mapping[str, Iterable[int]]) -> Plan:
-        """A plan made by hand: group name -> the units that leave, in any order.
+        """A plan made by hand: group name -> the units to remove, in any order.
 
         Raises:
             PlanError: an unknown group, a bad index, an emptied group, a violated constraint.
@@ -124,6 +124,11 @@ class Plan:
             check_indices(name, removed, group.units)
             keep[group.start + torch.tensor(removed, dtype=torch.int64)] = False
         return cls.from_keep(structure, keep)
+
+    @property
+    def costs(self) -> dict[str, Change]:
+        """By the name of a cost, such as ``"macs"``: what it is before and after."""
+        return dict(self.predicted)
 
     @property
     def removals(self) -> dict[str, tuple[int, ...]]:
@@ -164,14 +169,14 @@ class Plan:
                 check_indices(entry.name, units, entry.units)
             if entry.kept == 0:
                 raise PlanError(
-                    f"group {entry.name!r}: all {entry.units} units would leave. Keep at least one."
+                    f"group {entry.name!r}: all {entry.units} units would be removed. Keep at least one."
                 )
             kept[entry.name] = entry.kept
         for constraint in structure.constraints:
             _check_proportion(constraint, kept, known)
 
     def keep(self, structure: PrunableStructure) -> torch.Tensor:
-        """Bool ``[units]`` over the flat units of ``structure``, True = stays; checks first."""
+        """Bool ``[units]`` over the flat units of ``structure``, True = kept; checks first."""
         self.check(structure)
         starts = {group.name: group.start for group in structure.groups}
         keep = torch.ones(sum(group.units for group in structure.groups), dtype=torch.bool)
@@ -179,13 +184,16 @@ class Plan:
             keep[starts[entry.name] + torch.tensor(entry.removed, dtype=torch.int64)] = False
         return keep
 
-    def without(self, structure: PrunableStructure, names: Iterable[str]) -> Plan:
+    def without(
+        self, structure: PrunableStructure, names: Iterable[str], costs: Iterable[Cost] = STANDARD
+    ) -> Plan:
         """This plan with the named groups, and those bound to them by a count constraint, left whole.
 
-        The predicted cost is that of what still leaves; votes, budget and provenance are as before.
+        What the rest of the removals leaves is predicted for each of ``costs`` that this plan predicts.
+        Its other costs are dropped. Votes, budget and provenance stay the same.
 
         Raises:
-            PlanError: a name that is no group of ``structure``, or a plan that does not fit it.
+            PlanError: ``structure`` has no group of that name, or the plan does not fit it.
         """
         names = tuple(names)
         known = [group.name for group in structure.groups]
@@ -195,12 +203,8 @@ class Plan:
         whole = structure.bound_to(names)
         groups = tuple(replace(group, removed=()) if group.name in whole else group for group in self.groups)
         plan = replace(self, groups=groups)
-        keep = plan.keep(structure)
-        return replace(
-            plan,
-            macs=Change(self.macs.before, float(structure.cost.macs(keep))),
-            parameters=Change(self.parameters.before, float(structure.cost.parameters(keep))),
-        )
+        known_costs = [cost for cost in costs if cost.name in self.costs]
+        return replace(plan, predicted=_predicted(structure, plan.keep(structure), known_costs))
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, two spaces, unit indices as ranges (``"0-3,7"``)."""
@@ -262,22 +266,28 @@ class Plan:
         removed = sum(len(group.removed) for group in self.groups)
         total = sum(group.units for group in self.groups)
         same = sum(not group.removed for group in self.groups)
+        named_costs = [(cost_label(name, change.unit), change) for name, change in self.predicted]
+        wide = 2 + max((len(label) for label, _ in named_costs), default=0)
         lines = [
-            f"{removed} of {total} units leave; {same} of {len(self.groups)} groups stay as they are",
-            f"MACs        {_change(self.macs)}",
-            f"parameters  {_change(self.parameters)}",
+            f"{removed} of {total} units are removed; {same} of {len(self.groups)} groups are unchanged",
+            *(f"{label:<{wide}}{_change(change)}" for label, change in named_costs),
         ]
         if any(group.votes for group in self.groups):
             lines.append("votes: the share of the group's units that each task voted to remove")
         made = self.provenance
-        how = [("criterion", made.criterion), ("arbiter", made.arbiter), ("ranking", made.ranking)]
-        how.append(("ratio", None if made.ratio is None else f"{made.ratio:.4f}"))
+        how = [
+            ("method", made.method),
+            ("criterion", made.criterion),
+            ("arbiter", made.arbiter),
+            ("ranking", made.ranking),
+            ("ratio", None if made.ratio is None else f"{made.ratio:.4f}"),
+        ]
         named = ", ".join(f"{key} {value}" for key, value in how if value is not None)
         return lines + ([named] if named else [])
 
 
 def package_versions() -> tuple[tuple[str, str], ...]:
-    """Versions of what decides a plan, of those installed, sorted by name."""
+    """The installed versions of the packages that decide a plan, sorted by name."""
     found = []
     for name in ("disparse-structured", "torch", "torch-pruning"):
         try:
@@ -285,6 +295,16 @@ def package_versions() -> tuple[tuple[str, str], ...]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return tuple(found)
+
+
+def _predicted(
+    structure: PrunableStructure, keep: torch.Tensor, costs: Iterable[Cost]
+) -> tuple[tuple[str, Change], ...]:
+    models = {cost.name: (cost.on(structure), cost.unit) for cost in costs}
+    return tuple(
+        (name, Change(float(model.dense), float(model.total(keep)), unit))
+        for name, (model, unit) in sorted(models.items())
+    )
 
 
 def _removed(keep: torch.Tensor) -> tuple[int, ...]:

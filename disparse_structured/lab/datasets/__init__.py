@@ -1,6 +1,6 @@
-"""Readers for NYU-v2, Cityscapes and Tiny-Taskonomy as they are distributed, and what their tasks are.
+"""Readers for NYU-v2, Cityscapes and Tiny-Taskonomy as distributed, and their tasks.
 
-A reader gives a torch data set of dicts ``{"image": ..., task: ...}``; ``nyuv2_tasks()`` and the like say
+A reader returns a torch data set of dicts ``{"image": ..., task: ...}``. ``nyuv2_tasks()`` and the like give
 each task's width, loss, metric and published weight. Nothing is downloaded.
 """
 
@@ -12,11 +12,11 @@ from disparse_structured.lab.datasets.tasks import (
     TargetLoss,
     TaskSpec,
     cityscapes_tasks,
+    dataset_tasks,
     evaluate,
     figure_of_merit,
     nyuv2_tasks,
     taskonomy_tasks,
-    tasks_of,
 )
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "cityscapes_adashare",
     "cityscapes_mtan",
     "cityscapes_tasks",
+    "dataset_tasks",
     "evaluate",
     "figure_of_merit",
     "nyuv2_adashare",
@@ -36,5 +37,4 @@ __all__ = [
     "taskonomy",
     "taskonomy_adashare",
     "taskonomy_tasks",
-    "tasks_of",
 ]

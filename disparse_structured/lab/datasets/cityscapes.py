@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from disparse_structured.lab.datasets.fields import Depth, Field, Labels, Picture
+from disparse_structured.lab.datasets.fields import ClassLabels, DepthMap, Field, Picture
 from disparse_structured.lab.datasets.files import by_stem, folder, joined, read_index
 from disparse_structured.lab.datasets.samples import IMAGE, Samples, chosen
 
@@ -30,7 +30,7 @@ _ORIGINAL_LAYOUT = (
 )
 _MTAN_LAYOUT = "<root>/<train|val>/{image,label_<classes>,depth}/<number>.npy"
 ADASHARE_INDEX = "cityscape.json"
-_INVERSE_DEPTH = Depth(least=3e-5)  # AdaShare and DiSparse count from here on
+_INVERSE_DEPTH = DepthMap(least=3e-5)  # AdaShare and DiSparse ignore smaller values
 
 
 def cityscapes(
@@ -50,20 +50,20 @@ def cityscapes(
     Args:
         root: the folder that holds ``leftImg8bit``.
         split: ``"train"``, ``"val"`` or ``"test"`` (whose labels are all void).
-        tasks: of ``"segmentation"``, ``"depth"``; all by default.
+        tasks: any of ``"segmentation"`` and ``"depth"``; both by default.
         classes: 19, or their 7 categories.
         size: see :class:`~disparse_structured.lab.datasets.samples.Samples`.
-        flip: likewise.
+        flip: see there.
 
     Raises:
         DataError: a folder is missing, or a frame lacks one of its files.
-        ValueError: ``tasks`` names another task, or there is no such set of classes.
+        ValueError: ``tasks`` names another task, or there are no labels of ``classes`` classes.
     """
     ids = LABEL_IDS[_one_of(classes, tuple(LABEL_IDS))]
     there: dict[str, Field] = {
         IMAGE: Picture(),
-        "segmentation": Labels(classes, ids),
-        "depth": Depth(1 / 256, offset=1),
+        "segmentation": ClassLabels(classes, ids),
+        "depth": DepthMap(1 / 256, offset=1),
     }
     fields = chosen(tasks, there)
     found = {name: _frames(Path(root) / _ORIGINAL[name][0] / split, _ORIGINAL[name][1]) for name in fields}
@@ -89,7 +89,7 @@ def cityscapes_mtan(
     """
     there: dict[str, Field] = {
         IMAGE: Picture(),
-        "segmentation": Labels(_one_of(classes, (2, 7, 19))),
+        "segmentation": ClassLabels(_one_of(classes, (2, 7, 19))),
         "depth": _INVERSE_DEPTH,
     }
     fields = chosen(tasks, there)
@@ -110,14 +110,18 @@ def cityscapes_adashare(
     size: tuple[int, int] | None = None,
     flip: bool = False,
 ) -> Samples:
-    """The folder of AdaShare (Sun et al., NeurIPS 2020) and DiSparse: MTAN's arrays behind an index.
+    """The folder of AdaShare (Sun et al., NeurIPS 2020) and DiSparse: MTAN's arrays with an index.
 
     ``<root>/cityscape.json`` maps each split to rows of paths [image, depth, label2, label7, label19].
 
     Args and errors are those of :func:`cityscapes`; ``classes`` is 2, 7 or 19.
     """
     labels = f"label{_one_of(classes, (2, 7, 19))}"
-    there: dict[str, Field] = {IMAGE: Picture(), "segmentation": Labels(classes), "depth": _INVERSE_DEPTH}
+    there: dict[str, Field] = {
+        IMAGE: Picture(),
+        "segmentation": ClassLabels(classes),
+        "depth": _INVERSE_DEPTH,
+    }
     fields = chosen(tasks, there)
     columns = (IMAGE, "depth", "label2", "label7", "label19")
     rows = read_index(Path(root) / ADASHARE_INDEX, split, columns)
@@ -137,5 +141,7 @@ def _frames(base: Path, suffix: str) -> dict[str, Path]:
 
 def _one_of(classes: int, there: tuple[int, ...]) -> int:
     if classes not in there:
-        raise ValueError(f"classes is {classes}; there are labels of {', '.join(map(str, there))} classes.")
+        raise ValueError(
+            f"classes is {classes}; there are labels of {', '.join(map(str, there))} classes. Choose one."
+        )
     return classes

@@ -1,7 +1,7 @@
-"""From the array in a file to the tensor that losses and metrics take, one frozen class a kind of truth.
+"""From the array in a file to the tensor that losses and metrics take, one class per kind of ground truth.
 
-All of them check what they are given: a file of another layout is an error that names it, not a wrong
-number in a table.
+All of them check their input: a file of another layout raises an error that names it, rather than give
+a wrong number in a table.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Field(abc.ABC):
 
 @dataclass(frozen=True)
 class Picture(Field):
-    """float32 ``[3, H, W]``, normalised by ImageNet's mean and deviation, from RGB in 0..255 or 0..1."""
+    """float32 ``[3, H, W]``, normalized by ImageNet's mean and deviation, from RGB in 0..255 or 0..1."""
 
     def decode(self, array: np.ndarray, path: Path) -> Tensor:
         """See :meth:`Field.decode`."""
@@ -66,7 +66,7 @@ class Picture(Field):
 
 
 @dataclass(frozen=True)
-class Labels(Field):
+class ClassLabels(Field):
     """int64 ``[H, W]``: classes ``0 .. classes - 1``, and 255 for void.
 
     Args:
@@ -85,7 +85,7 @@ class Labels(Field):
             raise DataError(f"{path} has shape {array.shape}; expected labels [H, W].")
         labels = found.astype(np.int64)
         if not np.array_equal(labels, found):
-            raise DataError(f"{path} holds values that are no integers; expected class labels.")
+            raise DataError(f"{path} holds values that are not integers; expected class labels.")
         if self.ids is not None:
             classes = np.full_like(labels, IGNORED_LABEL)
             for number, target in self.ids.items():
@@ -102,7 +102,7 @@ class Labels(Field):
 
 
 @dataclass(frozen=True)
-class Depth(Field):
+class DepthMap(Field):
     """float32 ``[1, H, W]``, above 0 where it is known, else 0.
 
     Args:
@@ -135,23 +135,23 @@ class NormalVectors(Field):
     """float32 ``[3, H, W]``, of length 1, or (0, 0, 0) where unknown; x points right.
 
     Floating-point files hold the vectors; uint8 ones hold them as 127.5 + 127.5 × component, where one
-    shorter than a half is no normal but a marker, such as the grey (127, 127, 127) of Taskonomy.
+    shorter than a half is not a normal but a marker, such as the gray (127, 127, 127) of Taskonomy.
 
     Args:
         void: pixels with this value in a channel are unknown.
-        centred: with False, uint8 values are taken as they are, all positive: what DiSparse's and
+        centered: with False, uint8 values are taken as they are, all positive: what DiSparse's and
             AdaShare's code does on NYU-v2. Angles between such vectors are much smaller than between
             normals, so use it only to compare with their tables.
     """
 
     void: int | None = None
-    centred: bool = True
+    centered: bool = True
 
     def decode(self, array: np.ndarray, path: Path) -> Tensor:
         """See :meth:`Field.decode`."""
         values = _channels(array, 3, path)
         coded = array.dtype == np.uint8
-        vectors = values / 127.5 - 1 if coded and self.centred else values
+        vectors = values / 127.5 - 1 if coded and self.centered else values
         length = vectors.norm(dim=0, keepdim=True)
         known = length.isfinite() & (length > (0.5 if coded else 1e-6))
         if self.void is not None:
@@ -161,7 +161,7 @@ class NormalVectors(Field):
     def mirror(self, tensor: Tensor) -> Tensor:
         """Left to right; what pointed right then points left."""
         flipped = tensor.flip(-1)
-        return flipped * flipped.new_tensor([-1.0, 1.0, 1.0]).view(3, 1, 1) if self.centred else flipped
+        return flipped * flipped.new_tensor([-1.0, 1.0, 1.0]).view(3, 1, 1) if self.centered else flipped
 
 
 @dataclass(frozen=True)

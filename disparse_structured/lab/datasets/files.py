@@ -8,27 +8,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from disparse_structured.errors import DataError
+from disparse_structured.errors import DataError, require
 
 
 def folder(path: Path, layout: str) -> Path:
-    """``path``, refused if it is no folder; ``layout`` is what the whole tree should look like."""
+    """``path``, refused if it is not a folder; ``layout`` describes the expected tree."""
     if not path.is_dir():
-        raise DataError(f"{path} is no folder. The layout is {layout}. Check the root and the split.")
+        raise DataError(f"{path} is not a folder. The layout is {layout}. Check the root and the split.")
     return path
 
 
 def read_array(path: Path) -> np.ndarray:
     """The array in a ``.npy`` file, or the pixels ``[H, W]`` or ``[H, W, channels]`` of a picture."""
+    if path.suffix != ".npy":
+        require("datasets", "PIL")
     try:
         if path.suffix == ".npy":
             return np.asarray(np.load(path, allow_pickle=False))
+        from PIL import Image  # an extra
+
         with Image.open(path) as picture:
             return np.array(picture)
     except FileNotFoundError:
-        raise DataError(f"{path} is not there. Fetch it, or leave its task out with tasks=.") from None
+        raise DataError(f"{path} does not exist. Fetch it, or leave its task out with tasks=.") from None
     except (OSError, ValueError, EOFError) as error:  # what both libraries raise for damaged files
         raise DataError(
             f"{path} cannot be read as {'an array' if path.suffix == '.npy' else 'a picture'} "
@@ -39,7 +42,7 @@ def read_array(path: Path) -> np.ndarray:
 def read_index(path: Path, split: str, columns: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a split in an AdaShare index: a JSON object from split to lists of relative paths.
 
-    Raises :class:`DataError` if the file, the split, or a row of ``columns`` paths is not there.
+    Raises :class:`DataError` if the file, the split, or a row of ``columns`` paths is missing.
     """
     try:
         index = json.loads(path.read_text())
@@ -75,13 +78,13 @@ def by_stem(path: Path, suffix: str, layout: str) -> dict[str, Path]:
 def joined(
     found: Mapping[str, Mapping[str, Path]], layout: str, *, skip: bool = False
 ) -> list[dict[str, Path]]:
-    """One ``{task: file}`` a sample, for samples with a file in every entry of ``found``.
+    """One ``{task: file}`` per sample, for samples with a file in every entry of ``found``.
 
-    They come in the order of their keys, in which numbers count as numbers.
+    Samples are sorted by key, with numbers compared as numbers.
 
     Args:
         found: task to the files of all samples, by the sample's key.
-        layout: what the tree should look like, for errors.
+        layout: the expected tree, for errors.
         skip: leave out samples that lack a file, instead of refusing them.
 
     Raises:

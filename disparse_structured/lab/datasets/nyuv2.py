@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from disparse_structured.lab.datasets.fields import Depth, Labels, NormalVectors, Picture
+from disparse_structured.lab.datasets.fields import ClassLabels, DepthMap, NormalVectors, Picture
 from disparse_structured.lab.datasets.files import by_stem, joined, read_index
 from disparse_structured.lab.datasets.samples import IMAGE, Samples, chosen
 
@@ -26,16 +26,16 @@ def nyuv2_mtan(
     """The folder of MTAN (Liu et al., CVPR 2019), which LibMTL and Auto-λ use too: 288 × 384 pixels.
 
     ``<root>/<train|val>/{image,label,depth,normal}/<number>.npy``: images ``[H, W, 3]`` in 0..1, labels
-    ``[H, W]`` with -1 for void, depth ``[H, W, 1]`` in metres with 0 for unknown, normals ``[H, W, 3]``
+    ``[H, W]`` with -1 for void, depth ``[H, W, 1]`` in meters with 0 for unknown, normals ``[H, W, 3]``
     with (0, 0, 0) for unknown.
 
     Args:
         root: the folder that holds ``train`` and ``val``.
         split: ``"train"`` or ``"val"``.
-        tasks: of ``"segmentation"``, ``"normals"``, ``"depth"``; all by default.
+        tasks: any of ``"segmentation"``, ``"normals"`` and ``"depth"``; all by default.
         classes: 13 in MTAN's files.
         size: see :class:`~disparse_structured.lab.datasets.samples.Samples`.
-        flip: likewise.
+        flip: see there.
 
     Raises:
         DataError: a folder is missing, or a sample lacks one of its files.
@@ -45,9 +45,9 @@ def nyuv2_mtan(
         tasks,
         {
             IMAGE: Picture(),
-            "segmentation": Labels(classes),
+            "segmentation": ClassLabels(classes),
             "normals": NormalVectors(),
-            "depth": Depth(),
+            "depth": DepthMap(),
         },
     )
     base = Path(root) / split
@@ -61,7 +61,7 @@ def nyuv2_adashare(
     *,
     tasks: Sequence[str] | None = None,
     classes: int = 40,
-    centred: bool = True,
+    centered: bool = True,
     size: tuple[int, int] | None = None,
     flip: bool = False,
 ) -> Samples:
@@ -69,17 +69,17 @@ def nyuv2_adashare(
 
     ``<root>/nyu_v2_3task.json`` maps each split to rows of paths [image, segmentation, normals, depth]:
     PNG images, 8-bit labels of 40 classes with 255 for void, 8-bit normals with 255 for unknown, and
-    ``.npy`` depth ``[H, W]`` in metres.
+    ``.npy`` depth ``[H, W]`` in meters.
 
     Args:
         root: the folder of the index.
-        split: one of the index, such as ``"train"`` or ``"test"``.
-        tasks: of ``"segmentation"``, ``"normals"``, ``"depth"``; all by default.
-        classes: of the labels.
-        centred: see :class:`~disparse_structured.lab.datasets.fields.NormalVectors`: False repeats how the
+        split: a split in the index, such as ``"train"`` or ``"test"``.
+        tasks: any of ``"segmentation"``, ``"normals"`` and ``"depth"``; all by default.
+        classes: number of classes of the labels.
+        centered: see :class:`~disparse_structured.lab.datasets.fields.NormalVectors`: False repeats how the
             two papers measure angles.
         size: see :class:`~disparse_structured.lab.datasets.samples.Samples`.
-        flip: likewise.
+        flip: see there.
 
     Raises:
         DataError: the index is missing, has no such split, or a row of another length.
@@ -89,10 +89,10 @@ def nyuv2_adashare(
         tasks,
         {
             IMAGE: Picture(),
-            "segmentation": Labels(classes),
-            "normals": NormalVectors(void=255, centred=centred),
-            # 255 is what AdaShare pads with, and no room is that long.
-            "depth": Depth(unknown=255.0),
+            "segmentation": ClassLabels(classes),
+            "normals": NormalVectors(void=255, centered=centered),
+            # AdaShare pads with 255, and no room is that long.
+            "depth": DepthMap(unknown=255.0),
         },
     )
     columns = (IMAGE, "segmentation", "normals", "depth")

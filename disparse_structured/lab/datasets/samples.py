@@ -18,21 +18,21 @@ IMAGE = "image"
 
 
 class Samples(Dataset[dict[str, Tensor]]):
-    """Samples ``{"image": [3, H, W], task: [channels, H, W] or [H, W], ...}``, read from files when asked.
+    """Samples ``{"image": [3, H, W], task: [channels, H, W] or [H, W], ...}``, read from files on access.
 
     Conventions are those of :mod:`disparse_structured.lab.losses`: void labels are 255, an unknown
     depth is 0, an unknown normal is (0, 0, 0).
 
     Args:
         fields: how each entry is decoded, ``"image"`` among them.
-        files: the file of each entry, one mapping a sample.
+        files: the file of each entry, one mapping per sample.
         size: ``(H, W)`` to which everything is resized: images bilinearly, the truth by nearest pixel.
         flip: mirror a random half of the samples left to right, by torch's global random state (which a
             DataLoader seeds in its workers).
 
     Raises:
         DataError: on reading, a file is missing, damaged, of a wrong shape, or of another size (with
-            ``size``: another aspect) than its sample's image.
+            ``size``: another aspect ratio) than its sample's image.
         ValueError: ``size`` is below 1 x 1.
     """
 
@@ -75,7 +75,7 @@ class Samples(Dataset[dict[str, Tensor]]):
         if not alike:
             raise DataError(
                 f"{path} is {rows} x {columns} pixels, but {image_path} is {height} x {width}. "
-                f"They should be of one {'size' if self.size is None else 'aspect'}."
+                f"Both must have the same {'size' if self.size is None else 'aspect ratio'}."
             )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from disparse_structured.errors import DataError
-from disparse_structured.lab.datasets.fields import Depth, Field, Heat, Labels, NormalVectors, Picture
+from disparse_structured.lab.datasets.fields import ClassLabels, DepthMap, Field, Heat, NormalVectors, Picture
 from disparse_structured.lab.datasets.files import folder, joined, read_index
 from disparse_structured.lab.datasets.samples import IMAGE, Samples, chosen
 
@@ -47,27 +47,27 @@ def taskonomy(
     size: tuple[int, int] | None = (256, 256),
     flip: bool = False,
 ) -> Samples:
-    """The folders that Taskonomy and Omnidata are downloaded in: 512 × 512 pixels.
+    """The folders in which Taskonomy and Omnidata are downloaded: 512 × 512 pixels.
 
     Under each of the domains ``rgb``, ``segment_semantic``, ``normal``, ``depth_<kind>``,
-    ``keypoints2d`` and ``edge_texture``, one folder a building (or one folder a domain under each
+    ``keypoints2d`` and ``edge_texture``, one folder per building (or one per domain under each
     building), with files ``point_<p>_view_<v>_domain_<name>.png``.
 
     - ``segmentation``: 17 classes (files: 1 to 17; 0, "uncertain", is void);
     - ``normals``: unit (files: 8 bits around 127.5);
-    - ``depth``: metres (files: 16 bits, 1/512 m; from 64500 on unknown), or with ``log_depth``
+    - ``depth``: meters (files: 16 bits, 1/512 m; from 64500 on unknown), or with ``log_depth``
       log(1 + p) / log(2 ** 16) of the value p, as AdaShare and DiSparse train and measure it;
     - ``keypoints``, ``edges``: 16 bits, 0..0.005 and 0..0.08 of the full scale stretched to -1..1.
 
     Args:
         root: the folder of the domains, or of the buildings.
         buildings: their names, such as ``TINY["train"]``.
-        tasks: of the five above; all by default.
+        tasks: any of the five above; all by default.
         depth: ``"euclidean"`` (length of the ray) or ``"zbuffer"`` (along the optical axis).
         log_depth: see above.
         skip_incomplete: leave out views that lack a file, as some of the published ones do.
         size: see :class:`~disparse_structured.lab.datasets.samples.Samples`.
-        flip: likewise.
+        flip: see there.
 
     Raises:
         DataError: a building's folder is missing, or a view lacks one of its files.
@@ -106,8 +106,8 @@ def taskonomy_adashare(
     """The views that AdaShare (Sun et al., NeurIPS 2020) and DiSparse list in ``<root>/taskonomy.json``.
 
     The file maps each split to rows of paths [rgb, segment_semantic, normal, depth, keypoints2d,
-    edge_texture], each ``<building>/<domain>/<file>``; where a file is not there, it is looked for at
-    ``<domain>/taskonomy/<building>/<file>``, Omnidata's place. The rest is as in :func:`taskonomy`.
+    edge_texture], each ``<building>/<domain>/<file>``; a missing file is looked for at
+    ``<domain>/taskonomy/<building>/<file>``, where Omnidata has it. The rest is as in :func:`taskonomy`.
 
     Raises:
         DataError: the index is missing, has no such split, or a row of another length.
@@ -122,10 +122,10 @@ def taskonomy_adashare(
 
 def _fields(log_depth: bool) -> dict[str, Field]:
     unknown = 64500.0
-    depth = Depth(unknown=unknown, log_of=2.0**16) if log_depth else Depth(1 / 512, unknown=unknown)
+    depth = DepthMap(unknown=unknown, log_of=2.0**16) if log_depth else DepthMap(1 / 512, unknown=unknown)
     return {
         IMAGE: Picture(),
-        "segmentation": Labels(CLASSES, {number + 1: number for number in range(CLASSES)}),
+        "segmentation": ClassLabels(CLASSES, {number + 1: number for number in range(CLASSES)}),
         "normals": NormalVectors(),
         "depth": depth,
         "keypoints": Heat(0.005),

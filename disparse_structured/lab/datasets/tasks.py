@@ -1,4 +1,4 @@
-"""What the tasks of a data set are: widths, losses, metrics, published weights; and how to evaluate them."""
+"""The tasks of a data set: widths, losses, metrics and published weights; and their evaluation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TaskSpec:
         outputs: channels of the model's output.
         loss: ``loss(output, target) -> scalar``.
         metric: makes an empty accumulator.
-        headline: the figure of the metric that speaks for the task in ΔT.
+        headline: the figure of the metric that represents the task in ΔT.
         higher_is_better: whether a higher headline is better.
         weight: the task's weight in the training loss, as published.
     """
@@ -79,15 +79,17 @@ def taskonomy_tasks(class_weights: Tensor | None = None) -> dict[str, TaskSpec]:
     }
 
 
-def tasks_of(specs: Mapping[str, TaskSpec], weights: Mapping[str, float] | None = None) -> tuple[Task, ...]:
-    """One :class:`Task` a spec, for models that return a dict and batches that are dicts, both by its name.
+def dataset_tasks(
+    specs: Mapping[str, TaskSpec], weights: Mapping[str, float] | None = None
+) -> tuple[Task, ...]:
+    """One :class:`Task` per spec, for models and batches that give a dict by task name.
 
     Args:
-        specs: of :func:`nyuv2_tasks` and the like.
+        specs: from :func:`nyuv2_tasks` and the like.
         weights: training weights that replace the published ones.
 
     Raises:
-        TaskError: ``weights`` names a task that is not there.
+        TaskError: ``weights`` names an unknown task.
     """
     weights = weights or {}
     unknown = [name for name in weights if name not in specs]
@@ -109,15 +111,15 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Every figure of every task over the batches of ``loader``: ``{task: {figure: value}}``.
 
-    The model is called in evaluation mode, on its own device and floating-point type; its modes are put
-    back afterwards.
+    The model is called in eval mode, on its own device and in its own floating-point type; its modes are
+    restored afterward.
 
     Args:
         model: returns a dict by task.
         loader: batches that are dicts by task, such as a DataLoader over
             :class:`~disparse_structured.lab.datasets.samples.Samples`.
         specs: the tasks.
-        inputs: from a batch to ``forward``'s arguments; by default
+        to_inputs: from a batch to ``forward``'s arguments; by default
             :func:`disparse_structured.data.batches.model_inputs`.
 
     Raises:
@@ -139,7 +141,7 @@ def figure_of_merit(
     pruned: Mapping[str, Mapping[str, float]],
     specs: Mapping[str, TaskSpec],
 ) -> float:
-    """ΔT in percent of two results of :func:`evaluate`, by the tasks' headline figures; up is good.
+    """ΔT in percent of two results of :func:`evaluate`, by the tasks' headline figures; higher is better.
 
     See :func:`disparse_structured.lab.metrics.delta_t`. Raises :class:`TaskError` when a result lacks a task.
     """
@@ -158,8 +160,8 @@ def _target(batch: Any, name: str) -> Tensor:
     if not isinstance(batch, Mapping) or name not in batch:
         found = f"the keys {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
         raise TaskError(
-            f"task {name!r}: the batch has no target of that name, but {found}. Yield dicts with one entry a "
-            "task, or leave the task out of the specs."
+            f"task {name!r}: the batch has no target of that name, but {found}. Yield dicts with one entry "
+            "per task, or leave the task out of the specs."
         )
     target: Tensor = batch[name]
     return target
@@ -170,7 +172,7 @@ def _segmentation(classes: int, weight: float, class_weights: Tensor | None = No
     if class_weights is not None:
         if class_weights.shape != (classes,):
             raise TaskError(
-                f"class_weights has shape {tuple(class_weights.shape)}; expected ({classes},), one a class."
+                f"class_weights has shape {tuple(class_weights.shape)}; expected ({classes},), one per class."
             )
         loss = partial(losses.cross_entropy, class_weights=class_weights)
     return TaskSpec(classes, loss, partial(Segmentation, classes), "miou", True, weight)

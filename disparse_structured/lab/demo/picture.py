@@ -15,8 +15,8 @@ from disparse_structured.report.figures import (
     Sight,
     draw_comparison,
     heat,
-    label_colours,
-    normal_colours,
+    label_colors,
+    normal_colors,
 )
 
 Scene = Mapping[str, Tensor]
@@ -55,9 +55,9 @@ def _predicted(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
 
 def _painted(maps: Mapping[str, Tensor], span: tuple[float, float]) -> dict[str, Image]:
     return {
-        "segmentation": label_colours(maps["segmentation"].numpy()),
+        "segmentation": label_colors(maps["segmentation"].numpy()),
         "depth": heat(maps["depth"][0].numpy(), *span, "magma_r"),
-        "normals": normal_colours(maps["normals"].numpy()),
+        "normals": normal_colors(maps["normals"].numpy()),
         "edges": heat(maps["edges"][0].numpy(), 0.0, 1.0, "Greys"),
         # A spot that a network is half sure of is drawn bright: few of them reach 1.
         "keypoints": heat(maps["keypoints"][0].numpy(), 0.0, 0.7, "inferno"),

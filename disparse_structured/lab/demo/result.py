@@ -115,13 +115,13 @@ class DemoResult:
     @property
     def headline(self) -> str:
         """MACs, parameters, speed and ΔT in a line."""
-        macs, parameters = self.report.macs, self.report.parameters
+        macs, parameters = self.report.costs["macs"], self.report.costs["parameters"]
         _, pruned = self._times()
         threads = f"{self.latency.threads} thread" + ("s" if self.latency.threads > 1 else "")
         return "  ·  ".join(
             (
-                f"MACs {macs.dense / 1e6:.3g} M → {macs.counted / 1e6:.3g} M",
-                f"parameters {parameters.dense / 1e6:.2g} M → {parameters.counted / 1e6:.2g} M",
+                f"MACs {macs.dense / 1e6:.3g} M → {macs.pruned / 1e6:.3g} M",
+                f"parameters {parameters.dense / 1e6:.2g} M → {parameters.pruned / 1e6:.2g} M",
                 f"{pruned.paired_speedup:.1f} × as fast in ONNX Runtime ({threads})",
                 f"ΔT {self.delta_t('finetuned'):+.1f} %",
             )
@@ -184,12 +184,12 @@ class DemoResult:
 
     def _costs(self) -> Table:
         table = _table("what that bought", "cost", "dense", "pruned", "left")
-        macs, parameters = self.report.macs, self.report.parameters
+        macs, parameters = self.report.costs["macs"], self.report.costs["parameters"]
         dense, pruned = self._times()
         size = self.dense_export.bytes, self.export.bytes
-        table.add_row("MACs", f"{macs.dense:,.0f}", f"{macs.counted:,.0f}", f"{macs.ratio:.1%}")
+        table.add_row("MACs", f"{macs.dense:,.0f}", f"{macs.pruned:,.0f}", f"{macs.ratio:.1%}")
         table.add_row(
-            "parameters", f"{parameters.dense:,.0f}", f"{parameters.counted:,.0f}", f"{parameters.ratio:.1%}"
+            "parameters", f"{parameters.dense:,.0f}", f"{parameters.pruned:,.0f}", f"{parameters.ratio:.1%}"
         )
         table.add_row(
             "ONNX file", f"{size[0] / 1e6:.2f} MB", f"{size[1] / 1e6:.2f} MB", f"{size[1] / size[0]:.1%}"

@@ -1,7 +1,7 @@
-"""Procedurally rendered rooms with exact ground truth: the data this package brings along.
+"""Procedurally rendered rooms with exact ground truth: data that ships with this package.
 
 Five tasks, those of Tiny-Taskonomy as used by DiSparse (CVPR 2022): semantic segmentation, depth,
-surface normals, edges and keypoints. Nothing is read from disk or downloaded; a seed is a scene.
+surface normals, edges and keypoints. Nothing is read from disk or downloaded; each seed gives one scene.
 
     >>> from disparse_structured.lab.scenes import render
     >>> {name: tuple(value.shape) for name, value in render(seed=0, size=(48, 64)).items()}

@@ -15,17 +15,17 @@ DEFAULT_SIZE = (48, 64)
 def render(seed: int, size: tuple[int, int] = DEFAULT_SIZE) -> dict[str, Tensor]:
     """Render one scene of ``size = (H, W)`` with exact ground truth.
 
-    The same seed is the same scene at every size. Returns
+    A seed gives the same scene at every size. Returns
 
     - ``image``: float32 ``[3, H, W]``, display RGB in 0..1;
     - ``labels``: int64 ``[H, W]``, position in :data:`CLASSES`; there are no ignored pixels;
-    - ``depth``: float32 ``[1, H, W]``, metres along the optical axis (z-depth, not ray length);
-    - ``normals``: float32 ``[3, H, W]``, unit, camera frame (x right, y down, z forward), towards the
+    - ``depth``: float32 ``[1, H, W]``, meters along the optical axis (z-depth, not ray length);
+    - ``normals``: float32 ``[3, H, W]``, unit, camera frame (x right, y down, z forward), toward the
       camera;
-    - ``edges``: float32 ``[1, H, W]``, 1 where the right or lower neighbour lies on another smooth piece
+    - ``edges``: float32 ``[1, H, W]``, 1 where the right or lower neighbor lies on another smooth piece
       of surface, else 0;
     - ``keypoints``: float32 ``[1, H, W]``, Gaussian bumps of height 1 and standard deviation H / 48
-      pixels around the visible corners, tips and centres.
+      pixels around the visible corners, tips and centers.
 
     The camera is a pinhole with :data:`FIELD_OF_VIEW` degrees across the width and the principal point
     in the middle of the image. Raises :class:`ValueError` for a size below 1 x 1 or a negative seed.
@@ -93,8 +93,8 @@ def scene_loader(
 ) -> DataLoader[dict[str, Tensor]]:
     """Batches ``{"image": [B, 3, H, W], "labels": [B, H, W], "depth": [B, 1, H, W], ...}`` of scenes.
 
-    ``shuffle`` reorders by torch's global generator, anew in every epoch; a last batch that is not full
-    is kept. See :class:`Scenes` for ``cache``, which pays from the second epoch on.
+    ``shuffle`` reorders by torch's global generator, again in every epoch; a last batch that is not full
+    is kept. See :class:`Scenes` for ``cache``, which pays off from the second epoch on.
     """
     scenes = Scenes(count, size, seed, cache=cache)
     return DataLoader(scenes, batch_size=batch_size, shuffle=shuffle)

@@ -9,7 +9,7 @@ from disparse_structured.lab.scenes.rays import Hits, in_shadow
 from disparse_structured.lab.scenes.world import World
 
 Single = NDArray[np.float32]
-"""Colours need no more than single precision, which halves the cost."""
+"""Single precision is enough for colors and halves the cost."""
 
 _LAMP, _LAMP_REACH, _FILL = 1.5, 3.2, 0.22
 
@@ -27,7 +27,7 @@ def shade(world: World, hits: Hits, size: tuple[int, int], rng: np.random.Genera
     lamp = _LAMP / (1.0 + (distance / _LAMP_REACH) ** 2)
     lamp[in_shadow(world, hits.point, hits.normal)] = 0.0
     fill = _FILL * np.maximum((fill_way * normal).sum(axis=0), 0.0)
-    # The floor sends some light back up: what looks down gets less of it than what looks at the lamp.
+    # Surfaces that face down get less ambient light: only what the floor reflects.
     ambient = np.float32(world.ambient) * (1.0 - 0.25 * normal[1])
 
     to_eye = eye_at - point
@@ -36,15 +36,15 @@ def shade(world: World, hits: Hits, size: tuple[int, int], rng: np.random.Genera
     highlight = world.paint.gloss.astype(np.float32)[hits.surface] * aligned**32
 
     diffuse = tint * (lamp * lambert) + (fill + ambient)
-    colour = _albedo(world, hits) * diffuse + tint * (highlight * lamp)
-    image = np.float32(world.exposure) * colour.reshape(3, *size) * _vignette(size)
+    color = _albedo(world, hits) * diffuse + tint * (highlight * lamp)
+    image = np.float32(world.exposure) * color.reshape(3, *size) * _vignette(size)
     image = (1.0 - np.exp(-1.9 * image)) ** np.float32(1 / 2.2)
     image += np.float32(world.grain) * rng.standard_normal((3, *size), dtype=np.float32)
     return np.asarray(np.clip(image, 0.0, 1.0))
 
 
 def _albedo(world: World, hits: Hits) -> Single:
-    """``[3, rays]``: each surface's two colours, mixed by its pattern."""
+    """``[3, rays]``: each surface's two colors, mixed by its pattern."""
     paint, surface = world.paint, hits.surface
     table = np.concatenate((paint.wave, paint.phase, paint.first, paint.second), axis=1)
     rows = np.ascontiguousarray(table.T, dtype=np.float32)[:, surface]

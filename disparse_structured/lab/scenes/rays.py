@@ -1,7 +1,7 @@
 """Analytic ray casting of a :class:`~disparse_structured.lab.scenes.world.World`.
 
 Rays are moved into each object's own frame, where the object is a unit box, sphere, cylinder or
-cone; the affine map keeps the ray parameter. A camera ray is scaled to one metre along the optical
+cone; the affine map keeps the ray parameter. A camera ray is scaled to one meter along the optical
 axis, so that its parameter *is* the z-depth.
 """
 
@@ -33,14 +33,14 @@ _ROOM_LABELS = np.array((WALL, WALL, CEILING, FLOOR, WALL, WALL))
 
 @dataclass(frozen=True, eq=False)
 class Hits:
-    """What the rays meet first. Vectors are in world axes unless said otherwise."""
+    """What the rays hit first. Vectors are in world axes unless said otherwise."""
 
-    depth: Array  # [rays] z-depth in metres
+    depth: Array  # [rays] z-depth in meters
     point: Array  # [3, rays]
-    normal: Array  # [3, rays] unit, towards the camera
-    local: Array  # [3, rays] metres along the surface's own axes, for its texture
+    normal: Array  # [3, rays] unit, toward the camera
+    local: Array  # [3, rays] meters along the surface's own axes, for its texture
     surface: NDArray[np.int64]  # [rays] 0-5 room face, then 6 + object
-    face: NDArray[np.int64]  # [rays] smooth piece of a surface: numbered so that no two share one
+    face: NDArray[np.int64]  # [rays] number of the smooth piece of surface, unique in the scene
     label: NDArray[np.int64]  # [rays]
 
     def first(self, count: int) -> Hits:
@@ -57,12 +57,12 @@ class Hits:
 
 
 def focal_length(width: int) -> float:
-    """In pixels, for an image ``width`` pixels wide."""
+    """The focal length in pixels, for an image ``width`` pixels wide."""
     return width / 2 / math.tan(math.radians(FIELD_OF_VIEW) / 2)
 
 
 def pixel_rays(size: tuple[int, int]) -> Array:
-    """``[3, H * W]`` camera-frame directions through the pixel centres, with z = 1."""
+    """``[3, H * W]`` camera-frame directions through the pixel centers, with z = 1."""
     height, width = size
     focal = focal_length(width)
     rays = np.ones((3, height, width))
@@ -75,29 +75,29 @@ def cast(world: World, rays: Array) -> Hits:
     """Follow camera-frame ``rays [3, n]`` with z = 1 to the first surface."""
     direction = world.rotation @ rays
     scaled = world.axes.transpose(0, 2, 1) / world.half[:, :, None]
-    origin = np.einsum("kij,kj->ki", scaled, world.position - world.centre)[:, :, None]
+    origin = np.einsum("kij,kj->ki", scaled, world.position - world.center)[:, :, None]
     inner = (scaled.reshape(-1, 3) @ direction).reshape(-1, 3, rays.shape[1])
     entries = _entries(world.kind, origin, inner)
     index = np.arange(rays.shape[1])
     nearest = entries.argmin(axis=0)
     depth = entries[nearest, index]
 
-    start = (world.position - world.room_centre)[:, None]
+    start = (world.position - world.room_center)[:, None]
     sign = np.sign(direction)
     leave = (sign * world.room[:, None] - start) / direction
     axis = leave.argmin(axis=0)
     wall_depth = leave[axis, index]
-    towards = sign[axis, index]
+    toward = sign[axis, index]
     is_object = depth < wall_depth
     depth = np.where(is_object, depth, wall_depth)
 
-    room_face = axis * 2 + (towards > 0)
+    room_face = axis * 2 + (toward > 0)
     surface = np.where(is_object, ROOM_FACES + nearest, room_face)
     face = room_face.copy()
     label = np.where(is_object, world.kind[nearest], _ROOM_LABELS[room_face])
     point = world.position[:, None] + depth * direction
     normal = np.zeros_like(point)
-    normal[axis, index] = -towards
+    normal[axis, index] = -toward
     local = point.copy()
 
     chosen = np.flatnonzero(is_object)
@@ -118,9 +118,9 @@ def in_shadow(world: World, point: Array, normal: Array) -> NDArray[np.bool_]:
     scaled = (world.axes.transpose(0, 2, 1) / world.half[:, :, None])[solid].astype(np.float32)
     start = (point + 1e-3 * normal).astype(np.float32)
     way = world.light[:, None].astype(np.float32) - start
-    centre = np.einsum("kij,kj->ki", scaled, world.centre[solid].astype(np.float32))
+    center = np.einsum("kij,kj->ki", scaled, world.center[solid].astype(np.float32))
     count = start.shape[1]
-    origin = (scaled.reshape(-1, 3) @ start).reshape(-1, 3, count) - centre[:, :, None]
+    origin = (scaled.reshape(-1, 3) @ start).reshape(-1, 3, count) - center[:, :, None]
     inner = (scaled.reshape(-1, 3) @ way).reshape(-1, 3, count)
     return np.asarray((_entries(world.kind[solid], origin, inner) < 1.0).any(axis=0))
 

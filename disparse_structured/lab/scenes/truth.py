@@ -16,7 +16,7 @@ _TOLERANCE = 1e-6
 
 
 def edges(face: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """``bool [H, W]``: the right or the lower neighbour lies on another smooth piece of surface.
+    """``bool [H, W]``: the right or the lower neighbor lies on another smooth piece of surface.
 
     That covers occlusions, creases (also between walls, and at the rims of cylinders) and contacts.
     """
@@ -27,31 +27,31 @@ def edges(face: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def candidates(world: World) -> Array:
-    """``[3, n]`` camera-frame points worth naming, in front of the camera.
+    """``[3, n]`` candidate keypoints in the camera frame, in front of the camera.
 
     The corners of the room, of boxes and of pictures, the tips of cones, the middle of cylinders' lids,
-    and for a sphere the point where the line of sight to its centre enters it.
+    and for a sphere the point where the line of sight to its center enters it.
     """
-    points = [world.room_centre + _CORNERS * world.room]
+    points = [world.room_center + _CORNERS * world.room]
     cornered = (world.kind == BOX) | (world.kind == PICTURE)
     corners = _CORNERS * world.half[cornered, None]
     points.append(
-        (np.einsum("kij,knj->kni", world.axes[cornered], corners) + world.centre[cornered, None]).reshape(
+        (np.einsum("kij,knj->kni", world.axes[cornered], corners) + world.center[cornered, None]).reshape(
             -1, 3
         )
     )
     tall = (world.kind == CYLINDER) | (world.kind == CONE)
-    points.append(world.centre[tall] - world.half[tall] * (0.0, 1.0, 0.0))
+    points.append(world.center[tall] - world.half[tall] * (0.0, 1.0, 0.0))
     ball = world.kind == SPHERE
-    sight = world.centre[ball] - world.position
+    sight = world.center[ball] - world.position
     away = np.linalg.norm(sight, axis=1, keepdims=True)
-    points.append(world.centre[ball] - sight / away * world.half[ball, :1])
+    points.append(world.center[ball] - sight / away * world.half[ball, :1])
     seen = (np.concatenate(points) - world.position) @ world.rotation
     return np.asarray(seen[seen[:, 2] > _NEAR].T)
 
 
 def visible(points: Array, depth: Array, size: tuple[int, int]) -> Array:
-    """``[2, m]`` pixel positions (x, y) of the ``points`` in the image that nothing hides.
+    """``[2, m]`` pixel positions (x, y) of the ``points`` that are visible in the image.
 
     ``depth`` is that of the first surface on the ray through each point, so the test is exact.
     """
@@ -65,7 +65,7 @@ def visible(points: Array, depth: Array, size: tuple[int, int]) -> Array:
 
 
 def heatmap(pixels: Array, size: tuple[int, int]) -> Array:
-    """``[H, W]``: at each pixel centre the highest of the Gaussian bumps around ``pixels [2, m]``."""
+    """``[H, W]``: at each pixel center the highest of the Gaussian bumps around ``pixels [2, m]``."""
     height, width = size
     spread = 2.0 * (height / 48.0) ** 2
     across = np.exp(-((np.arange(width) + 0.5 - pixels[0][:, None]) ** 2) / spread)

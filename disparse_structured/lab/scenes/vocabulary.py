@@ -1,4 +1,4 @@
-"""The five tasks of the scenes: what a head must output, how it is trained, how it is judged."""
+"""The five tasks of the scenes: the output of each head, its loss and its metric."""
 
 from __future__ import annotations
 

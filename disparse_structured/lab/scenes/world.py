@@ -1,8 +1,8 @@
 """A random furnished room, as plain arrays: where everything is and what it is painted with.
 
-World axes are the camera's own convention: x right, y *down*, z forward, in metres. The floor is
+World axes are the camera's own convention: x right, y *down*, z forward, in meters. The floor is
 y = 0 and the ceiling y = -height. Every object is one of four canonical shapes (unit box, sphere,
-cylinder, cone) stretched by its half extents, turned about the vertical and moved to its centre.
+cylinder, cone) stretched by its half extents, turned about the vertical and moved to its center.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Paint:
 
     first: Array  # [surfaces, 3] linear RGB
     second: Array  # [surfaces, 3] linear RGB
-    wave: Array  # [surfaces, 3] radians per metre along the surface's own axes
+    wave: Array  # [surfaces, 3] radians per meter along the surface's own axes
     phase: Array  # [surfaces, 3]
     pattern: NDArray[np.int64]  # [surfaces] 0 stripes, 1 checker, 2 marble, 3 tiles
     gloss: Array  # [surfaces] strength of the highlight
@@ -51,19 +51,19 @@ class World:
     position: Array  # [3] of the camera
     rotation: Array  # [3, 3]
     kind: NDArray[np.int64]  # [objects] class index, in the order box, picture, sphere, cylinder, cone
-    centre: Array  # [objects, 3]
+    center: Array  # [objects, 3]
     axes: Array  # [objects, 3, 3]
     half: Array  # [objects, 3] half extents
     light: Array  # [3] position of the lamp
-    tint: Array  # [3] colour of the lamp
-    fill: Array  # [3] unit direction towards a weak second light
+    tint: Array  # [3] color of the lamp
+    fill: Array  # [3] unit direction toward a weak second light
     ambient: float
     exposure: float
     grain: float
     paint: Paint
 
     @property
-    def room_centre(self) -> Array:
+    def room_center(self) -> Array:
         """The middle of the room, whose floor is y = 0."""
         return np.array((0.0, -self.room[1], 0.0))
 
@@ -84,7 +84,7 @@ def build(rng: np.random.Generator) -> World:
         position=position,
         rotation=rotation,
         kind=kind,
-        centre=np.array([solid[1] for solid in solids]),
+        center=np.array([solid[1] for solid in solids]),
         axes=_about_vertical(turn),
         half=np.array([solid[2] for solid in solids]),
         light=lamp,
@@ -98,7 +98,7 @@ def build(rng: np.random.Generator) -> World:
 
 
 _Solid = tuple[int, tuple[float, float, float], tuple[float, float, float], float]
-"""kind, centre, half extents, turn about the vertical."""
+"""kind, center, half extents, turn about the vertical."""
 
 
 def _about_vertical(turn: Array) -> Array:
@@ -171,8 +171,8 @@ def _pictures(rng: np.random.Generator, room: Array) -> list[_Solid]:
     for wall, (width, height, level, along) in zip(walls.tolist(), draws, strict=False):
         half = (width, height, _PICTURE_HALF_THICKNESS)
         if wall == 0:
-            centre = (along * room[0], -level, room[2] - _PICTURE_HALF_THICKNESS)
-            solids.append((PICTURE, centre, half, 0.0))
+            center = (along * room[0], -level, room[2] - _PICTURE_HALF_THICKNESS)
+            solids.append((PICTURE, center, half, 0.0))
         else:
             side = (room[0] - _PICTURE_HALF_THICKNESS) * (1.0 if wall == 1 else -1.0)
             solids.append((PICTURE, (side, -level, along * room[2]), half, math.pi / 2))
@@ -180,7 +180,7 @@ def _pictures(rng: np.random.Generator, room: Array) -> list[_Solid]:
 
 
 def _paint(rng: np.random.Generator, kind: NDArray[np.int64]) -> Paint:
-    """Colours and patterns, drawn in the same way for every kind of object."""
+    """Colors and patterns, drawn in the same way for every kind of object."""
     count = ROOM_FACES + kind.size
     hue, saturation, value = rng.uniform((0.0, 0.25, 0.3), (1.0, 0.85, 0.95), size=(count, 3)).T
     # Rooms are painted quietly, and three of the four walls alike.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from disparse_structured.errors import GradientError
-from disparse_structured.scoring.objective_runs import MiniBatch, run_mini_batches
+from disparse_structured.scoring.batch_losses import BatchLosses
 from disparse_structured.scoring.probe import Probe
 from disparse_structured.structure import Structure
 
@@ -63,18 +63,14 @@ class Learned:
         """float64 ``[tasks, units]``; units that are off (``probe.keep``) stay off and have 0."""
         on = torch.ones(probe.structure.units, dtype=torch.bool) if probe.keep is None else probe.keep.cpu()
         growth = _START ** (-1 / max(self.steps - 1, 1))
-        pressures = iter([self.pressure * _START * growth**step for step in range(self.steps)])
+        pressures = [self.pressure * _START * growth**step for step in range(self.steps)]
         learners: list[_Learner] = []
-
-        def step(batch: MiniBatch) -> None:
+        for losses, pressure in zip(probe.losses(self.steps), pressures, strict=True):
             if not learners:
                 rows = range(len(probe.structure.tasks))
-                learners.extend(_Learner(row, probe.structure, on, self.lr, batch) for row in rows)
-            pressure = next(pressures)
+                learners = [_Learner(row, probe.structure, on, self.lr, losses) for row in rows]
             for learner in learners:
-                learner.step(batch, pressure)
-
-        run_mini_batches(probe, self.steps, step)
+                learner.step(losses, pressure)
         return torch.stack([learner.total.cpu().double() for learner in learners]) / self.steps
 
 
@@ -84,8 +80,10 @@ class _Learner:
     ``total`` ``[units]`` is the sum of the gates over the steps, 0 where the task reaches no unit that is on.
     """
 
-    def __init__(self, row: int, structure: Structure, on: torch.Tensor, lr: float, first: MiniBatch) -> None:
-        device = first.device
+    def __init__(
+        self, row: int, structure: Structure, on: torch.Tensor, lr: float, first: BatchLosses
+    ) -> None:
+        device = first.open.device
         components = torch.unique(structure.reach.T.int(), dim=0, return_inverse=True)[1]
         self.row = row
         self.name = structure.tasks[row]
@@ -101,12 +99,10 @@ class _Learner:
         )
         self.scale = self._at_stake(first)
 
-    def step(self, batch: MiniBatch, pressure: float) -> None:
-        """One step of Adam on ``batch``."""
+    def step(self, losses: BatchLosses, pressure: float) -> None:
+        """One step of Adam on one batch."""
         gates = self._gates()
-        loss = (
-            batch.objective(self.row, gates) / self.scale + pressure * gates[self.taught].sum() / self.count
-        )
+        loss = losses.of(self.row, gates) / self.scale + pressure * gates[self.taught].sum() / self.count
         leaves = (self.heights, self.thresholds)
         gradients = torch.autograd.grad(loss, leaves)
         if not all(gradient.isfinite().all() for gradient in gradients):
@@ -130,11 +126,11 @@ class _Learner:
     def _thresholds(self) -> torch.Tensor:
         return self.thresholds.sigmoid()[self.component]
 
-    def _at_stake(self, batch: MiniBatch) -> torch.Tensor:
+    def _at_stake(self, losses: BatchLosses) -> torch.Tensor:
         """What closing all gates costs, so that the scale of a loss does not matter."""
         gates = self._gates()
-        dense = batch.objective(self.row, gates).detach()
-        closed = batch.objective(self.row, gates * ~self.taught).detach()
+        dense = losses.of(self.row, gates).detach()
+        closed = losses.of(self.row, gates * ~self.taught).detach()
         # The loss of an untrained network may not care at all.
         least = torch.maximum(dense.abs() * 1e-3, torch.full_like(dense, torch.finfo(dense.dtype).tiny))
         return torch.maximum((closed - dense).abs(), least)

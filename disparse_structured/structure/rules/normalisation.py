@@ -29,7 +29,7 @@ def _statistics_over(trace: Trace, call: Call, value: Value) -> None:
     """Of the other dimensions (a weight's inputs, say) one may shrink: the statistics of what is kept."""
     others = [dim for dim in range(len(value)) if dim != 1 and value[dim].labels is not None]
     for dim in others[:1]:
-        trace.consume(call, "input", dim, value[dim], normalises=True)
+        trace.consume(call, "input", dim, value[dim])
     trace.pin(call, [value[dim] for dim in others[1:]], "a statistic is taken over it")
 
 
@@ -51,7 +51,7 @@ def layer_norm(trace: Trace, call: Call) -> Value:
         if tensor is not None:
             channel = trace.join(call, [channel, tensor[0]])
     trace.literal(call, call.expressions(list(shape))[0], channel)
-    trace.consume(call, "input", len(value) - 1, channel, normalises=True)
+    trace.consume(call, "input", len(value) - 1, channel)
     return (*value[:-1], channel)
 
 
@@ -69,7 +69,7 @@ def group_norm(trace: Trace, call: Call) -> Value:
         trace.unite(call, rows, rows[0])
         trace.kind(channel.labels, "bundle")
     trace.module_number(call, "num_channels", channel)
-    trace.consume(call, "input", 1, channel, normalises=True)
+    trace.consume(call, "input", 1, channel)
     return (value[0], channel, *value[2:])
 
 

@@ -59,7 +59,7 @@ def statistics(trace: Trace, call: Call) -> list[Value]:
 def _average(trace: Trace, call: Call, value: Value, dims: list[int]) -> None:
     labelled = [dim for dim in dims if value[dim].labels is not None]
     for dim in labelled[:1]:
-        trace.consume(call, "self", dim, value[dim], averages=True)
+        trace.consume(call, "self", dim, value[dim])
     trace.pin(call, [value[dim] for dim in labelled[1:]], "a statistic is taken over it")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from disparse_structured.graph.operators import named_arguments, packet
 from disparse_structured.graph.provenance import Arithmetic, Expression
 from disparse_structured.structure.heads import head_dimension
 from disparse_structured.structure.labels import PINNED, Axis, Value
@@ -159,7 +160,7 @@ def _packed(node: fx.Node, first: int, count: int) -> set[int]:
     while pending:
         source, order = pending.pop()
         for user in source.users:
-            target = getattr(user.target, "overloadpacket", user.target)
+            target = packet(user)
             if target in (aten.permute, aten.transpose, aten.swapaxes, aten.movedim):
                 moved = _permutation(user, len(order))
                 pending.append((user, [order[i] for i in moved]))
@@ -174,8 +175,7 @@ def _packed(node: fx.Node, first: int, count: int) -> set[int]:
                 aten.sum,
                 aten.softmax,
             ):
-                arguments = Call(user, lambda item: item)
-                dims = arguments.raw.get("dim", 0)
+                dims = named_arguments(user).get("dim", 0)
                 found.update(order[dim] for dim in (dims if isinstance(dims, list | tuple) else [dims]))
             elif target is operator.getitem:
                 continue
@@ -188,8 +188,7 @@ def _shuffled(node: fx.Node) -> bool:
     if len(users) != 1:
         return False
     user = users[0]
-    target = getattr(user.target, "overloadpacket", user.target)
-    if target not in (aten.permute, aten.transpose, aten.swapaxes):
+    if packet(user) not in (aten.permute, aten.transpose, aten.swapaxes):
         return False
     following = list(user.users)
     while len(following) == 1 and following[0].target in (aten.contiguous.default, aten.clone.default):
@@ -197,7 +196,7 @@ def _shuffled(node: fx.Node) -> bool:
     source = node.args[0]
     return (
         len(following) == 1
-        and getattr(following[0].target, "overloadpacket", None) in (aten.view, aten.reshape, aten.flatten)
+        and packet(following[0]) in (aten.view, aten.reshape, aten.flatten)
         and isinstance(source, fx.Node)
         and tuple(following[0].meta["val"].shape) == tuple(source.meta["val"].shape)
     )

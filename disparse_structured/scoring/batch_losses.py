@@ -1,0 +1,82 @@
+"""The tasks' losses on one batch as functions of gates that the caller chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from disparse_structured.data.randomness import Isolation
+from disparse_structured.errors import TaskError
+from disparse_structured.scoring.objectives import Packing, loss_of
+from disparse_structured.tasks import Task
+
+Outputs = dict[str, tuple[torch.Tensor, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class BatchLosses:
+    """What each task loses on one batch, as a function of the gates.
+
+    A gate is a factor on everything that is read of a unit: 1 leaves the unit as it is, 0 removes it. Losses
+    can be differentiated by the gates, unless gradients are switched off where they are computed.
+
+    The loss of a label-free task is the squared distance of its output from that of the network as it is,
+    divided by the squared norm of the latter.
+
+    Args:
+        batch: what the loader gave.
+        samples: how many examples it holds.
+        open: ``[units]``, the gates of the network as it is: 1, or 0 where the probe's ``keep`` is False.
+            Other gates must be on its device and of its type.
+        tasks: the tasks, in order of the rows.
+        run: the tasks' outputs under gates.
+        packings: for each task that has a loss, how its output is put together for it.
+        isolation: the random states that the losses run on.
+    """
+
+    batch: Any
+    samples: int
+    open: torch.Tensor
+    tasks: tuple[Task, ...]
+    run: Callable[[torch.Tensor], Outputs]
+    packings: Mapping[str, Packing]
+    isolation: Isolation
+    _dense: Outputs = field(default_factory=dict, init=False)
+
+    def __call__(self, gates: torch.Tensor) -> torch.Tensor:
+        """The losses of all tasks, ``[tasks]``, by one forward pass with ``gates`` ``[units]``."""
+        with self.isolation:
+            outputs = self.run(gates)
+            losses = [self._loss(task, outputs[task.name]) for task in self.tasks]
+        return torch.stack([loss.reshape(()) for loss in losses])
+
+    def of(self, row: int, gates: torch.Tensor) -> torch.Tensor:
+        """The loss of task ``row`` alone, a scalar."""
+        task = self.tasks[row]
+        with self.isolation:
+            return self._loss(task, self.run(gates)[task.name]).reshape(())
+
+    def _loss(self, task: Task, outputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if task.loss is not None:
+            return loss_of(task, self.packings[task.name], outputs, self.batch)
+        if not self._dense:
+            with torch.no_grad():
+                self._dense.update(self.run(self.open))
+        return _relative_distance(task, outputs, self._dense[task.name])
+
+
+def _relative_distance(
+    task: Task, tensors: tuple[torch.Tensor, ...], dense: tuple[torch.Tensor, ...]
+) -> torch.Tensor:
+    pairs = [(one, other) for one, other in zip(tensors, dense, strict=True) if one.is_floating_point()]
+    if not pairs:
+        raise TaskError(
+            f"task {task.name!r} has no loss, and its output {[str(tensor.dtype) for tensor in tensors]} "
+            "cannot be differentiated. Point its selector at floating-point values, such as logits."
+        )
+    distance = torch.stack([(one - other).float().square().sum() for one, other in pairs]).sum()
+    norm = torch.stack([other.float().square().sum() for _, other in pairs]).sum()
+    return distance / norm.clamp_min(torch.finfo(torch.float32).tiny)

@@ -1,0 +1,53 @@
+"""Entry points through which other packages extend this one: loaded, and named in errors."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+from disparse_structured.errors import ExtensionError
+
+SIZES = "disparse_structured.sizes"
+"""The group of entry points that declare sizes: ``name = "package.module:function"``.
+
+The function is called with every module of a model and returns the
+:class:`~disparse_structured.structure.extending.SizeDeclaration` objects of that module.
+"""
+
+RULES = "disparse_structured.rules"
+"""The group of entry points that register operator rules: ``name = "package.module"``.
+
+The module is imported; its functions are registered by
+:func:`~disparse_structured.structure.extending.rule`.
+"""
+
+
+def load_rules() -> None:
+    """Imports every module of the group :data:`RULES` that has not been imported yet.
+
+    Raises:
+        ExtensionError: a module cannot be imported.
+    """
+    for entry in metadata.entry_points(group=RULES):
+        loaded(entry)
+
+
+def loaded(entry: metadata.EntryPoint) -> Any:
+    """The object that ``entry`` names.
+
+    Raises:
+        ExtensionError: it cannot be loaded.
+    """
+    try:
+        return entry.load()
+    except Exception as error:  # whatever importing another package raises
+        raise ExtensionError(
+            f"{described(entry)} cannot be loaded ({type(error).__name__}: {error}). Repair or uninstall the "
+            "package that registers it."
+        ) from error
+
+
+def described(entry: metadata.EntryPoint) -> str:
+    """``entry`` and the package that registers it, for an error."""
+    package = f" of {entry.dist.name}" if entry.dist is not None else ""
+    return f"the entry point {entry.name!r} = {entry.value!r}{package} (group {entry.group!r})"
