@@ -152,8 +152,8 @@ def test_a_position_of_a_tuple_has_a_name_too() -> None:
     [
         (["height"], r"'height'.*there the model returns a dict with keys \['depth', 'edges'\]"),
         (["depth", "depth"], "task name 'depth' is used 2 times"),
-        ("depth", r"tasks must be a list, got 'depth'. Pass tasks=\['depth'\]"),
-        (Task("depth"), r"tasks must be a list, got Task\("),
+        ("depth", "tasks must be a list, got the str 'depth'. Pass a list of one"),
+        (Task("depth"), "tasks must be a list, got the Task 'depth'"),
         ([], "no task was given"),
         ([3], "expected Task objects, found int"),
         (0.5, "tasks must be a list of Task objects or names, got 0.5"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +21,12 @@ from torch import Tensor, nn
 
 import disparse_structured.structure.analysis as analysis
 import disparse_structured.surgery._torch_pruning as execution
-from disparse_structured import load, prune
-from disparse_structured.cli import main
+from disparse_structured import Compensated, DiSparse, load, prune
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import PlanError
 from disparse_structured.export import export_onnx
 from disparse_structured.graph.copies import copied
+from disparse_structured.refit import Affine, RefitMethod
 from disparse_structured.structure import ChannelGroup, Form, Structure, analyse
 from disparse_structured.structure.rules import attention
 from disparse_structured.surgery import module as surgery
@@ -397,11 +396,11 @@ def test_plans_of_whole_heads_fit_as_before(id: str, fingerprint: str) -> None:
 def test_pruned_module_is_the_masked_twin(kind: type[Attention]) -> None:
     animal = analysed(kind)
     for seed in range(4):
-        operation = surgery.apply(animal.model, random_plan(animal.structure, seed), animal.structure)
+        done = surgery.apply(animal.model, random_plan(animal.structure, seed), animal.structure)
 
-        assert not operation.refused
-        assert operation.verification is not None
-        assert operation.verification.deviation["out"] <= EXACT
+        assert not done.refused
+        assert done.verification is not None
+        assert done.verification.deviation["out"] <= EXACT
 
 
 @pytest.mark.parametrize("kind", [*FREE, *(kind for kind in HELD if kind is not Rotary)])
@@ -476,12 +475,12 @@ def test_a_scale_that_is_not_made_up_for_is_noticed(kind: type[Attention], monke
     animal = analysed(kind)
     plan = random_plan(animal.structure, 0, share=0.5)
     monkeypatch.setattr(execution.StructureGraph, "_keep_scales", lambda graph, before: None)
-    operation = surgery.apply(animal.model, plan, animal.structure)
+    done = surgery.apply(animal.model, plan, animal.structure)
 
     scaled = {group.name for group in animal.structure.groups if kind is not Separate or group.name == "q"}
     assert not animal.deviation(plan.keep(animal.structure)) <= 1e-5
-    assert {refusal.group for refusal in operation.refused} & scaled
-    assert all("deviates from the masked twin" in refusal.reason for refusal in operation.refused)
+    assert {refusal.group for refusal in done.refused} & scaled
+    assert all("deviates from the masked twin" in refusal.reason for refusal in done.refused)
 
 
 @pytest.mark.parametrize("kind", COMPENSATED)
@@ -514,9 +513,9 @@ def test_a_scale_that_follows_the_width_is_noticed(monkeypatch: Patch) -> None:
     monkeypatch.setattr(analysis, "pin_reals", lambda trace: None)
     model, inputs = analysed(PowerOfWidth).model, analysed(PowerOfWidth).inputs
     animal = Case(model, inputs, analyse(model, inputs, TASKS, attention="head_dim"))
-    operation = surgery.apply(model, random_plan(animal.structure, 0, share=0.5), animal.structure)
+    done = surgery.apply(model, random_plan(animal.structure, 0, share=0.5), animal.structure)
 
-    assert [refusal.group for refusal in operation.refused] == ["qkv"]
+    assert [refusal.group for refusal in done.refused] == ["qkv"]
 
 
 # Surgery.
@@ -541,12 +540,12 @@ def test_pruned_twice_in_a_row(kind: type[Attention]) -> None:
 
     half = animal.pruned(first)
     again = analyse(half, animal.inputs, TASKS, attention="head_dim")
-    operation = surgery.apply(half, Plan.from_keep(again, keep[first]), again)
-    assert operation.verification is not None
-    assert deviation(animal.outputs(operation.model), once) <= EXACT
+    done = surgery.apply(half, Plan.from_keep(again, keep[first]), again)
+    assert done.verification is not None
+    assert deviation(animal.outputs(done.model), once) <= EXACT
 
 
-def test_in_place_and_what_does_not_learn_stays_so() -> None:
+def test_what_does_not_learn_stays_so() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = Attention().eval()
@@ -554,15 +553,12 @@ def test_in_place_and_what_does_not_learn_stays_so() -> None:
     inputs = (torch.randn(2, TOKENS, WIDTH),)
     structure = analyse(model, inputs, TASKS, attention="head_dim")
     plan = random_plan(structure, 0, share=0.5)
-    copied = surgery.apply(model, plan, structure).model
-    operation = surgery.apply(model, plan, structure, inplace=True)
+    pruned = surgery.apply(model, plan, structure).model
 
-    assert operation.model is model
-    assert [parameter.requires_grad for parameter in model.parameters()] == [False, *[True] * 5]
-    assert all(parameter.is_leaf for parameter in model.parameters())
-    assert torch.equal(model(*inputs), copied(*inputs))
-    model(*inputs).sum().backward()
-    assert model.qkv.bias.grad is not None
+    assert [parameter.requires_grad for parameter in pruned.parameters()] == [False, *[True] * 5]
+    assert all(parameter.is_leaf for parameter in pruned.parameters())
+    pruned(*inputs).sum().backward()
+    assert pruned.qkv.bias.grad is not None
 
 
 @pytest.mark.parametrize("made", ["heads", "head_dim"])
@@ -613,72 +609,32 @@ def tiny_vit() -> nn.Module:
     return BY_ID["tiny-vit"].factory()
 
 
-def test_pruned_saved_and_loaded(tmp_path: Path) -> None:
-    entry = BY_ID["tiny-vit"]
-    images = entry.inputs(8)
-    pruned = prune(
-        tiny_vit(),
-        images,
-        structure=analyse(tiny_vit(), images, entry.tasks, attention="head_dim"),
-        parameters=0.6,
-        refit=None,
-        method=DiSparse(),
-    )
-    pruned.save(tmp_path / "small")
+@pytest.mark.parametrize("refit", [None, Affine()], ids=["as-cut", "refit"])
+def test_pruned_saved_and_loaded(refit: RefitMethod | None, tmp_path: Path) -> None:
+    images = BY_ID["tiny-vit"].inputs(8)
+    structure = analyse(tiny_vit(), images, attention="head_dim")
+    result = prune(tiny_vit(), images, structure=structure, parameters=0.6, method=DiSparse(), refit=refit)
+    result.save(tmp_path / "small")
     loaded = load(tmp_path / "small", tiny_vit)
 
-    assert "attention.qkv" in pruned.plan.removals
-    assert pruned.model.attention.num_heads == 3
-    assert pruned.model.attention.head_dim < 4
-    for name, tensor in pruned.model(*images).items():
+    assert result.report.verification.verified
+    assert "attention.qkv" in result.plan.removals
+    assert result.model.attention.num_heads == 3
+    assert result.model.attention.head_dim < 4
+    for name, tensor in result.model(*images).items():
         torch.testing.assert_close(loaded(*images)[name], tensor)
 
 
-def test_shrunk_and_refitted() -> None:
-    images = BY_ID["tiny-vit"].inputs(24)[0]
-    shrunk = prune(
-        tiny_vit(),
-        images,
-        structure=analyse(tiny_vit(), images[:2], None, attention="head_dim"),
-        parameters=0.6,
-    )
+def test_damage_curves_of_head_dimensions() -> None:
+    images = BY_ID["tiny-vit"].inputs(8)
+    structure = analyse(tiny_vit(), images, attention="head_dim")
+    method = Compensated(rounds=1, left=(0.5,), judged=4)
 
-    assert shrunk.report.verification is not None
-    assert "attention.qkv" in shrunk.plan.removals
-    assert shrunk.model.attention.num_heads == 3
+    result = prune(tiny_vit(), images, structure=structure, parameters=0.6, method=method, refit=None)
 
-
-VIT = """
-import torch
-from tests.support.zoo import BY_ID
-
-def build():
-    return BY_ID["tiny-vit"].factory()
-
-images = BY_ID["tiny-vit"].inputs(24)[0]
-"""
-
-
-@pytest.mark.parametrize("command", ["prune", "shrink"])
-def test_from_the_command_line(
-    command: str, tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "net.py").write_text(VIT)
-    monkeypatch.chdir(tmp_path)
-    model, attention = ["--model", "net.py:build"], ["--attention", "head_dim", "--json"]
-    given = {
-        "prune": ["--tasks", "kind,dense", "--example", "8x3x12x12"],
-        "shrink": ["--inputs", "net.py:images"],
-    }
-    words = [command, *model, *given[command], "--parameters", "0.6", "--out", "small", *attention]
-
-    assert main(words) == 0
-    assert "attention.qkv" in Plan.load("small/plan.json").removals
-    assert load("small", tiny_vit).attention.head_dim < 4
-    capsys.readouterr()
-    assert main(["inspect", *model, "--example", "2x3x12x12", *attention]) == 0
-    groups = {group["name"]: group for group in json.loads(capsys.readouterr().out)["groups"]}
-    assert groups["attention.qkv"]["units"] == 4
+    assert result.report.verification.verified
+    assert "attention.qkv" in result.plan.removals
+    assert result.model.attention.num_heads == 3
 
 
 # timm.

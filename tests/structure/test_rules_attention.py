@@ -167,11 +167,11 @@ def test_pruned_module_is_the_masked_twin(kind: type[Attention]) -> None:
     animal = analysed(kind)
     for seed in range(4):
         plan = random_plan(animal.structure, seed)
-        operation = surgery.apply(animal.model, plan, animal.structure)
+        done = surgery.apply(animal.model, plan, animal.structure)
 
-        assert not operation.refused
-        assert operation.verification is not None
-        assert operation.verification.deviation["out"] <= EXACT
+        assert not done.refused
+        assert done.verification is not None
+        assert done.verification.deviation["out"] <= EXACT
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -325,11 +325,11 @@ def test_pruned_within_its_constraints_it_is_the_masked_twin(kind: Callable[[], 
     plans = [random_plan(animal.structure, seed) for seed in range(4)]
     plans += [make_plan(animal.structure, scores, Budget(parameters=share)) for share in (0.3, 0.6)]
     for plan in plans:
-        operation = surgery.apply(animal.model, plan, animal.structure)
+        done = surgery.apply(animal.model, plan, animal.structure)
 
-        assert not operation.refused
-        assert operation.verification is not None
-        assert operation.verification.deviation["out"] <= EXACT
+        assert not done.refused
+        assert done.verification is not None
+        assert done.verification.deviation["out"] <= EXACT
 
 
 @pytest.mark.parametrize("kind", [Windows, Cascade])
