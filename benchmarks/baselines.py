@@ -1,4 +1,4 @@
-"""The methods that benchmarks compare, in each regime: who decides what goes, and on what evidence.
+"""The methods that benchmarks compare, in each regime: how each scores units and decides which to remove.
 
 Structure, budget, surgery, training and data are the same for all; see :class:`Method`.
 """
@@ -28,13 +28,13 @@ class Method:
     """One row of the tables.
 
     Args:
-        name: unique within its regime.
+        name: is unique within its regime.
         criterion, arbiter, ranking: how units are scored, votes decided, and layers compared; by default
             unanimously and per cost.
-        joint: one task, the weighted sum of all losses, stands for all: the tasks are not asked.
-        stages: prune this many times with fine-tuning between (pretrained only).
-        grow: by what units come back, if not by ``criterion`` (dynamic only).
-        rewind: after the decision, weights go back to those before any training.
+        joint: whether one task, the weighted sum of all losses, stands for all, so that tasks do not vote.
+        stages: how many times to prune, with fine-tuning in between (pretrained only).
+        grow: scores the units to regrow, if not ``criterion`` (dynamic only).
+        rewind: whether weights are reset to those before any training, after the decision.
         source: the paper that the decision is from, and what is different here.
     """
 
@@ -74,9 +74,9 @@ RANKINGS: Mapping[str, Ranking] = {
     "global": GlobalRanking(),
     "isomorphic": IsomorphicRanking(),
 }
-"""How its pruner lets layers compete."""
+"""How Torch-Pruning's pruner lets layers compete."""
 
-_CHANCE = "chance: what everything must beat"
+_CHANCE = "chance: every method must beat it"
 
 _PRETRAINED = (
     Method("disparse", "pretrained", Fisher(), source=_DISPARSE),
@@ -155,7 +155,7 @@ _STATIC = (
         Magnitude(),
         ranking=LayerRanking(),
         joint=True,
-        source="magnitude at initialisation",
+        source="magnitude at initialization",
     ),
 )
 
@@ -201,4 +201,4 @@ METHODS: Mapping[str, Method] = {
 """By :attr:`Method.key`, in the order of the tables."""
 
 VARIANTS: Mapping[str, Method] = {method.key: method for method in _VARIANTS}
-"""What else was tried for our own rows: other rankings, arbiters and criteria."""
+"""Variants of our own methods that were tried: other rankings, arbiters and criteria."""

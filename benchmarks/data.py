@@ -1,8 +1,8 @@
 """Real data in memory: the NYU-v2 pack (dense tasks) and the set-cards pack (classification).
 
-The packs are no part of the repository. They are looked for in the folder that the environment variable
-``DISPARSE_DATA`` names, by default ``../shared/data`` beside the repository. Each is one ``.npz`` file;
-its arrays are in :data:`NYUV2_ARRAYS` and :data:`CARD_ARRAYS`.
+The packs are not in the repository. They are read from the folder that the environment variable
+``DISPARSE_DATA`` names, by default ``../shared/data`` beside the repository. Each is one ``.npz`` file with
+the arrays in :data:`NYUV2_ARRAYS` or :data:`CARD_ARRAYS`.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ CARD_TASKS = ("number", "colour", "shading", "shape")
 CARD_ARRAYS = ("rgb", *CARD_TASKS, "split")
 CARD_SPLITS = ("train", "val", "test", "shift")
 
-# Mean and standard deviation of ImageNet in 0..1, which timm's backbones were trained with.
+# Mean and standard deviation of ImageNet in 0..1, as timm's backbones were trained with.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
 class DataError(Exception):
-    """A data pack is there, but is not what it should be."""
+    """A data pack cannot be used."""
 
 
 class DataMissing(DataError):
-    """A data pack is not there."""
+    """A data pack is missing."""
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """All samples of a split in memory: one tensor ``[N, ...]`` a name."""
+    """All samples of a split in memory: a tensor ``[N, ...]`` for each name."""
 
     tensors: Mapping[str, Tensor]
 
@@ -56,9 +56,9 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Loader:
-    """Batches of ``samples``, anew at every iteration; a last batch that is not full is kept.
+    """Batches of ``samples``, drawn again at every iteration; a last batch that is not full is kept.
 
-    Order and augmentation follow torch's global random state, so whoever seeds it repeats the epochs.
+    Order and augmentation follow torch's global random state, so seeding it repeats the epochs.
     """
 
     samples: Samples
@@ -86,7 +86,7 @@ def data_folder() -> Path:
 def nyuv2(split: str, size: tuple[int, int] = (48, 64)) -> Samples:
     """NYU Depth V2 (Silberman et al., ECCV 2012), ``split`` ``"train"`` or ``"val"``, at ``size`` (H, W).
 
-    - ``image``: float32 ``[N, 3, H, W]``, normalised by :data:`MEAN` and :data:`STD`, mean over areas;
+    - ``image``: float32 ``[N, 3, H, W]``, normalized by :data:`MEAN` and :data:`STD`, mean over areas;
     - ``seg13``: int64 ``[N, H, W]``, 13 classes, 255 = not annotated, nearest pixel;
     - ``depth``: float32 ``[N, 1, H, W]``, metres, 0 = unknown, mean of the known pixels of each area;
     - ``normals``: float32 ``[N, 3, H, W]``, unit (x right, y down, z forward), (0, 0, 0) = unknown, mean
@@ -118,7 +118,7 @@ def nyuv2(split: str, size: tuple[int, int] = (48, 64)) -> Samples:
 def cards(split: str) -> Samples:
     """Photographs of SET cards (Tom White, set-game, 2017) with four attributes of three classes each.
 
-    ``image`` is float32 ``[N, 3, 64, 40]``, normalised as in :func:`nyuv2`; ``number``, ``colour``,
+    ``image`` is float32 ``[N, 3, 64, 40]``, normalized as in :func:`nyuv2`; ``number``, ``colour``,
     ``shading`` and ``shape`` are int64 ``[N]``. Splits: ``"train"``, ``"val"``, ``"test"`` (other
     photographs) and ``"shift"`` (another camera). Raises as :func:`nyuv2` does.
     """
@@ -153,13 +153,13 @@ def _read(name: str, arrays: tuple[str, ...]) -> dict[str, np.ndarray]:
                 raise DataError(f"{path} holds the arrays {file.files}, but lacks {', '.join(lacking)}.")
             return {array: file[array] for array in arrays}
     except (BadZipFile, ValueError) as error:
-        raise DataError(f"{path} is no .npz file of plain arrays: {error}. Fetch it again.") from error
+        raise DataError(f"{path} is not an .npz file of plain arrays: {error}. Fetch it again.") from error
 
 
 def _rows(chosen: np.ndarray, name: str, split: str) -> np.ndarray:
     rows = np.flatnonzero(chosen)
     if not len(rows):
-        raise DataError(f"{name} holds no sample of the split {split!r}.")
+        raise DataError(f"{name} has no sample of the split {split!r}.")
     return rows
 
 

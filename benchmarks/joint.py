@@ -1,4 +1,4 @@
-"""One task in place of several: the weighted sum of all losses, for methods that do not ask the tasks."""
+"""One task in place of several: the weighted sum of all losses, for methods in which tasks do not vote."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from disparse_structured.tasks import Task, check_tasks
 
 @dataclass(frozen=True)
 class Everything:
-    """Selects what all the tasks select, by name."""
+    """Picks the outputs of all tasks, by name."""
 
     tasks: tuple[Task, ...]
 
@@ -44,7 +44,7 @@ def joint_task(tasks: Sequence[Task]) -> Task:
 
 
 def parts(structure: Structure) -> tuple[Task, ...]:
-    """The tasks of ``structure``; if it has the joint one, those that this stands for."""
+    """The tasks of ``structure``, or the tasks that its joint one stands for."""
     (first, *others) = structure.task_objects
     if not others and isinstance(first.loss, JointLoss):
         return first.loss.tasks

@@ -1,17 +1,15 @@
-"""NYU-v2 with three dense tasks: train, prune by several methods, and say what each task paid.
+"""NYU-v2 with three dense tasks: train, prune by several methods, and report what each task lost.
 
 ``python -m benchmarks.nyuv2 --seeds 3`` prints a table and writes the same as JSON. Dense networks are
 trained once for each seed and kept under ``benchmarks/.cache``; settings that change them change their
-file. All methods start from the same dense network and meet the same measured MACs. Figures are of the
-97 validation images, which nothing here is chosen on.
+file. All methods start from the same dense network and meet the same measured MACs. Figures are measured on
+the 97 validation images, on which no choice is based.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
-import json
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,19 +20,22 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from benchmarks import stock
 from benchmarks.data import Batch, DataError, Loader, Samples, flip, nyuv2
-from benchmarks.machine import machine
+from benchmarks.harness import options as common
+from benchmarks.harness.cell import digest
+from benchmarks.harness.files import CACHE, SCRATCH, save_weights, write_json
+from benchmarks.harness.machine import in_words, machine
+from benchmarks.harness.views import spread
+from disparse_structured import Fisher, Magnitude, Majority, Random, Taylor, Unanimous, WeightedMean, prune
 from disparse_structured.adapters.timm import DenseHead, MultiTask, multitask
-from disparse_structured.decision.arbiters import Arbiter, Majority, Unanimous, WeightedMean
-from disparse_structured.decision.rankings import GlobalRanking, LayerRanking, PerCostRanking, Ranking
+from disparse_structured.decision.arbiters import Arbiter
+from disparse_structured.decision.votes import GlobalRanking, LayerRanking, PerCostRanking, Ranking
 from disparse_structured.lab.datasets import TargetLoss, evaluate, figure_of_merit, nyuv2_tasks
-from disparse_structured.pipeline import DiSparse, prune
 from disparse_structured.scoring import Criterion
-from disparse_structured.scoring.criteria import Fisher, Magnitude, Random, Taylor
 from disparse_structured.tasks import Loss, Task
 from disparse_structured.training.finetune import finetune
 
@@ -65,7 +66,7 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A dense network in eval mode, and all that a method may use to prune it: some training batches."""
+    """A dense network in eval mode, and the training batches that a method may use to prune it."""
 
     model: MultiTask
     inputs: tuple[Tensor, ...]
@@ -74,7 +75,7 @@ class Case:
 
 
 Method = Callable[[Case, float], nn.Module]
-"""From a case and a fraction of its MACs to a smaller network; the case's model stays as it is."""
+"""From a case and a fraction of its MACs to a smaller network; the model of the case is not changed."""
 
 
 def _stock(over_all_layers: bool) -> Method:
@@ -89,32 +90,30 @@ def _ours(
     criterion: Criterion | None = None,
     arbiter: Arbiter | None = None,
     ranking: Ranking | None = None,
-    labelled: bool = True,
+    voters: Callable[[Case], Sequence[Task]] | None = None,
 ) -> Method:
     def method(case: Case, fraction: float) -> nn.Module:
-        tasks = case.tasks if labelled else tuple(replace(task, loss=None) for task in case.tasks)
         return prune(
             case.model,
+            case.inputs,
+            voters(case) if voters else case.tasks,
             case.scored,
-            tasks,
             macs=fraction,
-            refit=None,
-            method=DiSparse(
-                criterion=criterion or Fisher(),
-                arbiter=arbiter or Unanimous(),
-                ranking=ranking or PerCostRanking(),
-            ),
+            criterion=criterion or Fisher(),
+            arbiter=arbiter or Unanimous(),
+            ranking=ranking or PerCostRanking(),
         ).model
 
     return method
 
 
-def _joint(case: Case, fraction: float) -> nn.Module:
-    """One score for the sum of all losses: what pruning does that does not ask the tasks."""
-    everything = Task("joint", lambda outputs: outputs, joint_loss)
-    return prune(
-        case.model, case.scored, [everything], macs=fraction, refit=None, method=DiSparse(criterion=Fisher())
-    ).model
+def _unlabelled(case: Case) -> list[Task]:
+    return [replace(task, loss=None) for task in case.tasks]
+
+
+def _together(case: Case) -> list[Task]:
+    """One task with the sum of all losses, as pruning that does not ask the tasks has it."""
+    return [Task("joint", lambda outputs: outputs, joint_loss)]
 
 
 def joint_loss(outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
@@ -127,14 +126,14 @@ METHODS: Mapping[str, Method] = {
     "stock-global": _stock(over_all_layers=True),
     "random": _ours(Random()),
     "magnitude": _ours(Magnitude()),
-    "joint-fisher": _joint,
+    "joint-fisher": _ours(voters=_together),
     "taylor": _ours(Taylor()),
     "fisher": _ours(),
     "fisher-majority": _ours(arbiter=Majority()),
     "fisher-mean": _ours(arbiter=WeightedMean()),
     "fisher-global": _ours(ranking=GlobalRanking()),
     "fisher-layer": _ours(ranking=LayerRanking()),
-    "label-free": _ours(labelled=False),
+    "label-free": _ours(voters=_unlabelled),
 }
 """Stock Torch-Pruning; then ours, unanimous and ranked per cost unless the name says otherwise."""
 
@@ -182,16 +181,12 @@ def dense(settings: Settings, seed: int, train: Samples, cache: Path) -> MultiTa
         progress=True,
         on_epoch=_announce(f"dense, seed {seed}", settings.epochs),
     )
-    cache.mkdir(parents=True, exist_ok=True)
-    # Renamed only when complete: an interrupted run must not leave half a file under the right name.
-    partial = file.with_suffix(".partial")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, partial)
-    partial.replace(file)
+    save_weights(file, model)
     return model.eval()
 
 
 def headline(figures: Figures) -> dict[str, float]:
-    """The one figure a task that ΔT is made of."""
+    """The figure of each task that ΔT is computed from."""
     return {name: figures[name][spec.headline] for name, spec in SPECS.items()}
 
 
@@ -204,7 +199,7 @@ def compare(
     fractions: Sequence[float],
     cache: Path,
 ) -> list[Row]:
-    """The dense network of one seed, and what every method makes of it, before and after fine-tuning."""
+    """The rows of one seed: the dense network, and each method before and after fine-tuning."""
     model = dense(settings, seed, train, cache)
     tasks = model.tasks(LOSSES)
     with torch.random.fork_rng(devices=[]):
@@ -254,10 +249,10 @@ def table(rows: Sequence[Row]) -> Table:
             f"{statistics.fmean(row.macs for row in same):.1%}",
             f"{statistics.fmean(row.parameters for row in same):.1%}",
             stage,
-            _spread([figure["seg13"] for figure in figures], 3),
-            _spread([figure["depth"] for figure in figures], 3),
-            _spread([figure["normals"] for figure in figures], 1),
-            _spread([row.delta_t for row in same], 1),
+            spread([figure["seg13"] for figure in figures], 3),
+            spread([figure["depth"] for figure in figures], 3),
+            spread([figure["normals"] for figure in figures], 1),
+            spread([row.delta_t for row in same], 1),
         )
     return view
 
@@ -265,8 +260,7 @@ def table(rows: Sequence[Row]) -> Table:
 def write(path: Path, settings: Settings, rows: Sequence[Row]) -> None:
     """Machine, settings and every row, as JSON."""
     facts = {"machine": machine(), "settings": asdict(settings), "rows": [asdict(row) for row in rows]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, facts)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -289,15 +283,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write(options.out, settings, rows)
     console = Console(width=None if sys.stdout.isatty() else 120)  # a file has no width to fit
     console.print(table(rows))
-    console.print(", ".join(f"{name} {value}" for name, value in machine().items()), style="dim")
+    console.print(in_words(machine()), style="dim")
     console.print(f"written to {options.out}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    here = Path(__file__).resolve().parent
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.nyuv2", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = common.parser("nyuv2", __doc__)
     parser.add_argument("--backbone", default=Settings.backbone, help="a timm model (%(default)s)")
     parser.add_argument("--size", type=_hw, default="48x64", help="HxW of the images (%(default)s)")
     parser.add_argument("--epochs", type=int, default=Settings.epochs, help="dense training (%(default)s)")
@@ -306,15 +298,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS), help="default: all")
     parser.add_argument("--threads", type=int, help="of torch (default: its own choice)")
     parser.add_argument("--quick", action="store_true", help="one epoch, one seed, one fraction")
-    parser.add_argument("--out", type=Path, default=here.parent / "out" / "nyuv2.json", help="JSON file")
-    parser.add_argument("--cache", type=Path, default=here / ".cache", help="trained dense networks")
+    parser.add_argument("--out", type=Path, default=SCRATCH / "nyuv2.json", help="JSON file")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="trained dense networks")
     return parser
 
 
 def _hw(text: str) -> tuple[int, int]:
     height, times, width = text.partition("x")
     if not (times and height.isdigit() and width.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no HEIGHTxWIDTH such as 48x64")
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 48x64")
     return int(height), int(width)
 
 
@@ -324,8 +316,7 @@ def _key(settings: Settings, seed: int, samples: int) -> str:
         for name, value in asdict(settings).items()
         if not name.startswith(("finetune_", "scored_"))
     }
-    text = json.dumps([used, seed, samples, torch.__version__], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest(used, seed, samples, torch.__version__)
 
 
 def _announce(what: str, epochs: int) -> Callable[[int, Mapping[str, float]], None]:
@@ -338,11 +329,6 @@ def _announce(what: str, epochs: int) -> Callable[[int, Mapping[str, float]], No
 
 def _size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 if __name__ == "__main__":

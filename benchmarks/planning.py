@@ -1,19 +1,20 @@
 """Plan and surgery on ResNet-50 against one ``step()`` of stock Torch-Pruning, to the same MACs.
 
-``python -m benchmarks.planning`` measures both in turn, in one run, on one thread, prints a table and
-writes JSON. Scores are given in both cases (Taylor, from one gradient); what is timed is the decision and
-the cutting. Building the dependency graph (stock) and reading the structure (ours) are listed apart.
+``python -m benchmarks.planning`` measures both in turn, in one run and on one thread, prints a table and
+writes JSON. Scores are given in both cases (Taylor, from one gradient); only the decision and the cutting are
+timed. Building the dependency graph (stock) and reading the structure (ours) are listed separately.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -22,9 +23,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from benchmarks.machine import machine
-from disparse_structured.decision.budget import Budget
-from disparse_structured.decision.deciding import decide, make_plan
+from benchmarks import stock
+from benchmarks.harness import options as common
+from benchmarks.harness.files import SCRATCH, write_json
+from benchmarks.harness.machine import in_words, machine
+from benchmarks.harness.measure import paired_ratio, seconds
+from disparse_structured.decision.budget import Budget, make_plan, search
 from disparse_structured.structure import Structure, analyse, count_macs
 from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Task
@@ -38,20 +42,13 @@ TASKS = (
 
 def stock_pruner(model: nn.Module, inputs: tuple[torch.Tensor, ...], ratio: float) -> tp.pruner.BasePruner:
     """Torch-Pruning's pruner with Taylor importance, its graph built; ``model`` has gradients."""
-    return tp.pruner.BasePruner(
-        model,
-        inputs,
-        tp.importance.GroupTaylorImportance(),
-        pruning_ratio=ratio,
-        ignored_layers=[model.fc],
-        pruning_ratio_dict={},
-        channel_groups={},
-        num_heads={},
+    return stock.pruner(
+        model, inputs, tp.importance.GroupTaylorImportance(), ratio, [model.get_submodule("fc")]
     )
 
 
 def with_gradients(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` that has its gradients too; ``deepcopy`` alone drops them."""
+    """A copy of ``model`` with its gradients, which ``deepcopy`` alone drops."""
     copy = deepcopy(model)
     for copied, original in zip(copy.parameters(), model.parameters(), strict=True):
         copied.grad = None if original.grad is None else original.grad.clone()
@@ -59,7 +56,7 @@ def with_gradients(model: nn.Module) -> nn.Module:
 
 
 def stock_ratio(model: nn.Module, inputs: tuple[torch.Tensor, ...], macs: float) -> float:
-    """The ratio at which stock pruning comes nearest to ``macs``, by bisection on trial copies."""
+    """The ratio at which stock pruning comes closest to ``macs``, by bisection on trial copies."""
     low, high = 0.0, 1.0
     for _ in range(8):
         middle = (low + high) / 2
@@ -70,7 +67,7 @@ def stock_ratio(model: nn.Module, inputs: tuple[torch.Tensor, ...], macs: float)
 
 
 def taylor(structure: Structure, model: nn.Module) -> torch.Tensor:
-    """Taylor scores ``[tasks, units]`` from the model's gradients; the same for each task."""
+    """Taylor scores ``[tasks, units]`` from the model's gradients, the same for each task."""
     state = dict(model.named_parameters())
     scores = torch.zeros(structure.units, dtype=torch.float64)
     for group in structure.groups:
@@ -90,80 +87,82 @@ def taylor(structure: Structure, model: nn.Module) -> torch.Tensor:
     return scores.expand(len(structure.tasks), -1).clone()
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; 0 when it has written its JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.planning", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9, help="measurements of each (default: %(default)s)")
-    parser.add_argument(
-        "--macs", type=float, default=0.5, help="share of the MACs kept (default: %(default)s)"
-    )
-    parser.add_argument("--size", type=int, default=224, help="image height and width (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("out/planning.json"), help="JSON file")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = timm.create_model("resnet50", pretrained=False).eval()
     inputs = (torch.randn(1, 3, options.size, options.size),)
     model(*inputs).square().mean().backward()
-    budget = Budget(macs=options.macs)
+    result = compare(model, inputs, Budget(macs=options.macs), options.rounds)
+    console = Console()
+    console.print(table(result["seconds"], f"resnet50 at {options.size} px, {options.macs:.0%} of the MACs"))
+    macs = result["macs"]
+    kept = {name: macs[name] / macs["dense"] for name in ("ours", "stock")}
+    console.print(f"MACs kept: ours {kept['ours']:.2%}, stock {kept['stock']:.2%}")
+    paired = result["paired_ratio"]
+    console.print(f"plan + surgery / stock step(), median of paired ratios: {paired:.2f} (goal: below 1)")
+    facts = machine()
+    console.print(in_words(facts))
+    write_json(options.out, {"machine": facts, **result})
+    console.print(f"written to {options.out}")
+    return 0
+
+
+def compare(
+    model: nn.Module, inputs: tuple[torch.Tensor, ...], budget: Budget, rounds: int
+) -> dict[str, Any]:
+    """MACs of both networks, all seconds of every step, and the median of the paired ratios."""
     structure = analyse(model, inputs, TASKS)
     scores = taylor(structure, model)
     plan = make_plan(structure, scores, budget)
-    ours_macs = count_macs(apply(model, plan, structure, verify=False).model, inputs)
-    ratio = stock_ratio(model, inputs, ours_macs)
-    times: dict[str, list[float]] = {}
-
-    def record(name: str, work: Callable[[], object]) -> None:
-        times.setdefault(name, []).append(seconds(work))
-
-    for _ in range(options.rounds):
-        copy = with_gradients(model)
-        start = time.perf_counter()
-        pruner = stock_pruner(copy, inputs, ratio)
-        times.setdefault("stock: constructor", []).append(time.perf_counter() - start)
-        record("stock: step()", pruner.step)
-        stock_macs = count_macs(copy, inputs)
-        record("ours: structure", lambda: analyse(model, inputs, TASKS))
-        record("ours: budget search", lambda: decide(structure, scores, budget))
-        record(
-            "ours: plan + surgery",
-            lambda: apply(model, make_plan(structure, scores, budget), structure, verify=False),
-        )
-        record("ours: plan + surgery, verified", lambda: apply(model, plan, structure))
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    paired = statistics.median(
-        ours / stock
-        for ours, stock in zip(times["ours: plan + surgery"], times["stock: step()"], strict=True)
-    )
-    table = Table(title=f"resnet50 at {options.size} px, {options.macs:.0%} of the MACs, one thread")
-    table.add_column("step")
-    table.add_column("median ms", justify="right")
-    table.add_column("of stock step()", justify="right")
-    for name, median in medians.items():
-        table.add_row(name, f"{median * 1e3:.0f}", f"{median / medians['stock: step()']:.2f} x")
-    console = Console()
-    console.print(table)
-    dense = count_macs(model, inputs)
-    console.print(f"MACs kept: ours {ours_macs / dense:.2%}, stock {stock_macs / dense:.2%}")
-    console.print(f"plan + surgery / stock step(), median of paired ratios: {paired:.2f} (goal: below 1)")
-    facts = machine()
-    console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    result = {
-        "machine": facts,
-        "macs": {"dense": dense, "ours": ours_macs, "stock": stock_macs},
-        "seconds": times,
-        "paired_ratio": paired,
+    ours = count_macs(apply(model, plan, structure, verify=False).model, inputs)
+    ratio = stock_ratio(model, inputs, ours)
+    steps: dict[str, Callable[[], object]] = {
+        "ours: structure": lambda: analyse(model, inputs, TASKS),
+        "ours: budget search": lambda: search(structure, scores, budget),
+        "ours: plan + surgery": lambda: apply(
+            model, make_plan(structure, scores, budget), structure, verify=False
+        ),
+        "ours: plan + surgery, verified": lambda: apply(model, plan, structure),
     }
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    console.print(f"written to {options.out}")
-    return 0
+    times: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        copy = with_gradients(model)
+        started = time.perf_counter()
+        pruner = stock_pruner(copy, inputs, ratio)
+        times["stock: constructor"].append(time.perf_counter() - started)
+        times["stock: step()"].append(seconds(pruner.step))
+        left = count_macs(copy, inputs)
+        for name, step in steps.items():
+            times[name].append(seconds(step))
+    return {
+        "macs": {"dense": count_macs(model, inputs), "ours": ours, "stock": left},
+        "seconds": dict(times),
+        "paired_ratio": paired_ratio(times["ours: plan + surgery"], times["stock: step()"]),
+    }
+
+
+def table(times: Mapping[str, Sequence[float]], title: str) -> Table:
+    """The median of every step, and relative to stock's."""
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    made = Table(title=f"{title}, one thread")
+    made.add_column("step")
+    made.add_column("median ms", justify="right")
+    made.add_column("of stock step()", justify="right")
+    for name, median in medians.items():
+        made.add_row(name, f"{median * 1e3:.0f}", f"{median / medians['stock: step()']:.2f} x")
+    return made
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = common.parser("planning", __doc__)
+    parser.add_argument("--rounds", type=common.count, default=9, help="measurements of each (%(default)s)")
+    parser.add_argument("--macs", type=common.share, default=0.5, help="share of the MACs kept (%(default)s)")
+    parser.add_argument("--size", type=common.count, default=224, help="image height and width (%(default)s)")
+    parser.add_argument("--out", type=Path, default=SCRATCH / "planning.json", help="JSON file")
+    return parser
 
 
 if __name__ == "__main__":

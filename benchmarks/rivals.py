@@ -1,7 +1,7 @@
 """The decision rules of the nearest structured multi-task methods, and of sparse training, as criteria.
 
 All of them score units of our channel groups, so that surgery, budget and fine-tuning are the same for all.
-The filter of a unit is the slice of every weight that produces it (what reads it belongs to others).
+The filter of a unit is the slice of every weight that produces it, without the weights that read it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from disparse_structured.structure import Structure
 
 @dataclass(frozen=True, eq=False)
 class FilterGradients:
-    """What one batch says of every unit's filter ``w``, with the gradient ``g_k`` of the loss of task k.
+    """What one batch says about every unit's filter ``w``, with the gradient ``g_k`` of the loss of task k.
 
     Args:
         products: float64 ``[tasks, tasks, units]``, ``<g_i, g_j>``.
@@ -32,7 +32,7 @@ class FilterGradients:
     change: Tensor
 
     def cosines(self) -> tuple[Tensor, Tensor]:
-        """The cosine of every pair of tasks ``[pairs, units]``, 0 where a gradient is; which pairs exist.
+        """The cosine of every pair of tasks ``[pairs, units]``, 0 where a gradient is; and which pairs exist.
 
         A pair exists, bool ``[pairs, units]``, where the gradients of both tasks are other than 0.
         """
@@ -59,7 +59,7 @@ def filter_gradients(probe: Probe) -> Iterator[FilterGradients]:
 
 @dataclass(frozen=True)
 class CosPrune:
-    """The mean cosine of two tasks' gradients of a filter: what the tasks pull apart goes first.
+    """The mean cosine of two tasks' gradients of a filter: where they conflict, it is removed first.
 
     ``score(f) = mean over batches and pairs of tasks of cos(g_i(f), g_j(f))``, lowest first, over all
     layers at once: Garg, Zhang, Guan, "Structured pruning for multi-task deep neural networks",
@@ -130,7 +130,7 @@ class ConflictTaylor:
 
 
 class _Filters:
-    """Which positions of which weights each unit's filter is made of."""
+    """The positions in the weights that make up each unit's filter."""
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:
         self._units = structure.units
@@ -157,7 +157,7 @@ def _output_dim(model: nn.Module, parameter: str) -> int:
 
 
 def _at_the_same_ranks(keys: Tensor, values: Tensor) -> Tensor:
-    """For each of ``keys``, the one of ``values`` that stands at the same share of the order."""
+    """For each of ``keys``, the one of ``values`` at the same relative rank."""
     if not len(keys) or not len(values):
         return keys
     share = keys.argsort(stable=True).argsort() / len(keys)

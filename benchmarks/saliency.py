@@ -1,9 +1,9 @@
 """Saliency against its floor: one forward pass and one input-gradient backward pass a task.
 
 ``python -m benchmarks.saliency`` measures, in turn in one run and on one thread, the Fisher saliency of
-four tasks and the floor: the plain module with frozen weights, the gradient of every task's loss by the
-image. Peak memory is that of one batch, beside one training step (forward, backward, AdamW), each in a
-process of its own. Weights are random; nothing is downloaded. Prints a table and writes JSON.
+four tasks and the floor: the plain module with frozen weights, and the gradient of every task's loss with
+respect to the image. Peak memory is that of one batch, beside one training step (forward, backward, AdamW),
+each in a process of its own. Weights are random; nothing is downloaded. Prints a table and writes JSON.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks._measure import in_own_process, in_turn, paired_ratio, peak_bytes, write
-from benchmarks.machine import machine
+from benchmarks.harness import options as common
+from benchmarks.harness.files import SCRATCH, write_json
+from benchmarks.harness.machine import in_words, machine
+from benchmarks.harness.measure import in_own_process, in_turn, paired_ratio, peak_bytes
 from disparse_structured.adapters.timm import DenseHead, LinearHead, MultiTask, multitask
 from disparse_structured.scoring import score
 from disparse_structured.scoring.criteria import Fisher
@@ -61,7 +63,7 @@ class Case:
         return list(x.split(self.batch))
 
     def works(self, names: Sequence[str]) -> dict[str, Callable[[], object]]:
-        """The named ones of floor, Fisher with losses, Fisher label-free and a training step."""
+        """Those in ``names`` of: floor, Fisher with losses, Fisher without labels, training step."""
         model = self.model()
         data = self.data(model)
         made: dict[str, Callable[[], object]] = {
@@ -90,7 +92,7 @@ def floor(model: MultiTask, data: Sequence[Tensor]) -> None:
 
 
 def training_step(model: MultiTask, x: Tensor) -> None:
-    """Forward, backward and AdamW, as the first step of a training run."""
+    """Forward, backward and AdamW: the first step of a training run."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters())
     torch.stack([mean_square(output, x) for output in model(x).values()]).sum().backward()
@@ -104,7 +106,7 @@ def peak(case: Case, name: str) -> int:
 
 
 def compare(case: Case, rounds: int) -> list[dict[str, Any]]:
-    """One row for Fisher with losses, one for label-free."""
+    """One row for Fisher with losses, and one for Fisher without labels."""
     ours = ("Fisher", "Fisher, label-free")
     seconds = in_turn(case.works(("floor", *ours)), rounds)
     training = peak(case, "training step")
@@ -171,23 +173,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"goals: at most {TIME_GOAL} x the floor's time, below {MEMORY_GOAL} x a training step's memory: "
         f"{'met' if met else 'not met'}"
     )
-    console.print(", ".join(f"{name} {value}" for name, value in machine().items()), style="dim")
+    console.print(in_words(machine()), style="dim")
     settings = {"size": options.size, "batch": options.batch, "batches": options.batches, "rounds": rounds}
-    write(options.out, {"settings": settings, "tasks": list(HEADS), "rows": rows})
+    facts = {"machine": machine(), "settings": settings, "tasks": list(HEADS), "rows": rows}
+    write_json(options.out, facts)
     console.print(f"written to {options.out}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.saliency", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = common.parser("saliency", __doc__)
     parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), help="timm models")
     parser.add_argument("--size", type=int, default=96, help="image height and width (%(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="images a batch (%(default)s)")
     parser.add_argument("--batches", type=int, default=2, help="batches a measurement (%(default)s)")
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="the first backbone only, three rounds")
-    parser.add_argument("--out", type=Path, default=Path("out/saliency.json"), help="JSON file")
+    parser.add_argument("--out", type=Path, default=SCRATCH / "saliency.json", help="JSON file")
     parser.add_argument("--peak", nargs=5, help=argparse.SUPPRESS)
     return parser
 

@@ -1,9 +1,10 @@
-"""Plain Torch-Pruning, as its own users call it, at a stated number of multiply-accumulates."""
+"""Plain Torch-Pruning, as its own users call it: its pruner, and pruning to a given number of MACs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 import torch_pruning as tp
@@ -25,6 +26,43 @@ def macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     return float(counter.get_total_flops()) / 2
 
 
+def pruner(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    importance: Any,
+    ratio: float,
+    predictors: Sequence[nn.Module],
+    *,
+    over_all_layers: bool = False,
+    num_heads: Mapping[nn.Module, int] | None = None,
+) -> tp.pruner.BasePruner:
+    """Torch-Pruning's pruner of ``model``, its dependency graph built and nothing cut yet.
+
+    Args:
+        model: is cut in place by ``step()``.
+        inputs: an example.
+        importance: one of ``torch_pruning.importance``.
+        ratio: the share of the channels to remove.
+        predictors: the layers whose outputs are the model's; they keep them.
+        over_all_layers: whether the layers compete; otherwise each loses the same share.
+        num_heads: attention heads, by the layer that makes queries, keys and values.
+    """
+    return tp.pruner.BasePruner(
+        model,
+        inputs,
+        importance,
+        pruning_ratio=ratio,
+        global_pruning=over_all_layers,
+        ignored_layers=list(predictors),
+        num_heads=dict(num_heads or {}),
+        # The default dictionaries are shared between pruners, which write to them.
+        in_channel_groups={},
+        out_channel_groups={},
+        channel_groups={},
+        pruning_ratio_dict={},
+    )
+
+
 def magnitude(
     model: nn.Module,
     inputs: tuple[Tensor, ...],
@@ -35,45 +73,37 @@ def magnitude(
 ) -> nn.Module:
     """A copy of ``model`` pruned by group L2 magnitude to at most ``fraction`` of its MACs.
 
-    The common ratio is found by bisection on the MACs of trial copies. ``predictors`` names the layers
-    whose outputs are the model's, which Torch-Pruning has to be told to leave alone; with
-    ``over_all_layers`` the layers compete, otherwise each loses the same share.
+    The common ratio is found by bisection on the MACs of trial copies. ``predictors`` are the names of the
+    layers whose outputs are the model's.
+
+    Raises:
+        ValueError: no ratio below 0.98 gets there.
     """
     target = fraction * macs(model, inputs)
     low, high = 0.0, 0.98
     best = None
     for _ in range(STEPS):
         ratio = (low + high) / 2
-        trial = _prune(deepcopy(model), inputs, predictors, ratio, over_all_layers)
+        trial = _pruned(deepcopy(model), inputs, predictors, ratio, over_all_layers)
         if macs(trial, inputs) <= target:
             best, high = trial, ratio
         else:
             low = ratio
     if best is None:
-        raise ValueError(f"Torch-Pruning does not get to {fraction:.0%} of the MACs at any ratio below 0.98.")
+        raise ValueError(f"Torch-Pruning does not reach {fraction:.0%} of the MACs at any ratio below 0.98.")
     return best
 
 
-def _prune(
+def _pruned(
     model: nn.Module,
     inputs: tuple[Tensor, ...],
     predictors: Sequence[str],
     ratio: float,
     over_all_layers: bool,
 ) -> nn.Module:
-    pruner = tp.pruner.BasePruner(
-        model,
-        inputs,
-        tp.importance.GroupMagnitudeImportance(p=2),
-        pruning_ratio=ratio,
-        global_pruning=over_all_layers,
-        ignored_layers=[model.get_submodule(name) for name in predictors],
-        # Its default dictionaries are shared between pruners and written to.
-        pruning_ratio_dict={},
-        channel_groups={},
-        num_heads={},
-    )
-    pruner.step()
+    importance = tp.importance.GroupMagnitudeImportance(p=2)
+    heads = [model.get_submodule(name) for name in predictors]
+    pruner(model, inputs, importance, ratio, heads, over_all_layers=over_all_layers).step()
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model

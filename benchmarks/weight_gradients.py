@@ -1,4 +1,4 @@
-"""Gradients of the tasks' losses by the weights of a copy of the model, batch by batch."""
+"""Gradients of the tasks' losses with respect to the weights, batch by batch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Gradients = dict[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class WeightGradients:
-    """What ``probe``'s data says of the weights; ``model`` is a copy of its model with all weights trainable.
+    """Gradients on the data of ``probe``; ``model`` is a copy of its model with all weights trainable.
 
     The data is read as :class:`Probe` reads it: on random states of its own, in eval mode.
     """

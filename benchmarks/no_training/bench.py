@@ -13,31 +13,32 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.data import Batch
+from benchmarks.harness.files import CACHE
 from benchmarks.joint import joint_task
-from benchmarks.no_training.networks import CACHE, Network, calibration, labelled, problem, trained
+from benchmarks.no_training.networks import Network, calibration, labelled, problem, trained
 from benchmarks.tables.problems import Problem
 from disparse_structured.adapters.timm import MultiTask
-from disparse_structured.decision.budget import Budget
-from disparse_structured.decision.deciding import decide
-from disparse_structured.decision.rankings import Ranking
-from disparse_structured.scoring import Criterion, score
+from disparse_structured.data.modes import eval_mode
+from disparse_structured.decision.budget import Budget, search
+from disparse_structured.decision.votes import Ranking
+from disparse_structured.scoring import Criterion, measure
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.tasks import Task
 
 T = TypeVar("T")
 
 INPUTS = 64
-"""Calibration images, if nothing else is said."""
+"""The default number of calibration images."""
 
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """A trained network of one seed and what it is pruned with; no method changes any of it.
+    """A trained network of one seed and what it is pruned with. Methods must not change any of it.
 
     Args:
-        network: which one.
-        seed: of its training, and of the choice of images.
-        count: images to calibrate on.
+        network: the architecture, its data and its training.
+        seed: random seed of the training and of the choice of images.
+        count: how many images to calibrate on.
         cache: where trained networks are kept.
     """
 
@@ -89,18 +90,18 @@ class Bench:
         return analyse(self.model, self.model.example_inputs(2), [joint_task(self.tasks)])
 
     def keep(self, criterion: Criterion, ranking: Ranking, fraction: float) -> Tensor:
-        """Bool ``[units]`` of a method that does not ask the tasks, at ``fraction`` of the MACs."""
+        """What a method that does not ask the tasks keeps at ``fraction`` of the MACs: bool ``[units]``."""
         scores = self.once(
             ("scores", criterion),
-            lambda: score(self.model, self.joint, self.batches, criterion, seed=self.seed).scores,
+            lambda: measure(self.model, self.joint, criterion, self.batches, seed=self.seed).scores,
         )
         return self.once(
             ("keep", criterion, ranking, fraction),
-            lambda: decide(self.joint, scores, Budget(macs=fraction), ranking=ranking).keep,
+            lambda: search(self.joint, scores, Budget(macs=fraction), ranking=ranking).keep,
         )
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What ``make`` gives, computed for the first method that asks; :meth:`saved` is told of the rest."""
+        """The result of ``make``, which is called for the first method that asks; see :meth:`saved`."""
         if key in self._known:
             known: T
             known, seconds = self._known[key]
@@ -112,7 +113,7 @@ class Bench:
         return made
 
     def saved(self) -> float:
-        """Seconds that were not spent since the last call because another method had spent them."""
+        """Seconds that :meth:`once` has saved since the last call, because another method had spent them."""
         total = sum(self._saved)
         self._saved.clear()
         return total
@@ -120,21 +121,18 @@ class Bench:
 
 @torch.no_grad()
 def reestimated(model: nn.Module, images: Tensor) -> nn.Module:
-    """``model`` itself, with the statistics of its batch norms taken anew from ``images``, all at once.
+    """``model`` itself, with the statistics of its batch norms re-estimated from ``images`` in one pass.
 
     Everything else, dropout included, computes as in eval mode. Modes are restored.
     """
     norms = [each for each in model.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
-    modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all calls, of which there is one
-        norm.training = True
-    model(images)
+    with eval_mode(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all passes, of which there is one
+            norm.training = True
+        model(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    for module, mode in modes:
-        module.training = mode
     return model

@@ -5,26 +5,56 @@ from __future__ import annotations
 import cProfile
 import pstats
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.no_training.ours import shrunk
 from disparse_structured.adapters.timm import DenseHead, Head, LinearHead, MultiTask, multitask
-from disparse_structured.pipeline import shrink
+from disparse_structured.pipeline import compensated
+from disparse_structured.refit import refit
+from disparse_structured.scoring import measure
+from disparse_structured.scoring.damage_curves import measure_damage_curves
+from disparse_structured.structure import analyse
+from disparse_structured.surgery.module import apply
 
 BACKBONE, IMAGES, SIDE, MACS = "resnet50", 64, 224, 0.6
 WIDTH = 64
 
-_STAGES: Mapping[str, tuple[str, str]] = {
-    "structure": ("analyse", "pipeline"),
-    "scores": ("measure", "pipeline"),
-    "curves": ("measure_damage_curves", "pipeline"),
-    "refit between rounds": ("refit", "compensated"),
-    "refit": ("refit", "pipeline"),
-    "cutting and proof": ("apply", "pipeline"),
+Place = tuple[str, int, str]
+"""File, line and name of a function, as the profiler has them."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The time of one function.
+
+    Args:
+        function: what is timed.
+        called_in: the file whose calls count; None counts those of all files that no other stage names.
+    """
+
+    function: Callable[..., Any]
+    called_in: str | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where the function is."""
+        code = self.function.__code__
+        return code.co_filename, code.co_firstlineno, code.co_name
+
+
+_STAGES: Mapping[str, Stage] = {
+    "structure": Stage(analyse),
+    "scores": Stage(measure),
+    "curves": Stage(measure_damage_curves),
+    "refit between rounds": Stage(refit, compensated.__file__),
+    "refit": Stage(refit),
+    "cutting and verification": Stage(apply),
 }
-"""Stage to the function whose time it is, and the package that calls it."""
 
 
 def network(backbone: str = BACKBONE, side: int = SIDE) -> MultiTask:
@@ -45,25 +75,49 @@ def images(count: int = IMAGES, side: int = SIDE) -> Tensor:
 
 
 def seconds(model: MultiTask, inputs: Tensor, macs: float = MACS) -> dict[str, float]:
-    """Wall-clock seconds of one call of :func:`disparse_structured.shrink`: in all, and of each stage.
+    """Wall-clock seconds of one call as in the benchmark: in all, of each stage, and of the rest.
 
-    A stage counts where the package named with it calls it, not where other stages do.
+    What a stage calls counts for that stage only, even where it is the function of another stage.
     """
     profile = cProfile.Profile(subcalls=True, builtins=False)
     started = time.perf_counter()
-    profile.runcall(shrink, model, inputs, model.tasks(), macs=macs, samples=len(inputs))
+    profile.runcall(shrunk, model, inputs, model.tasks(), macs, samples=len(inputs))
     whole = time.perf_counter() - started
-    stages = {stage: _spent(profile, *place) for stage, place in _STAGES.items()}
+    stages = _spent(profile)
     return {"whole call": whole, **stages, "rest": max(0.0, whole - sum(stages.values()))}
 
 
-def _spent(profile: cProfile.Profile, function: str, package: str) -> float:
-    """Cumulative seconds of ``function`` in calls that come from ``package``."""
+def _spent(profile: cProfile.Profile) -> dict[str, float]:
+    """Seconds of every stage, in calls that come from outside all stages."""
     stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]  # typeshed leaves it out
-    total: float = sum(
-        cumulative
-        for (_, _, name), (_, _, _, _, callers) in stats.items()
-        for (file, _, _), (*_, cumulative) in callers.items()
-        if name == function and f"/disparse_structured/{package}/" in file
-    )
-    return total
+    spent = dict.fromkeys(_STAGES, 0.0)
+    outside = _outside(stats)
+    for name, stage in _STAGES.items():
+        named = {other.called_in for other in _STAGES.values() if other.function is stage.function}
+        for caller, (*_, cumulative) in _callers(stats, stage.place).items():
+            file = caller[0] if caller[0] in named else None
+            if caller in outside and file == stage.called_in:
+                spent[name] += cumulative
+    return spent
+
+
+def _callers(stats: Mapping[Place, Any], place: Place) -> Mapping[Place, Any]:
+    callers: Mapping[Place, Any] = stats[place][-1] if place in stats else {}
+    return callers
+
+
+def _outside(stats: Mapping[Place, Any]) -> set[Place]:
+    """The functions that are reached from the profiled call without passing through a stage."""
+    stages = {stage.place for stage in _STAGES.values()}
+    called: dict[Place, list[Place]] = {}
+    for place, (*_, callers) in stats.items():
+        for caller in callers:
+            called.setdefault(caller, []).append(place)
+    waiting = [place for place, (*_, callers) in stats.items() if not callers]
+    found: set[Place] = set()
+    while waiting:
+        place = waiting.pop()
+        if place not in found and place not in stages:
+            found.add(place)
+            waiting += called.get(place, [])
+    return found

@@ -1,19 +1,18 @@
-"""Cells: one method on one network at one share of the MACs; and their rows, each one JSON file."""
+"""Cells: one method on one network at one share of the MACs; their rows; and where both are kept."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import rows
+from benchmarks.harness.cell import described, digest
+from benchmarks.harness.row import Shelf
 from benchmarks.no_training.bench import INPUTS
 from benchmarks.no_training.methods import METHODS, Method
 from benchmarks.no_training.networks import NETWORKS, Network
-from benchmarks.rows import RowError
-from benchmarks.tables.cells import Figures, described
+from benchmarks.tables.cells import Figures
 
 BY_NAME: Mapping[str, Network] = {network.name: network for network in NETWORKS}
 
@@ -25,8 +24,8 @@ class Cell:
     Args:
         network: ``"dataset/architecture"``.
         method: a name of :data:`METHODS`.
-        macs: the share that is to be left.
-        seed: of the network and of the images.
+        macs: the share of the MACs to keep.
+        seed: random seed of the network and of the choice of images.
         inputs: how many images.
         epochs: of training after pruning; 0 in the tables.
     """
@@ -39,12 +38,12 @@ class Cell:
     epochs: int = 0
 
     @property
-    def file(self) -> Path:
-        """Where its row is kept, below the folder of rows."""
-        parts = [re.sub(r"[^\w+]+", "-", self.method), f"{self.macs:g}", f"{self.seed}"]
+    def label(self) -> str:
+        """Its name in logs, on the page and on the shelf."""
+        parts = [self.method, f"{self.macs:g}", f"{self.seed}"]
         parts += [f"i{self.inputs}"] if self.inputs != INPUTS else []
         parts += [f"e{self.epochs}"] if self.epochs else []
-        return Path(self.network) / ("-".join(parts) + ".json")
+        return f"{self.network}/{'-'.join(parts)}"
 
 
 @dataclass(frozen=True)
@@ -52,15 +51,15 @@ class Row:
     """What one cell gave.
 
     Args:
-        cell: which one.
-        settings: hash of all that decides the result; see :meth:`Lab.settings`.
+        cell: the cell that was run.
+        settings: a hash of everything that determines the result; see :meth:`Workspace.settings`.
         method: the description that was hashed.
         error: why there is no result; None where there is one.
         macs, parameters: measured on the pruned network, as shares of the dense one's.
         deviation: by task, on the images that are reported on.
         dense, pruned: all metrics of both networks.
-        delta_t: ΔT in percent, up is good.
-        deltas: the same of each task.
+        delta_t: ΔT in percent; higher is better.
+        deltas: the same for each task.
         seconds: from the dense network to the pruned one, training included.
         machine: processor, threads and versions.
     """
@@ -86,63 +85,57 @@ class Row:
 
     @property
     def worst(self) -> float:
-        """The task that lost most, in percent."""
+        """ΔT of the task that lost most, in percent."""
         return min(self.deltas.values())
-
-    def write(self, folder: Path) -> None:
-        """Writes its file below ``folder``, all or nothing."""
-        rows.write(folder / self.cell.file, self)
-
-
-def read(path: Path) -> Row:
-    """The row in ``path``; :class:`RowError` where there is none in it."""
-    return rows.read(path, Row, Cell)
 
 
 @dataclass(frozen=True)
-class Lab:
+class Workspace:
     """Where cells are run.
 
     Args:
-        folder: rows are below it.
-        cache: trained networks are there, or go there.
-        networks: what cells name, by name.
+        folder: where rows are kept, and the seconds of the timed call.
+        cache: where trained networks are kept.
+        networks: the networks that cells name.
     """
 
     folder: Path
     cache: Path
     networks: Mapping[str, Network] = field(default_factory=lambda: BY_NAME)
 
-    def rows(self) -> Iterator[Row]:
-        """All rows of networks, methods and settings as they are now."""
-        for path in sorted(self.folder.glob("*/*/*.json")):
-            row = read(path)
-            if self.is_current(row):
-                yield row
+    @property
+    def shelf(self) -> Shelf[Row]:
+        """All rows."""
+        return Shelf(self.folder / "rows.jsonl", Row, Cell)
+
+    @property
+    def timed(self) -> Path:
+        """The seconds of one call on a large network, as JSON."""
+        return self.folder / "call.json"
+
+    def rows(self) -> list[Row]:
+        """The rows of the present networks, methods and settings; raises :class:`RowError`."""
+        return [row for row in self.shelf.rows() if self.is_current(row)]
 
     def is_current(self, row: Row) -> bool:
-        """Whether the row's network, method and settings are as they are now."""
+        """Whether the row's network, method and settings are the present ones."""
         known = row.cell.network in self.networks and row.cell.method in METHODS
         return known and row.settings == self.settings(row.cell)
 
-    def is_done(self, cell: Cell) -> bool:
-        """Whether there is a current row of this cell, with a result."""
-        path = self.folder / cell.file
-        try:
-            return path.is_file() and self.is_current(row := read(path)) and row.error is None
-        except RowError:
-            return False  # it is written anew
+    def finished(self) -> set[Cell]:
+        """The cells with a current row and a result; raises :class:`RowError`."""
+        return {row.cell for row in self.rows() if row.error is None}
 
     def settings(self, cell: Cell) -> str:
-        """16 hex digits over the cell, the network's training and the description of the method."""
+        """Identifies the cell, the training of its network and the description of its method."""
         setup = asdict(self.networks[cell.network].setup)
-        return rows.digest(asdict(cell), setup, description(METHODS[cell.method]))
+        return digest(asdict(cell), setup, description(METHODS[cell.method]))
 
     def facts(self, cell: Cell) -> dict[str, Any]:
-        """What a row says about itself, whether or not the cell gives a result."""
+        """What a row says about itself, whether or not the cell gave a result."""
         return {"settings": self.settings(cell), "method": description(METHODS[cell.method])}
 
 
 def description(method: Method) -> str:
-    """How it prunes, the same in every process."""
+    """How a method prunes; the same text in every process."""
     return described(method.prune)

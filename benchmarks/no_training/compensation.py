@@ -22,7 +22,7 @@ from disparse_structured.structure import Structure
 from disparse_structured.surgery.module import cut
 
 RIDGE = 1e-3
-"""Of the mean of the Gram matrix's diagonal, as in the authors' code."""
+"""Relative to the mean of the Gram matrix's diagonal, as in the authors' code."""
 
 Grams = Mapping[str, Tensor]
 """By the name of the weight that reads them: float64 ``[channels, channels]``."""
@@ -30,15 +30,15 @@ Grams = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Grail:
-    """Units go by ``criterion`` and ``ranking``; each consumer's weight ``W`` becomes ``W B``.
+    """Units are removed by ``criterion`` and ``ranking``; each consumer's weight ``W`` becomes ``W B``.
 
     ``B = G[:, P] (G[P, P] + λ I)⁻¹`` with the Gram matrix ``G`` of its input channels over all positions
-    in the dense network and ``P`` those that stay. Nothing follows what earlier layers got wrong, and
-    nothing is held back. Grouped and depthwise convolutions are sliced.
+    in the dense network, and ``P`` the channels that are kept. Errors of earlier layers are not compensated,
+    and no images are held out. Grouped and depthwise convolutions are sliced.
 
     Args:
-        criterion, ranking: of the decision, which does not ask the tasks.
-        batchnorm: then take the statistics of batch norms anew from the images.
+        criterion, ranking: make the decision, without asking the tasks.
+        batchnorm: re-estimate the statistics of batch norms from the images.
     """
 
     criterion: Criterion
@@ -56,8 +56,8 @@ class GrailOnOurs:
     """The same on the units that ``decision`` removes.
 
     Args:
-        decision: whose plan it is; its own recovery is not used.
-        batchnorm: then take the statistics of batch norms anew from the images.
+        decision: gives the plan; its refit is not used.
+        batchnorm: re-estimate the statistics of batch norms from the images.
     """
 
     decision: Shrink

@@ -22,28 +22,28 @@ def deviation(
 ) -> dict[str, float]:
     """``‖pruned(x) - dense(x)‖₂ / ‖dense(x)‖₂`` of each task's output, both norms over all images at once.
 
-    0 for the dense network itself, 1 for one that says zero everywhere. Both models are called in eval mode
-    and get their modes back. Sums are in float64, so the batch size does not show.
+    0 for the dense network itself, 1 for one whose outputs are zero. Both models are called in eval mode, and
+    their modes are restored. Sums are in float64, so that the batch size does not matter.
 
     Args:
         dense: the reference.
         pruned: has outputs of the same form.
-        images: ``[N, C, H, W]``, none of which pruning or compensation was calibrated on.
-        tasks: what they pick of the output counts; losses are not needed.
-        batch_size: images a call.
+        images: ``[N, C, H, W]``; not those that pruning or compensation was calibrated on.
+        tasks: pick the outputs; losses are not needed.
+        batch_size: images in one call.
 
     Raises:
         ValueError: there is no image, the outputs of a task have different shapes, or the dense output of a
             task is zero everywhere.
     """
     if not len(images):
-        raise ValueError("images holds no image; the deviation is a mean over at least one.")
+        raise ValueError("images is empty: the deviation needs at least one image.")
     with eval_mode(dense, pruned):
         return distance(((pruned(batch), dense(batch)) for batch in images.split(batch_size)), tasks)
 
 
 def distance(pairs: Iterable[tuple[Any, Any]], tasks: Sequence[Task]) -> dict[str, float]:
-    """:func:`deviation` of outputs that are there already: pairs of the pruned network's and the dense one's.
+    """:func:`deviation` of known outputs: pairs of the pruned network's and the dense one's.
 
     Raises:
         ValueError: the outputs of a task have different shapes, or the dense output of a task is zero
@@ -57,7 +57,7 @@ def distance(pairs: Iterable[tuple[Any, Any]], tasks: Sequence[Task]) -> dict[st
             power[task.name] += size
     silent = [name for name, value in power.items() if not value]
     if silent:
-        raise ValueError(f"the dense output of {silent} is zero on all images; nothing is relative to that.")
+        raise ValueError(f"the dense output of {silent} is zero on all images; its deviation is undefined.")
     return {name: (error[name] / power[name]) ** 0.5 for name in error}
 
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.figures import FAINT, INK, OURS, style
 from benchmarks.no_training.methods import Family
 from benchmarks.no_training.results import Figure, Point, Results
 from disparse_structured.report.figures import require
-
-_INK, _FAINT, _GRID = "#1f2430", "#8a93a0", "#e3e7ec"
 
 
 @dataclass(frozen=True)
@@ -20,33 +19,33 @@ class Line:
 
     name: str
     families: tuple[Family, ...]
-    colour: str
+    color: str
     width: float = 1.6
 
 
-# Okabe and Ito's colours, told apart with any colour vision.
+# Okabe and Ito's colors.
 LINES = (
     Line("best stock", ("stock",), "#0072b2"),
     Line("folding", ("folding",), "#a06c9e"),
     Line("GRAIL", ("grail",), "#009e73"),
-    Line("ours", ("ours",), "#d55e00", 2.6),
+    Line("ours", ("ours",), OURS, 2.6),
 )
 
 
 def pareto(
     path: Path, results: Results, figure: Figure, label: str, *, most: bool, floor: float | None = None
 ) -> bool:
-    """Draws every network that has rows; at each share a line shows its best method there.
+    """Draws every network that has rows; at each share, a line shows its best method there.
 
     Args:
         path: the PNG to write.
-        figure: what of a row is drawn.
-        label: of the axis.
+        figure: the number of a row that is drawn.
+        label: the label of the axis.
         most: whether more is better.
-        floor: nothing is drawn below this; lines leave the panel there.
+        floor: the lower end of the panels, at most; lines leave them there.
 
     Returns:
-        False, and nothing is written, where no line has two points.
+        Whether the file was written: not where no line has two points.
     """
     require()
     from matplotlib.figure import Figure as Canvas
@@ -63,11 +62,11 @@ def pareto(
             ax.set_visible(False)
             continue
         _panel(ax, _lines(results, figure, networks[place], most), floor)
-        ax.set_title(networks[place], loc="left", color=_INK, fontsize=11)
+        ax.set_title(networks[place], loc="left", color=INK, fontsize=11)
         if place % columns == 0:
-            ax.set_ylabel(label, color=_INK)
+            ax.set_ylabel(label, color=INK)
         if place + columns >= len(networks):
-            ax.set_xlabel("MACs left, % of the dense network", color=_INK)
+            ax.set_xlabel("MACs left, % of the dense network", color=INK)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(path, dpi=130)
     return True
@@ -82,7 +81,7 @@ def _panel(ax: Any, lines: Sequence[tuple[Line, list[Point]]], floor: float | No
     for line, points in lines:
         x = [100.0, *(100 * point.macs for point in points)]
         y = [0.0, *(point.value for point in points)]
-        ax.plot(x, y, color=line.colour, lw=line.width, marker="o", ms=2.2 * line.width, clip_on=True)
+        ax.plot(x, y, color=line.color, lw=line.width, marker="o", ms=2.2 * line.width, clip_on=True)
     values = [point.value for _, points in lines for point in points]
     low, high = min(*values, 0.0), max(*values, 0.0)
     low = low if floor is None else max(low, floor)
@@ -90,18 +89,13 @@ def _panel(ax: Any, lines: Sequence[tuple[Line, list[Point]]], floor: float | No
     ax.set_ylim(low - room, high + room)
     ax.set_xlim(101, 6)  # room for the names
     _name_lines(ax, lines, low, high)
-    ax.axhline(0, color=_FAINT, lw=1, ls=":", zorder=0)
+    ax.axhline(0, color=FAINT, lw=1, ls=":", zorder=0)
     ax.set_xticks([100, 80, 65, 50, 40, 30])
-    ax.grid(axis="y", color=_GRID, lw=0.8)
-    ax.set_axisbelow(True)
-    ax.tick_params(colors=_FAINT, labelcolor=_INK, length=3)
-    for side, spine in ax.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_FAINT)
+    style(ax)
 
 
 def _name_lines(ax: Any, lines: Sequence[tuple[Line, list[Point]]], low: float, high: float) -> None:
-    """Each line's name at its end, moved apart where names would overlap."""
+    """Writes each line's name at its end, moved where names would overlap."""
     gap = 0.075 * (high - low)
     ends = sorted(((max(p[-1].value, low), line, p) for line, p in lines), key=lambda end: end[2][-1].value)
     heights = [value for value, _, _ in ends]
@@ -115,4 +109,4 @@ def _name_lines(ax: Any, lines: Sequence[tuple[Line, list[Point]]], low: float, 
         below = points[-1].value < low
         x = 100 * points[-1].macs - 1.5
         text = f"{line.name} ({points[-1].value:.0f})".replace("-", "−") if below else line.name
-        ax.text(x, height, text, color=line.colour, va="center", fontsize=9, fontweight="bold")
+        ax.text(x, height, text, color=line.color, va="center", fontsize=9, fontweight="bold")

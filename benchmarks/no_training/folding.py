@@ -20,21 +20,21 @@ from disparse_structured.structure.groups import Member
 from disparse_structured.surgery.module import cut
 
 ROUNDS = 25
-"""Of k-means at most."""
+"""The most rounds of k-means."""
 
 State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Folding:
-    """As many clusters a group as magnitude pruning at uniform widths leaves units.
+    """As many clusters in each group as magnitude pruning at uniform widths keeps units.
 
-    Units are clustered by the weights that make them, batch norms folded in, by k-means. A cluster's
-    first unit gets the mean of what makes them, and consumers the sum of what reads them.
+    Units are clustered by k-means on the weights that produce them, batch norms folded in. A cluster's first
+    unit gets the mean of the weights that produce its units, and consumers the sum of those that read them.
 
     Args:
-        repair: take the statistics of batch norms anew from the images, as the paper's Fold-R does.
-        seed: of the first centres.
+        repair: re-estimate the statistics of batch norms from the images, as the paper's Fold-R does.
+        seed: random seed of the first centers.
     """
 
     repair: bool = True
@@ -54,8 +54,8 @@ def fold(model: nn.Module, structure: Structure, widths: Tensor, seed: int = 0) 
     """A folded copy of ``model`` in dense coordinates, and the units that stand for their clusters.
 
     Args:
-        widths: bool ``[units]``; of each group as many clusters are made as units are True.
-        seed: of the first centres.
+        widths: bool ``[units]``; each group is divided into as many clusters as it has units that are True.
+        seed: random seed of the first centers.
     """
     result = copied(model)
     state = {**dict(result.named_parameters()), **dict(result.named_buffers())}
@@ -88,16 +88,16 @@ def kmeans(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
         offered[picks] = 0.0
         picks.append(int(torch.multinomial(offered, 1, generator=generator)))
         nearest = torch.minimum(nearest, (points - points[picks[-1]]).square().sum(1))
-    centres = points[picks]
+    centers = points[picks]
     labels = torch.full((len(points),), -1)
     for _ in range(ROUNDS):
-        distance = torch.cdist(points, centres)
+        distance = torch.cdist(points, centers)
         found = _filled(distance.argmin(1), distance, count)
         if torch.equal(found, labels):
             break
         labels = found
         sizes = labels.bincount(minlength=count)[:, None]
-        centres = torch.zeros_like(centres).index_add_(0, labels, points) / sizes
+        centers = torch.zeros_like(centers).index_add_(0, labels, points) / sizes
     return labels
 
 
@@ -111,7 +111,7 @@ def _coordinates(points: Tensor) -> Tensor:
 
 
 def _filled(labels: Tensor, distance: Tensor, count: int) -> Tensor:
-    """``labels`` with the points that are farthest from their centres moved into empty clusters."""
+    """``labels`` with the points that are farthest from their centers moved into empty clusters."""
     labels = labels.clone()
     for empty in (labels.bincount(minlength=count) == 0).nonzero().flatten().tolist():
         own = distance.gather(1, labels[:, None])[:, 0].clone()
@@ -148,7 +148,7 @@ def _input_dim(layer: Contraction) -> int:
 
 
 def _features(state: State, makes: Sequence[Member]) -> Tensor:
-    """``[units, features]``: every slice of what makes a unit, one after the other."""
+    """``[units, features]``: all slices of the weights that produce a unit, in one row."""
     slices = []
     for member in makes:
         taken = state[member.parameter].movedim(member.dim, 0)[torch.from_numpy(member.index)]

@@ -1,4 +1,4 @@
-"""What was to be reached, and what the rows say."""
+"""What was to be achieved, and what the rows say."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.no_training.results import Results, crossing, delta_t, mean_devi
 
 OURS = "ours"
 EPOCHS = 2
-"""Of training after the refit, in the goal that allows some."""
+"""Of training after pruning, in the goal that allows some."""
 
 LOSS = -2.0
 """ΔT at which the MACs are compared."""
@@ -21,7 +21,7 @@ _SCENES = "nyuv2/"
 
 @dataclass(frozen=True)
 class Goal:
-    """One line: what, on which network, our figure, what it is compared with, and whether that is enough."""
+    """One line: what is measured, on which network, our figure, stock's figure, and whether it is met."""
 
     what: str
     network: str
@@ -32,7 +32,7 @@ class Goal:
 
 
 def goals(results: Results) -> list[Goal]:
-    """Every goal that rows tell something about."""
+    """The goals that there are rows for."""
     lines: list[Goal] = []
     for network in results.networks:
         lines += _deviation(results, network)

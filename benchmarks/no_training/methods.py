@@ -1,4 +1,4 @@
-"""The rows of the benchmark: every way from a trained network and some images to a smaller network."""
+"""The methods of the benchmark: every way from a trained network and some images to a smaller network."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from disparse_structured.refit import Affine, BatchNormStatistics, LeastSquares,
 from disparse_structured.scoring.criteria import Fisher, Magnitude, Random, Taylor
 
 FRACTIONS = (0.8, 0.65, 0.5, 0.4, 0.3)
-"""Shares of the dense MACs that are left."""
+"""The shares of the dense MACs that are kept."""
 
 FEW = (0.5, 0.3)
-"""Those at which numbers of images are compared."""
+"""The shares at which numbers of images are compared."""
 
 ABLATED = 0.3
-"""The one of the ablation, where every part has most to do."""
+"""The share of the ablation: the smallest one, where every part matters most."""
 
 Family = Literal["chance", "stock", "grail", "hybrid", "folding", "ours", "ablation"]
 
@@ -43,15 +43,15 @@ class Pruning(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """One row.
+    """One method.
 
     Args:
-        name: unique.
-        family: what it is compared as.
-        prune: how it is done.
+        name: is unique.
+        family: the methods that it is grouped with.
+        prune: prunes a network.
         labels: whether it sees the labels of the images.
-        fractions: of the MACs, at which it is run.
-        source: where it is from.
+        fractions: the shares of the MACs at which it is run.
+        source: the publication it is from.
     """
 
     name: str
@@ -119,7 +119,7 @@ _OURS = (Method("ours", "ours", Shrink.but(), source=_OWN),)
 
 
 def _but(batchnorm: bool = False, **options: Any) -> Shrink:
-    """Not proven against the masked twin, which changes no weight and takes a third of the time."""
+    """Without verification, which does not change the result and takes a third of the time."""
     return Shrink.but(batchnorm, verify=False, **options)
 
 
@@ -136,7 +136,7 @@ _ABLATION: Mapping[str, Shrink] = {
     "global, not per cost": _but(ranking=GlobalRanking()),
     "isomorphic, not per cost": _but(ranking=IsomorphicRanking()),
     "one round": _but(criterion=Compensated(rounds=1)),
-    "Fisher foreseen": _but(criterion=Compensated(criterion=Fisher())),
+    "ordered by Fisher": _but(criterion=Compensated(criterion=Fisher())),
     "units by Taylor at once": _but(criterion=Taylor()),
     "units by Fisher at once": _but(criterion=Fisher()),
     "units by magnitude": _but(criterion=Magnitude()),
@@ -147,7 +147,7 @@ _ABLATION: Mapping[str, Shrink] = {
     "arbiter: any task": _but(arbiter=AnyTask()),
     "arbiter: minimax": _but(arbiter=Minimax()),
 }
-"""What is different, and the call that differs so: one line is one row."""
+"""What is different, and the call that differs in that way."""
 
 METHODS: Mapping[str, Method] = {
     method.name: method

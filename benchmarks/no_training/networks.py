@@ -25,14 +25,14 @@ from torch import Tensor, nn
 
 from benchmarks import nyuv2
 from benchmarks.data import Batch, DataError, Loader, Samples
+from benchmarks.harness import options as common
+from benchmarks.harness.files import CACHE
 from benchmarks.tables import experiment
 from benchmarks.tables.cells import Figures
 from benchmarks.tables.problems import FIGURES, TITLES, Figure, Problem
 from benchmarks.tables.problems import problem as problem_of
 from benchmarks.tables.settings import Setup
 from disparse_structured.adapters.timm import MultiTask
-
-CACHE = Path(__file__).resolve().parents[1] / ".cache"
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def problem(network: Network) -> Problem:
 def trained(network: Network, seed: int, cache: Path = CACHE) -> MultiTask:
     """The trained network in eval mode, from ``cache`` if it was trained before.
 
-    Torch's global random state stays as it is; a file in the cache is complete or not there.
+    Torch's global random state is not changed.
 
     Raises:
         DataError: the data pack is missing.
@@ -118,7 +118,7 @@ def trained(network: Network, seed: int, cache: Path = CACHE) -> MultiTask:
 def calibration(network: Network, count: int, seed: int) -> Tensor:
     """``count`` training images ``[count, 3, H, W]``, without labels and without augmentation.
 
-    Of two counts with one seed, the fewer images are the first of the more. None of them is reported on.
+    With one seed, a smaller count gives the first images of a larger one. Results are reported on others.
 
     Raises:
         ValueError: ``count`` is below 1 or above the number of training samples.
@@ -136,13 +136,13 @@ def labelled(network: Network, count: int, seed: int) -> tuple[Batch, ...]:
 
 
 def predictors(model: MultiTask) -> tuple[str, ...]:
-    """The layers whose outputs are the tasks', which plain Torch-Pruning has to be told to leave alone."""
+    """The names of the layers whose outputs are the tasks', which plain Torch-Pruning must not prune."""
     return tuple(f"heads.{name}.predict" for name in model.head_names)
 
 
 def guess(network: Network) -> Figures:
-    """The figures of one answer for all reported images: each task's commonest class, or mean value, over
-    the training samples. A network that sees nothing is no better.
+    """The figures of one constant answer for all reported images: each task's most common class, or mean
+    value, over the training samples. A network must be better than that.
     """
     data = problem(network)
     found = data.train.tensors
@@ -152,7 +152,7 @@ def guess(network: Network) -> Figures:
 
 
 class _Constant(nn.Module):
-    """The same output ``[C]`` for every image; over all pixels where it comes as ``[C, 1, 1]``."""
+    """The same output ``[C]`` for every image, or for every pixel if it is ``[C, 1, 1]``."""
 
     def __init__(self, answers: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class _Constant(nn.Module):
 
 
 def _mean(targets: Tensor, outputs: int) -> Tensor:
-    """``[C]`` or ``[C, 1, 1]``: how often each class is (255 = unknown), or the mean of what is known."""
+    """``[C]`` or ``[C, 1, 1]``: the counts of the classes (255 = unknown), or the mean of known values."""
     if not targets.is_floating_point():
         counts = targets[targets != 255].bincount(minlength=outputs).float()
         return counts if targets.dim() == 1 else counts.view(-1, 1, 1)
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def show(rows: Sequence[tuple[Network, int, Figures]], console: Console) -> None:
-    """A table a data set: networks, and what guessing gives."""
+    """A table for each data set: the networks, and the constant answer."""
     for dataset in dict.fromkeys(network.dataset for network, _, _ in rows):
         figures = FIGURES[dataset]
         table = Table(title=TITLES[dataset], title_justify="left")
@@ -233,8 +233,7 @@ def _cells(figures: Sequence[Figure], results: Figures) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.no_training.networks", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = common.parser("no_training.networks", __doc__)
     names = [network.name for network in NETWORKS]
     parser.add_argument("--networks", nargs="+", choices=names, default=names, help="default: all")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (%(default)s)")

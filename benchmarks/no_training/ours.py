@@ -1,30 +1,47 @@
-"""Our own rows: one call, with parts of it switched off or exchanged."""
+"""Our own rows: one call of the library, with parts of it switched off or exchanged."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.no_training.bench import Bench, reestimated
 from disparse_structured.pipeline import Pruned, shrink
+from disparse_structured.tasks import Task
 
-_OURS_TO_SAY = (
-    *("model", "inputs", "tasks", "macs", "parameters", "budget", "tolerance", "samples", "seed"),
+_SET_BY_THE_BENCHMARK = frozenset(
+    ("model", "inputs", "tasks", "macs", "parameters", "budget", "tolerance", "samples", "seed")
 )
-_NO_RESULT = ("verify", "inplace", "progress")
+_WITHOUT_EFFECT = frozenset(("verify", "inplace", "progress"))
+"""Options that do not change the result."""
+
+
+def shrunk(model: nn.Module, images: Tensor, tasks: Sequence[Task], macs: float, **options: Any) -> Pruned:
+    """The call of the library that this family is about."""
+    return shrink(model, images, tasks, macs=macs, **options)
+
+
+def defaults() -> dict[str, Any]:
+    """The present defaults of the options that change the result."""
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(shrink).parameters.items()
+        if name not in _SET_BY_THE_BENCHMARK | _WITHOUT_EFFECT
+    }
 
 
 @dataclass(frozen=True)
 class Shrink:
-    """:func:`disparse_structured.shrink` on the images, without labels.
+    """:func:`shrunk` on the images, without labels.
 
     Args:
         options: its keyword arguments, by name; see :meth:`but`.
-        batchnorm: afterwards take the statistics of batch norms anew from the images.
+        batchnorm: re-estimate the statistics of batch norms from the images afterwards.
     """
 
     options: tuple[tuple[str, Any], ...]
@@ -32,13 +49,8 @@ class Shrink:
 
     @classmethod
     def but(cls, batchnorm: bool = False, **options: Any) -> Shrink:
-        """The defaults as they are now, so that rows tell which these were, but for ``options``."""
-        known = {
-            name: parameter.default
-            for name, parameter in inspect.signature(shrink).parameters.items()
-            if name not in (*_OURS_TO_SAY, *_NO_RESULT)
-        }
-        return cls(tuple(sorted({**known, **options}.items())), batchnorm)
+        """The present defaults with ``options`` changed. Rows thereby record what the defaults were."""
+        return cls(tuple(sorted({**defaults(), **options}.items())), batchnorm)
 
     def __call__(self, bench: Bench, fraction: float) -> nn.Module:
         """The pruned network."""
@@ -46,9 +58,9 @@ class Shrink:
         return reestimated(model, bench.images) if self.batchnorm else model
 
     def pruned(self, bench: Bench, fraction: float) -> Pruned:
-        """The whole result, with plan and report; not to be changed, as others get the same."""
+        """The whole result, with plan and report. It must not be changed: other methods get the same one."""
         options: dict[str, Any] = {"samples": bench.count, "seed": bench.seed, **dict(self.options)}
         return bench.once(
             ("shrink", repr(self.options), fraction),
-            lambda: shrink(bench.model, bench.images, bench.unlabelled, macs=fraction, **options),
+            lambda: shrunk(bench.model, bench.images, bench.unlabelled, fraction, **options),
         )

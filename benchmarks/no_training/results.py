@@ -1,4 +1,4 @@
-"""Finished rows, over seeds: curves, the best of a family, and what the goals ask for."""
+"""Finished rows over seeds: curves, the best method of a family, and where a curve crosses a level."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.no_training.methods import FRACTIONS, METHODS, Family
 from benchmarks.no_training.networks import NETWORKS
 
 Figure = Callable[[Row], float]
-"""What is read of a row."""
+"""A number of a row."""
 
 
 def mean_deviation(row: Row) -> float:
@@ -29,7 +29,7 @@ def worst(row: Row) -> float:
 
 
 class Results:
-    """Rows with a result, looked up by cell without the seed; ``failed`` are those without."""
+    """Rows with a result, by cell without the seed; ``failed`` are the rows without a result."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self.failed: list[Row] = []
@@ -43,21 +43,21 @@ class Results:
 
     @property
     def networks(self) -> list[str]:
-        """Those with a row, in the order of the tables."""
+        """The networks that have rows, in the order of the tables."""
         found = {key[0] for key in self._rows}
         return [network.name for network in NETWORKS if network.name in found]
 
     def rows(self) -> list[Row]:
-        """All of them."""
+        """All rows with a result."""
         return [row for rows in self._rows.values() for row in rows]
 
     def seeds_of(self, chosen: Callable[[Row], bool]) -> Results:
-        """The rows of those seeds that some ``chosen`` row has, to compare like with like."""
+        """The rows of the seeds that some ``chosen`` row has, to compare like with like."""
         seeds = {row.cell.seed for row in self.rows() if chosen(row)}
         return Results(row for row in self.rows() if row.cell.seed in seeds)
 
     def items(self) -> list[tuple[tuple[str, str, float, int, int], list[Row]]]:
-        """Network, method, MACs, inputs and epochs, with one row a seed."""
+        """Network, method, MACs, inputs and epochs, with one row for each seed."""
         return sorted(self._rows.items())
 
     @staticmethod
@@ -68,11 +68,11 @@ class Results:
     def at(
         self, network: str, method: str, macs: float, inputs: int = INPUTS, epochs: int = 0
     ) -> Sequence[Row]:
-        """One row a seed; empty where nothing was run."""
+        """One row for each seed; empty where nothing was run."""
         return self._rows.get((network, method, macs, inputs, epochs), ())
 
     def values(self, figure: Figure, network: str, method: str, macs: float) -> list[float]:
-        """``figure`` of each seed."""
+        """The figure of each seed."""
         return [figure(row) for row in self.at(network, method, macs)]
 
     def best(
@@ -84,9 +84,9 @@ class Results:
         most: bool,
         plain: bool = False,
     ) -> str | None:
-        """The method with the highest (``most``) or lowest mean; None where none was run.
+        """The method with the highest (``most``) or lowest mean; None if no method was run.
 
-        With ``plain``, those whose batch norms stay as they are.
+        With ``plain``, only methods that do not re-estimate batch norms.
         """
         means = {
             name: statistics.fmean(values)
@@ -98,7 +98,7 @@ class Results:
         return (max if most else min)(means, key=means.__getitem__)
 
     def curve(self, figure: Figure, network: str, families: Sequence[Family], most: bool) -> list[Point]:
-        """The best mean at every share, whichever method of the families has it there."""
+        """The best mean at every share, of whichever method of the families has it there."""
         found = []
         for macs in FRACTIONS:
             name = self.best(figure, network, families, macs, most)
@@ -111,7 +111,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Point:
-    """One mean over seeds: measured share of the MACs, value, and whose it is."""
+    """One mean over seeds: measured share of the MACs, value, and method."""
 
     macs: float
     value: float
@@ -120,7 +120,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Crossing:
-    """The share of the MACs at which a curve falls below a level; a bound where it does not in its range."""
+    """The share of the MACs at which a curve falls below a level; a bound if it never does."""
 
     macs: float
     is_bound: bool = False

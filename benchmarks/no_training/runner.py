@@ -1,78 +1,72 @@
-"""Works off cells, network by network; what is finished stays, and is not done again."""
+"""Runs cells network by network; what is finished is kept and not run again."""
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 import traceback
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from benchmarks.data import Loader
-from benchmarks.machine import machine
+from benchmarks.harness.machine import machine
+from benchmarks.harness.row import reason
+from benchmarks.harness.runner import aloud, processes, remaining, run_all
 from benchmarks.no_training.bench import Bench
-from benchmarks.no_training.cells import Cell, Lab, Row
+from benchmarks.no_training.cells import Cell, Row, Workspace
 from benchmarks.no_training.deviation import distance
 from benchmarks.no_training.methods import METHODS
 from benchmarks.tables.cells import Figures
 from benchmarks.tables.problems import Problem
-from benchmarks.tables.runner import aloud, prepare
 from disparse_structured.structure import count_macs, count_parameters
 from disparse_structured.training import TrainingConfig, train
 
 
-def work(cells: Sequence[Cell], lab: Lab, jobs: int = 1, again: bool = False) -> int:
-    """Runs what is not done, or all ``again``; how many cells were run.
+def work(cells: Sequence[Cell], space: Workspace, jobs: int = 1, again: bool = False) -> int:
+    """Runs the cells that are not finished, or all ``again``; returns how many were run.
 
-    A cell that raises leaves a row with the error. May be killed at any time and called again.
+    A cell that raises leaves a row with the error. The run can be interrupted at any time and repeated.
 
     Args:
-        cells: in this order, but those of one network, seed and set of images after one another.
-        lab: where.
-        jobs: processes of one torch thread; with 1, everything runs in this one.
-        again: also what is done.
+        cells: run in this order, except that those of one network, seed and set of images stay together.
+        space: where.
+        jobs: processes of one torch thread each; with 1, everything runs in this process.
+        again: also run what is finished.
+
+    Raises:
+        DataError: data is missing.
+        RowError: the shelf is damaged.
     """
-    todo: dict[tuple[str, int, int], list[Cell]] = defaultdict(list)
-    for cell in dict.fromkeys(cells):
-        if again or not lab.is_done(cell):
-            todo[cell.network, cell.seed, cell.inputs].append(cell)
-    total = sum(map(len, todo.values()))
-    aloud(f"{total} of {len(cells)} cells to run, {jobs} at a time")
-    if jobs == 1 or len(todo) < 2:
-        for some in todo.values():
-            several(some, lab)
-        return total
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), prepare) as pool:
-        try:
-            for future in as_completed([pool.submit(several, some, lab) for some in todo.values()]):
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return total
+    todo = remaining(cells, space.finished().__contains__, again)
+    aloud(f"{len(todo)} of {len(cells)} cells to run, {jobs} at a time")
+    together: dict[tuple[str, int, int], list[Cell]] = defaultdict(list)
+    for cell in todo:
+        together[cell.network, cell.seed, cell.inputs].append(cell)
+    with processes(min(jobs, max(1, len(together)))) as pool:
+        run_all(pool, partial(several, space), together.values(), lambda _: None)
+    return len(todo)
 
 
-def several(cells: Sequence[Cell], lab: Lab) -> None:
+def several(space: Workspace, cells: Sequence[Cell]) -> None:
     """Runs cells of one network, seed and set of images, and keeps their rows."""
     first = cells[0]
-    bench = Bench(lab.networks[first.network], first.seed, first.inputs, lab.cache)
+    bench = Bench(space.networks[first.network], first.seed, first.inputs, space.cache)
     dense = observed(bench.model, bench.problem)
     for cell in cells:
         started = time.perf_counter()
         try:
-            row = replace(run(bench, cell, dense), **lab.facts(cell))
+            row = replace(run(bench, cell, dense), **space.facts(cell))
             told = f"deviation {row.mean_deviation:.3f}, ΔT {row.delta_t:+.1f}"
         except Exception as error:
             traceback.print_exc()
-            row = Row(cell, error=f"{type(error).__name__}: {error}", machine=machine(), **lab.facts(cell))
+            row = Row(cell, error=reason(error), machine=machine(), **space.facts(cell))
             told = f"FAILED: {row.error}"
-        row.write(lab.folder)
-        aloud(f"{cell.file.with_suffix('')}: {told}  ({time.perf_counter() - started:.0f} s)")
+        space.shelf.put(row)
+        aloud(f"{cell.label}: {told}  ({time.perf_counter() - started:.0f} s)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +78,7 @@ class Observed:
 
 
 class _Recorder(nn.Module):
-    """``model``, whose outputs are remembered."""
+    """Calls ``model`` and keeps its outputs."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -104,7 +98,7 @@ def observed(model: nn.Module, problem: Problem) -> Observed:
 
 def run(bench: Bench, cell: Cell, dense: Observed) -> Row:
     """The row of one cell, without its settings; ``dense`` is the network that was not pruned."""
-    structure = bench.structure  # read once for all methods: no method's own time
+    structure = bench.structure  # analyzed before the clock starts: all methods share it
     assert structure.units
     bench.saved()
     started = time.perf_counter()
@@ -136,7 +130,7 @@ def finetune(bench: Bench, model: nn.Module, epochs: int) -> None:
 
 
 def deltas(problem: Problem, dense: Figures, pruned: Figures) -> dict[str, float]:
-    """Relative change of each task's figure in percent, up is good; ΔT is their mean."""
+    """The relative change of each task's figure in percent, higher is better; ΔT is their mean."""
     found = {}
     for figure in problem.figures:
         before, after = (each[figure.task][figure.metric] for each in (dense, pruned))

@@ -1,4 +1,4 @@
-"""Torch-Pruning without us, on the best terms we can give it: our exact budget, and what it does alone."""
+"""Torch-Pruning's choices at our exact budget, which is the best we can do for it, and its own pruner."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from disparse_structured.surgery.module import cut
 
 @dataclass(frozen=True)
 class Scored:
-    """Torch-Pruning's own importances, ranked as its pruner ranks them, at exactly the MACs asked for.
+    """Torch-Pruning's own importances, ranked as its pruner ranks them, at exactly the requested MACs.
 
     Args:
-        kind: the importance; Taylor's and Hessian's take labels.
+        kind: the importance; Taylor's and Hessian's need labels.
         ranking: uniform, global or isomorphic.
-        batchnorm: take the statistics of batch norms anew from the images.
+        batchnorm: re-estimate the statistics of batch norms from the images.
     """
 
     kind: Kind
@@ -40,11 +40,11 @@ class Scored:
 
 @dataclass(frozen=True)
 class Pruner:
-    """Torch-Pruning's pruner itself, by group magnitude; its ratio is searched for the MACs.
+    """Torch-Pruning's own pruner by group magnitude, at the ratio that meets the MACs.
 
     Args:
         over_all_layers: whether layers compete.
-        batchnorm: take the statistics of batch norms anew from the images.
+        batchnorm: re-estimate the statistics of batch norms from the images.
     """
 
     over_all_layers: bool
@@ -60,7 +60,7 @@ class Pruner:
     def _run(self, bench: Bench, fraction: float) -> nn.Module:
         inputs, heads = bench.model.example_inputs(1), predictors(bench.model)
         with warnings.catch_warnings():
-            # It says of every layer scale, at every trial, along which dimension it cuts it.
+            # In every trial it names the dimension along which it cuts each layer scale.
             warnings.filterwarnings("ignore", message="Unwrapped parameters detected")
             return stock.magnitude(bench.model, inputs, heads, fraction, over_all_layers=self.over_all_layers)
 

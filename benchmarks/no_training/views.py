@@ -1,4 +1,4 @@
-"""The document: tables in Markdown from finished rows, and the same figures as JSON."""
+"""The page: tables from finished rows, and the same figures as JSON."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.harness.views import NONE, markdown, spread
 from benchmarks.no_training.bench import INPUTS
 from benchmarks.no_training.cells import Row
-from benchmarks.no_training.goals import EPOCHS, OURS, goals
+from benchmarks.no_training.goals import EPOCHS, OURS, Goal, goals
 from benchmarks.no_training.methods import ABLATED, FEW, FRACTIONS, METHODS, Family
 from benchmarks.no_training.results import Figure, Results, delta_t, mean_deviation, worst
-from benchmarks.tables.views import markdown, spread
 
-NONE = "–"
 COUNTS = (8, 16, 32, 64, 128)
-"""Numbers of images that are tried."""
+"""The numbers of images that are tried."""
 
 _HEAD = """# Pruning without training
 
-`python -m benchmarks.no_training` writes this page, its plots and [no_training.json](no_training.json).
+`python -m benchmarks.no_training` writes this page, its plots and a
+[summary in JSON](../../benchmarks/results/no_training/summary.json).
 Six trained multi-task networks (NYU-v2: segmentation, depth, normals; card photographs: four
 classifications, reported on another camera's) are pruned to a share of their MACs from {inputs} images,
 with no training afterwards, and no labels but where the table says so. *Deviation* is
 `‖pruned − dense‖ / ‖dense‖` of each task's output, mean over the tasks, on images that no method saw;
-ΔT is the mean relative change of the tasks' figures in percent, up is good. Figures are means (± sample
-standard deviation) over {seeds}, and where there is no ± of one. MACs are counted on the pruned networks
-and meet the share within one percent from below. `+bn`: the statistics of batch norms taken anew from the
+ΔT is the mean relative change of the tasks' figures in percent, higher is better. Figures are means (± sample
+standard deviation) over {seeds}; without ±, they are of one seed. MACs are counted on the pruned networks
+and meet the share within one percent from below. `+bn`: the statistics of batch norms re-estimated from the
 images.
 """
 
@@ -42,12 +42,18 @@ _FAMILIES: tuple[tuple[str, tuple[Family, ...], str | None], ...] = (
 
 
 def document(results: Results, plots: Iterable[str], call: Mapping[str, float]) -> str:
-    """The whole page; ``plots`` are file names beside it, ``call`` seconds a stage of one large call."""
+    """The whole page.
+
+    Args:
+        results: the finished rows.
+        plots: names of files beside the page.
+        call: seconds of each stage of one large call.
+    """
     count = len({row.cell.seed for row in results.rows()})
     parts = [
         _HEAD.format(inputs=INPUTS, seeds=f"{count} seeds" if count > 1 else "one seed"),
         "## Goals",
-        goal_table(results),
+        goal_table(goals(results)),
         *(f"![{name}]({name})" for name in plots),
         "## In short",
         "At each share the best variant of each family, chosen by the very figure that the column shows: the "
@@ -74,17 +80,17 @@ def document(results: Results, plots: Iterable[str], call: Mapping[str, float]) 
     return "\n\n".join(parts) + "\n"
 
 
-def goal_table(results: Results) -> str:
-    """What was to be reached, and what was."""
+def goal_table(lines: Iterable[Goal]) -> str:
+    """What was to be achieved, and what was."""
     body = [
         [line.what, line.network, line.found, line.against, line.goal, "yes" if line.met else "**no**"]
-        for line in goals(results)
+        for line in lines
     ]
     return markdown(["goal", "network", "ours", "best stock", "asked", "met"], body)
 
 
 def ablation(results: Results) -> str:
-    """Ours with one part off or exchanged, a line each: mean deviation, ΔT and worst task over networks."""
+    """Ours with one part switched off or exchanged: mean deviation, ΔT and worst task over the networks."""
     results = results.seeds_of(lambda row: METHODS[row.cell.method].family == "ablation")
     networks = [name for name in results.networks if results.at(name, OURS, ABLATED)]
     if not networks:
@@ -169,15 +175,15 @@ def seconds(results: Results) -> str:
 
 
 def failures(results: Results) -> str:
-    """What gave no result, and why."""
+    """The cells without a result, by error."""
     names: dict[str, list[str]] = {}
     for row in results.failed:
-        names.setdefault(" ".join(str(row.error).split()), []).append(str(row.cell.file.with_suffix("")))
+        names.setdefault(" ".join(str(row.error).split()), []).append(row.cell.label)
     return "\n".join(f"- {error}: {', '.join(cells)}" for error, cells in names.items())
 
 
 def sources() -> str:
-    """Methods by where they are from."""
+    """The methods, by source."""
     names: dict[str, list[str]] = {}
     for name, method in METHODS.items():
         if method.family != "ablation":
@@ -204,7 +210,7 @@ def full(results: Results, network: str) -> str:
 
 
 def as_json(results: Results, call: Mapping[str, float]) -> dict[str, Any]:
-    """Means, standard deviations and numbers of seeds of everything, and the goals."""
+    """The goals, and means, standard deviations and seeds of everything."""
     return {
         "goals": [vars(line) for line in goals(results)],
         "call_seconds": dict(call),
@@ -275,6 +281,6 @@ def _cell(results: Results, figure: Figure, network: str, name: str, macs: float
 def _over(
     results: Results, figure: Figure, networks: Sequence[str], name: str, macs: float, digits: int
 ) -> str:
-    """The mean over networks; nothing where one is missing, which would be another mean."""
+    """The mean over networks; no number where one is missing, because means over others do not compare."""
     found = [results.values(figure, network, name, macs) for network in networks]
     return f"{statistics.fmean(map(statistics.fmean, found)):.{digits}f}" if all(found) else NONE

@@ -1,6 +1,7 @@
-"""The harness of ``python -m benchmarks.disparse_tables``.
+"""The family of ``python -m benchmarks.disparse_tables``.
 
-``settings`` has the scales, ``cells`` the cells, their rows and files, ``problems`` the data and networks,
-``experiment`` what happens in one cell, ``runner`` the processes that work them off; ``views``, ``figures``
-and ``ranks`` read finished rows; ``loudness`` and ``branches`` are experiments beside the tables.
+``settings`` has the scales, ``cells`` the cells and their rows, ``problems`` the data and networks,
+``regimes`` the calls of the library, ``experiment`` what happens in one cell, ``runner`` which cells are run;
+``views``, ``sections``, ``figures`` and ``ranks`` read finished rows; ``loudness``, ``branches`` and
+``variants`` are experiments beside the tables.
 """

@@ -1,14 +1,12 @@
-"""Cells of the tables, and what running one gives: a row, kept as one JSON file."""
+"""Cells of the tables, and the rows that running them gives."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from benchmarks import rows
+from benchmarks.harness.cell import digest
 from benchmarks.tables.settings import Setup
 
 DENSE = "dense"
@@ -21,13 +19,14 @@ class Cell:
     """One network of the tables.
 
     Args:
-        dataset: of the setup.
+        dataset: the data set of the setup.
         method: ``"regime/name"``, or ``"dense"``.
-        removed: share of the dense MACs that goes, 0 for the dense network.
-        seed: of initialisation, data order and scoring.
-        loud: the task whose loss is multiplied by ``factor`` while saliency is measured; none if empty.
+        removed: the share of the dense MACs to remove, 0 for the dense network.
+        seed: random seed for initialization, data order and scoring.
+        loud: the task whose loss is multiplied by ``factor`` while saliency is measured; no task if empty.
         factor: see ``loud``.
-        trunk: ``"watershed"`` or ``"unshared"`` where the tasks have trunks of their own from there on.
+        trunk: where each task gets a trunk of its own: ``"watershed"``, ``"unshared"`` (from the start), or
+            empty (nowhere).
     """
 
     dataset: str
@@ -54,16 +53,12 @@ class Cell:
         return Cell(self.dataset, DENSE, 0.0, self.seed)
 
     @property
-    def file(self) -> Path:
-        """Where its row is kept, below a scale's folder."""
-        parts = [self.regime, self.name] if self.method != DENSE else [DENSE]
-        parts += [] if self.method == DENSE else [f"{self.removed:g}"]
+    def label(self) -> str:
+        """Its name in logs, and on the shelf of its data set."""
+        parts = [DENSE] if self.method == DENSE else [self.regime, self.name, f"{self.removed:g}"]
         parts += [f"{self.loud}x{self.factor:g}"] if self.loud else []
         parts += [self.trunk] if self.trunk else []
-        return Path(self.dataset) / ("-".join([*parts, str(self.seed)]) + ".json")
-
-    def __str__(self) -> str:
-        return f"{self.dataset} {self.file.stem}"
+        return f"{self.dataset} {'-'.join([*parts, str(self.seed)])}"
 
 
 @dataclass(frozen=True)
@@ -71,16 +66,17 @@ class Row:
     """What one cell gave.
 
     Args:
-        cell: which one.
-        settings: hash of all that decides the result; see :func:`settings_hash`.
-        setup, method: what was hashed, in the open.
+        cell: the cell that was run.
+        settings: a hash of everything that determines the result; see :func:`settings_hash`.
+        setup, method: what was hashed.
         error: why there is no result; None where there is one.
         macs, parameters: measured on the finished network, as shares of the dense one's.
-        dense, before, after: all metrics, of the dense network of the same seed, of the network before
+        dense, before, after: all metrics of the dense network of the same seed, of the network before
             its last training (right after pruning, or untrained), and of the finished one.
-        delta_before, delta_t: mean relative change of the tasks' headline metrics in percent, up is good.
-        plan: hash of what was removed, over all groups; the provenance does not enter it.
-        note: what else there is to know, such as where the trunk was cut.
+        delta_before, delta_t: mean relative change of the tasks' headline metrics in percent; higher is
+            better.
+        plan: a hash of the units that were removed.
+        note: anything else worth knowing, such as where the trunk was cut.
         seconds: ``wall`` and ``cpu`` of the cell, ``train`` of training, ``companion`` of the regime within.
         machine: processor, threads and versions.
     """
@@ -102,30 +98,7 @@ class Row:
     seconds: Mapping[str, float] = field(default_factory=dict)
     machine: Mapping[str, str | int] = field(default_factory=dict)
 
-    def write(self, folder: Path) -> Path:
-        """Writes its file below ``folder``, all or nothing, and returns the path."""
-        path = folder / self.cell.file
-        rows.write(path, self)
-        return path
-
-
-def read(path: Path) -> Row:
-    """The row in ``path``; :class:`RowError` where there is none in it."""
-    return rows.read(path, Row, Cell)
-
-
-def all_rows(folder: Path) -> Iterator[Row]:
-    """All rows below ``folder``, in the order of their names."""
-    for path in sorted(folder.glob("*/*.json")):
-        yield read(path)
-
 
 def settings_hash(cell: Cell, setup: Setup, method: Mapping[str, Any]) -> str:
-    """16 hex digits over the cell, the setup and the description of the method."""
-    return rows.digest(asdict(cell), asdict(setup), method)
-
-
-def described(choice: object) -> str:
-    """A criterion, an arbiter or a ranking by class and settings, the same in every process."""
-    text = choice.__name__ if isinstance(choice, type) else repr(choice)
-    return re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", re.sub(r" object at 0x[0-9a-f]+", "", text))
+    """Identifies the cell, the setup and the description of the method."""
+    return digest(asdict(cell), asdict(setup), method)

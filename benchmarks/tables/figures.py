@@ -7,28 +7,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.figures import FAINT, GREY, INK, OURS, style
 from benchmarks.tables.cells import Cell, Row
 from benchmarks.tables.problems import TITLES
 from benchmarks.tables.settings import Scale
 from benchmarks.tables.views import DELTA, line
 from disparse_structured.report.figures import require
 
-_INK, _FAINT, _GRID = "#1f2430", "#8a93a0", "#e3e7ec"
-_OURS = "#d55e00"
-# Okabe and Ito's colours, told apart with any colour vision.
+# Okabe and Ito's colors.
 _RIVALS = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7a4fbf")
 _MARKS = "osD^vP"
 NAMED = 5
-"""How many baselines of a panel have a colour and a name each; the others are grey."""
+"""How many baselines of a panel have a color and a name each; the others are gray."""
 
 
 def pareto(
     path: Path, scale: Scale, dataset: str, regimes: Mapping[str, Iterable[str]], rows: Mapping[Cell, Row]
 ) -> bool:
-    """One panel a regime, one line a method: mean ΔT over the seeds, with the standard deviation.
+    """One panel for each regime, one line for each method: mean ΔT over the seeds, with the standard
+    deviation.
 
-    ``regimes`` is from regime to its methods. Our methods, whose names begin with ``disparse``, are drawn
-    over the others. Writes nothing, and says so by False, where no method has results at two shares.
+    ``regimes`` maps each regime to its methods. Our methods, whose names begin with ``disparse``, are drawn
+    over the others. Where no method has results at two shares, nothing is written and False is returned.
     """
     require()
     from matplotlib.figure import Figure
@@ -45,11 +45,11 @@ def pareto(
     for ax, (regime, found) in zip(axes, lines.items(), strict=True):
         _panel(ax, regime, found)
     _axis(axes, [value for found in lines.values() for points in found.values() for _, value, _ in points])
-    axes[0].set_ylabel("ΔT against the dense network, %", color=_INK)
+    axes[0].set_ylabel("ΔT against the dense network, %", color=INK)
     figure.suptitle(
         f"{TITLES[dataset]}: what the tasks pay ({scale.name} scale, mean ± std over {scale.seeds} "
         f"seed{'s' if scale.seeds > 1 else ''})",
-        color=_INK,
+        color=INK,
         fontsize=12,
         x=0.01,
         ha="left",
@@ -83,23 +83,23 @@ def _panel(ax: Any, regime: str, lines: Mapping[str, Points]) -> None:
     for place, name in enumerate(others[NAMED:]):
         label = f"{len(others) - NAMED} others" if place == 0 else None
         x, y, _ = zip(*lines[name], strict=True)
-        ax.plot(x, y, color="#c9cfd8", lw=1, marker=".", ms=4, label=label, zorder=1)
+        ax.plot(x, y, color=GREY, lw=1, marker=".", ms=4, label=label, zorder=1)
     for place, name in enumerate(others[:NAMED]):
-        style = {"color": _RIVALS[place], "marker": _MARKS[place], "ms": 4.5, "lw": 1.3, "zorder": 2}
-        _drawn(ax, lines[name], names[name], style)
+        marks = {"color": _RIVALS[place], "marker": _MARKS[place], "ms": 4.5, "lw": 1.3, "zorder": 2}
+        _drawn(ax, lines[name], names[name], marks)
     for place, name in enumerate(ours):
-        style = {
-            "color": _OURS,
+        marks = {
+            "color": OURS,
             "marker": "o",
             "ms": 6,
             "lw": 2.4,
             "zorder": 3,
             "ls": "-" if place == 0 else "--",
         }
-        _drawn(ax, lines[name], names[name], style)
-    ax.axhline(0, color=_FAINT, lw=1, ls=":", zorder=0)
-    ax.set_title(regime, color=_INK, fontsize=11, loc="left")
-    ax.set_xlabel("MACs left, % of the dense network", color=_INK)
+        _drawn(ax, lines[name], names[name], marks)
+    ax.axhline(0, color=FAINT, lw=1, ls=":", zorder=0)
+    ax.set_title(regime, color=INK, fontsize=11, loc="left")
+    ax.set_xlabel("MACs left, % of the dense network", color=INK)
     handles, labels = ax.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: ("others" in labels[i], not labels[i].startswith("dis")))
     shown = {labels[i]: handles[i] for i in order}
@@ -114,29 +114,24 @@ def _panel(ax: Any, regime: str, lines: Mapping[str, Points]) -> None:
     )
 
 
-def _drawn(ax: Any, points: Points, label: str, style: Mapping[str, Any]) -> None:
+def _drawn(ax: Any, points: Points, label: str, marks: Mapping[str, Any]) -> None:
     x, y, deviation = zip(*points, strict=True)
-    ax.errorbar(x, y, yerr=deviation, label=label, capsize=2, elinewidth=0.9, **style)
+    ax.errorbar(x, y, yerr=deviation, label=label, capsize=2, elinewidth=0.9, **marks)
 
 
 def _axis(axes: Sequence[Any], values: Sequence[float]) -> None:
-    """Symmetric-logarithmic where some method collapses: the good ones are what one wants to tell apart."""
+    """Symmetric-logarithmic where a method collapses, so that the good ones can still be told apart."""
     lowest, highest = min(values), max(*values, 0.0)
     for ax in axes:
         if lowest < -30:
             ax.set_yscale("symlog", linthresh=10, linscale=1.4)
-            marks = (10, 5, 0, -5, -10, -20, -50, -100, -200)
-            ticks = [tick for tick in marks if 1.2 * lowest < tick < highest + 2]
+            levels = (10, 5, 0, -5, -10, -20, -50, -100, -200)
+            ticks = [tick for tick in levels if 1.2 * lowest < tick < highest + 2]
             ax.set_yticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
             ax.yaxis.set_minor_locator(_no_ticks())
             ax.set_ylim(1.2 * lowest, highest + 3)
         ax.set_xticks([10, 30, 50])
-        ax.grid(axis="y", color=_GRID, lw=0.8)
-        ax.set_axisbelow(True)
-        ax.tick_params(colors=_FAINT, labelcolor=_INK, length=3)
-        for side, spine in ax.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(_FAINT)
+        style(ax)
 
 
 def _no_ticks() -> Any:

@@ -1,26 +1,39 @@
-"""One task's loss made 20 times louder or quieter while saliency is measured: whose plan changes?"""
+"""One task's loss scaled up or down by 20 while saliency is measured: which plans change?"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from benchmarks.harness.views import markdown, spread
 from benchmarks.tables.cells import Cell, Row
 from benchmarks.tables.problems import FIGURES
 from benchmarks.tables.settings import Scale
-from benchmarks.tables.views import NOT_RUN, line, markdown, spread
+from benchmarks.tables.views import NOT_RUN, line
 
 METHODS = ("pretrained/disparse", "pretrained/joint-fisher", "pretrained/stock-taylor-global")
 FACTORS = (20.0, 1 / 20)
 REMOVED = 0.7
 
+TITLE = "Loss scale"
+WORDS = (
+    "One task's loss is made 20 times louder or quieter while saliency is measured; the dense network, the "
+    "data and the fine-tuning (with the losses as they were) are the same. "
+    f"−{REMOVED:.0%} MACs. *Same plan*: networks that lose exactly what they lose with balanced losses."
+)
+
+
+def belongs(cell: Cell) -> bool:
+    """Whether only this experiment has the cell."""
+    return bool(cell.loud)
+
 
 def cells(scale: Scale, dataset: str) -> list[Cell]:
-    """The balanced cells and those with one loud or quiet task, seed by seed."""
+    """The cells with balanced losses and those with one loud or quiet task, seed by seed."""
     return [cell for seed in range(scale.seeds) for row in _variants(dataset, seed) for cell in row]
 
 
 def view(scale: Scale, dataset: str, rows: Mapping[Cell, Row]) -> str:
-    """ΔT and how many plans are the balanced ones, per method and scaled task."""
+    """ΔT, and how many plans are those of the balanced losses, for each method and scaled task."""
     head = ["losses"]
     for method in METHODS:
         name = method.partition("/")[2]
@@ -36,7 +49,7 @@ def view(scale: Scale, dataset: str, rows: Mapping[Cell, Row]) -> str:
 
 
 def _variants(dataset: str, seed: int) -> list[list[Cell]]:
-    """Rows of the table, each with one cell a method."""
+    """The rows of the table, each with one cell for each method."""
     loud = [("", 1.0), *((figure.task, factor) for figure in FIGURES[dataset] for factor in FACTORS)]
     return [[Cell(dataset, name, REMOVED, seed, task, factor) for name in METHODS] for task, factor in loud]
 

@@ -31,7 +31,7 @@ class HeadMaker(Protocol):
 
 @dataclass(frozen=True)
 class Figure:
-    """The one metric of a task that tables show and ΔT is made of."""
+    """The metric of a task that tables show and ΔT is computed from."""
 
     task: str
     metric: str
@@ -46,11 +46,11 @@ class Problem:
 
     Args:
         title: for headings.
-        figures: one a task, in the order of the columns.
+        figures: one for each task, in the order of the columns.
         specs, heads: by task.
-        train: the samples that are trained on.
-        check: the samples that are reported on.
-        augment: what training does to a batch.
+        train: the samples to train on.
+        check: the samples to report on.
+        augment: applied to every batch in training.
     """
 
     title: str
@@ -75,7 +75,7 @@ class Problem:
         return figure_of_merit(dense, pruned, self.specs)
 
     def build(self, setup: Setup, seed: int) -> MultiTask:
-        """The untrained network of a seed; torch's global random state stays as it is."""
+        """The untrained network of a seed; torch's global random state is not changed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if setup.backbone == "deeplab":
@@ -117,7 +117,7 @@ def _nyuv2(setup: Setup) -> Problem:
 
 
 def _cards(setup: Setup) -> Problem:
-    """Reported on the photographs of another camera: on the same camera's all methods are near 1."""
+    """Reported on the photographs of another camera; on those of the same camera all methods are near 1."""
     return Problem(
         TITLES["cards"],
         CARD_FIGURES,
@@ -133,7 +133,7 @@ def _dense_head(outputs: int) -> HeadMaker:
 
 
 def _some(samples: Samples, setup: Setup) -> Samples:
-    """The first ``setup.samples`` of an order that no seed of a run changes."""
+    """The first ``setup.samples`` in an order that does not depend on the seed of the run."""
     if setup.samples is None:
         return samples
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from scipy.stats import spearmanr
 
+from benchmarks.harness.views import markdown
 from benchmarks.tables.cells import DENSE, Row
-from benchmarks.tables.views import markdown
 
 Place = tuple[str, str, float]
 """Data set, regime, share of MACs removed."""
@@ -20,7 +20,7 @@ Place = tuple[str, str, float]
 class Agreement:
     """Spearman's rank correlation of the methods' mean ΔT at two scales, where both have rows.
 
-    ``rho`` is NaN where one scale ranks all methods the same, ``p`` is of the two-sided test.
+    ``rho`` is NaN where one scale ranks all methods the same; ``p`` is for the two-sided test.
     """
 
     place: Place
@@ -43,7 +43,7 @@ def agreement(one: Iterable[Row], other: Iterable[Row]) -> list[Agreement]:
 
 
 def view(found: Iterable[Agreement], one: str, other: str) -> str:
-    """As a Markdown table, or a line that there is nothing to compare."""
+    """A Markdown table, or a line that says that there is nothing to compare."""
     body = [
         [
             f"{dataset}, {regime}, −{removed:.0%} MACs",

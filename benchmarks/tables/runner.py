@@ -1,43 +1,36 @@
-"""Works off cells in processes of its own; what is finished stays, and is not done again."""
+"""Which cells of a scale are run, in processes of their own, and where their rows are kept."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import wait as wait_for
+from functools import partial
 from pathlib import Path
 
-import torch
-
 from benchmarks.baselines import METHODS, VARIANTS, Method
-from benchmarks.rows import RowError
+from benchmarks.harness.row import Shelf, reason
+from benchmarks.harness.runner import Progress, Say, aloud, processes, remaining, run_all
 from benchmarks.tables import experiment
-from benchmarks.tables.cells import DENSE, Cell, Row, all_rows, read, settings_hash
+from benchmarks.tables.cells import DENSE, Cell, Row, settings_hash
 from benchmarks.tables.problems import problem
 from benchmarks.tables.settings import REGIMES, Scale
-
-Say = Callable[[str], None]
 
 KNOWN = {**METHODS, **VARIANTS}
 
 
 @dataclass(frozen=True)
-class Plant:
+class Workspace:
     """Where a scale is run.
 
     Args:
         scale: what to run.
-        folder: rows go below it.
-        cache: dense networks go there.
-        jobs: processes, of one torch thread each.
-        device: of the networks.
-        retry: run cells again that failed.
+        folder: where the shelves are, one for each data set.
+        cache: where dense networks are kept.
+        jobs: how many processes, of one torch thread each; with 1, everything runs in this process.
+        device: where networks compute.
+        retry: whether failed cells are run again.
     """
 
     scale: Scale
@@ -48,10 +41,15 @@ class Plant:
     retry: bool = False
 
     def bench(self, cell: Cell) -> experiment.Bench:
+        """What the cell is run with."""
         return experiment.Bench(self.scale.setup(cell.dataset), self.cache, self.device)
 
+    def shelf(self, dataset: str) -> Shelf[Row]:
+        """The rows of one data set."""
+        return Shelf(self.folder / f"{self.scale.name}-{dataset}.jsonl", Row, Cell)
+
     def is_current(self, row: Row) -> bool:
-        """Whether the row is of the settings as they are now."""
+        """Whether the row is of the present settings."""
         cell = row.cell
         setups = {setup.dataset: setup for setup in self.scale.setups}
         if cell.dataset not in setups or not (cell.method == DENSE or cell.method in KNOWN):
@@ -59,25 +57,15 @@ class Plant:
         told = experiment.description(_method(cell))
         return row.settings == settings_hash(cell, setups[cell.dataset], told)
 
-    def is_done(self, cell: Cell) -> bool:
-        """Whether there is a current row of this cell."""
-        path = self.folder / cell.file
-        try:
-            row = read(path) if path.is_file() else None
-        except RowError:
-            return False  # it is written anew
-        return row is not None and self.is_current(row) and not (self.retry and row.error)
-
     def rows(self) -> tuple[list[Row], int]:
         """All current rows, and how many others there are; raises :class:`RowError`."""
-        found = list(all_rows(self.folder))
+        found = [row for setup in self.scale.setups for row in self.shelf(setup.dataset).rows()]
         current = [row for row in found if self.is_current(row)]
         return current, len(found) - len(current)
 
-
-def aloud(text: str) -> None:
-    """Prints a line at once, also into a file or a pipe."""
-    print(text, flush=True)
+    def finished(self) -> set[Cell]:
+        """The cells that need not be run again; raises :class:`RowError`."""
+        return {row.cell for row in self.rows()[0] if not (self.retry and row.error)}
 
 
 def table_cells(scale: Scale) -> list[Cell]:
@@ -93,87 +81,53 @@ def table_cells(scale: Scale) -> list[Cell]:
     ]
 
 
-def work(plant: Plant, cells: Sequence[Cell], say: Say = aloud) -> int:
-    """Runs what is not done, dense networks first; how many cells were run.
+def work(space: Workspace, cells: Sequence[Cell], say: Say = aloud) -> int:
+    """Runs the cells that are not finished, dense networks first; returns how many were run.
 
-    A cell that raises leaves a row with the error. May be killed at any time and called again. Data that
-    is not there raises :class:`benchmarks.data.DataError` before anything is run.
+    A cell that raises leaves a row with the error. The run can be interrupted at any time and repeated.
+
+    Raises:
+        DataError: data is missing; nothing has been run then.
+        RowError: a shelf is damaged.
     """
+    finished = space.finished()
     dense = list(dict.fromkeys(cell.dense for cell in cells))
-    todo = [cell for cell in cells if not plant.is_done(cell)]
+    todo = remaining(cells, finished.__contains__)
     needed = {cell.dense for cell in todo}
-    first = [cell for cell in dense if not plant.is_done(cell) or (cell in needed and _lacks(plant, cell))]
-    total = len(first) + len(todo)
-    say(f"{plant.scale.name}: {total} of {len(dense) + len(cells)} cells to run, {plant.jobs} at a time")
-    if not total:
+    first = [cell for cell in dense if cell not in finished or (cell in needed and _lacks(space, cell))]
+    progress = Progress(len(first) + len(todo), len(dense) + len(cells), space.jobs, say)
+    if not first + todo:
         return 0
-    for setup in plant.scale.setups:
+    for setup in space.scale.setups:
         problem(setup)
-    started = time.perf_counter()
-    done = 0
 
-    def announce(cell: Cell, seconds: float, error: str | None) -> None:
-        nonlocal done
-        done += 1
-        left = (time.perf_counter() - started) / done * (total - done)
-        failed = f"  FAILED: {error}" if error else ""
-        say(f"[{done}/{total}] {cell}  {seconds:.0f} s, {left / 60:.0f} min left{failed}")
+    def announce(result: tuple[Cell, float, str | None]) -> None:
+        cell, seconds, error = result
+        progress.finished(cell.label, seconds, f"FAILED: {error}" if error else "")
 
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(plant.jobs, context, prepare) as pool:
-        try:
-            for batch in (first, todo):  # all dense networks are there before anything needs them
-                _drain(pool, plant, batch, announce)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return total
+    with processes(space.jobs) as pool:
+        for batch in (first, todo):  # all dense networks are there before anything needs them
+            run_all(pool, partial(one, space), batch, announce)
+    return len(first) + len(todo)
 
 
-def one(plant: Plant, cell: Cell) -> tuple[Cell, float, str | None]:
-    """Runs one cell and keeps its row; the seconds it took, and the error that it ended with."""
+def one(space: Workspace, cell: Cell) -> tuple[Cell, float, str | None]:
+    """Runs one cell and keeps its row; returns the seconds it took, and the error that it ended with."""
     started = time.perf_counter()
     method = _method(cell)
-    bench = plant.bench(cell)
+    bench = space.bench(cell)
     try:
         row = experiment.run(bench, cell, method)
     except Exception as error:
         traceback.print_exc()
-        message = f"{type(error).__name__}: {error}"
-        row = Row(cell, error=message, **experiment.facts(bench, cell, method))
-    row.write(plant.folder)
+        row = Row(cell, error=reason(error), **experiment.facts(bench, cell, method))
+    space.shelf(cell.dataset).put(row)
     return cell, time.perf_counter() - started, row.error
-
-
-def _drain(
-    pool: ProcessPoolExecutor,
-    plant: Plant,
-    cells: Sequence[Cell],
-    announce: Callable[[Cell, float, str | None], None],
-) -> None:
-    waiting: set[Future[tuple[Cell, float, str | None]]] = {pool.submit(one, plant, cell) for cell in cells}
-    while waiting:
-        finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-        for future in finished:
-            announce(*future.result())
 
 
 def _method(cell: Cell) -> Method | None:
     return None if cell.method == DENSE else KNOWN[cell.method]
 
 
-def _lacks(plant: Plant, cell: Cell) -> bool:
-    return not experiment.weights_file(plant.bench(cell), cell.seed).is_file()
-
-
-def prepare() -> None:
-    """In every worker: one thread, and an end when the parent ends, however it does."""
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
-
-
-def _follow(sentinel: int) -> None:
-    wait_for([sentinel])
-    os._exit(1)
+def _lacks(space: Workspace, cell: Cell) -> bool:
+    return not experiment.weights_file(space.bench(cell), cell.seed).is_file()

@@ -1,4 +1,4 @@
-"""The scales of the tables: which network on which data, and for how long, from one pinned description."""
+"""The scales of the tables: the network, the data and the training, in one description that rows record."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 REGIMES = ("pretrained", "static", "dynamic")
 REMOVED = (0.7, 0.5, 0.9)
-"""Shares of the dense MACs that are removed, most telling first: a run that is stopped has that one."""
+"""Shares of the dense MACs to remove, most informative first, for runs that are stopped early."""
 
 PUBLISHED_WEIGHTS: Mapping[str, tuple[tuple[str, float], ...]] = {
     "nyuv2": (("seg13", 1.0), ("depth", 3.0), ("normals", 20.0)),
@@ -25,13 +25,13 @@ class Setup:
         backbone: a timm model, or ``"deeplab"``: the paper's resnet34 at output stride 8 with ASPP heads.
         options: for timm's ``create_model``.
         head_width: channels inside a dense head.
-        epochs, lr: of the dense network, and of those pruned at initialisation, while training or rewound.
+        epochs, lr: of the dense network, and of networks pruned at initialization, while training or rewound.
         finetune_epochs, finetune_lr: after pruning a trained network, the stages of iterative pruning
             included.
         scored_batches: training batches that saliency is measured on.
-        every: optimiser steps between two updates of the dynamic regime.
-        samples: training samples that are used; None for all.
-        weights: of the tasks' losses in training; 1 where none is named.
+        every: optimizer steps between two updates of the dynamic regime.
+        samples: how many training samples are used; None for all.
+        weights: of the tasks' losses in training; 1 for tasks that are not named.
     """
 
     dataset: str
@@ -56,14 +56,14 @@ class Setup:
 
 @dataclass(frozen=True)
 class Scale:
-    """One size of all tables: a setup a data set, and what is compared.
+    """One size of all tables: a setup for each data set, and what is compared.
 
     Args:
-        name: how it is called on the command line and in folders.
-        setups: one a data set.
+        name: its name on the command line and in file names.
+        setups: one for each data set.
         seeds: how many, from 0.
-        removed: shares of the MACs that go.
-        methods: ``"regime/name"``; empty for all there are.
+        removed: shares of the MACs to remove.
+        methods: ``"regime/name"``; empty for all methods.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Scale:
     methods: tuple[str, ...] = ()
 
     def setup(self, dataset: str) -> Setup:
-        """The setup of one data set; :class:`KeyError` where the scale has none."""
+        """The setup of one data set; raises :class:`KeyError` if the scale has none for it."""
         return {setup.dataset: setup for setup in self.setups}[dataset]
 
 

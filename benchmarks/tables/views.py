@@ -1,4 +1,4 @@
-"""Markdown tables from rows, and their place in a document."""
+"""The tables of methods, from rows."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from benchmarks.harness.views import markdown, spread
 from benchmarks.tables.cells import DENSE, Cell, Row
 from benchmarks.tables.problems import FIGURES, TITLES, Figure
 from benchmarks.tables.settings import REGIMES, Scale
@@ -21,9 +21,9 @@ class Line:
     """One method at one share of removed MACs, over the seeds.
 
     Args:
-        rows: those with a result.
-        errors: of those without, each once.
-        seeds: how many there should be.
+        rows: the rows with a result.
+        errors: the errors of the others, each once.
+        seeds: how many rows there should be.
     """
 
     rows: tuple[Row, ...]
@@ -43,21 +43,15 @@ class Line:
 
 
 def line(rows: Mapping[Cell, Row], cells: Sequence[Cell]) -> Line:
-    """What ``rows`` has for the cells of one method and share, one a seed."""
+    """What ``rows`` has for ``cells``: those of one method and share, one for each seed."""
     found = [rows[cell] for cell in cells if cell in rows]
     errors = tuple(dict.fromkeys(row.error for row in found if row.error is not None))
     return Line(tuple(row for row in found if row.error is None), errors, len(cells))
 
 
 def by_cell(rows: Iterable[Row]) -> dict[Cell, Row]:
-    """Rows under their cells."""
+    """The rows under their cells."""
     return {row.cell: row for row in rows}
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Mean, and the sample standard deviation where there are several."""
-    mean = _number(statistics.fmean(values), digits)
-    return mean if len(values) == 1 else f"{mean} ± {_number(statistics.stdev(values), digits)}"
 
 
 def table(
@@ -65,8 +59,8 @@ def table(
 ) -> str:
     """One data set at one share of removed MACs: methods by headline figures, MACs, parameters and ΔT.
 
-    ``methods`` is from cell method to the name shown, all of one regime. Per column the best mean of the
-    pruned networks is bold; the dense network is no competitor. Errors stand below the table.
+    ``methods`` maps each method of a cell to the name shown, all of one regime. In each column the best mean
+    of the pruned networks is bold; the dense network does not compete. Errors are listed below the table.
     """
     figures = (*FIGURES[dataset], DELTA)
     lines = {name: line(rows, _cells(scale, dataset, name, removed)) for name in methods}
@@ -108,7 +102,7 @@ def section(
 
 
 def costs(dataset: str, rows: Mapping[Cell, Row]) -> str:
-    """What regimes cost on one data set: the dynamic one's own time, finished networks, seconds a cell."""
+    """The cost of the regimes on one data set: finished networks, the dynamic one's own time, CPU seconds."""
     finished = [row for cell, row in rows.items() if cell.dataset == dataset and row.error is None]
     parts = []
     over = [
@@ -118,7 +112,7 @@ def costs(dataset: str, rows: Mapping[Cell, Row]) -> str:
     ]
     if over:
         parts.append(
-            f"Networks pruned at initialisation or while training end at {min(over):.1%} to {max(over):.1%} "
+            f"Networks pruned at initialization or while training end at {min(over):.1%} to {max(over):.1%} "
             f"of their MAC budget ({len(over)} runs)."
         )
     own = [
@@ -136,33 +130,6 @@ def costs(dataset: str, rows: Mapping[Cell, Row]) -> str:
         if spent:
             parts.append(f"CPU seconds of one {regime} run: {statistics.fmean(spent):.0f}.")
     return " ".join(parts)
-
-
-def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """A table; the first column is left-aligned, the others right."""
-    rule = ["---", *("---:" for _ in head[1:])]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *body))
-
-
-def place(path: Path, name: str, content: str, opening: str) -> None:
-    """Writes ``content`` between the markers of ``name`` in a document, which is begun with ``opening``.
-
-    Raises:
-        ValueError: the document has the first marker, but not the second after it.
-    """
-    begin, end = f"<!-- {name}: written by benchmarks.disparse_tables -->", f"<!-- {name}: end -->"
-    text = path.read_text(encoding="utf-8") if path.is_file() else opening.rstrip() + "\n"
-    block = f"{begin}\n\n{content.strip()}\n\n{end}"
-    if begin in text:
-        before, _, rest = text.partition(begin)
-        _, found, after = rest.partition(end)
-        if not found:
-            raise ValueError(f"{path} has the line {begin!r} without {end!r} below it. Put it back.")
-        text = before + block + after
-    else:
-        text = f"{text.rstrip()}\n\n{block}\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
 
 
 def _cells(scale: Scale, dataset: str, method: str, removed: float) -> list[Cell]:
@@ -193,14 +160,8 @@ def _shown(found: Line, figure: Figure, best: float, notes: list[str], name: str
 
 
 def _best(lines: Iterable[Line], figure: Figure) -> float:
-    """The best mean; NaN where fewer than two methods have one, which is no competition."""
+    """The best mean; NaN where fewer than two methods have one, so that there is nothing to compare."""
     means = [mean for mean in (each.mean(figure) for each in lines) if math.isfinite(mean)]
     if len(means) < 2:
         return math.nan
     return max(means) if figure.higher_is_better else min(means)
-
-
-def _number(value: float, digits: int) -> str:
-    """Plain minus and no negative zero."""
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text

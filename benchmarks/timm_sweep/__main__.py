@@ -1,10 +1,11 @@
 """Every timm family: export, structure, plan, surgery, ONNX Runtime and a training step, beside stock.
 
 The smallest model of every timm module, or with ``--models`` any names and patterns, or with ``--draw`` some
-drawn by seed; each with three heads and as a classifier, in a process of its own with limits on its time and
-memory. What is finished stays: whoever stops the run and calls it again goes on where it was; after a change
-of code use ``--again``, or ``--retry`` for what was not sound. The verdict of the first try is kept. Then, or
-with ``--views`` only, page and JSON are written from the rows that are there.
+drawn with a seed; each with three heads and as a classifier, in a process of its own with limits on its time
+and memory. Finished rows are kept, so a run that was interrupted can be repeated and resumes where it was;
+after a change of code use ``--again``, or ``--retry`` for models that were not sound. The verdict of the
+first try is kept. Afterwards, or with ``--views`` only, page and summary are written from the rows that are
+there.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.options import count
-from benchmarks.rows import RowError
+from benchmarks.harness import options as common
+from benchmarks.harness.files import PAGES, RESULTS, write_json, write_text
+from benchmarks.harness.limits import Limits
+from benchmarks.harness.runner import aloud
 from benchmarks.timm_sweep import views
-from benchmarks.timm_sweep.cells import KINDS, Cell, Shelf
+from benchmarks.timm_sweep.cells import KINDS, Cell
 from benchmarks.timm_sweep.models import (
     CACHE,
     Selection,
@@ -30,35 +33,15 @@ from benchmarks.timm_sweep.models import (
     smallest,
     takes_any_size,
 )
-from benchmarks.timm_sweep.runner import Limits, aloud, work
+from benchmarks.timm_sweep.runner import Workspace, work
 
-HERE = Path(__file__).resolve().parents[1]
-RESULTS = HERE.parent / "docs" / "results"
-ROWS = HERE / "out" / "timm_sweep"
 SELECTIONS = "selections.json"
-"""In the folder of rows: what was asked for so far, by title."""
+"""In the folder of rows: the selections that were run so far, by title."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    shelf = Shelf(options.rows)
-    limits = Limits(options.timeout, options.memory, options.threads, stock=not options.no_stock)
-    try:
-        if not options.views:
-            selection = select(options)
-            _remember(selection, options.rows)
-            sizes = {name: options.image_size if takes_any_size(name) else None for name in selection.models}
-            cells = [Cell(name, kind, sizes[name]) for name in selection.models for kind in options.kinds]
-            work(cells, shelf, limits, jobs=options.jobs, again=options.again, retry=options.retry)
-        written = write(shelf, options.out)
-    except (SelectionError, RowError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; call it again to go on", file=sys.stderr)
-        return 130
-    aloud(f"written to {written}")
-    return 0
+    return common.status(lambda: _run(options), SelectionError)
 
 
 def select(options: argparse.Namespace) -> Selection:
@@ -73,14 +56,12 @@ def select(options: argparse.Namespace) -> Selection:
     return drawn(counts, least.models, options.draw, options.seed) if options.draw else least
 
 
-def write(shelf: Shelf, out: Path) -> Path:
-    """Writes page and JSON from the rows that are there; where the page is."""
-    rows, selections = list(shelf.rows()), remembered(shelf.folder)
+def write(space: Workspace, out: Path) -> Path:
+    """Writes the page into ``out``, and a summary beside the rows; the page's path."""
+    rows, selections = space.rows(), remembered(space.folder)
+    write_json(space.folder / "summary.json", views.as_json(selections, rows))
     page = out / "timm_sweep.md"
-    out.mkdir(parents=True, exist_ok=True)
-    page.write_text(views.document(selections, rows), encoding="utf-8")
-    text = json.dumps(views.as_json(selections, rows), indent=1, ensure_ascii=False)
-    page.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    write_text(page, views.document(selections, rows))
     return page
 
 
@@ -91,39 +72,52 @@ def remembered(folder: Path) -> list[Selection]:
     return [Selection(title, tuple(models)) for title, models in known.items()]
 
 
+def _run(options: argparse.Namespace) -> Path:
+    limits = Limits(options.timeout, options.memory, options.threads)
+    space = Workspace(options.rows, limits, stock=not options.no_stock)
+    if not options.views:
+        selection = select(options)
+        _remember(selection, options.rows)
+        sizes = {name: options.image_size if takes_any_size(name) else None for name in selection.models}
+        cells = [Cell(name, kind, sizes[name]) for name in selection.models for kind in options.kinds]
+        work(cells, space, jobs=options.jobs, again=options.again, retry=options.retry)
+    return write(space, options.out)
+
+
 def _remember(selection: Selection, folder: Path) -> None:
-    known = {each.title: each.models for each in [*remembered(folder), selection]}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SELECTIONS).write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return value
+    write_json(folder / SELECTIONS, {each.title: each.models for each in [*remembered(folder), selection]})
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.timm_sweep", description=__doc__)
+    parser = common.parser("timm_sweep", __doc__)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--models", nargs="+", metavar="NAME", help="names, or patterns such as 'resnet*'")
-    which.add_argument("--draw", type=count, metavar="N", help="models of at most 60 M parameters, by --seed")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw (%(default)s)")
+    which.add_argument(
+        "--draw",
+        type=common.count,
+        metavar="N",
+        help="N models of at most 60 M parameters, drawn with --seed",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the draw (%(default)s)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="(both)")
-    parser.add_argument("--timeout", type=_positive, default=600.0, help="seconds a cell (%(default)g)")
-    parser.add_argument("--memory", type=_positive, default=12.0, help="GB a cell (%(default)g)")
-    parser.add_argument("--jobs", type=count, default=1, help="processes at once (%(default)s)")
-    parser.add_argument("--threads", type=count, default=1, help="of each process (%(default)s)")
+    parser.add_argument("--timeout", type=common.positive, default=600.0, help="seconds a cell (%(default)g)")
+    parser.add_argument("--memory", type=common.positive, default=12.0, help="GB a cell (%(default)g)")
+    parser.add_argument("--jobs", type=common.count, default=1, help="processes at once (%(default)s)")
+    parser.add_argument("--threads", type=common.count, default=1, help="of each process (%(default)s)")
     parser.add_argument(
-        "--image-size", type=count, metavar="N", help="a side in pixels for models that take any (timm's own)"
+        "--image-size",
+        type=common.count,
+        metavar="N",
+        help="side in pixels for models that take any (timm's)",
     )
     parser.add_argument("--no-stock", action="store_true", help="without stock Torch-Pruning: much faster")
-    parser.add_argument("--again", action="store_true", help="run also what is finished")
-    parser.add_argument("--retry", action="store_true", help="run also what is finished and not sound")
-    parser.add_argument("--views", action="store_true", help="run nothing, only write page and JSON")
-    parser.add_argument("--rows", type=Path, default=ROWS, help="folder of rows (%(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of page and JSON (%(default)s)")
+    parser.add_argument("--again", action="store_true", help="also run what is finished")
+    parser.add_argument("--retry", action="store_true", help="also run what is finished and not sound")
+    parser.add_argument("--views", action="store_true", help="do not run anything, only write the page")
+    parser.add_argument(
+        "--rows", type=Path, default=RESULTS / "timm_sweep", help="folder of rows (%(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=PAGES, help="folder of the page (%(default)s)")
     parser.add_argument("--cache", type=Path, default=CACHE, help="parameter counts (%(default)s)")
     return parser
 

@@ -1,15 +1,13 @@
-"""Cells: one timm model as one kind of network; and their rows, each one JSON file."""
+"""Cells: one timm model as one kind of network; and their rows."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Literal, get_args
 
-from benchmarks import rows
-from benchmarks.rows import RowError
+from benchmarks.harness.cell import digest
+from benchmarks.harness.limits import LATE
 
 Kind = Literal["multitask", "classifier"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -17,23 +15,19 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 BATCH = 2
 SEED = 0
 WIDTH = 0.5
-"""Share of every group's units that the plan is to leave."""
+"""The share of every group's units that the plan is to keep."""
 
 PARITY = 1e-4
-"""Largest relative difference between ONNX Runtime and PyTorch."""
+"""The largest relative difference allowed between ONNX Runtime and PyTorch."""
 
 START = "start"
-"""The stage before any other: Python and the libraries are being loaded."""
+"""The stage before all others: Python and the libraries are being loaded."""
 
 SOUND = ("surgery", "onnx", "train")
-"""Stages whose end makes a model sound as module: twin and forward are proven by the first."""
+"""A model is sound as module once these stages have ended; the first verifies it against the masked twin."""
 
 BESIDE = ("graph", "stock graph", "stock prune", "stock run")
 """Stages that say nothing about the module."""
-
-
-LATE = "it took more than"
-"""Begins the reason of a stage that passed a limit."""
 
 
 @dataclass(frozen=True)
@@ -48,46 +42,45 @@ class Cell:
     image_size: int | None = None
 
     @property
-    def file(self) -> Path:
-        """Where its row is kept, below the folder of rows: one of any size."""
-        name = re.sub(r"[^\w.-]+", "-", self.model)
-        return Path(self.kind) / f"{name}.json"
+    def label(self) -> str:
+        """Its name in logs and on the shelf, which has one row of any size."""
+        return f"{self.kind} {self.model}"
 
     @property
     def settings(self) -> str:
-        """16 hex digits over all that decides the row but the code."""
-        return rows.digest(asdict(self), BATCH, SEED, WIDTH, PARITY)
+        """Identifies everything that determines the row, except for the code."""
+        return digest(asdict(self), BATCH, SEED, WIDTH, PARITY)
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one cell gave; what a stage found stays at its default if the stage did not end.
+    """What one cell gave; what a stage finds keeps its default if the stage did not end.
 
     Args:
-        cell: which one.
+        cell: the cell that was run.
         settings: see :attr:`Cell.settings`.
-        stage: the one that was at work when the process ended; empty once all is done.
+        stage: the stage in which the process ended; empty if all stages were finished.
         failures: stage to reason.
         seconds: of every stage that ended. ``structure`` includes an export of its own, ``surgery`` the
-            proof; ``export`` is torch's alone, the second time.
+            verification; ``export`` is a second call of torch's export alone.
         first_try: the verdict of the first run of this cell; empty if this is the first.
         parameters, macs: of the dense network; MACs of one example, from the structure's cost model.
         groups, units: how many.
-        prunable_parameters, prunable_macs: shares that could go, all width rules but one unit a group off.
-        pinned: reasons for what may not go, and at most what share of the parameters each holds; largest
-            first. What two pins hold is counted for both.
-        planned: parameters that the plan leaves.
+        prunable_parameters, prunable_macs: shares that could be removed if every group kept one unit.
+        pinned: reasons for units that may not be removed, and the share of the parameters that each holds at
+            most; largest first. Parameters with two reasons count for both.
+        planned: parameters that the plan keeps.
         left, macs_left: parameters and MACs of the pruned network; more than planned if groups were refused.
         twin: largest relative difference from the masked twin over the tasks; ``tolerance`` is allowed.
-        dtype: of that comparison: float64 where the network runs in it.
+        dtype: of that comparison; float64 where the network runs in it.
         refused: groups that ``forward`` could not follow, and why.
         parity: largest relative difference between ONNX Runtime and PyTorch.
-        dynamic: which dimensions of the ONNX file are free.
-        learned: the share of the loss that one step of training took away.
-        graph_left, graph_twin: parameters that the pruned graph has, by a plan of its own, and its largest
-            relative difference from its masked twin.
+        dynamic: the dimensions of the ONNX file that are free.
+        learned: the share of the loss that one step of training removed.
+        graph_left, graph_twin: parameters of the pruned graph, by a plan of its own, and its largest relative
+            difference from its masked twin.
         stock_left: parameters that stock Torch-Pruning left.
-        memory: GB, the process at its largest.
+        memory: peak resident GB of the process.
         machine: processor, threads and versions.
     """
 
@@ -122,7 +115,7 @@ class Row:
 
     @property
     def sound(self) -> bool:
-        """Whether the pruned module runs, is the masked twin, agrees with ONNX Runtime and learns."""
+        """Whether the pruned module runs, equals the masked twin, agrees with ONNX Runtime and learns."""
         return all(stage in self.seconds for stage in SOUND)
 
     @property
@@ -133,54 +126,22 @@ class Row:
 
     @property
     def sound_as_graph(self) -> bool:
-        """Whether the pruned graph is the masked twin of its plan."""
+        """Whether the pruned graph equals the masked twin of its plan."""
         return "graph" in self.seconds
 
     @property
     def stock_cut_off(self) -> bool:
-        """Whether stock Torch-Pruning was stopped at a limit, which says only that it is slow."""
+        """Whether stock Torch-Pruning was stopped at a limit, which only shows that it is slow."""
         return any(LATE in reason for stage, reason in self.failures.items() if stage.startswith("stock"))
 
     @property
     def removed(self) -> float:
-        """The share of the parameters that is gone; 0 where there is no pruned network."""
+        """The share of the parameters that was removed; 0 where there is no pruned network."""
         return 1 - self.left / self.parameters if self.left else 0.0
 
     @property
     def structure_share(self) -> float | None:
-        """Time for the structure beyond its own export, as a share of the time of ``torch.export``."""
+        """The time of the structure without its own export, relative to the time of ``torch.export``."""
         if "export" not in self.seconds or "structure" not in self.seconds:
             return None
         return max(0.0, self.seconds["structure"] / self.seconds["export"] - 1)
-
-
-def read(path: Path) -> Row:
-    """The row in ``path``; :class:`RowError` where there is none in it."""
-    return rows.read(path, Row, Cell)
-
-
-@dataclass(frozen=True)
-class Shelf:
-    """The folder that rows are kept in."""
-
-    folder: Path
-
-    def row(self, cell: Cell) -> Row | None:
-        """The cell's row of the settings as they are now, or none."""
-        path = self.folder / cell.file
-        try:
-            row = read(path) if path.is_file() else None
-        except RowError:
-            return None  # it is written anew
-        return row if row is not None and row.settings == cell.settings else None
-
-    def put(self, row: Row) -> None:
-        """Keeps a row, all or nothing."""
-        rows.write(self.folder / row.cell.file, row)
-
-    def rows(self) -> Iterator[Row]:
-        """All current rows."""
-        for path in sorted(self.folder.glob("*/*.json")):
-            row = read(path)
-            if row.settings == row.cell.settings:
-                yield row

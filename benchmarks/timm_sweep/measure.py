@@ -1,25 +1,22 @@
 """One cell in this process, stage by stage; ``python -m benchmarks.timm_sweep.measure MODEL KIND FILE``.
 
-The row is written before every stage, so that whoever ends the process still has what was found. The
-process ends itself when its standard input is closed: it does not outlive the one that started it.
+The row is written before every stage, so that what was found is not lost if the process is killed. The
+process
+ends itself when its standard input is closed: it does not outlive the process that started it.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
 import resource
-import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import rows
-from benchmarks.machine import machine
-from benchmarks.timm_sweep.cells import KINDS, LATE, PARITY, SEED, Cell, Row
+from benchmarks.harness.files import write_text
+from benchmarks.harness.limits import end_with_parent, within
+from benchmarks.harness.machine import machine
+from benchmarks.harness.row import encode, reason, shortened
+from benchmarks.timm_sweep.cells import KINDS, PARITY, SEED, Cell, Row
 from benchmarks.timm_sweep.stock import Stock
 from benchmarks.timm_sweep.subject import Subject
 from disparse_structured.decision.budget import Budget
@@ -40,16 +39,13 @@ from disparse_structured.structure import Pin, count_parameters
 from disparse_structured.tasks import Task
 
 STEPS = (0.1, 0.01, 0.001, 0.0001)
-"""Shares of the loss that one step is to take away, by its first-order prediction; tried in turn."""
+"""Shares of the loss that one step should remove, by its first-order prediction; tried in turn."""
 
 STOCK_SECONDS = 120
-"""What each stage of stock Torch-Pruning may take: on some models its groups grow without end."""
-
-REASON = 400
-"""Characters of an error that are kept."""
+"""The limit of each stage of stock Torch-Pruning: on some models its groups grow without end."""
 
 REASONS = 8
-"""How many reasons for frozen parameters are kept."""
+"""How many reasons for pinned parameters are kept."""
 
 Facts = Mapping[str, Any]
 
@@ -146,7 +142,7 @@ class Run:
 
 
 Stage = tuple[Callable[[Run], Facts], str]
-"""What it does, and the stage that must have ended well."""
+"""What the stage does, and the stage that must have ended before it."""
 
 STAGES: Mapping[str, Stage] = {
     "build": (Run.build, ""),
@@ -166,7 +162,7 @@ STAGES: Mapping[str, Stage] = {
 
 
 def measure(cell: Cell, keep: Callable[[Row], None], *, stock: bool = True) -> Row:
-    """The row of ``cell``, also without ``stock``; ``keep`` is given it before every stage and at the end."""
+    """The row of ``cell``; ``keep`` gets the row so far before every stage, and the whole row at the end."""
     run = Run(cell)
     row = Row(cell, settings=cell.settings, machine=machine())
     for name, (work, needed) in STAGES.items():
@@ -181,8 +177,7 @@ def measure(cell: Cell, keep: Callable[[Row], None], *, stock: bool = True) -> R
                 found = work(run)
         except Exception as error:
             traceback.print_exc()
-            reason = shortened(f"{type(error).__name__}: {error}")
-            row = replace(row, failures={**row.failures, name: reason})
+            row = replace(row, failures={**row.failures, name: reason(error)})
         else:
             spent = time.perf_counter() - started
             row = replace(row, **found, seconds={**row.seconds, name: spent})
@@ -191,24 +186,8 @@ def measure(cell: Cell, keep: Callable[[Row], None], *, stock: bool = True) -> R
     return row
 
 
-@contextmanager
-def within(seconds: int) -> Iterator[None]:
-    """Raises ``TimeoutError`` in the main thread after so many seconds; 0 is no limit."""
-
-    def late(number: int, frame: object) -> None:
-        raise TimeoutError(f"{LATE} {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def learned(model: nn.Module, inputs: tuple[Tensor, ...], tasks: Sequence[Task]) -> float:
-    """The share of the loss that one SGD step takes away, in train mode; ``model`` stays as it was.
+    """The share of the loss that one SGD step removes, in train mode; ``model`` is not changed.
 
     The loss is the mean square of every output's distance from random targets, summed.
 
@@ -234,7 +213,7 @@ def learned(model: nn.Module, inputs: tuple[Tensor, ...], tasks: Sequence[Task])
 
 
 def reasons(pinned: Sequence[Pin]) -> list[tuple[str, float]]:
-    """Pin reasons and the share of the parameters that each holds at most, largest first."""
+    """The reasons of pins, and the share of the parameters that each holds at most; largest first."""
     shares: dict[str, float] = defaultdict(float)
     for pin in pinned:
         shares[pin.reason] += pin.share
@@ -242,14 +221,8 @@ def reasons(pinned: Sequence[Pin]) -> list[tuple[str, float]]:
     return [(reason, min(1.0, share)) for reason, share in largest[:REASONS]]
 
 
-def shortened(text: str) -> str:
-    """In one line, and not too long."""
-    line = " ".join(text.split())
-    return line if len(line) <= REASON else f"{line[:REASON]}…"
-
-
 def peak() -> float:
-    """GB that this process has held at most."""
+    """Peak resident GB of this process."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
@@ -258,14 +231,14 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.timm_sweep.measure", description=__doc__)
     parser.add_argument("model", help="name in timm")
     parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("file", type=Path, help="where the row goes")
-    parser.add_argument("--image-size", type=int, help="side in pixels (timm's)")
+    parser.add_argument("file", type=Path, help="where to write the row")
+    parser.add_argument("--image-size", type=int, help="side in pixels (default: timm's)")
     parser.add_argument("--no-stock", action="store_true", help="without stock Torch-Pruning")
     options = parser.parse_args(arguments)
-    threading.Thread(target=_follow, daemon=True).start()
+    end_with_parent()
     warnings.filterwarnings("ignore")
     cell = Cell(options.model, options.kind, options.image_size)
-    measure(cell, lambda row: rows.write(options.file, row), stock=not options.no_stock)
+    measure(cell, lambda row: write_text(options.file, encode(row)), stock=not options.no_stock)
     return 0
 
 
@@ -280,11 +253,6 @@ def _loss(model: nn.Module, inputs: tuple[Tensor, ...], tasks: Sequence[Task]) -
             for tensor in task.tensors(output)
         ]
     ).sum()
-
-
-def _follow() -> None:
-    os.read(0, 1)  # not by sys.stdin, whose lock would be in the way of a normal end
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which models: the smallest of every timm module, a draw by seed, or names and patterns."""
+"""The choice of models: the smallest of every timm module, a random draw, or names and patterns."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from pathlib import Path
 import timm
 import torch
 
-CACHE = Path(__file__).resolve().parents[1] / ".cache" / f"timm-{timm.__version__}-parameters.json"
+from benchmarks.harness import files
+from benchmarks.harness.files import write_text
+
+CACHE = files.CACHE / f"timm-{timm.__version__}-parameters.json"
 LARGEST = 60_000_000
-"""Parameters of the largest model that is drawn."""
+"""Models with more parameters are not drawn."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,13 @@ class Selection:
 
 
 class SelectionError(Exception):
-    """There are no such models."""
+    """No model fits the request."""
 
 
 def counted(names: Iterable[str], cache: Path = CACHE) -> dict[str, int]:
-    """Parameters of each model, without its weights; those that cannot be built so are left out.
+    """The parameters of each model, built without its weights; models that cannot be built so are left out.
 
-    What was counted once is in ``cache``. The thousand models of timm take five minutes.
+    Counts are kept in ``cache``. The thousand models of timm take five minutes.
     """
     known: dict[str, int | None] = json.loads(cache.read_text(encoding="utf-8")) if cache.is_file() else {}
     names = list(names)
@@ -46,7 +49,7 @@ def counted(names: Iterable[str], cache: Path = CACHE) -> dict[str, int]:
 
 
 def smallest(counts: Mapping[str, int], modules: Mapping[str, Sequence[str]]) -> Selection:
-    """Of each module (name to its models) the model with the fewest parameters, in the modules' order."""
+    """The model with the fewest parameters of each module (name to its models), in the modules' order."""
     found = []
     for models in modules.values():
         counted_ones = [name for name in models if name in counts]
@@ -56,10 +59,10 @@ def smallest(counts: Mapping[str, int], modules: Mapping[str, Sequence[str]]) ->
 
 
 def drawn(counts: Mapping[str, int], without: Iterable[str], number: int, seed: int) -> Selection:
-    """``number`` models of at most :data:`LARGEST` parameters, none of ``without``, drawn by ``seed``.
+    """``number`` models of at most :data:`LARGEST` parameters, drawn with ``seed`` and not in ``without``.
 
     Raises:
-        SelectionError: there are not that many.
+        SelectionError: there are fewer such models.
     """
     taken = set(without)
     able = sorted(name for name, count in counts.items() if count <= LARGEST and name not in taken)
@@ -70,7 +73,7 @@ def drawn(counts: Mapping[str, int], without: Iterable[str], number: int, seed: 
 
 
 def named(patterns: Sequence[str]) -> Selection:
-    """Models by name or by ``fnmatch`` pattern; a name that timm does not know stays, and its row says so.
+    """Models by name or by ``fnmatch`` pattern; a name that timm does not know is kept, and its row says so.
 
     Raises:
         SelectionError: a pattern matches nothing.
@@ -83,7 +86,7 @@ def named(patterns: Sequence[str]) -> Selection:
             continue
         matching = [name for name in known if fnmatchcase(name, pattern)]
         if not matching:
-            raise SelectionError(f"no model of timm {timm.__version__} is like {pattern!r}.")
+            raise SelectionError(f"no model of timm {timm.__version__} matches {pattern!r}.")
         found += matching
     title = textwrap.shorten(" ".join(patterns), 80, placeholder=" …")
     return Selection(f"Models {title}", tuple(dict.fromkeys(found)))
@@ -104,13 +107,10 @@ def _parameters(name: str) -> int | None:
     try:
         with torch.device("meta"):
             model = timm.create_model(name)
-    except Exception:  # whatever a constructor may raise that looks at its tensors' values
+    except Exception:  # a constructor that looks at the values of its tensors may raise anything
         return None
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _keep(known: Mapping[str, int | None], cache: Path) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_name(f"{cache.name}.partial")
-    partial.write_text(json.dumps(dict(sorted(known.items())), indent=0) + "\n", encoding="utf-8")
-    partial.replace(cache)
+    write_text(cache, json.dumps(dict(sorted(known.items())), indent=0) + "\n")

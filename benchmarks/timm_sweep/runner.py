@@ -1,158 +1,114 @@
-"""Works off cells, each in a process of its own that may take so long and so much memory."""
+"""Runs cells, each in a process of its own with limits on its time and memory."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
+import re
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.rows import RowError
-from benchmarks.timm_sweep.cells import LATE, Cell, Row, Shelf, read
+from benchmarks.harness.limits import Limits, run_limited
+from benchmarks.harness.row import Shelf, decode
+from benchmarks.harness.runner import Progress, Say, aloud, remaining, run_all
+from benchmarks.timm_sweep.cells import Cell, Row
 
-Say = Callable[[str], None]
-
-PAUSE = 0.1
-"""Seconds between two looks at a process."""
+MEASURE = "benchmarks.timm_sweep.measure"
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What one process may take.
+class Workspace:
+    """Where cells are run.
 
     Args:
-        seconds: from its start.
-        memory: GB that it holds in memory, looked at several times a second; Linux only.
-        threads: of torch and ONNX Runtime.
+        folder: where rows are kept, and below it what the processes print.
+        limits: of each process.
         stock: whether stock Torch-Pruning is tried as well.
     """
 
-    seconds: float = 600.0
-    memory: float = 12.0
-    threads: int = 1
+    folder: Path
+    limits: Limits = field(default_factory=Limits)
     stock: bool = True
 
+    @property
+    def shelf(self) -> Shelf[Row]:
+        """All rows; a model has one of each kind, whatever the size of the images."""
+        return Shelf(self.folder / "rows.jsonl", Row, Cell)
 
-def aloud(text: str) -> None:
-    """Prints a line at once, also into a file or a pipe."""
-    print(text, flush=True)
+    def rows(self) -> list[Row]:
+        """The rows of the present settings; raises :class:`RowError`."""
+        return [row for row in self.shelf.rows() if row.settings == row.cell.settings]
+
+    def log(self, cell: Cell) -> Path:
+        """What the cell's process prints."""
+        return self.folder / "logs" / (re.sub(r"[^\w.-]+", "-", cell.label) + ".log")
 
 
 def work(
     cells: Sequence[Cell],
-    shelf: Shelf,
-    limits: Limits,
+    space: Workspace,
     *,
     jobs: int = 1,
     again: bool = False,
     retry: bool = False,
     say: Say = aloud,
 ) -> int:
-    """Runs what has no row, or all ``again``, or with ``retry`` also what is not sound; how many were run.
+    """Runs the cells without a row, or all ``again``, or with ``retry`` also those that are not sound.
 
-    A cell that fails, crashes or passes a limit leaves a row that says so. May be killed at any time and
-    called again.
+    A cell that fails, crashes or exceeds a limit leaves a row that says so. The run can be interrupted at any
+    time and repeated. Returns how many cells were run.
+
+    Raises:
+        RowError: the shelf is damaged.
     """
-    todo = [cell for cell in dict.fromkeys(cells) if again or _is_open(shelf.row(cell), retry)]
-    say(f"{len(todo)} of {len(cells)} cells to run, {jobs} at a time")
+    known = {row.cell: row for row in space.rows()}
+    finished = {cell for cell, row in known.items() if row.sound or not retry}
+    todo = remaining(cells, finished.__contains__, again)
+    progress = Progress(len(todo), len(cells), jobs, say)
     stop = threading.Event()
+
+    def run(cell: Cell) -> tuple[Row, float]:
+        started = time.perf_counter()
+        return one(cell, space, known.get(cell), stop), time.perf_counter() - started
+
+    def announce(result: tuple[Row, float]) -> None:
+        row, seconds = result
+        progress.finished(row.cell.label, seconds, row.verdict)
+
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            futures = [pool.submit(one, cell, shelf, limits, stop) for cell in todo]
-            for place, future in enumerate(as_completed(futures), 1):
-                row = future.result()
-                told = f"{row.verdict}  ({sum(row.seconds.values()):.0f} s)"
-                say(f"[{place}/{len(todo)}] {row.cell.model} {row.cell.kind}: {told}")
+            run_all(pool, run, todo, announce)
         except BaseException:
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
             raise
     return len(todo)
 
 
-def one(cell: Cell, shelf: Shelf, limits: Limits, stop: threading.Event) -> Row:
-    """Runs a cell in a process of its own and keeps its row; what it prints is in ``*.log`` beside that."""
-    old = shelf.row(cell)
-    file = (shelf.folder / cell.file).resolve()
-    begun = file.with_suffix(".begun")
-    file.parent.mkdir(parents=True, exist_ok=True)
+def one(cell: Cell, space: Workspace, old: Row | None, stop: threading.Event) -> Row:
+    """Runs a cell in a process of its own and keeps its row; ``old`` is the row it had."""
+    log = space.log(cell)
+    begun = log.with_suffix(".begun")
+    log.parent.mkdir(parents=True, exist_ok=True)
     begun.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarks.timm_sweep.measure", cell.model, cell.kind, str(begun)]
-    command += [] if limits.stock else ["--no-stock"]
-    command += [f"--image-size={cell.image_size}"] if cell.image_size else []
-    threads = str(limits.threads)
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    log = file.with_suffix(".log")
-    with (
-        log.open("w", encoding="utf-8") as written,
-        subprocess.Popen(
-            command,
-            cwd=Path(__file__).resolve().parents[2],
-            env=environment,
-            stdin=subprocess.PIPE,  # never written to; the process ends when it is closed
-            stdout=written,
-            stderr=subprocess.STDOUT,
-        ) as process,
-    ):
-        try:
-            reason = _watch(process, limits, stop)
-        finally:
-            process.kill()
-    if stop.is_set():
-        raise KeyboardInterrupt
+    arguments = [cell.model, cell.kind, str(begun.resolve())]
+    arguments += [] if space.stock else ["--no-stock"]
+    arguments += [f"--image-size={cell.image_size}"] if cell.image_size else []
+    reason = run_limited(MEASURE, arguments, log, space.limits, stop)
     row = _found(begun, cell)
     if row.stage:
-        reason = reason or f"the process ended with status {process.returncode}: {_last_line(log)}"
-        row = replace(row, failures={row.stage: reason, **row.failures})
+        row = replace(row, failures={row.stage: reason or "the process ended early", **row.failures})
     row = replace(row, first_try=row.verdict if old is None else old.first_try)
-    shelf.put(row)
+    space.shelf.put(row)
     begun.unlink(missing_ok=True)
     return row
 
 
 def _found(begun: Path, cell: Cell) -> Row:
-    """What the process has written of its row; one of another version of this code does not stop a run."""
+    """What the process has written of its row; a row by another version of this code is a failure."""
     nothing = Row(cell, settings=cell.settings)
     try:
-        return read(begun) if begun.is_file() else nothing
-    except RowError as error:
-        return replace(nothing, failures={nothing.stage: str(error)})
-
-
-def _watch(process: subprocess.Popen[bytes], limits: Limits, stop: threading.Event) -> str | None:
-    """Waits for the end, or brings it about; why, if there is more to say than the status."""
-    deadline = time.monotonic() + limits.seconds
-    while process.poll() is None:
-        if stop.wait(PAUSE):
-            return "stopped"
-        if time.monotonic() > deadline:
-            return f"{LATE} {limits.seconds:g} s"
-        if _gigabytes(process.pid) > limits.memory:
-            return f"{LATE} {limits.memory:g} GB of memory"
-    if process.returncode < 0:
-        return f"the process was ended by {signal.Signals(-process.returncode).name}"
-    return None
-
-
-def _gigabytes(pid: int) -> float:
-    """What a process holds in memory; 0 where the system does not tell, or the process is gone."""
-    try:
-        pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
-    except (OSError, IndexError):
-        return 0.0
-    return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e9
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it printed nothing"
-
-
-def _is_open(row: Row | None, retry: bool) -> bool:
-    return row is None or (retry and not row.sound)
+        return decode(begun.read_text(encoding="utf-8"), Row, Cell) if begun.is_file() else nothing
+    except (ValueError, TypeError) as error:
+        return replace(nothing, failures={nothing.stage: f"what the process wrote is not a row: {error}"})

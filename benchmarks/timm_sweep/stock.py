@@ -1,4 +1,4 @@
-"""Stock Torch-Pruning on the same model, by the recipe that it gives for timm models."""
+"""Stock Torch-Pruning on the same model, by its own recipe for timm models."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from benchmarks import stock
 from benchmarks.timm_sweep.cells import WIDTH
 from benchmarks.timm_sweep.subject import Network
 
 
 class StockError(Exception):
-    """The network that stock pruning left is not what it should be."""
+    """The network that stock pruning left has outputs of other shapes."""
 
 
 class Stock:
@@ -30,32 +31,27 @@ class Stock:
             if isinstance(getattr(module, "qkv", None), nn.Linear)
             and isinstance(getattr(module, "num_heads", None), int)
         ]
-        # Its default dictionaries are shared between pruners and written to.
-        self._pruner = tp.pruner.MagnitudePruner(
+        self._pruner = stock.pruner(
             self.model,
             self._network.inputs,
             tp.importance.GroupMagnitudeImportance(p=2),
-            pruning_ratio=1 - WIDTH,
-            ignored_layers=predictors(self.model),
+            1 - WIDTH,
+            predictors(self.model),
             num_heads={each.qkv: each.num_heads for each in self._attentions},
-            in_channel_groups={},
-            out_channel_groups={},
-            channel_groups={},
-            pruning_ratio_dict={},
         )
 
     def prune(self) -> int:
-        """Cuts; the number of parameters left."""
+        """Prunes, and returns the number of parameters left."""
         self._pruner.step()
         for each in self._attentions:
             each.num_heads = self._pruner.num_heads[each.qkv]
             each.head_dim = each.qkv.out_features // (3 * each.num_heads)
-            if "attn_dim" in vars(each):  # newer than the recipe, which would break every transformer
+            if "attn_dim" in vars(each):  # newer than the recipe; without this, every transformer would break
                 each.attn_dim = each.num_heads * each.head_dim
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def run(self) -> None:
-        """One forward pass; raises what it raises, or :class:`StockError` where shapes have changed."""
+        """One forward pass; raises what it raises, or :class:`StockError` if shapes have changed."""
         dense, inputs = self._network.model, self._network.inputs
         with torch.no_grad():
             before, after = (_shapes(model(*inputs)) for model in (dense, self.model))

@@ -1,10 +1,11 @@
-"""One model on its way through structure, plan and surgery; every station is reached when it is asked for."""
+"""One model, its structure and plan, its pruned module and graph; each is made when it is first needed."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import timm
 import torch
@@ -27,7 +28,7 @@ from disparse_structured.tasks import Task
 HEADS = {"labels": DenseHead(13), "depth": DenseHead(1), "scene": LinearHead(10)}
 
 FLOOR = 0.1
-"""Share of every group that stays, whatever the plan."""
+"""The share of every group that every plan keeps."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Network:
 
 
 class Subject:
-    """The stations of one cell."""
+    """The network of one cell, and what is made of it."""
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
@@ -55,14 +56,14 @@ class Subject:
         config = timm.get_pretrained_cfg(self.cell.model) or PretrainedCfg()
         channels, *size = config.input_size
         size = [self.cell.image_size] * 2 if self.cell.image_size else size
-        sized = {"img_size": size} if self.cell.image_size and config.fixed_input_size else {}
+        sized: dict[str, Any] = {"img_size": size} if self.cell.image_size and config.fixed_input_size else {}
         model: nn.Module = timm.create_model(self.cell.model, **sized)
         images = torch.randn(BATCH, channels, *size)
         return Network(model.eval(), (images,), (Task("logits", lambda logits: logits),))
 
     @cached_property
     def structure(self) -> Structure:
-        """What may go."""
+        """What can be removed."""
         return analyse(self.network.model, self.network.inputs, self.network.tasks)
 
     @cached_property
@@ -72,19 +73,19 @@ class Subject:
 
     @cached_property
     def operation(self) -> Applied:
-        """The pruned module, proven."""
+        """The pruned module, verified."""
         return apply(self.network.model, self.plan, self.structure)
 
     @cached_property
     def graph(self) -> AppliedGraph:
-        """The pruned exported graph, proven, by a plan of its own: numbers in ``forward`` hold nothing."""
+        """The pruned exported graph, verified; its own plan is free of sizes that ``forward`` fixes."""
         network = self.network
         structure = analyse(network.model, network.inputs, network.tasks, form="graph")
         return apply_graph(network.model, planned(structure), structure)
 
 
 def planned(structure: Structure) -> Plan:
-    """Random units of every group, by the search, to what the network costs at half of every width."""
+    """Random units of every group, to the cost of the network at half of every width."""
     scores = torch.rand(structure.units, generator=torch.Generator().manual_seed(SEED))
     budget = Budget(parameters=round(structure.cost.parameters.total(half(structure))), floor=FLOOR)
     return make_plan(

@@ -1,4 +1,4 @@
-"""The document: what was to be reached, and every model, in Markdown; and the same as JSON."""
+"""The page: what was to be achieved, and every model; and the counts as JSON."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.tables.views import markdown
+from benchmarks.harness.machine import in_words
+from benchmarks.harness.views import NONE, markdown, percent, times
 from benchmarks.timm_sweep.cells import KINDS, Kind, Row
 from benchmarks.timm_sweep.models import Selection
 
-NONE = "–"
 ENDS = ("the network's output", "the network's input")
-"""Reasons that every network has, and that no rule can remove."""
+"""Reasons that every network has, and that no rule can lift."""
 
 LEAST = 0.01
-"""Shares of the parameters below this are not worth a word."""
+"""Smaller shares of the parameters are not listed."""
 
 _HEAD = """# Models of timm
 
-`python -m benchmarks.timm_sweep` writes this page and [timm_sweep.json](timm_sweep.json). Every model is
-built with random weights, in one or two ways: as *multitask* (timm's features with two dense heads and a
-linear one) and as the *classifier* that timm makes of it. A plan of random scores takes every layer to
-about half of its width. *Sound as module*: the pruned module runs, is the masked twin
-(relative difference ≤ 1e-9 in float64,
-≤ 1e-4 where the model does not run in it, which is then said), ONNX Runtime agrees with it in float32 (≤
-1e-4), and one step of SGD lowers its loss. *Sound as graph*: the pruned exported graph, with a plan of
-its own in which no number of `forward` holds anything, is its masked twin. *Prunable* is what goes if
-every group keeps one unit, or the few that count constraints ask for. Seconds of `structure` include an
-export of its own; in the goals that is taken off. Those of `surgery` include the proof. *Stock* is
-Torch-Pruning's `MagnitudePruner` at 50 % with its own tracing and its own recipe for timm (predictors left
-alone, heads counted anew, and timm's newer `attn_dim` too): how far it came, and the parameters it removed.
-It proves nothing: that it runs does not say that it is right; where it was stopped at a limit of time or
-memory, it is not counted. Images are of
-timm's size, or of the side in pixels that stands behind the kind.
+`python -m benchmarks.timm_sweep` writes this page from [one line of JSON per
+model](../../benchmarks/results/timm_sweep/rows.jsonl). Every model is built with random weights, in one or
+two
+ways: as *multitask* (timm's features with two dense heads and a linear one) and as the *classifier* that timm
+makes of it. A plan of random scores takes every layer to about half of its width. *Sound as module*: the
+pruned module runs, equals the masked twin (relative difference ≤ 1e-9 in float64, or ≤ 1e-4 where the model
+does not run in float64, which is then noted), agrees with ONNX Runtime in float32 (≤ 1e-4), and one step of
+SGD lowers its loss. *Sound as graph*: the pruned exported graph, with a plan of its own in which sizes in
+`forward` do not pin anything, equals its masked twin. *Prunable* is what is removed if every group keeps one
+unit, or the few that count constraints ask for. Seconds of `structure` include an export of its own, which
+the goals subtract. Those of `surgery` include the verification. *Stock* is Torch-Pruning's `MagnitudePruner`
+at 50 % with its own tracing and its own recipe for timm (predictors are left alone, heads are counted again,
+and timm's newer `attn_dim` too): how far it came, and the parameters it removed. It does not verify anything:
+a network that runs may still be wrong. Where it was stopped at a limit of time or memory, it is not counted.
+Images have timm's size, or the side in pixels that follows the kind.
 """
 
 
@@ -43,7 +43,7 @@ _Place = tuple[str, Kind]
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of one kind of network over one selection; medians are None where nothing was measured."""
+    """Counts of one kind of network in one selection; medians are None where nothing was measured."""
 
     run: int
     models: int
@@ -63,7 +63,7 @@ class Summary:
 
     @classmethod
     def of(cls, models: int, rows: Sequence[Row]) -> Summary:
-        """Over ``rows`` of ``models`` models."""
+        """The counts over ``rows``, which are of ``models`` models."""
         shares = [share for row in rows if (share := row.structure_share) is not None]
         tried = [row for row in rows if "stock graph" in {**row.seconds, **row.failures}]
         prunable = [row.prunable_parameters for row in rows if "prunable" in row.seconds]
@@ -96,7 +96,7 @@ def document(selections: Sequence[Selection], rows: Iterable[Row]) -> str:
     """The whole page: a section for every selection, and one for rows that are in none."""
     by_cell = _placed(rows)
     parts = [_HEAD.rstrip()]
-    machines = {_machine(row) for row in by_cell.values() if row.machine}
+    machines = {in_words(row.machine) for row in by_cell.values() if row.machine}
     parts += [f"Measured on {text}." for text in sorted(machines)]
     for selection in _with_rest(selections, by_cell):
         found = [row for name in selection.models for kind in KINDS if (row := by_cell.get((name, kind)))]
@@ -112,7 +112,7 @@ def _placed(rows: Iterable[Row]) -> dict[_Place, Row]:
 
 
 def goals(selection: Selection, by_cell: Mapping[_Place, Row]) -> str:
-    """What was to be reached, a column for each kind of network."""
+    """What was to be achieved, with a column for each kind of network."""
     found = {kind: summary for kind in KINDS if (summary := summarised(selection, kind, by_cell)).run}
     lines: list[tuple[str, Callable[[Summary], str], str]] = [
         ("sound as module", lambda s: f"{s.sound} of {s.run}", "all; of models drawn 145 of 150"),
@@ -121,8 +121,8 @@ def goals(selection: Selection, by_cell: Mapping[_Place, Row]) -> str:
         ("sound as graph", lambda s: f"{s.graphs} of {s.run}", "all"),
         ("sound as graph, and ≥ 50 % of parameters removed", lambda s: f"{s.graphs_halved} of {s.run}", ""),
         ("exported by `torch.export`", lambda s: f"{s.exported} of {s.run}", ""),
-        ("parameters that could go, median", lambda s: _percent(s.prunable), ""),
-        ("time for the structure / `torch.export`, median", lambda s: _times(s.structure_share), "≤ 0.5 ×"),
+        ("parameters that could go, median", lambda s: percent(s.prunable), ""),
+        ("time for the structure / `torch.export`, median", lambda s: times(s.structure_share), "≤ 0.5 ×"),
         ("stock: builds its graph and groups", lambda s: f"{s.stock_graph} of {s.stock}", ""),
         ("stock: prunes", lambda s: f"{s.stock_prune} of {s.stock}", ""),
         ("stock: still runs", lambda s: f"{s.stock_run} of {s.stock}", ""),
@@ -134,13 +134,13 @@ def goals(selection: Selection, by_cell: Mapping[_Place, Row]) -> str:
 
 
 def summarised(selection: Selection, kind: Kind, by_cell: Mapping[_Place, Row]) -> Summary:
-    """Counts over the rows that there are."""
+    """The counts over the rows that there are."""
     rows = [row for name in selection.models if (row := by_cell.get((name, kind)))]
     return Summary.of(len(selection.models), rows)
 
 
 def table(rows: Sequence[Row]) -> str:
-    """One line a row."""
+    """One line for each row."""
     head = [
         "model", "", "parameters", "groups", "prunable parameters", "prunable MACs", "removed parameters",
         "removed MACs", "twin", "ONNX", "step",
@@ -150,14 +150,14 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def failures(rows: Sequence[Row]) -> str:
-    """What is not sound, and where it broke."""
+    """The rows that are not sound, and the stage that failed."""
     modules = [f"- {_name(row)}: {row.verdict}" for row in rows if not row.sound]
     graphs = [f"- {_name(row)}, as graph: {row.failures['graph']}" for row in rows if "graph" in row.failures]
     return "\n".join(modules + graphs)
 
 
 def stayed(rows: Sequence[Row]) -> str:
-    """Pinned parameters by reason, with the share that each holds at most, and groups that were refused."""
+    """Reasons of pinned parameters, with the share that each holds at most, and groups that were refused."""
     lines = []
     for row in rows:
         pinned = [
@@ -173,7 +173,7 @@ def stayed(rows: Sequence[Row]) -> str:
 
 
 def as_json(selections: Sequence[Selection], rows: Iterable[Row]) -> dict[str, Any]:
-    """The summaries, and every row."""
+    """The counts of every selection, and the machines."""
     by_cell = _placed(rows)
     return {
         "selections": [
@@ -184,15 +184,8 @@ def as_json(selections: Sequence[Selection], rows: Iterable[Row]) -> dict[str, A
             }
             for selection in _with_rest(selections, by_cell)
         ],
-        "machines": sorted({_machine(row) for row in by_cell.values() if row.machine}),
-        "rows": [_entry(row) for row in by_cell.values()],
+        "machines": sorted({in_words(row.machine) for row in by_cell.values() if row.machine}),
     }
-
-
-def _entry(row: Row) -> dict[str, Any]:
-    facts = {name: value for name, value in asdict(row).items() if name not in ("machine", "settings")}
-    seconds = {stage: round(spent, 3) for stage, spent in row.seconds.items()}
-    return {**facts, "seconds": seconds, "verdict": row.verdict}
 
 
 def _line(row: Row) -> list[str]:
@@ -203,14 +196,14 @@ def _line(row: Row) -> list[str]:
         row.cell.kind if row.cell.image_size is None else f"{row.cell.kind}, {row.cell.image_size} px",
         f"{row.parameters / 1e6:.2f} M" if ended("build") else NONE,
         f"{row.groups}" if ended("structure") else NONE,
-        _percent(row.prunable_parameters if ended("prunable") else None),
-        _percent(row.prunable_macs if ended("prunable") else None),
-        _percent(row.removed if ended("surgery") else None),
-        _percent(1 - row.macs_left / row.macs if ended("surgery") and row.macs else None),
+        percent(row.prunable_parameters if ended("prunable") else None),
+        percent(row.prunable_macs if ended("prunable") else None),
+        percent(row.removed if ended("surgery") else None),
+        percent(1 - row.macs_left / row.macs if ended("surgery") and row.macs else None),
         twin if row.dtype in ("", "float64") else f"{twin} ({row.dtype})",
         NONE if row.parity is None else f"{row.parity:.0e}",
         f"−{row.learned:.1%}" if ended("train") else NONE,
-        _percent(1 - row.graph_left / row.parameters if row.sound_as_graph else None),
+        percent(1 - row.graph_left / row.parameters if row.sound_as_graph else None),
         NONE if row.graph_twin is None else f"{row.graph_twin:.0e}",
         *(f"{seconds[stage]:.1f}" if ended(stage) else NONE for stage in _TIMED),
         _stock(row),
@@ -227,7 +220,7 @@ def _stock(row: Row) -> str:
     for stage, word in _BROKEN.items():
         if stage not in row.seconds:
             return word if stage in row.failures else NONE
-    return f"runs, {_percent(1 - row.stock_left / row.parameters)}"
+    return f"runs, {percent(1 - row.stock_left / row.parameters)}"
 
 
 def _with_rest(selections: Sequence[Selection], by_cell: Mapping[_Place, Row]) -> list[Selection]:
@@ -240,17 +233,5 @@ def _name(row: Row) -> str:
     return f"{row.cell.model} ({row.cell.kind})"
 
 
-def _machine(row: Row) -> str:
-    return ", ".join(f"{name} {value}" for name, value in row.machine.items())
-
-
 def _headed(heading: str, text: str) -> list[str]:
     return [heading, text] if text else []
-
-
-def _percent(share: float | None) -> str:
-    return NONE if share is None else f"{share:.1%}"
-
-
-def _times(share: float | None) -> str:
-    return NONE if share is None else f"{share:.2f} ×"

@@ -7,12 +7,13 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
 _UNLIMITED = 10_000
-"""Columns of a table that no terminal shows: as many as it takes."""
+"""Columns of output that no terminal shows: tables are as wide as they need to be."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,17 @@ class Outcome:
 class Screen:
     """Standard output and standard error of one command.
 
-    With ``as_json`` standard output takes exactly one JSON document; what the user's own code prints
-    meanwhile goes to standard error. Standard error shows progress only where it is a terminal.
+    With ``as_json`` standard output takes exactly one JSON document, and what the user's own code prints goes
+    to standard error. Progress appears on standard error only if it is a terminal.
     """
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
         self._stdout = sys.stdout
-        self._stderr = Console(stderr=True, highlight=False)
 
     @property
     def interactive(self) -> bool:
-        """Whether anybody is watching standard error."""
+        """Whether standard error is a terminal."""
         return sys.stderr.isatty()
 
     @contextlib.contextmanager
@@ -46,39 +46,45 @@ class Screen:
         if not self.interactive:
             yield
             return
-        with self._stderr.status(text):
+        with _console(stderr=True).status(text):
             yield
 
     @contextlib.contextmanager
     def reserved(self) -> Iterator[None]:
-        """Keeps standard output free for the document, where there is to be one."""
+        """Keeps standard output free for the JSON document, if there will be one."""
         with contextlib.redirect_stdout(sys.stderr) if self._as_json else contextlib.nullcontext():
             yield
 
     def say(self, text: str) -> None:
-        """A line of news, on standard error."""
-        self._stderr.print(text, markup=False, soft_wrap=True)
+        """A line on standard error."""
+        print(text, file=sys.stderr, flush=True)
 
     def show(self, outcome: Outcome) -> None:
         """The result, on standard output."""
         if self._as_json:
             self._write(outcome.document)
             return
-        console = Console(file=self._stdout, highlight=False)
+        console = _console(file=self._stdout)
         if not console.is_terminal:
-            console = Console(file=self._stdout, highlight=False, width=_UNLIMITED)
+            console = _console(file=self._stdout, width=_UNLIMITED)
         for view in outcome.views:
             console.print(view)
 
     def interrupted(self) -> None:
-        """What Ctrl-C leaves to say."""
-        self._stderr.print("disparse: interrupted")
+        """The answer to Ctrl-C."""
+        self.say("disparse: interrupted")
 
-    def fail(self, error: Exception) -> None:
-        """An error that its message explains, on standard error, and as the document."""
-        self._stderr.print(f"disparse: error: {error}", markup=False, soft_wrap=True)
+    def fail(self, kind: str, message: str) -> None:
+        """An error of class ``kind``, on standard error, and as the JSON document if there is to be one."""
+        self.say(f"disparse: error: {message}")
         if self._as_json:
-            self._write({"error": {"type": type(error).__name__, "message": str(error)}})
+            self._write({"error": {"type": kind, "message": message}})
 
     def _write(self, document: Mapping[str, Any]) -> None:
         print(json.dumps(document, indent=2, sort_keys=True), file=self._stdout, flush=True)
+
+
+def _console(**settings: Any) -> Console:
+    from rich.console import Console  # imported late: help and refused arguments do without it
+
+    return Console(highlight=False, **settings)

@@ -1,4 +1,4 @@
-"""``disparse inspect``: what of a model may shrink, what may not and why, and how far a budget could go."""
+"""``disparse inspect``: what can shrink, what cannot and why, and how far a budget can go."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from rich.console import RenderableType
 from rich.text import Text
 
+import disparse_structured as ds
 from disparse_structured.cli import sources, views
 from disparse_structured.cli.console import Outcome, Screen
-from disparse_structured.cli.usage import UsageError
-from disparse_structured.data.batches import take
+from disparse_structured.cli.data import first_inputs, load_data, random_example
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import smallest
 from disparse_structured.pipeline import EXAMPLE_SAMPLES
 from disparse_structured.report.pruning import GraphOnly, summarize_pins
-from disparse_structured.structure import ChannelGroup, Structure, analyse
+from disparse_structured.structure import ChannelGroup, Structure
 
 FLOORS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 """The floors that ``--budget-steps`` compares."""
@@ -27,19 +27,16 @@ FLOORS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     """Reads the model's structure; nothing is scored or changed."""
-    if not (arguments.example or arguments.data):
-        raise UsageError("the model's inputs are not known. Give --example 2x3x224x224, or --data.")
     torch.manual_seed(0)
     with screen.step("building the model"):
-        model = sources.load_model(arguments.model, None)
-        tasks = sources.load_tasks(arguments.tasks) if arguments.tasks else sources.whole_output()
+        model = sources.load_model(arguments.model)
         if arguments.example:
-            example = sources.random_example(model, arguments.example, seed=0)
+            example = random_example(model, arguments.example, seed=0)
         else:
-            inputs = sources.first_inputs(model, sources.load_data(arguments.data, limit=1))
-            example = take(inputs, slice(EXAMPLE_SAMPLES))
+            example = first_inputs(model, load_data(arguments.data), EXAMPLE_SAMPLES)
+        tasks = sources.load_tasks(arguments.tasks) if arguments.tasks else None
     with screen.step("reading its structure"):
-        structure = analyse(model, example, tasks, form=arguments.form, attention=arguments.attention)
+        structure = ds.analyse(model, example, tasks, form=arguments.form, attention=arguments.attention)
     floors = FLOORS if arguments.budget_steps else (arguments.floor,)
     document = _document(type(model).__name__, structure)
     document["reachable"] = [_reachable(structure, floor, arguments) for floor in floors]
@@ -92,7 +89,7 @@ def _reachable(structure: Structure, floor: float, arguments: argparse.Namespace
         "round_to": arguments.round_to,
         "protected": tuple(arguments.protect),
     }
-    # What stays does not depend on the limit, nor on which cost is limited.
+    # The smallest width depends neither on the limit nor on which cost is limited.
     keep = smallest(structure, Budget(macs=0.5, **rules))
     found: dict[str, Any] = dict(rules)
     for name, cost in (("macs", structure.cost.macs), ("parameters", structure.cost.parameters)):
@@ -111,7 +108,7 @@ def _views(document: dict[str, Any], structure: Structure) -> Sequence[Renderabl
         Text(
             f"{units['total']} units in {len(structure.groups)} groups: {units['shared']} shared, "
             f"{units['private']} private, {units['dead']} dead, "
-            f"{units['unclaimed']} kept for outputs of no task"
+            f"{units['unclaimed']} kept for outputs that belong to no task"
         ),
         views.groups(document["groups"], structure.tasks),
     ]

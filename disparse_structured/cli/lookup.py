@@ -14,21 +14,34 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from disparse_structured.cli.usage import UsageError, suggestion
+from disparse_structured.cli.usage import UsageError, reason, suggestion
 from disparse_structured.errors import DisparseError
 
 
-def find(spec: str, option: str) -> Any:
-    """The object that ``spec`` names; modules are looked for in the current directory too.
+def check_spec(spec: str, option: str) -> None:
+    """Refuses a ``spec`` whose file or top-level module does not exist, without importing anything.
 
     Raises:
-        UsageError: there is no such file, module or attribute (says what there is), or importing fails.
+        UsageError: it says what exists.
     """
-    place, _, path = spec.rpartition(":")
-    if not place or not path:
-        raise UsageError(
-            f"{option} {spec!r} names no object. Write package.module:name, or path/to/file.py:name."
-        )
+    place = _place_and_path(spec, option)[0]
+    if place.endswith(".py"):
+        _existing(Path(place), f"{option} {spec!r}")
+        return
+    top = place.partition(".")[0]
+    _importable(Path.cwd())
+    importlib.invalidate_caches()
+    if top not in sys.modules and importlib.util.find_spec(top) is None:
+        raise UsageError(f"{option} {spec!r}: {_no_module(top)}")
+
+
+def find(spec: str, option: str) -> Any:
+    """The object that ``spec`` names; modules are also looked for in the current directory.
+
+    Raises:
+        UsageError: the file, module or attribute does not exist (it says what exists), or importing fails.
+    """
+    place, path = _place_and_path(spec, option)
     said = f"{option} {spec!r}"
     module = _from_file(Path(place), said) if place.endswith(".py") else _from_import(place, said)
     found: Any = module
@@ -49,9 +62,16 @@ def user_code(doing: str) -> Iterator[None]:
     except DisparseError:
         raise
     except Exception as error:
-        text = str(error).strip().splitlines()
-        reason = f": {text[0]}" if text else ""
-        raise UsageError(f"{doing} raised {type(error).__name__}{reason}{_place(error)}.") from error
+        raise UsageError(f"{doing} raised {reason(error)}{_line(error)}.") from error
+
+
+def _place_and_path(spec: str, option: str) -> tuple[str, str]:
+    place, _, path = spec.rpartition(":")
+    if not place or not path:
+        raise UsageError(
+            f"{option} {spec!r} does not name an object. Write package.module:name or path/to/file.py:name."
+        )
+    return place, path
 
 
 def _from_import(name: str, said: str) -> ModuleType:
@@ -73,21 +93,25 @@ def _no_module(missing: str) -> str:
         files = [each.stem for each in Path.cwd().glob("*.py")]
         folders = [each.name for each in Path.cwd().iterdir() if each.is_dir() and each.name.isidentifier()]
         hint = suggestion(last, files + folders, "module in that directory")
-        return f"there is no module {missing!r} in {str(Path.cwd())!r}, and none is installed. {hint}"
+        return f"module {missing!r} is neither in {str(Path.cwd())!r} nor installed. {hint}"
     path = getattr(sys.modules[parent], "__path__", None)
     if path is None:
-        return f"{parent!r} is a module, not a package, so there is no {missing!r}. Write {parent}:name."
+        return f"{parent!r} is a module, not a package, so {missing!r} does not exist. Write {parent}:name."
     inside = [module.name for module in pkgutil.iter_modules(path)]
     return f"package {parent!r} has no module {last!r}. {suggestion(last, inside, 'module in it')}"
 
 
-def _from_file(path: Path, said: str) -> ModuleType:
+def _existing(path: Path, said: str) -> Path:
     if not path.is_file():
         siblings = [each.name for each in path.parent.glob("*.py")] if path.parent.is_dir() else []
         hint = suggestion(path.name, siblings, f"Python file in {str(path.parent)!r}")
-        raise UsageError(f"{said}: there is no file {str(path)!r} in {str(Path.cwd())!r}. {hint}")
-    path = path.resolve()
-    # One module for a file, however often and by whichever option it is named.
+        raise UsageError(f"{said}: {str(path)!r} does not exist in {str(Path.cwd())!r}. {hint}")
+    return path.resolve()
+
+
+def _from_file(path: Path, said: str) -> ModuleType:
+    path = _existing(path, said)
+    # One module per file, however often and by whichever option it is named.
     name = f"{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -112,7 +136,8 @@ def _importable(folder: Path) -> None:
         sys.path.insert(0, str(folder))
 
 
-def _place(error: BaseException) -> str:
+def _line(error: BaseException) -> str:
+    """Where the user's own code raised ``error``."""
     traceback, place = error.__traceback__, ""
     while traceback is not None:
         code = traceback.tb_frame.f_code

@@ -1,138 +1,155 @@
-"""The one table from names on the command line to objects of the library."""
+"""The one table from names on the command line to objects of the library, which are made when asked for."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+import argparse
+import importlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
+import disparse_structured as ds
+from disparse_structured.cli.lookup import check_spec, find
 from disparse_structured.cli.usage import UsageError, suggestion
-from disparse_structured.decision.arbiters import (
-    AnyTask,
-    Arbiter,
-    Majority,
-    Minimax,
-    Priority,
-    Quorum,
-    Unanimous,
-    WeightedMean,
-)
-from disparse_structured.decision.rankings import (
-    GlobalRanking,
-    IsomorphicRanking,
-    LayerRanking,
-    PerCostRanking,
-    Ranking,
-)
-from disparse_structured.pipeline.compensated import Compensated
-from disparse_structured.refit import Affine, BatchNormStatistics, LeastSquares, ModelFolding, RefitMethod
-from disparse_structured.scoring import Criterion
-from disparse_structured.scoring.criteria import (
-    SNIP,
-    DiagonalHessian,
-    Fisher,
-    Learned,
-    Magnitude,
-    Random,
-    Taylor,
-)
 
-CRITERIA: Mapping[str, Criterion] = {
-    "fisher": Fisher(),
-    "taylor": Taylor(),
-    "snip": SNIP(),
-    "obd": DiagonalHessian(),
-    "learned": Learned(),
-    "l1": Magnitude(p=1),
-    "l2": Magnitude(p=2),
-    "random": Random(),
+if TYPE_CHECKING:
+    from disparse_structured.decision.arbiters import Arbiter
+    from disparse_structured.decision.rankings import Ranking
+    from disparse_structured.pipeline import Method
+    from disparse_structured.refit import RefitMethod
+    from disparse_structured.scoring import Criterion
+
+METHODS: Mapping[str, Callable[..., Method]] = {
+    "compensated": lambda **parts: ds.Compensated(**parts),
+    "disparse": lambda **parts: ds.DiSparse(**parts),
+    "iterative": lambda **parts: importlib.import_module("disparse_structured.pipeline").Iterative(**parts),
 }
 
-SCORINGS: Mapping[str, Criterion | Compensated] = {"foresight": Compensated(), **CRITERIA}
+CRITERIA: Mapping[str, Callable[[], Criterion]] = {
+    "fisher": lambda: ds.criteria.Fisher(),
+    "taylor": lambda: ds.criteria.Taylor(),
+    "snip": lambda: ds.criteria.SNIP(),
+    "obd": lambda: ds.criteria.DiagonalHessian(),
+    "learned": lambda: ds.criteria.Learned(),
+    "l1": lambda: ds.criteria.Magnitude(p=1),
+    "l2": lambda: ds.criteria.Magnitude(p=2),
+    "random": lambda: ds.criteria.Random(),
+}
 
-ARBITERS: Mapping[str, Arbiter] = {
-    "unanimous": Unanimous(),
-    "majority": Majority(),
-    "any": AnyTask(),
-    "weighted-mean": WeightedMean(),
-    "minimax": Minimax(),
-    "priority": Priority(),
+ARBITERS: Mapping[str, Callable[[], Arbiter]] = {
+    "unanimous": lambda: ds.arbiters.Unanimous(),
+    "majority": lambda: ds.arbiters.Majority(),
+    "any": lambda: ds.arbiters.AnyTask(),
+    "weighted-mean": lambda: ds.arbiters.WeightedMean(),
+    "minimax": lambda: ds.arbiters.Minimax(),
+    "priority": lambda: ds.arbiters.Priority(),
 }
 
 QUORUM = "quorum:K"
 
-RANKINGS: Mapping[str, Ranking] = {
-    "global": GlobalRanking(),
-    "per-cost": PerCostRanking(),
-    "isomorphic": IsomorphicRanking(),
-    "layer": LayerRanking(),
+RANKINGS: Mapping[str, Callable[[], Ranking]] = {
+    "global": lambda: ds.rankings.GlobalRanking(),
+    "per-cost": lambda: ds.rankings.PerCostRanking(),
+    "isomorphic": lambda: ds.rankings.IsomorphicRanking(),
+    "layer": lambda: ds.rankings.LayerRanking(),
 }
 
-REFITS: Mapping[str, RefitMethod | None] = {
-    "least-squares": LeastSquares(),
-    "affine": Affine(),
-    "batch-norm": BatchNormStatistics(),
-    "fold": ModelFolding(),
-    "none": None,
+REFITS: Mapping[str, Callable[[], RefitMethod | None]] = {
+    "least-squares": lambda: ds.refits.LeastSquares(),
+    "affine": lambda: ds.refits.Affine(),
+    "batch-norm": lambda: ds.refits.BatchNormStatistics(),
+    "folding": lambda: ds.refits.ModelFolding(),
+    "none": lambda: None,
 }
 
-Named = TypeVar("Named")
+_TABLES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
+    "method": METHODS,
+    "criterion": CRITERIA,
+    "arbiter": ARBITERS,
+    "ranking": RANKINGS,
+    "refit": REFITS,
+}
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises :class:`UsageError` for a name that no table holds; imports nothing."""
+    for option, table in _TABLES.items():
+        name = getattr(arguments, option, None)
+        if name is None:
+            continue
+        if option == "arbiter" and name.partition(":")[0] == "quorum":
+            _votes(name)
+        elif ":" in name:
+            check_spec(name, f"--{option}")
+        elif name not in table:
+            known = [*table, QUORUM] if option == "arbiter" else table
+            raise UsageError(f"--{option} {name!r} is unknown. {suggestion(name, known, option)}")
+
+
+def method(arguments: argparse.Namespace) -> Method:
+    """The method that ``--method`` names, with the criterion, arbiter and ranking that were given."""
+    chosen = parts(arguments)
+    if ":" not in arguments.method:
+        return METHODS[arguments.method](**chosen)
+    found: Any = find(arguments.method, "--method")
+    if isinstance(found, type):
+        found, chosen = found(**chosen), {}
+    if chosen:
+        option = next(iter(chosen))
+        raise UsageError(f"--method {arguments.method!r} is an object already. Leave out --{option}.")
+    made: Method = found
+    return made
+
+
+def parts(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The criterion, arbiter and ranking that the arguments name, without those left to the default."""
+    chosen: dict[str, Any] = {}
+    if arguments.criterion is not None:
+        chosen["criterion"] = criterion(arguments.criterion)
+    if getattr(arguments, "priority", None):
+        chosen["arbiter"] = ds.arbiters.Priority(dict(arguments.priority))
+    elif arguments.arbiter is not None:
+        chosen["arbiter"] = arbiter(arguments.arbiter)
+    if arguments.ranking is not None:
+        chosen["ranking"] = ranking(arguments.ranking)
+    return chosen
 
 
 def criterion(name: str) -> Criterion:
-    """The criterion called ``name``; raises :class:`UsageError` if there is none."""
-    return _named(CRITERIA, name, "criterion")
-
-
-def scoring(name: str) -> Criterion | Compensated:
-    """The criterion called ``name``, or foresight; raises :class:`UsageError` if there is none."""
-    return _named(SCORINGS, name, "criterion")
-
-
-def ranking(name: str) -> Ranking:
-    """The ranking called ``name``; raises :class:`UsageError` if there is none."""
-    return _named(RANKINGS, name, "ranking")
-
-
-def refit(name: str) -> RefitMethod | None:
-    """The refit called ``name``, None for none; raises :class:`UsageError` if there is no such one."""
-    return _named(REFITS, name, "refit")
+    """The criterion called ``name``."""
+    made: Criterion = _made("criterion", name)
+    return made
 
 
 def arbiter(name: str) -> Arbiter:
-    """The arbiter called ``name``, ``quorum:2`` among them; raises :class:`UsageError` if there is none."""
-    kind, colon, votes = name.partition(":")
-    if kind != "quorum":
-        return _named({**ARBITERS, QUORUM: Quorum(1)}, name, "arbiter")
-    if not (colon and votes.isdecimal() and int(votes)):
-        raise UsageError(f"--arbiter {name!r} states no number of votes. Write quorum:2, for example.")
-    return Quorum(int(votes))
+    """The arbiter called ``name``, such as ``quorum:2``."""
+    if name.partition(":")[0] == "quorum":
+        return ds.arbiters.Quorum(_votes(name))
+    made: Arbiter = _made("arbiter", name)
+    return made
 
 
-def by_task(words: Iterable[str], option: str) -> dict[str, float]:
-    """What ``--option depth=0.5`` says, given several times, by task; raises :class:`UsageError`."""
-    found: dict[str, float] = {}
-    for word in words:
-        task, equals, number = word.rpartition("=")
-        value = _number(number)
-        if not (equals and task) or math.isnan(value):
-            raise UsageError(
-                f"--{option} {word!r} is no TASK=NUMBER. Write --{option} depth=0.5, for example."
-            )
-        if task in found:
-            raise UsageError(f"--{option} names {task!r} twice. Give one number per task.")
-        found[task] = value
-    return found
+def ranking(name: str) -> Ranking:
+    """The ranking called ``name``."""
+    made: Ranking = _made("ranking", name)
+    return made
 
 
-def _number(word: str) -> float:
-    try:
-        return float(word)
-    except ValueError:
-        return math.nan
+def refit(name: str) -> RefitMethod | None:
+    """The refit called ``name``."""
+    made: RefitMethod | None = _made("refit", name)
+    return made
 
 
-def _named(table: Mapping[str, Named], name: str, what: str) -> Named:
-    if name not in table:
-        raise UsageError(f"--{what} {name!r} is unknown. {suggestion(name, table, what)}")
-    return table[name]
+def _made(option: str, name: str) -> Any:
+    """From the table, or the object at ``package.module:name``; a class is called without arguments."""
+    if ":" not in name:
+        return _TABLES[option][name]()
+    found = find(name, f"--{option}")
+    return found() if isinstance(found, type) else found
+
+
+def _votes(name: str) -> int:
+    votes = name.partition(":")[2]
+    if not (votes.isdecimal() and int(votes)):
+        raise UsageError(f"--arbiter {name!r} does not say how many votes. Write quorum:2, for example.")
+    return int(votes)

@@ -1,52 +1,51 @@
-"""``disparse prune``: from a factory and a loader to a proven, smaller model in a folder."""
+"""``disparse prune``: from a model and its data to a verified, smaller model in a folder."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 
-from disparse_structured.cli import names
+import disparse_structured as ds
+from disparse_structured.cli import names, sources
 from disparse_structured.cli.console import Outcome, Screen
-from disparse_structured.cli.delivery import deliver, subject, writable
-from disparse_structured.cli.usage import UsageError
+from disparse_structured.cli.data import first_inputs, load_data
+from disparse_structured.cli.delivery import Subject, deliver
 from disparse_structured.decision.budget import Budget
-from disparse_structured.pipeline import prune
+from disparse_structured.pipeline import EXAMPLE_SAMPLES
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
-    """Prunes, saves, exports; every fact ends up in ``report.json``."""
-    if arguments.latency and not arguments.onnx:
-        raise UsageError("--latency times ONNX files. Leave --no-onnx out.")
-    folder = writable(Path(arguments.out))
-    criterion, arbiter = names.criterion(arguments.criterion), names.arbiter(arguments.arbiter)
-    ranking = names.ranking(arguments.ranking)
+    """Prunes, saves and exports; all facts are in ``report.json``."""
+    method, refit = names.method(arguments), names.refit(arguments.refit)
     limits = budget(arguments)
     torch.manual_seed(arguments.seed)
-    with screen.step("building the model"):
-        given = subject(arguments)
-    pruned = prune(
-        given.model,
-        given.example,
-        given.tasks,
-        given.data,
+    with screen.step("building the model and opening the data"):
+        model = sources.load_model(arguments.model, arguments.weights)
+        data = load_data(arguments.data)
+        tasks = sources.load_tasks(arguments.tasks) if arguments.tasks else None
+        example = first_inputs(model, data, EXAMPLE_SAMPLES)
+    with screen.step("reading the structure"):
+        structure = ds.analyse(model, example, tasks, form=arguments.form, attention=arguments.attention)
+    result = ds.prune(
+        model,
+        data,
         budget=limits,
-        criterion=criterion,
-        arbiter=arbiter,
-        ranking=ranking,
+        method=method,
+        refit=refit,
+        tolerance=dict(arguments.tolerance) or None,
+        structure=structure,
+        samples=arguments.samples,
         seed=arguments.seed,
         verify=arguments.verify,
-        form=arguments.form,
-        attention=arguments.attention,
         progress=screen.interactive,
     )
-    return deliver(given, pruned, folder, arguments, screen)
+    return deliver(result, Subject(model, structure.task_objects, data), arguments, screen)
 
 
 def budget(arguments: argparse.Namespace) -> Budget:
     """The budget that the arguments state."""
-    return Budget(
+    return ds.Budget(
         macs=arguments.macs,
         parameters=arguments.parameters,
         floor=arguments.floor,

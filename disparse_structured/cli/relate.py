@@ -1,4 +1,4 @@
-"""``disparse relate``: how alike the tasks' kept sets are, layer by layer, before and after training."""
+"""``disparse relate``: how much the tasks' kept sets overlap, layer by layer, before and after training."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from torch import nn
 
 from disparse_structured.cli import names, sources
 from disparse_structured.cli.console import Outcome, Screen
-from disparse_structured.cli.delivery import writable
-from disparse_structured.cli.usage import UsageError
-from disparse_structured.data.batches import take
+from disparse_structured.cli.data import as_batches, first_inputs, load_data
 from disparse_structured.pipeline import EXAMPLE_SAMPLES
 from disparse_structured.relatedness import (
     PUBLISHED,
@@ -36,13 +34,12 @@ from disparse_structured.tasks import Task
 
 RESULT = "relatedness.json"
 LEVELS: tuple[Level, ...] = get_args(Level)
-BOTH = "both"
 _BEFORE, _AFTER = "before training", "after training"
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is related: the model as the factory builds it, and all that scoring needs."""
+    """The model as the factory builds it, trained copies of it, and what scoring needs."""
 
     model: nn.Module
     trained: Sequence[nn.Module]
@@ -52,18 +49,14 @@ class _Subject:
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
-    """Relates the tasks at every level and moment that was asked for; writes the result and its figures."""
+    """Relates the tasks at each level, before and after training; writes the result and its figures."""
     figures.require()
-    if arguments.seeds < 1:
-        raise UsageError(f"--seeds {arguments.seeds}: at least one network is needed.")
-    if arguments.level not in (*LEVELS, BOTH):
-        raise UsageError(f"--level {arguments.level!r} is unknown. Use {', '.join(LEVELS)} or {BOTH}.")
-    folder = writable(Path(arguments.out))
+    folder = arguments.out
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     with screen.step("building the model"):
         subject = _subject(arguments)
-    levels = LEVELS if arguments.level == BOTH else (arguments.level,)
+    levels = LEVELS if arguments.level == "both" else (arguments.level,)
     found = [result for level in levels for result in _results(subject, level, arguments, screen)]
     files = [*_drawn(found, folder), RESULT]
     document = _document(found)
@@ -73,27 +66,20 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
 
 
 def _subject(arguments: argparse.Namespace) -> _Subject:
-    if not arguments.data:
-        raise UsageError(
-            "there is nothing to score on. Give --data, batches with what the tasks' losses need."
-        )
-    model = sources.load_model(arguments.model, None)
+    model = sources.load_model(arguments.model)
     trained = [model] if arguments.trained else []
     for path in arguments.weights:
         trained.append(copy.deepcopy(model))
-        sources.load_weights(trained[-1], Path(path))
-    data = sources.load_data(arguments.data, arguments.batches)
-    if arguments.example:
-        example = sources.random_example(model, arguments.example, seed=0)
-    else:
-        example = take(sources.first_inputs(model, data), slice(EXAMPLE_SAMPLES))
+        sources.load_weights(trained[-1], path)
+    data = as_batches(load_data(arguments.data), arguments.batches)
+    example = first_inputs(model, data, EXAMPLE_SAMPLES)
     return _Subject(model, trained, sources.load_tasks(arguments.tasks), data, example)
 
 
 def _results(
     subject: _Subject, level: Level, arguments: argparse.Namespace, screen: Screen
 ) -> list[Relatedness]:
-    """Before training, on weights drawn anew for each seed; after it, one run for each set of weights."""
+    """Before training one run per seed of the initial weights, after training one per weights file."""
     common: dict[str, Any] = {
         "example_inputs": subject.example,
         "tasks": subject.tasks,
@@ -103,7 +89,7 @@ def _results(
         "criterion": names.criterion(arguments.criterion),
         "ranking": names.ranking(arguments.ranking),
     }
-    # Weights are looked at as published: with the batch's own statistics. Votes are cast in eval mode.
+    # Weights are scored as published, with the batch's own statistics; units are scored in eval mode.
     settled = subject.data if level == "unit" else None
     moments: list[tuple[str, Callable[[int], nn.Module], int, bool]] = [
         (_BEFORE, lambda seed: fresh(subject.model, seed, settled), arguments.seeds, True)
@@ -120,7 +106,7 @@ def _results(
 
 
 def _drawn(found: Sequence[Relatedness], folder: Path) -> list[str]:
-    """The figures' names: one of the layers a level, one of the affinities a level and moment."""
+    """Draws the layers per level and the affinities per level and moment; returns the files' names."""
     files = []
     for level in dict.fromkeys(result.level for result in found):
         own = [result for result in found if result.level == level]

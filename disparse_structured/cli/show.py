@@ -22,10 +22,11 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LoadError(
-            f"the report {str(path)!r} cannot be read: {error}. Give a folder that `disparse prune` wrote."
+            f"the report {str(path)!r} cannot be read: {error}. Give a folder that `disparse prune` or "
+            "`disparse train` wrote."
         ) from None
     report = views.pruning_report(document, str(path))
     if report.plan != plan.hash:
-        raise LoadError(f"{PLAN} and {REPORT} in {str(folder)!r} are of two runs. Prune again.")
+        raise LoadError(f"{PLAN} and {REPORT} in {str(folder)!r} come from different runs. Prune again.")
     found = {"folder": str(folder), "plan": json.loads(plan.to_json()), "report": document}
     return Outcome(found, [plan, report, *views.attachments(document)])

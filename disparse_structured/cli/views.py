@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from disparse_structured.errors import LoadError
+from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.pruning import (
     CostFacts,
     GraphFacts,
@@ -42,6 +43,8 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
             facts[name] = tuple(kind(**entry) for entry in facts[name])
         for name, optional in (("graph", GraphFacts), ("graph_only", GraphOnly)):
             facts[name] = None if facts[name] is None else optional(**facts[name])
+        if facts["deviation"] is not None:
+            facts["deviation"] = DeviationFacts(**facts["deviation"])
         if facts["refit"] is not None:
             refit = dict(facts["refit"])
             for name, part in (("layers", LayerFacts), ("skipped", SkippedLayer)):
@@ -50,8 +53,8 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
         return PruningReport(**facts)
     except (AttributeError, KeyError, TypeError) as error:
         raise LoadError(
-            f"{place!r} is no report of this release ({type(error).__name__}: {error}). Prune again, or use "
-            "the release that wrote it."
+            f"{place!r} is not a report of this release ({type(error).__name__}: {error}). Prune again, or "
+            "use the release that wrote it."
         ) from None
 
 

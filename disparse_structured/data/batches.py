@@ -15,6 +15,9 @@ from disparse_structured.errors import BatchError, DisparseError
 ToInputs = Callable[[Any], tuple[Any, ...]]
 """A user's function from a batch to the positional arguments of ``forward``."""
 
+SCORED_TOGETHER = 32
+"""Examples of a tensor that are scored as one batch."""
+
 INPUT_KEYS = ("image", "images", "input", "inputs", "pixel_values", "x")
 """Dict keys that mean "the model's input" even where ``forward`` calls it something else."""
 
@@ -100,6 +103,16 @@ def call_model(model: nn.Module, batch: Any, to_inputs: ToInputs | None = None) 
             f"{type(error).__name__}: {error}. Change what the loader yields, or pass "
             "to_inputs=, a function from a batch to forward's arguments."
         ) from error
+
+
+def tensor_batches(data: Tensor) -> tuple[Tensor, ...]:
+    """The examples of a tensor ``[N, ...]`` as batches; raises :class:`BatchError` if there are none."""
+    if not data.ndim or not len(data):
+        raise BatchError(
+            f"the data is a tensor of shape {list(data.shape)}, which holds no example. "
+            "Pass [N, ...], a few dozen examples."
+        )
+    return tuple(torch.split(data, SCORED_TOGETHER))
 
 
 def batches(loader: Iterable[Any]) -> Iterator[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,7 +70,10 @@ def resolve_tasks(
     """
     if tasks is None:
         return tasks_from_outputs(model, example_inputs)
-    if isinstance(tasks, Task | str) or not any(isinstance(task, str) for task in tasks):
+    if isinstance(tasks, Task | str) or not isinstance(tasks, Iterable):
+        return check_tasks(tasks)  # which refuses them
+    tasks = tuple(tasks)
+    if not any(isinstance(task, str) for task in tasks):
         return check_tasks(tasks)
     output = _run(copied(model), as_arguments(example_inputs))
     known = {task.name: task for task in _entries(output)}

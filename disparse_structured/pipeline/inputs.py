@@ -11,7 +11,15 @@ import torch
 from torch import nn
 
 from disparse_structured.data.arguments import arguments
-from disparse_structured.data.batches import ToInputs, as_they_are, batch_size, batches, take, to_device
+from disparse_structured.data.batches import (
+    ToInputs,
+    as_they_are,
+    batch_size,
+    batches,
+    take,
+    tensor_batches,
+    to_device,
+)
 from disparse_structured.data.calibration import CHUNK, Calibration
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import BatchError, OptionError
@@ -22,9 +30,6 @@ SAMPLES = 64
 
 EXAMPLE_SAMPLES = 2
 """How many examples the example inputs hold: structure and verification need no more."""
-
-SCORED_TOGETHER = 32
-"""Examples of a tensor that are scored as one batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,14 +79,8 @@ class Data:
             return cls(data.chunks, data, as_they_are)
         least = 2 if fits else 1
         if samples is not None and samples < least:
-            raise OptionError(
-                f"samples={samples} is too few: use at least {least}"
-                + (
-                    f", better {SAMPLES}. Half of the inputs are held out to validate the fit."
-                    if fits
-                    else "."
-                )
-            )
+            why = f", better {SAMPLES}. Half of the inputs are held out to validate the fit" if fits else ""
+            raise OptionError(f"samples={samples} is too few: use at least {least}{why}.")
         readable = _batches(data, samples)
         with Isolation(seed, device_of(model)):
             calibration = _calibration(model, readable, to_inputs, samples or SAMPLES, fits)
@@ -91,13 +90,7 @@ class Data:
 def _batches(data: Any, samples: int | None) -> Iterable[Any]:
     """``data`` as batches that can be read again and again."""
     if isinstance(data, torch.Tensor):
-        if not data.ndim or not len(data):
-            raise BatchError(
-                f"the data is a tensor of shape {list(data.shape)}, which holds no example. "
-                "Pass [N, ...], a few dozen examples."
-            )
-        chunks: tuple[torch.Tensor, ...] = torch.split(data[:samples], SCORED_TOGETHER)
-        return chunks
+        return tensor_batches(data[:samples] if data.ndim else data)
     if isinstance(data, Mapping | tuple):
         return [data]
     if not isinstance(data, Iterable):

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from disparse_structured.decision.budget import Budget
 from disparse_structured.errors import OptionError
+from disparse_structured.structure import Structure
 
 _EXAMPLES = {"criterion": "Fisher()", "arbiter": "Unanimous()", "ranking": "PerCostRanking()"}
 
@@ -17,21 +18,18 @@ _EXAMPLES = {"criterion": "Fisher()", "arbiter": "Unanimous()", "ranking": "PerC
 def check_callables(**choices: object) -> None:
     """Raises :class:`OptionError` for the first of ``choices`` that cannot be called, or is a class."""
     for name, choice in choices.items():
-        example = _EXAMPLES[name]
-        if isinstance(choice, type):
-            raise OptionError(
-                f"{name} must be an object, got the class {choice.__name__}. Create one: {choice.__name__}()."
-            )
+        _check_object(name, choice)
         if not callable(choice):
             raise OptionError(
-                f"{name} must be callable, got {choice!r}. Pass an object such as {example}, or a function "
-                "of the same signature."
+                f"{name} must be callable, got {choice!r}. Pass an object such as {_EXAMPLES[name]}, or a "
+                "function of the same signature."
             )
 
 
 def check_refit(refit: object) -> None:
     """Raises :class:`OptionError` unless ``refit`` is None or a refit method."""
-    if refit is not None and (isinstance(refit, type) or not callable(getattr(refit, "visit", None))):
+    _check_object("refit", refit)
+    if refit is not None and not callable(getattr(refit, "visit", None)):
         raise OptionError(
             f"refit must be a refit method such as LeastSquares(), got {refit!r}. "
             "Pass None to leave the remaining weights unchanged."
@@ -40,10 +38,31 @@ def check_refit(refit: object) -> None:
 
 def check_method(method: object) -> None:
     """Raises :class:`OptionError` unless ``method`` is an object that can decide."""
-    if isinstance(method, type) or not callable(getattr(method, "decide", None)):
+    _check_object("method", method)
+    if not callable(getattr(method, "decide", None)):
         raise OptionError(
             f"method must be an object with a decide method, got {method!r}. "
             "Pass one such as Compensated() or DiSparse()."
+        )
+
+
+def check_structure(structure: object, tasks: object) -> None:
+    """Raises :class:`OptionError` unless ``structure`` is None, or a structure given without tasks."""
+    if structure is None:
+        return
+    if not isinstance(structure, Structure):
+        raise OptionError(
+            f"structure must be what analyse() returned, got {structure!r}. "
+            "Pass analyse(model, example_inputs, tasks), or leave it out."
+        )
+    if tasks is not None:
+        raise OptionError("tasks= was given beside structure=, which has tasks already. Leave tasks= out.")
+
+
+def _check_object(name: str, choice: object) -> None:
+    if isinstance(choice, type):
+        raise OptionError(
+            f"{name} must be an object, got the class {choice.__name__}. Create one: {choice.__name__}()."
         )
 
 

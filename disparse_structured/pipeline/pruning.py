@@ -11,11 +11,16 @@ from torch import nn
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.budget import Budget
-from disparse_structured.errors import OptionError
 from disparse_structured.pipeline.compensated import Compensated
 from disparse_structured.pipeline.inputs import Data
 from disparse_structured.pipeline.method import Method, Problem
-from disparse_structured.pipeline.options import check_method, check_refit, step, the_budget
+from disparse_structured.pipeline.options import (
+    check_method,
+    check_refit,
+    check_structure,
+    step,
+    the_budget,
+)
 from disparse_structured.pipeline.refitting import Execution
 from disparse_structured.pipeline.result import PruningResult
 from disparse_structured.pipeline.tolerance import check_limits, within_limits
@@ -94,8 +99,7 @@ def prune(
     budget = the_budget(macs, parameters, budget)
     check_method(method)
     check_refit(refit)
-    if structure is not None and tasks is not None:
-        raise OptionError("tasks= was given beside structure=, which has tasks already. Leave tasks= out.")
+    check_structure(structure, tasks)
     given = Data.of(
         model, data, to_inputs, samples=samples, seed=seed, fits=refit is not None or _fits(method)
     )

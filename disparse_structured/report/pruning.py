@@ -110,7 +110,7 @@ class GraphOnly:
         if not found:
             return None
         said = " and ".join(found)
-        advice = f'form="graph" of prune and shrink (--form graph) can remove more: {said}.'
+        advice = f'analyse(..., form="graph") (--form graph) can remove more: {said}.'
         return cls(pinned, refused, advice)
 
 

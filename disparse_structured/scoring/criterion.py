@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from disparse_structured.data.batches import ToInputs
+from disparse_structured.data.batches import ToInputs, tensor_batches
 from disparse_structured.errors import PlanError
 from disparse_structured.naming import rule_name
 from disparse_structured.scoring.criteria.fisher import Fisher
@@ -56,7 +56,7 @@ _FISHER: Criterion = Fisher()
 def score(
     model: nn.Module,
     structure: Structure,
-    data: Iterable[Any] | None = None,
+    data: torch.Tensor | Iterable[Any] | None = None,
     criterion: Criterion = _FISHER,
     *,
     to_inputs: ToInputs | None = None,
@@ -73,7 +73,8 @@ def score(
 
     Args:
         model: the model that ``structure`` was read from. Its weights may have changed since.
-        data: any iterable of batches; see :mod:`disparse_structured.data.batches` for what a batch may be.
+        data: a tensor ``[N, ...]``, or any iterable of batches; see :mod:`disparse_structured.data.batches`
+            for what a batch may be.
         criterion: how units are scored; by Fisher information by default.
         to_inputs: ``to_inputs(batch) -> tuple of forward's arguments``, where the default cannot tell.
         seed: for random projections, random scores, and whatever a loader or a loss draws.
@@ -92,7 +93,7 @@ def score(
     probe = Probe(
         model,
         structure,
-        data,
+        tensor_batches(data) if isinstance(data, torch.Tensor) else data,
         to_inputs=to_inputs,
         seed=seed,
         projections=projections,

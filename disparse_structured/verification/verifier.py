@@ -119,8 +119,8 @@ class Verifier:
         if reason is not None:
             raise VerificationError(
                 f"{type(self._model).__name__} does not agree with its own exported graph, with nothing "
-                f"removed: {reason}. Its forward may draw random numbers in eval mode, count its calls or "
-                "read something that changes between them; make it repeatable, or pass verify=False."
+                f"removed: {reason.rstrip('.')}. Its forward may draw random numbers in eval mode, count its "
+                "calls or read something that changes between them; make it repeatable, or pass verify=False."
             )
 
     def _changed(self, keep: torch.Tensor) -> list[tuple[str, ...]]:

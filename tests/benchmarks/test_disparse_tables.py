@@ -1,8 +1,9 @@
-"""The harness of the tables: views on made-up rows, resumption, and one real cell on a small pack."""
+"""The tables: views of made-up rows, resumption, the stored rows, and real cells on a small pack."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import pytest
 from benchmarks import disparse_tables as command
 from benchmarks.baselines import METHODS
 from benchmarks.data import VARIABLE
-from benchmarks.rows import RowError
-from benchmarks.tables import branches, experiment, figures, loudness, ranks, views
-from benchmarks.tables.cells import DENSE, Cell, Figures, Row, described, read
+from benchmarks.harness.cell import described
+from benchmarks.harness.files import CACHE, PAGES, RESULTS
+from benchmarks.tables import branches, experiment, figures, loudness, page, ranks, views
+from benchmarks.tables.cells import DENSE, Cell, Figures, Row
 from benchmarks.tables.problems import problem
-from benchmarks.tables.runner import Plant, table_cells, work
+from benchmarks.tables.runner import Workspace, table_cells, work
 from benchmarks.tables.settings import NYUV2, SCALES, Scale
 
 OURS, JOINT, RANDOM = "pretrained/disparse", "pretrained/joint-fisher", "pretrained/random"
@@ -64,12 +66,6 @@ def test_a_table_has_means_and_deviations_and_bold_winners() -> None:
     assert "**" not in "".join(cells_of(table, "dense")), "the dense network is no competitor"
 
 
-def test_one_seed_has_no_deviation_and_zero_no_sign() -> None:
-    assert views.spread([-0.04], 1) == "0.0"
-    assert views.spread([2.0], 3) == "2.000"
-    assert views.spread([1.0, 3.0], 1) == "2.0 ± 1.4"
-
-
 def test_what_is_missing_and_what_failed_is_said() -> None:
     failed = Row(Cell("nyuv2", JOINT, 0.7, 0), "", error="BudgetError: out\nof reach | at 3 %")
     rows = [row(OURS, 0, -2.0), row(OURS, 1, -4.0), failed]
@@ -107,52 +103,12 @@ def test_costs_are_summed_up_in_words() -> None:
     assert views.costs("cards", views.by_cell(rows)) == ""
 
 
-def test_a_block_is_replaced_and_the_rest_of_the_document_stays(tmp_path: Path) -> None:
-    path = tmp_path / "docs" / "tables.md"
-    views.place(path, "desk", "one", "# Title")
-    views.place(path, "paper", "two", "# Never")
-    path.write_text(path.read_text(encoding="utf-8") + "\nBy hand.\n", encoding="utf-8")
-    views.place(path, "desk", "three", "# Never")
-    text = path.read_text(encoding="utf-8")
-    assert "one" not in text
-    assert [text.index(part) for part in ("# Title", "three", "two", "By hand.")] == sorted(
-        text.index(part) for part in ("# Title", "three", "two", "By hand.")
-    )
-    path.write_text(text.replace("<!-- desk: end -->", ""), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"tables.md has the line .*desk.* without .*desk: end"):
-        views.place(path, "desk", "four", "")
-
-
-def test_a_row_survives_its_file(tmp_path: Path) -> None:
-    written = row(OURS, 1, -2.5, seconds={"wall": 1.5}, plan="abc")
-    path = written.write(tmp_path)
-    assert path == tmp_path / "nyuv2" / "pretrained-disparse-0.7-1.json"
-    assert read(path) == written
-    assert [each.name for each in path.parent.iterdir()] == [path.name]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "is no row"),
-        ("[]", "is no row"),
-        ('{"cell": {}}', "is no row .it lacks settings, setup"),
-        ("\x00{", "is no row"),
-    ],
-)
-def test_a_damaged_row_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "row.json"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(RowError, match=rf"row.json ({message}).*delete the file"):
-        read(path)
-
-
-def test_no_two_cells_share_a_file() -> None:
+def test_no_two_cells_share_a_label() -> None:
     scale = SCALES["desk"]
     cells = [*table_cells(scale), *(cell.dense for cell in table_cells(scale))]
     for module in (loudness, branches):
         cells += [cell for setup in scale.setups for cell in module.cells(scale, setup.dataset)]
-    assert len({cell.file for cell in cells}) == len(set(cells)) > 450
+    assert len({cell.label for cell in cells}) == len(set(cells)) > 450
 
 
 def test_a_run_that_is_stopped_has_the_most_telling_cells() -> None:
@@ -255,22 +211,22 @@ TINY = replace(
     finetune_epochs=1,
     batch_size=4,
     scored_batches=1,
-    every=1,
+    every=2,
 )
 
 
 def test_cells_are_run_once_and_failures_are_kept(pack: Path, capfd: pytest.CaptureFixture[str]) -> None:
     scale = Scale("tiny", (TINY,), seeds=1)
-    plant = Plant(scale, pack / "rows", pack / "cache", jobs=1)
+    space = Workspace(scale, pack / "rows", pack / "cache", jobs=1)
     good = [Cell("nyuv2", "dynamic/disparse", 0.7, 0), Cell("nyuv2", OURS, 0.7, 0, trunk=branches.NOTHING)]
     hopeless = Cell("nyuv2", JOINT, 0.999, 0)
     said: list[str] = []
 
-    assert work(plant, [*good, hopeless], said.append) == 4
+    assert work(space, [*good, hopeless], said.append) == 4
     capfd.readouterr()  # the traceback of the failure
     assert len(said) == 5
     assert "FAILED: BudgetError" in said[-1]
-    found = views.by_cell(plant.rows()[0])
+    found = views.by_cell(space.rows()[0])
     for cell in good:
         result = found[cell]
         assert result.error is None
@@ -283,31 +239,44 @@ def test_cells_are_run_once_and_failures_are_kept(pack: Path, capfd: pytest.Capt
         assert {"cpu", "torch", "device"} <= result.machine.keys()
     assert "BudgetError" in (found[hopeless].error or "")
 
-    def times() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in (pack / "rows").rglob("*.json")}
-
-    before = times()
-    assert work(plant, [*good, hopeless], said.append) == 0
-    assert times() == before
-    assert not replace(plant, retry=True).is_done(hopeless)
-    other = replace(plant, scale=replace(scale, setups=(replace(TINY, epochs=3),)))
-    assert not other.is_done(good[0])
+    shelf = pack / "rows" / "tiny-nyuv2.jsonl"
+    before = shelf.stat().st_mtime_ns
+    assert work(space, [*good, hopeless], said.append) == 0
+    assert shelf.stat().st_mtime_ns == before
+    assert space.finished() == {*good, hopeless, hopeless.dense}
+    assert replace(space, retry=True).finished() == {*good, hopeless.dense}
+    other = replace(space, scale=replace(scale, setups=(replace(TINY, epochs=3),)))
+    assert other.finished() == set()
     assert other.rows() == ([], 4)
-    (pack / "rows" / good[0].file).write_text("{", encoding="utf-8")
-    assert not plant.is_done(good[0])
-    assert plant.is_done(good[1])
+
+
+def test_the_stored_rows_give_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows go stale when the name or a setting of a criterion, an arbiter or a ranking changes."""
+    if not (RESULTS / "tables").is_dir():
+        pytest.skip("the results are in the repository only")
+    space = Workspace(SCALES["desk"], RESULTS / "tables", CACHE)
+    rows, stale = space.rows()
+    assert (len(rows), stale) == (744, 0)
+    written = (PAGES / page.NAME).read_text(encoding="utf-8")
+    assert written.startswith(page.OPENING)
+    emptied = re.sub(r"(: written by [^>]*-->).*?(<!-- [^>]*: end -->)", r"\1\n\2", written, flags=re.DOTALL)
+    assert "seg13" not in emptied
+    (tmp_path / page.NAME).write_text(emptied, encoding="utf-8")
+    monkeypatch.setattr(figures, "pareto", lambda *_: True)  # the plots are not compared
+    page.write(space, tmp_path)
+    assert (tmp_path / page.NAME).read_text(encoding="utf-8") == written
 
 
 def test_views_leave_rows_of_other_settings_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cell = Cell("nyuv2", OURS, 0.7, 0)
     bench = experiment.Bench(SCALES["desk"].setup("nyuv2"), tmp_path)
-    folder = tmp_path / "tables" / "desk"
+    shelf = Workspace(SCALES["desk"], tmp_path / "rows", tmp_path).shelf("nyuv2")
     for removed in (0.7, 0.5):
         other = replace(cell, removed=removed)
         facts = experiment.facts(bench, other, METHODS[OURS])
-        replace(row(OURS, 0, -12.3, removed=removed), **facts).write(folder)
-    row(JOINT, 0, -45.6).write(folder)
-    arguments = ["--only", "views", "--out", str(tmp_path)]
+        shelf.put(replace(row(OURS, 0, -12.3, removed=removed), **facts))
+    shelf.put(row(JOINT, 0, -45.6))
+    arguments = ["--only", "views", "--rows", str(tmp_path / "rows"), "--out", str(tmp_path)]
     assert command.main(arguments) == 0
     text = (tmp_path / "disparse_tables.md").read_text(encoding="utf-8")
     assert "-12.3" in text
@@ -316,23 +285,23 @@ def test_views_leave_rows_of_other_settings_out(tmp_path: Path, capsys: pytest.C
         cells_of(text.partition("### NYU-v2, pretrained")[2].partition("**50%")[0], "lth †")
         == ["not run"] * 3
     )
-    assert "1 rows are of other settings" in capsys.readouterr().err
+    assert "1 rows of other settings are left out" in capsys.readouterr().err
     assert (tmp_path / "pareto-desk-nyuv2.png").is_file()
 
     assert command.main([*arguments, "--weights", "published"]) == 0
     assert "## Desk-published scale" in (tmp_path / "disparse_tables.md").read_text(encoding="utf-8")
 
-    (folder / cell.file).write_text("{", encoding="utf-8")
+    shelf.path.write_text("{", encoding="utf-8")
     assert command.main(arguments) == 1
-    assert "is no row" in capsys.readouterr().err
+    assert "is not a row" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--removed", "1.5"], "'1.5' is no share of the MACs between 0 and 1"),
-        (["--removed", "half"], "'half' is no share"),
-        (["--seeds", "0"], "'0' is no whole number above 0"),
+        (["--removed", "1.5"], "'1.5' is not a share between 0 and 1"),
+        (["--removed", "half"], "'half' is not a share"),
+        (["--seeds", "0"], "'0' is not a whole number of at least 1"),
         (["--methods", "pretrained/nothing"], "invalid choice: 'pretrained/nothing'"),
         (["--data", "imagenet"], "invalid choice: 'imagenet'"),
         (["--scale", "huge"], "invalid choice: 'huge'"),
@@ -352,7 +321,8 @@ def test_missing_data_stops_before_anything_is_run(
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     problem.cache_clear()
     out = tmp_path / "out"
-    assert command.main(["--quick", "--data", "cards", "--out", str(out)]) == 1
+    folders = ["--out", str(out), "--rows", str(out / "rows")]
+    assert command.main(["--quick", "--data", "cards", *folders]) == 1
     assert "Set the environment variable DISPARSE_DATA" in capsys.readouterr().err
     assert not out.exists()
 

@@ -33,9 +33,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
-def bench(packs: Path, cache: Path) -> Bench:
+@pytest.fixture(scope="module")
+def shared(cache: Path) -> Bench:
+    """One for all tests, so that what several methods need is computed once."""
     return Bench(TINY, 0, IMAGES, cache)
+
+
+@pytest.fixture
+def bench(packs: Path, shared: Bench) -> Bench:
+    """The shared one, with the packs that it reads; they are the same in every test."""
+    return shared
 
 
 class Convs(nn.Module):
@@ -94,7 +101,8 @@ def test_methods_have_unlike_files_and_one_is_ours() -> None:
     assert [method.name for method in METHODS.values() if method.family == "ours"] == ["ours"]
 
 
-def test_what_one_method_has_computed_counts_for_the_next(bench: Bench) -> None:
+def test_what_one_method_has_computed_counts_for_the_next(packs: Path, cache: Path) -> None:
+    bench = Bench(TINY, 0, IMAGES, cache)
     first = METHODS["hessian-uniform"].prune(bench, 0.5)
     assert bench.saved() == 0
     second = METHODS["hessian-uniform"].prune(bench, 0.5)
@@ -131,7 +139,7 @@ def test_reestimation_leaves_dropout_off_and_everything_else_alone() -> None:
 
 def test_compensation_recovers_what_is_a_combination_of_kept_channels() -> None:
     model, images, structure = convs()
-    with torch.no_grad():  # channels 6 and 7 are 2 and 0.5 times channels 0 and 1, also behind the ReLU
+    with torch.no_grad():  # channels 6 and 7 are 2 and 0.5 times channels 0 and 1, also after the ReLU
         for copy, origin, factor in ((6, 0, 2.0), (7, 1, 0.5)):
             model.first.weight[copy] = model.first.weight[origin]
             for name in ("running_mean", "running_var"):

@@ -257,7 +257,7 @@ def test_the_batch_size_does_not_show(size: int, seed: int) -> None:
 
 def test_deviation_of_nothing() -> None:
     images = torch.randn(2, 3, 4, 4)
-    with pytest.raises(ValueError, match="no image"):
+    with pytest.raises(ValueError, match="at least one image"):
         deviation(Pair(1.0), Pair(1.0), images[:0], BOTH)
     with pytest.raises(ValueError, match=r"dense output of \['flat'\] is zero"):
         deviation(Pair(1.0, 0.0), Pair(1.0), images, BOTH)

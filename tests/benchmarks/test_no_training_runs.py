@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.files import PAGES, RESULTS
 from benchmarks.no_training import __main__ as command
 from benchmarks.no_training import call, figures, goals, views
-from benchmarks.no_training.cells import Cell, Lab, Row, read
+from benchmarks.no_training.cells import Cell, Row, Workspace
 from benchmarks.no_training.methods import FRACTIONS, METHODS
 from benchmarks.no_training.networks import NETWORKS
 from benchmarks.no_training.results import Point, Results, crossing, delta_t, mean_deviation
 from benchmarks.no_training.runner import work
-from benchmarks.rows import RowError
+from disparse_structured.adapters.timm import DenseHead, LinearHead, multitask
 from tests.benchmarks.test_no_training_networks import DENSE, TINY, packs
 
 __all__ = ["packs"]
@@ -23,9 +24,20 @@ __all__ = ["packs"]
 RESNET, CARDS = "nyuv2/resnet", "cards/resnet"
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained networks; the packs are the same in all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def lab(packs: Path) -> Lab:
-    return Lab(packs / "rows", packs / "cache", {network.name: network for network in (TINY, DENSE)})
+def space(packs: Path, cache: Path) -> Workspace:
+    return Workspace(packs / "rows", cache, {network.name: network for network in (TINY, DENSE)})
+
+
+def rows_of(space: Workspace, cells: list[Cell]) -> list[Row]:
+    found = space.shelf.by_label()
+    return [found[cell.label] for cell in cells]
 
 
 def row(network: str, method: str, macs: float, off: float, gain: float, seed: int = 0, **cell: int) -> Row:
@@ -56,10 +68,10 @@ def a_run(network: str = RESNET, ours: float = 0.2, seeds: int = 2) -> list[Row]
     return found
 
 
-def test_cells_leave_rows_and_are_not_run_again(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cells_leave_rows_and_are_not_run_again(space: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     cells = [Cell(CARDS, name, 0.5, 0, inputs=8) for name in ("random", "magnitude-uniform+bn")]
-    assert work(cells, lab) == 2
-    first, second = (read(lab.folder / cell.file) for cell in cells)
+    assert work(cells, space) == 2
+    first, second = rows_of(space, cells)
     assert [first.cell, second.cell] == cells
     assert first.error is None
     assert 0.4 < first.macs <= 0.5 + 1e-6
@@ -70,72 +82,61 @@ def test_cells_leave_rows_and_are_not_run_again(lab: Lab, capsys: pytest.Capture
     assert first.seconds > 0
     capsys.readouterr()
 
-    assert work(cells, lab) == 0
+    assert work(cells, space) == 0
     assert "0 of 2 cells" in capsys.readouterr().out
-    assert work(cells[:1], lab, again=True) == 1
-    again = read(lab.folder / cells[0].file)
+    assert work(cells[:1], space, again=True) == 1
+    (again,) = rows_of(space, cells[:1])
     assert (again.deviation, again.delta_t) == (first.deviation, first.delta_t)
-    assert {each.cell for each in lab.rows()} == set(cells)
+    assert {each.cell for each in space.rows()} == set(cells)
 
-
-def test_rows_of_another_training_are_run_again(lab: Lab) -> None:
-    cell = Cell(CARDS, "random", 0.5, 0, inputs=8)
-    work([cell], lab)
-    assert lab.is_done(cell)
     longer = replace(TINY, setup=replace(TINY.setup, epochs=3))
-    other = Lab(lab.folder, lab.cache, {CARDS: longer})
-    assert not other.is_done(cell)
-    assert list(other.rows()) == []
+    other = Workspace(space.folder, space.cache, {CARDS: longer})
+    assert space.finished() == set(cells)
+    assert other.finished() == set(), "rows of another training"
+    assert other.rows() == []
 
 
 def test_a_cell_that_fails_leaves_its_error_and_is_tried_again(
-    lab: Lab, capsys: pytest.CaptureFixture[str]
+    space: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cells = [Cell(CARDS, name, 0.5, 0, inputs=13) for name in ("folding", "grail-magnitude")]  # of 12 images
-    assert work(cells, lab) == 2
-    folding, grail = (read(lab.folder / cell.file) for cell in cells)
+    assert work(cells, space) == 2
+    folding, grail = rows_of(space, cells)
     assert folding.error is not None
     assert "count is 13" in folding.error
     assert grail.error is not None
     assert "FAILED" in capsys.readouterr().out
-    assert not lab.is_done(cells[0])
-    results = Results(lab.rows())
+    assert space.finished() == set()
+    results = Results(space.rows())
     assert results.networks == []
     page = views.document(results, [], {})
     assert "count is 13" in page
     assert "cards/resnet/folding-0.5-0-i13, cards/resnet/grail-magnitude-0.5-0-i13" in page
 
 
-def test_training_after_pruning_trains(lab: Lab) -> None:
+def test_training_after_pruning_trains(space: Workspace) -> None:
     cells = [Cell(CARDS, "magnitude-uniform", 0.3, 0, inputs=8, epochs=epochs) for epochs in (0, 1)]
-    work(cells, lab)
-    before, after = (read(lab.folder / cell.file) for cell in cells)
+    work(cells, space)
+    before, after = rows_of(space, cells)
     assert before.deviation != after.deviation
     assert before.macs == after.macs
-    assert len({cell.file for cell in cells}) == 2
 
 
-def test_several_networks_in_processes_give_what_one_process_gives(lab: Lab) -> None:
+def test_several_networks_in_processes_give_what_one_process_gives(space: Workspace) -> None:
     cells = [Cell(name, "magnitude-global", 0.5, 0, inputs=6) for name in (CARDS, RESNET)]
-    work(cells, lab, jobs=2)
-    apart = {each.cell: each.deviation for each in lab.rows()}
-    work(cells, lab, again=True)
-    together = {each.cell: each.deviation for each in lab.rows()}
+    work(cells, space, jobs=2)
+    apart = {each.cell: each.deviation for each in space.rows()}
+    work(cells, space, again=True)
+    together = {each.cell: each.deviation for each in space.rows()}
     assert apart.keys() == together.keys() == set(cells)
     for cell in cells:
         assert apart[cell] == pytest.approx(together[cell], rel=1e-5)
 
 
-def test_every_method_and_setting_has_a_file_of_its_own() -> None:
+def test_every_method_and_setting_has_a_label_of_its_own() -> None:
     cells = [Cell(CARDS, name, macs, 0) for name in METHODS for macs in FRACTIONS]
     cells += [Cell(CARDS, "ours", 0.5, 0, inputs=8), Cell(CARDS, "ours", 0.5, 0, epochs=2)]
-    assert len({cell.file for cell in cells}) == len(cells)
-
-
-def test_no_row_is_told_with_its_file(tmp_path: Path) -> None:
-    (tmp_path / "row.json").write_text('{"cell": 1}', encoding="utf-8")
-    with pytest.raises(RowError, match=r"row\.json is no row .*delete the file"):
-        read(tmp_path / "row.json")
+    assert len({cell.label for cell in cells}) == len(cells)
 
 
 def test_the_best_of_a_family_is_of_the_mean_over_seeds() -> None:
@@ -213,43 +214,51 @@ def test_the_plot_needs_two_points(tmp_path: Path) -> None:
 
 
 def test_the_command_draws_what_is_there(
-    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    space: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    known = Lab(lab.folder, lab.cache)
+    known, out = Workspace(space.folder, space.cache), tmp_path / "out"
+    arguments = ["--only", "views", "--rows", str(known.folder), "--out", str(out)]
+    assert command.main(arguments) == 1
+    assert "has no row of the present settings" in capsys.readouterr().err
+    assert not out.exists(), "a page must not be replaced by one without rows"
+
     for each in a_run(seeds=1):
-        replace(each, **known.facts(each.cell)).write(known.folder)
+        known.shelf.put(replace(each, **known.facts(each.cell)))
     stale = row(RESNET, "random", 0.5, 1.0, -50.0)
-    replace(stale, settings="other").write(known.folder)
-    out = tmp_path / "out"
-    assert command.main(["--only", "views", "--rows", str(known.folder), "--out", str(out)]) == 0
+    known.shelf.put(replace(stale, settings="other"))
+    known.timed.write_text('{"whole call": 61.0}', encoding="utf-8")
+    assert command.main(arguments) == 0
     assert {path.name for path in out.iterdir()} == {
         "no_training.md",
-        "no_training.json",
         "no_training-delta.png",
         "no_training-deviation.png",
     }
     page = (out / "no_training.md").read_text(encoding="utf-8")
     assert "over one seed" in page
+    assert "| whole call | 61 |" in page
     assert "| random |" not in page
     assert str(out / "no_training.md") in capsys.readouterr().out
+    summary = json.loads((known.folder / "summary.json").read_text(encoding="utf-8"))
+    assert {entry["method"] for entry in summary["rows"]} == {each.cell.method for each in a_run()}
+    assert summary["call_seconds"] == {"whole call": 61.0}
 
 
 def test_the_command_refuses_what_is_not_there(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    space: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for wrong in (["--methods", "best"], ["--macs", "0.55"], ["--seeds", "0"], ["--networks", "vgg"]):
         with pytest.raises(SystemExit):
             command.main(wrong)
     capsys.readouterr()
     monkeypatch.setenv("DISPARSE_DATA", str(tmp_path / "nowhere"))
-    assert command.main(["--quick", "--rows", str(lab.folder), "--cache", str(lab.cache)]) == 1
+    assert command.main(["--quick", "--rows", str(space.folder), "--cache", str(tmp_path / "cache")]) == 1
     assert "DISPARSE_DATA" in capsys.readouterr().err
 
 
-def test_parts_run_what_belongs_to_them(lab: Lab) -> None:
+def test_parts_run_what_belongs_to_them(space: Workspace) -> None:
     options = command._parser().parse_args(["--seeds", "2"])
     tables, ablation, inputs, trained = (
-        command.cells(part, lab, options) for part in ("tables", "ablation", "inputs", "finetune")
+        command.cells(part, space, options) for part in ("tables", "ablation", "inputs", "finetune")
     )
     assert {cell.network for cell in tables} == {network.name for network in NETWORKS}
     assert {cell.seed for cell in tables} == {0, 1}
@@ -257,16 +266,41 @@ def test_parts_run_what_belongs_to_them(lab: Lab) -> None:
     assert {cell.method for cell in tables} | {cell.method for cell in ablation} == set(METHODS)
     assert {cell.inputs for cell in inputs} == {8, 16, 32, 128}
     assert {(cell.method, cell.epochs) for cell in trained} == {("ours", 2), ("hessian-global+bn", 2)}
-    quick = command.cells("tables", lab, command._parser().parse_args(["--quick"]))
+    quick = command.cells("tables", space, command._parser().parse_args(["--quick"]))
     assert len({cell.network for cell in quick}) == 2
     assert {cell.macs for cell in quick} == {0.5}
 
 
+def test_the_stored_summary_is_that_of_the_page() -> None:
+    """The rows of the published run were not kept; goals, seconds and means were."""
+    folder = RESULTS / "no_training"
+    if not folder.is_dir():
+        pytest.skip("the results are in the repository only")
+    page = (PAGES / "no_training.md").read_text(encoding="utf-8")
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert views.goal_table(goals.Goal(**line) for line in summary["goals"]) in page
+    seconds = json.loads((folder / "call.json").read_text(encoding="utf-8"))
+    assert summary["call_seconds"] == seconds
+    assert f"\n{views.call_table(seconds)}\n" in page
+    assert list(summary["methods"]) == list(METHODS)
+    assert {entry["method"] for entry in summary["rows"]} == set(METHODS)
+
+
 def test_the_timed_call_is_of_its_stages() -> None:
-    model = call.network("resnet10t", side=32)
-    spent = call.seconds(model, call.images(4, side=32))
+    model = multitask("test_resnet", {"depth": DenseHead(1, 4, (-1,)), "scene": LinearHead(3)}, image_size=32)
+    spent = call.seconds(model.eval(), call.images(4, side=32))
     assert next(iter(spent)) == "whole call"
     parts = {name: value for name, value in spent.items() if name != "whole call"}
-    for stage in ("structure", "scores", "curves", "refit between rounds", "refit", "cutting and proof"):
-        assert parts[stage] > 0, stage
+    assert list(parts) == [
+        "structure",
+        "scores",
+        "curves",
+        "refit between rounds",
+        "refit",
+        "cutting and verification",
+        "rest",
+    ]
+    for stage, seconds in parts.items():
+        assert seconds > 0, stage
+    assert parts["rest"] < 0.2 * spent["whole call"]
     assert sum(parts.values()) == pytest.approx(spent["whole call"], rel=0.05)

@@ -213,10 +213,10 @@ def test_damaged_data_is_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="no sample of the split 'val'"):
         nyuv2("val")
     np.savez(path, **(arrays | {"seg13": np.array([{"a": 1}] * 5)}))
-    with pytest.raises(DataError, match=r"train.npz is no .npz file of plain arrays"):
+    with pytest.raises(DataError, match=r"train.npz is not an .npz file of plain arrays"):
         nyuv2("train")
     path.write_bytes(b"PK\x03\x04 cut short")
-    with pytest.raises(DataError, match=r"train.npz is no .npz file of plain arrays"):
+    with pytest.raises(DataError, match=r"train.npz is not an .npz file of plain arrays"):
         nyuv2("train")
 
 
@@ -234,6 +234,7 @@ def test_the_benchmark_runs_on_a_small_pack_and_trains_the_dense_network_once(
 ) -> None:
     cache, out = folder / "cache", folder / "results" / "nyuv2.json"
     arguments = ["--quick", "--size", "32x32", "--macs", "0.5", "--methods", "stock-uniform"]
+    arguments += ["--backbone", "test_resnet"]
     arguments += ["--out", str(out), "--cache", str(cache)]
 
     def run() -> dict[str, Any]:
@@ -268,7 +269,7 @@ def test_the_benchmark_says_what_is_missing(
     assert "Set the environment variable DISPARSE_DATA" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         benchmark.main(["--size", "48by64"])
-    assert "'48by64' is no HEIGHTxWIDTH such as 48x64" in capsys.readouterr().err
+    assert "'48by64' is not HEIGHTxWIDTH, such as 48x64" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from benchmarks.rows import RowError
+from benchmarks.harness.files import PAGES, RESULTS
+from benchmarks.harness.limits import Limits
+from benchmarks.harness.row import decode
 from benchmarks.timm_sweep import __main__ as command
+from benchmarks.timm_sweep import measure as measuring
 from benchmarks.timm_sweep import models, views
-from benchmarks.timm_sweep.cells import KINDS, Cell, Row, Shelf
+from benchmarks.timm_sweep.cells import KINDS, Cell, Row
 from benchmarks.timm_sweep.measure import STAGES, LearningError, learned, measure, reasons
 from benchmarks.timm_sweep.models import LARGEST, Selection, SelectionError
-from benchmarks.timm_sweep.runner import Limits, work
+from benchmarks.timm_sweep.runner import Workspace, work
 from benchmarks.timm_sweep.stock import Stock, StockError, predictors
 from benchmarks.timm_sweep.subject import Network, half
 from disparse_structured.adapters.timm import DenseHead, LinearHead, multitask
@@ -65,11 +70,17 @@ def without(*stages: str) -> Mapping[str, float]:
     return {stage: 1.0 for stage in STAGES if stage not in stages}
 
 
+DEPTH = 2
+"""Blocks of the transformer that is measured, of six."""
+
+
 @pytest.fixture(scope="module")
 def told() -> list[Row]:
-    """All that is told of a small transformer on the way, the last being its row."""
+    """The rows that are kept on the way for a small transformer; the last one is complete."""
     rows: list[Row] = []
-    measure(Cell("test_vit", "classifier"), rows.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm, "create_model", partial(timm.create_model, depth=DEPTH))
+        measure(Cell("test_vit", "classifier"), rows.append)
     return rows
 
 
@@ -120,7 +131,7 @@ def test_names_and_patterns() -> None:
     assert {"test_vit", "test_vit2"} <= set(found)
     assert all(name.startswith("test_vit") for name in found[1:])
     assert len(found) == len(set(found))
-    with pytest.raises(SelectionError, match=r"like 'no_such\*'"):
+    with pytest.raises(SelectionError, match=r"matches 'no_such\*'"):
         models.named(["no_such*"])
 
 
@@ -130,7 +141,7 @@ def test_a_row_has_everything_the_page_tells(told: list[Row]) -> None:
     assert row.verdict == "sound"
     assert row.stage == ""
     assert row.parameters == sum(
-        parameter.numel() for parameter in timm.create_model("test_vit").parameters()
+        parameter.numel() for parameter in timm.create_model("test_vit", depth=DEPTH).parameters()
     )
     assert 0.5 < row.removed < 0.85
     assert row.left == row.planned
@@ -209,38 +220,40 @@ def test_predictors_are_left_to_stock_by_name_or_width() -> None:
     }  # fmt: skip
 
 
+def row_of(space: Workspace, cell: Cell) -> Row:
+    return space.shelf.by_label()[cell.label]
+
+
 def test_limits_and_failures_are_rows(tmp_path: Path) -> None:
-    shelf, cell = Shelf(tmp_path), Cell("test_resnet", "classifier")
+    cell = Cell("test_resnet", "classifier")
     said: list[str] = []
 
     def run(limits: Limits) -> Row:
-        assert work([cell], shelf, limits, again=True, say=said.append) == 1
-        row = shelf.row(cell)
-        assert row is not None
-        return row
+        space = Workspace(tmp_path, limits)
+        assert work([cell], space, again=True, say=said.append) == 1
+        return row_of(space, cell)
 
     assert run(NO_TIME).failures == {"start": "it took more than 0.2 s"}
     small = run(Limits(memory=0.05))
     assert small.failures == {"start": "it took more than 0.05 GB of memory"}
     assert small.first_try == "start: it took more than 0.2 s"
-    assert said[1] == "[1/1] test_resnet classifier: start: it took more than 0.2 s  (0 s)"
+    assert said[1].startswith("[1/1] classifier test_resnet: start: it took more than 0.2 s  (")
     assert not list(tmp_path.rglob("*.begun"))
 
 
 def test_what_was_found_before_a_crash_stays(tmp_path: Path) -> None:
     if not Path("/proc/self/cmdline").is_file():
         pytest.skip("processes are found in /proc")
-    shelf, cell = Shelf(tmp_path), Cell("test_vit", "multitask")
-    begun = (tmp_path / cell.file).with_suffix(".begun")
-    thread = threading.Thread(target=work, args=([cell], shelf, Limits()), kwargs={"say": lambda _: None})
+    space, cell = Workspace(tmp_path), Cell("test_vit", "multitask")
+    begun = space.log(cell).with_suffix(".begun")
+    thread = threading.Thread(target=work, args=([cell], space), kwargs={"say": lambda _: None})
     thread.start()
     while thread.is_alive() and not (begun.is_file() and json.loads(begun.read_text())["parameters"]):
         time.sleep(0.02)
     (process,) = [each for each in Path("/proc").glob("[0-9]*") if str(begun) in _command(each)]
     os.kill(int(process.name), signal.SIGKILL)
     thread.join()
-    row = shelf.row(cell)
-    assert row is not None
+    row = row_of(space, cell)
     assert row.parameters > 0
     assert "build" in row.seconds
     assert row.failures == {row.stage: "the process was ended by SIGKILL"}
@@ -255,39 +268,80 @@ def _command(process: Path) -> str:
         return ""
 
 
-def test_an_unfit_call_of_the_process_is_told_with_its_last_words(tmp_path: Path) -> None:
-    cell = Cell("test_resnet", "detector")  # type: ignore[arg-type]
-    work([cell], Shelf(tmp_path), Limits(), say=lambda _: None)
-    row = Shelf(tmp_path).row(cell)
-    assert row is not None
+def test_a_process_that_fails_or_leaves_no_row_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space, cell = Workspace(tmp_path), Cell("test_resnet", "classifier")
+    begun = space.log(cell).with_suffix(".begun")
+    monkeypatch.setattr("benchmarks.timm_sweep.runner.MEASURE", "calendar")  # which knows no such arguments
+    work([cell], space, say=lambda _: None)
+    row = row_of(space, cell)
     assert row.failures["start"].startswith("the process ended with status 2: ")
-    assert "invalid choice: 'detector'" in row.failures["start"]
-    assert "usage: " in (tmp_path / "detector" / "test_resnet.log").read_text()
+    assert "usage: " in space.log(cell).read_text()
+
+    def another_version(*_: Any) -> None:
+        begun.write_text('{"cell": {}}')
+
+    monkeypatch.setattr("benchmarks.timm_sweep.runner.run_limited", another_version)
+    work([cell], space, again=True, say=lambda _: None)
+    assert row_of(space, cell).failures["start"].startswith("what the process wrote is not a row: it lacks")
+
+
+def test_what_the_process_measures_is_written_before_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Cell, bool]] = []
+
+    def measured(cell: Cell, keep: Any, *, stock: bool) -> None:
+        asked.append((cell, stock))
+        keep(finished("test_vit"))
+
+    monkeypatch.setattr(measuring, "measure", measured)
+    monkeypatch.setattr(measuring, "end_with_parent", lambda: None)
+    file = tmp_path / "row.begun"
+    arguments = ["test_vit", "classifier", str(file), "--image-size", "96", "--no-stock"]
+    assert measuring.main(arguments) == 0
+    assert asked == [(Cell("test_vit", "classifier", 96), False)]
+    assert decode(file.read_text(), Row, Cell).verdict == "sound"
 
 
 def test_finished_cells_are_run_again_only_when_told(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path)
+    space = Workspace(tmp_path, NO_TIME)
     good, bad = finished("test_resnet"), finished("test_vit", seconds=without("surgery", "onnx", "train"))
     old = finished("test_convnext", settings="of yesterday")
     for row in (good, bad, old):
-        shelf.put(row)
+        space.shelf.put(row)
+    assert {row.cell.model for row in space.rows()} == {"test_resnet", "test_vit"}
     cells = [row.cell for row in (good, bad)]
-    counts = [work(cells, shelf, NO_TIME, say=lambda _: None, retry=retry) for retry in (False, True)]
+    counts = [work(cells, space, say=lambda _: None, retry=retry) for retry in (False, True)]
     assert counts == [0, 1]
-    assert shelf.row(good.cell) == replace(good, pinned=[])
-    assert work([old.cell, old.cell], shelf, NO_TIME, jobs=2, say=lambda _: None) == 1
-    assert {row.cell.model for row in shelf.rows()} == {"test_resnet", "test_vit", "test_convnext"}
+    assert row_of(space, good.cell) == replace(good, pinned=[])
+    assert work([old.cell, old.cell], space, jobs=2, say=lambda _: None) == 1
+    assert {row.cell.model for row in space.rows()} == {"test_resnet", "test_vit", "test_convnext"}
 
 
-def test_files_stay_below_the_folder_and_spoilt_ones_are_named(tmp_path: Path) -> None:
-    assert Cell("../../x y", "classifier").file == Path("classifier/..-..-x-y.json")
-    shelf, row = Shelf(tmp_path), finished("test_vit")
-    shelf.put(row)
-    path = tmp_path / row.cell.file
-    path.write_text("{}")
-    assert shelf.row(row.cell) is None
-    with pytest.raises(RowError, match=r"test_vit\.json is no row"):
-        list(shelf.rows())
+def test_logs_stay_below_the_folder_and_a_model_has_one_row_of_any_size(tmp_path: Path) -> None:
+    space = Workspace(tmp_path)
+    assert space.log(Cell("../../x y", "classifier")) == tmp_path / "logs" / "classifier-..-..-x-y.log"
+    for size in (None, 96):
+        cell = Cell("test_vit", "classifier", size)
+        space.shelf.put(finished("test_vit", cell=cell, settings=cell.settings))
+    (row,) = space.rows()
+    assert row.cell.image_size == 96
+
+
+def test_the_stored_rows_give_the_page(tmp_path: Path) -> None:
+    if not (RESULTS / "timm_sweep").is_dir():
+        pytest.skip("the results are in the repository only")
+    shutil.copytree(RESULTS / "timm_sweep", tmp_path / "rows")
+    space = Workspace(tmp_path / "rows")
+    assert len(space.rows()) == len(space.shelf.rows()) == 618
+    page = command.write(space, tmp_path)
+    assert page.read_text(encoding="utf-8") == (PAGES / page.name).read_text(encoding="utf-8")
+    summary = RESULTS / "timm_sweep" / "summary.json"
+    assert (tmp_path / "rows" / "summary.json").read_text(encoding="utf-8") == summary.read_text(
+        encoding="utf-8"
+    )
 
 
 def test_verdicts() -> None:
@@ -341,22 +395,19 @@ def test_the_page_names_every_model_and_what_stayed() -> None:
     assert "| alone | classifier |" in page.partition("## Others")[2]
 
 
-def test_the_json_has_summaries_and_rows() -> None:
+def test_the_summary_counts_every_selection() -> None:
     found = views.as_json(*a_page())
     chosen, others = found["selections"]
     assert chosen["classifier"]["sound"] == 2
     assert chosen["classifier"]["models"] == 4
     assert others["models"] == ["alone"]
-    assert len(found["rows"]) == 5
-    assert found["rows"][0]["verdict"] == "sound"
-    assert found["rows"][0]["seconds"]["structure"] == 1.25
     json.dumps(found)
 
 
 def test_the_command_runs_remembers_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows, out = tmp_path / "rows", tmp_path / "out"
     folders = ["--rows", str(rows), "--out", str(out), "--cache", str(tmp_path / "counts.json")]
-    Shelf(rows).put(finished("test_resnet"))
+    Workspace(rows).shelf.put(finished("test_resnet"))
     models_asked = ["--models", "test_resnet", "test_vit", "--kinds", "classifier", "--timeout", "0.2"]
     assert command.main([*models_asked, *folders]) == 0
     assert "1 of 2 cells to run" in capsys.readouterr().out
@@ -368,17 +419,17 @@ def test_the_command_runs_remembers_and_writes(tmp_path: Path, capsys: pytest.Ca
     (out / "timm_sweep.md").unlink()
     assert command.main(["--views", *folders]) == 0
     assert (out / "timm_sweep.md").read_text() == page
-    assert json.loads((out / "timm_sweep.json").read_text())["selections"][0]["classifier"]["sound"] == 1
+    assert json.loads((rows / "summary.json").read_text())["selections"][0]["classifier"]["sound"] == 1
 
 
 def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = ["--rows", str(tmp_path / "rows"), "--out", str(tmp_path)]
     assert command.main(["--models", "no_such*", *folders]) == 1
-    assert "like 'no_such*'" in capsys.readouterr().err
+    assert "matches 'no_such*'" in capsys.readouterr().err
     for wrong in (["--timeout", "0"], ["--draw", "0"], ["--kinds", "detector"], ["--memory", "much"]):
         with pytest.raises(SystemExit):
             command.main([*wrong, *folders])
-    assert "'0' is no number above 0" in capsys.readouterr().err
+    assert "'0' is not a number above 0" in capsys.readouterr().err
 
 
 def test_stock_that_was_stopped_at_a_limit_is_not_counted_against_it() -> None:

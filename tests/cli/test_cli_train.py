@@ -1,12 +1,14 @@
-"""``disparse train``: every regime to a proven ONNX file, killed and resumed, on one process and on two."""
+"""``disparse train``: every regime to a verified ONNX file, killed and resumed, on one process and on two."""
 
 from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from disparse_structured.cli import main
+from tests.support.command_line import started
 
 CODE = '''
 """Two regression tasks on noise."""
@@ -118,7 +121,7 @@ def _report(out: Path) -> Any:
 
 
 @EVERY
-def test_a_regime_ends_in_a_small_proven_file(code: Path, tmp_path: Path, regime: str) -> None:
+def test_a_regime_ends_in_a_small_verified_model(code: Path, tmp_path: Path, regime: str) -> None:
     out = tmp_path / "out"
     assert main(_arguments(code, out, regime)) == 0
     report = _report(out)
@@ -137,21 +140,15 @@ def test_a_regime_ends_in_a_small_proven_file(code: Path, tmp_path: Path, regime
 def test_killed_and_started_again_it_comes_to_the_same(code: Path, tmp_path: Path, regime: str) -> None:
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     assert main([*_arguments(code, whole, regime), "--no-onnx"]) == 0
-    command = [
-        sys.executable,
-        "-m",
-        "disparse_structured",
-        *_arguments(code, torn, regime, "slow"),
-        "--no-onnx",
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    (process,) = started([*_arguments(code, torn, regime, "slow"), "--no-onnx"])
     checkpoint = torn / "checkpoint.pt"
     while not checkpoint.exists():
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.01)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    time.sleep(0.1)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (torn / "plan.json").exists()
     assert main([*_arguments(code, torn, regime), "--no-onnx"]) == 0
     assert _plan(torn) == _plan(whole)
@@ -161,14 +158,33 @@ def test_killed_and_started_again_it_comes_to_the_same(code: Path, tmp_path: Pat
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("regime", ["static", "dynamic"])
-def test_two_processes_come_to_the_plan_of_one(code: Path, tmp_path: Path, regime: str) -> None:
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    assert main([*_arguments(code, alone, regime), "--no-onnx"]) == 0
+def _launched(arguments: list[str]) -> None:
+    """By the launcher that the documentation names."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "-m", "disparse_structured", *_arguments(code, together, regime), "--no-onnx"]
+    command = [*launcher, "-m", "disparse_structured", *arguments]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[-2000:]
+
+
+def _forked(arguments: list[str]) -> None:
+    """In the environment that the launcher sets up."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    ranks = [{**shared, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"} for rank in ("0", "1")]
+    processes = started(arguments, arguments, environments=ranks)
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+@pytest.mark.parametrize(("regime", "run"), [("static", _launched), ("dynamic", _forked)])
+def test_two_processes_come_to_the_plan_of_one(
+    code: Path, tmp_path: Path, regime: str, run: Callable[[list[str]], None]
+) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert main([*_arguments(code, alone, regime), "--no-onnx"]) == 0
+    run([*_arguments(code, together, regime), "--no-onnx"])
     assert _plan(together) == _plan(alone)
     weights = [load_file(out / "weights.safetensors") for out in (together, alone)]
     for name, value in weights[0].items():
@@ -224,27 +240,3 @@ def test_a_folder_of_another_run_is_refused(
     assert main([*other, "--no-onnx"]) == 2
     assert "other settings" in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--regime", "static", "--stages", "2"], "--stages belongs to"),
-        (["--regime", "pretrained", "--stages", "0"], "at least 1"),
-        (["--regime", "dynamic", "--distill", "1"], "--teacher FILE"),
-        (["--regime", "pretrained", "--teacher", "x"], "--distill"),
-        (["--regime", "pretrained", "--patience", "2"], "--validation"),
-        (["--stages", "2", "--patience", "2", "--validation", "x"], "before the last stage"),
-        (["--regime", "pretrained", "--epochs", "0"], "epochs"),
-        (["--regime", "pretrained", "--lr", "-1"], "lr"),
-        (["--regime", "dynamic", "--fraction", "1"], "--fraction 1"),
-        (["--regime", "dynamic", "--until", "0"], "--until 0"),
-        (["--regime", "sometimes"], "invalid choice"),
-    ],
-)
-def test_what_cannot_be_is_refused_before_any_work(
-    code: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
-) -> None:
-    assert main([*_arguments(code, tmp_path / "out", "pretrained"), *options]) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out" / "plan.json").exists()

@@ -1,14 +1,13 @@
-"""The pruned graph wherever the pruned module is: in ``shrink``, on disk, in reports, on the command line."""
+"""The pruned graph wherever the pruned module is: in ``prune``, on disk, in reports."""
 
 from __future__ import annotations
 
+import functools
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils import _pytree as pytree
 
-from disparse_structured import load, prune
-from disparse_structured.cli import main
+from disparse_structured import Compensated, DiSparse, analyse, apply, load, prune
 from disparse_structured.errors import BudgetError, LoadError, PlanError
-from disparse_structured.pipeline import Pruned
-from disparse_structured.pipeline.compensated import Compensated
+from disparse_structured.pipeline import PruningResult
+from disparse_structured.refit import Affine, LeastSquares
 from disparse_structured.surgery.pruned_graph import PrunedGraph
 from disparse_structured.tasks import Task
 from tests.support.plans import snapshot
+from tests.support.redundant import deviations, macs_left
 from tests.support.zoo import BY_ID, Entry, named
 from tests.surgery.test_graph_surgery import FIXED_BATCH, HARD_CODED, WATCHFUL, Baggage
 
@@ -54,8 +53,29 @@ def batches(entry: Entry) -> list[tuple[Tensor, ...]]:
     return [entry.inputs(4, seed=seed) for seed in range(3)]
 
 
-def pruned_graph(entry: Entry, batch: int = 2, **options: Any) -> Pruned:
-    return prune(entry.factory(), batches(entry), structure=analyse(entry.factory(), entry.inputs(batch), entry.tasks, form="graph"), parameters=0.6, to_inputs=tuple, refit=None, method=DiSparse(), **options)  # fmt: skip
+def prune_graph(model: nn.Module, example: Any, tasks: Any = None, **options: Any) -> PruningResult:
+    """``prune`` to the exported graph: by votes on ``example`` without a refit, unless ``options`` differ."""
+    structure = analyse(model, example, tasks, form="graph")
+    given = {"data": [structure.example_inputs], "to_inputs": tuple} if "data" not in options else {}
+    return prune(model, structure=structure, **{"method": DiSparse(), "refit": None, **given, **options})
+
+
+def prune_module(entry: Entry, **options: Any) -> PruningResult:
+    """The same to a module, on a few batches."""
+    votes: dict[str, Any] = {"method": DiSparse(), "refit": None}
+    return prune(entry.factory(), batches(entry), entry.tasks, to_inputs=tuple, **votes, **options)
+
+
+def pruned_graph(entry: Entry, batch: int = 2) -> PruningResult:
+    """The graph of a network of the zoo, with 60 % of its parameters."""
+    data = {"data": batches(entry), "to_inputs": tuple}
+    return prune_graph(entry.factory(), entry.inputs(batch), entry.tasks, parameters=0.6, **data)
+
+
+@functools.cache
+def mixed_graph() -> PruningResult:
+    """That of :data:`MIXED`; not to be changed."""
+    return pruned_graph(MIXED)
 
 
 def assert_same(loaded: nn.Module, saved: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -69,74 +89,49 @@ def assert_same(loaded: nn.Module, saved: nn.Module, inputs: tuple[Any, ...]) ->
     assert list(loaded.state_dict()) == list(saved.state_dict())
 
 
-# shrink
+# One call.
 
 
 @pytest.mark.parametrize("id", HARD_CODED)
-def test_shrink_gives_the_graph_refitted(id: str) -> None:
+def test_prune_gives_the_graph_refit(id: str) -> None:
     entry = HARD_CODED[id]
-    model = entry.factory()
+    model, images = entry.factory(), entry.inputs(24, seed=3)[0]
     before = snapshot(model)
-    images = entry.inputs(24, seed=3)[0]
-    shrunk = prune(
-        model, images, structure=analyse(model, images[:2], None, form="graph"), macs=0.5, method=QUICK
-    )
-    plain = prune(
-        model,
-        images,
-        structure=analyse(model, images[:2], None, form="graph"),
-        macs=0.5,
-        refit=None,
-        method=QUICK,
-    )
-    refit = shrunk.report.refit
 
-    assert isinstance(shrunk.model, PrunedGraph)
-    assert (
-        shrunk.report.costs["macs"].counted
-        == shrunk.plan.costs["macs"].after
-        <= 0.5 * shrunk.plan.costs["macs"].before
+    result = prune_graph(model, images[:2], data=images, macs=0.5, method=QUICK, refit=LeastSquares())
+
+    moved = result.report.deviation
+    assert isinstance(result.model, PrunedGraph)
+    assert macs_left(result) <= 0.5
+    assert result.report.costs["macs"].counted == result.report.costs["macs"].predicted
+    assert result.report.verification.verified
+    assert set(result.model(*entry.inputs(5))) == {task.name for task in entry.tasks}
+    assert moved is not None
+    assert sum(moved.final.values()) < sum(moved.cut.values())
+    plain = apply(model, result.plan, analyse(model, images[:2], form="graph")).model
+    assert sum(deviations(result.model, model, images).values()) < sum(
+        deviations(plain, model, images).values()
     )
-    assert shrunk.report.verification.verified
-    assert set(shrunk.model(*entry.inputs(5))) == {task.name for task in entry.tasks}
-    assert refit is not None
-    assert sum(refit.after.values()) < sum(refit.before.values())
-    assert sum(off(shrunk.model, model, images).values()) < sum(off(plain.model, model, images).values())
     assert snapshot(model) == before
 
 
-def off(pruned: nn.Module, dense: nn.Module, images: Tensor) -> dict[str, float]:
-    """By task, how far the output is from the dense one's, relative in the Euclidean norm."""
-    with torch.no_grad():
-        found, wanted = pruned(images), dense(images)
-    return {name: float((found[name] - wanted[name]).norm() / wanted[name].norm()) for name in wanted}
-
-
-def test_shrink_to_a_graph_within_a_tolerance() -> None:
+def test_a_graph_within_a_tolerance() -> None:
     model, images = MIXED.factory(), MIXED.inputs(24, seed=3)[0]
-    options: dict[str, Any] = {"macs": 0.7, "criterion": QUICK, "form": "graph", "verify": False}
-    free = prune(model, images, **options).report.refit
+    structure = analyse(model, images[:2], form="graph")
+    options: dict[str, Any] = {"macs": 0.7, "method": QUICK, "structure": structure, "verify": False}
+    free = prune(model, images, **options).report.deviation
     assert free is not None
-    limit = 0.8 * free.after["near"]
+    limit = 0.8 * free.final["near"]
+
     held = prune(model, images, tolerance={"near": limit}, **options)
 
     assert isinstance(held.model, PrunedGraph)
-    assert held.report.refit is not None
-    assert held.report.refit.after["near"] <= limit
-    assert held.report.refit.after["far"] > free.after["far"]
-    assert held.report.costs["macs"].ratio <= 0.7
+    assert held.report.deviation is not None
+    assert held.report.deviation.final["near"] <= limit
+    assert held.report.deviation.final["far"] > free.final["far"]
+    assert macs_left(held) <= 0.7
     with pytest.raises(BudgetError, match=r"cannot be met within the tolerance.*'near' deviates by"):
         prune(model, images, tolerance={"near": 1e-4}, **options)
-
-
-def test_a_shrunk_graph_does_not_take_the_place_of_a_model() -> None:
-    with pytest.raises(PlanError, match=r"inplace=True and form='graph'.*cannot take its place"):
-        prune(
-            MIXED.factory(),
-            MIXED.inputs(8)[0],
-            structure=analyse(MIXED.factory(), MIXED.inputs(8)[0][:2], None, form="graph"),
-            macs=0.5,
-        )
 
 
 # On disk.
@@ -165,20 +160,15 @@ def test_what_was_saved_loads_bit_by_bit(id: str, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "weights.safetensors", "report.json"}
 
 
-def test_a_refitted_and_trained_graph_is_saved_as_it_is(tmp_path: Path) -> None:
-    shrunk = prune(
-        MIXED.factory(),
-        MIXED.inputs(16)[0],
-        structure=analyse(MIXED.factory(), MIXED.inputs(16)[0][:2], None, form="graph"),
-        macs=0.6,
-        method=QUICK,
-    )
+def test_a_refit_and_trained_graph_is_saved_as_it_is(tmp_path: Path) -> None:
+    images = MIXED.inputs(16)[0]
+    result = prune_graph(MIXED.factory(), images[:2], data=images, macs=0.6, refit=Affine())
     with torch.no_grad():
-        for parameter in shrunk.model.parameters():
+        for parameter in result.model.parameters():
             parameter.add_(torch.randn_like(parameter))
-    shrunk.save(tmp_path)
+    result.save(tmp_path)
 
-    assert_same(load(tmp_path, MIXED.factory), shrunk.model, MIXED.inputs(3))
+    assert_same(load(tmp_path, MIXED.factory), result.model, MIXED.inputs(3))
 
 
 def test_all_that_a_model_carries_along_is_loaded(tmp_path: Path) -> None:
@@ -188,14 +178,7 @@ def test_all_that_a_model_carries_along_is_loaded(tmp_path: Path) -> None:
             return Baggage().eval()
 
     inputs = ({"x": torch.randn(2, 7, 6), "shift": torch.randn(4)}, 3)
-    pruned = prune(
-        build(),
-        inputs,
-        structure=analyse(build(), inputs, named("left", "right"), form="graph"),
-        parameters=0.8,
-        refit=None,
-        method=DiSparse(),
-    )
+    pruned = prune_graph(build(), inputs, named("left", "right"), parameters=0.8)
     pruned.save(tmp_path)
 
     assert_same(load(tmp_path, build), pruned.model, inputs)
@@ -208,14 +191,7 @@ def test_reparametrised_weights_are_loaded(tmp_path: Path) -> None:
             first = parametrizations.weight_norm(nn.Linear(6, 8))
             return nn.Sequential(first, nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
 
-    pruned = prune(
-        build(),
-        torch.randn(2, 6),
-        structure=analyse(build(), torch.randn(2, 6), [WHOLE], form="graph"),
-        parameters=0.7,
-        refit=None,
-        method=DiSparse(),
-    )
+    pruned = prune_graph(build(), torch.randn(2, 6), [WHOLE], parameters=0.7)
     pruned.save(tmp_path)
 
     assert_same(load(tmp_path, build), pruned.model, (torch.randn(3, 6),))
@@ -234,16 +210,8 @@ def test_a_graph_that_was_made_from_one_example_takes_any_number_again(id: str, 
 
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_batch_that_could_not_be_another_cannot_after_loading(verify: bool, tmp_path: Path) -> None:
-    entry = FIXED_BATCH if verify else MIXED  # unproven, another batch is not allowed either
-    pruned = prune(
-        entry.factory(),
-        entry.inputs(),
-        structure=analyse(entry.factory(), entry.inputs(), entry.tasks, form="graph"),
-        parameters=0.9,
-        verify=verify,
-        refit=None,
-        method=DiSparse(),
-    )
+    entry = FIXED_BATCH if verify else MIXED  # without verification, other batches are not allowed
+    pruned = prune_graph(entry.factory(), entry.inputs(), entry.tasks, parameters=0.9, verify=verify)
     pruned.save(tmp_path)
     loaded = load(tmp_path, entry.factory)
 
@@ -259,14 +227,7 @@ def test_a_graph_pruned_twice_loads_through_its_first_folder(tmp_path: Path) -> 
     entry = HARD_CODED["pieces"]
     first = pruned_graph(entry)
     first.save(tmp_path / "first")
-    second = prune(
-        first.model,
-        entry.inputs(),
-        structure=analyse(first.model, entry.inputs(), entry.tasks, form="graph"),
-        parameters=0.8,
-        refit=None,
-        method=DiSparse(),
-    )
+    second = prune_graph(first.model, entry.inputs(), entry.tasks, parameters=0.8)
     second.save(tmp_path / "second")
     loaded = load(tmp_path / "second", lambda: load(tmp_path / "first", entry.factory))
 
@@ -275,7 +236,7 @@ def test_a_graph_pruned_twice_loads_through_its_first_folder(tmp_path: Path) -> 
 
 
 def test_the_only_output_of_a_model_needs_no_code(tmp_path: Path) -> None:
-    """``shrink`` reads the task off the model; what picks it is data."""
+    """The task is read off the model; what picks it is data."""
 
     def build() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -284,18 +245,12 @@ def test_the_only_output_of_a_model_needs_no_code(tmp_path: Path) -> None:
                 nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)
             ).eval()
 
-    shrunk = prune(
-        build(),
-        torch.randn(16, 6),
-        structure=analyse(build(), torch.randn(16, 6)[:2], None, form="graph"),
-        macs=0.6,
-        method=QUICK,
-    )
-    shrunk.save(tmp_path)
+    result = prune_graph(build(), torch.randn(2, 6), macs=0.6)
+    result.save(tmp_path)
     loaded = load(tmp_path, build)
 
     assert set(loaded(torch.randn(1, 6))) == {"output"}
-    assert_same(loaded, shrunk.model, (torch.randn(3, 6),))
+    assert_same(loaded, result.model, (torch.randn(3, 6),))
 
 
 def test_integer_keys_of_an_output_need_no_code(tmp_path: Path) -> None:
@@ -304,16 +259,10 @@ def test_integer_keys_of_an_output_need_no_code(tmp_path: Path) -> None:
             return dict(enumerate(super().forward(x).values()))
 
     entry = Entry("numbered", Numbered, ((3, 8, 8),), ())
-    shrunk = prune(
-        entry.factory(),
-        entry.inputs(16)[0],
-        structure=analyse(entry.factory(), entry.inputs(16)[0][:2], None, form="graph"),
-        macs=0.6,
-        method=QUICK,
-    )
-    shrunk.save(tmp_path)
+    result = prune_graph(entry.factory(), entry.inputs(), macs=0.6)
+    result.save(tmp_path)
 
-    assert_same(load(tmp_path, entry.factory), shrunk.model, entry.inputs(3))
+    assert_same(load(tmp_path, entry.factory), result.model, entry.inputs(3))
 
 
 def test_tasks_picked_by_callables_are_asked_for(tmp_path: Path) -> None:
@@ -343,7 +292,7 @@ def test_tasks_that_pick_other_outputs_are_refused(tmp_path: Path) -> None:
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
-    pruned_graph(MIXED).save(tmp_path)
+    mixed_graph().save(tmp_path)
 
     def wider() -> nn.Module:
         model = Mixed()
@@ -353,7 +302,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="the plan was made for another model"):
         load(tmp_path, wider)
     with pytest.raises(LoadError, match=r"was saved as torch.float32, the factory builds torch.float64"):
-        load(tmp_path, lambda: MIXED.factory().double(), MIXED.inputs(2, torch.float64))
+        load(tmp_path, lambda: MIXED.factory().double(), example_inputs=MIXED.inputs(2, torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -368,7 +317,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 def test_weights_are_loaded_strictly(
     damage: Callable[[dict[str, Tensor]], None], message: str, tmp_path: Path
 ) -> None:
-    pruned_graph(MIXED).save(tmp_path)
+    mixed_graph().save(tmp_path)
     weights = load_file(tmp_path / "weights.safetensors")
     damage(weights)
     save_file(weights, tmp_path / "weights.safetensors")
@@ -389,7 +338,7 @@ def test_weights_are_loaded_strictly(
 def test_a_report_that_does_not_describe_the_graph_is_refused(
     graph: Any, message: str, tmp_path: Path
 ) -> None:
-    pruned_graph(MIXED).save(tmp_path)
+    mixed_graph().save(tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     (tmp_path / "report.json").write_text(json.dumps(report | {"graph": graph}))
 
@@ -398,20 +347,18 @@ def test_a_report_that_does_not_describe_the_graph_is_refused(
 
 
 def test_example_inputs_of_another_batch_are_refused(tmp_path: Path) -> None:
-    pruned_graph(MIXED).save(tmp_path)
+    mixed_graph().save(tmp_path)
 
     with pytest.raises(PlanError, match=r"exported with 2 examples, .* inputs hold 3\. Pass those"):
-        load(tmp_path, MIXED.factory, MIXED.inputs(3))
+        load(tmp_path, MIXED.factory, example_inputs=MIXED.inputs(3))
 
 
 # Reports.
 
 
-def test_the_report_says_what_numbers_hold_and_that_the_graph_can_let_it_go() -> None:
+def test_the_report_says_what_numbers_pin_and_that_the_graph_can_remove_it() -> None:
     model = MIXED.factory()
-    pruned = prune(
-        model, batches(MIXED), MIXED.tasks, parameters=0.8, to_inputs=tuple, refit=None, method=DiSparse()
-    )
+    pruned = prune_module(MIXED, parameters=0.8)
     held = {name: tensor for name, tensor in model.named_parameters() if name.startswith(("wide", "near.w"))}
     share = sum(tensor.numel() for tensor in held.values()) / pruned.report.costs["parameters"].dense
     (number,) = [pin for pin in pruned.report.pinned if pin.number]
@@ -423,14 +370,14 @@ def test_the_report_says_what_numbers_hold_and_that_the_graph_can_let_it_go() ->
     assert document["graph_only"]["refused"] == 0
     for text in (str(pruned.report), document["graph_only"]["advice"]):
         told = " ".join(text.split())
-        assert 'form="graph" of prune and shrink (--form graph) can remove more:' in told
+        assert 'analyse(..., form="graph") (--form graph) can remove more:' in told
         assert f"{share:.1%} of the parameters lie in slices that numbers in forward pin." in told
     assert "forward hard-codes the number 16" in str(pruned.report)
     assert "hard-codes the number 16" in json.dumps([each for each in document["pinned"] if each["number"]])
 
 
 def test_the_graph_removes_what_the_report_said_that_it_would() -> None:
-    pruned = pruned_graph(MIXED)
+    pruned = mixed_graph()
 
     assert pruned.model.get_parameter("wide.weight").shape[0] < 16
     assert pruned.report.graph_only is None
@@ -439,11 +386,9 @@ def test_the_graph_removes_what_the_report_said_that_it_would() -> None:
     assert "which takes batches of any size" in str(pruned.report)
 
 
-def test_the_report_says_that_the_graph_can_shrink_what_was_refused() -> None:
+def test_the_report_says_that_the_graph_can_narrow_what_was_refused() -> None:
     model = WATCHFUL.factory()
-    pruned = prune(
-        model, batches(WATCHFUL), WATCHFUL.tasks, macs=0.6, to_inputs=tuple, refit=None, method=DiSparse()
-    )
+    pruned = prune_module(WATCHFUL, macs=0.6)
     held = sum(model.get_parameter(name).numel() for name in ("stem.weight", "stem.bias", "body.weight"))
     share = held / pruned.report.costs["parameters"].dense
 
@@ -459,125 +404,16 @@ def test_the_report_says_that_the_graph_can_shrink_what_was_refused() -> None:
 
 
 def test_a_module_that_follows_needs_no_advice() -> None:
-    entry = BY_ID["plain"]
-    pruned = prune(
-        entry.factory(), batches(entry), entry.tasks, macs=0.6, to_inputs=tuple, refit=None, method=DiSparse()
-    )
+    pruned = prune_module(BY_ID["plain"], macs=0.6)
 
     assert (pruned.report.graph, pruned.report.graph_only) == (None, None)
     assert "form=" not in str(pruned.report)
 
 
-def test_a_budget_that_numbers_stand_in_the_way_of_says_so() -> None:
+def test_a_budget_out_of_reach_because_of_numbers_in_forward_says_so() -> None:
     entry = HARD_CODED["heads"]
     with pytest.raises(BudgetError, match=r"Numbers in forward pin slices with 99\.3% .* \(--form graph\)"):
-        prune(entry.factory(), entry.inputs(), entry.tasks, macs=0.5, refit=None, method=DiSparse())
+        prune_module(entry, macs=0.5)
     with pytest.raises(BudgetError) as refused:
-        prune(
-            entry.factory(),
-            entry.inputs(),
-            structure=analyse(entry.factory(), entry.inputs(), entry.tasks, form="graph"),
-            macs=0.001,
-            refit=None,
-            method=DiSparse(),
-        )
+        prune_graph(entry.factory(), entry.inputs(), entry.tasks, macs=0.001)
     assert "--form" not in str(refused.value)
-
-
-# The command line.
-
-NETWORK = """
-import torch
-from tests.pipeline.test_graph_form import MIXED
-
-build = MIXED.factory
-images = [MIXED.inputs(4, seed=seed)[0] for seed in range(4)]
-"""
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user's directory with ``mixed.py`` in it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "mixed.py").write_text(NETWORK)
-    yield tmp_path
-    sys.modules.pop("mixed", None)
-
-
-OUTPUTS = {"prune": {"here": "near", "far": "far"}, "shrink": {"near": "near", "far": "far"}}
-COMMANDS = {
-    "prune": "prune --model mixed:build --data mixed:images --tasks here=near,far --parameters 0.5 --out out",
-    "shrink": "shrink --model mixed:build --inputs mixed:images --parameters 0.5 --out out",
-}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_delivers_the_graph(
-    command: str, project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([*COMMANDS[command].split(), "--form", "graph", "--latency", "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    report = document["report"]
-    loaded = load("out", MIXED.factory)
-    (images,) = MIXED.inputs(5, seed=8)
-    session = onnxruntime.InferenceSession("out/model.onnx", providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    found = session.run(names, {session.get_inputs()[0].name: images.numpy()})
-
-    assert document["files"] == ["plan.json", "weights.safetensors", "report.json", "model.onnx"]
-    assert report["costs"]["parameters"]["counted"] <= 0.5 * report["costs"]["parameters"]["dense"]
-    assert report["graph"] == {"any_batch": True, "examples": 2, "outputs": OUTPUTS[command]}
-    assert report["export"]["dynamic"] == "batch"
-    assert [model["name"] for model in report["latency"]["models"]] == ["dense", "pruned"]
-    assert loaded.get_parameter("wide.weight").shape[0] < 16
-    for name, output in zip(names, found, strict=True):
-        torch.testing.assert_close(torch.from_numpy(output), loaded(images)[name], rtol=1e-4, atol=1e-5)
-    assert main(["show", "out"]) == 0
-    assert "the pruned exported graph, which takes batches of any size" in capsys.readouterr().out
-
-
-def test_show_repeats_what_only_the_graph_can_shrink(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = COMMANDS["prune"].replace("0.5", "0.8").split()
-    assert main([*words, "--no-onnx"]) == 0
-    shown = capsys.readouterr().out
-    assert main(["show", "out"]) == 0
-    again = capsys.readouterr().out
-
-    for text in (shown, again):
-        assert "forward hard-codes the number 16" in text
-        assert "(--form graph) can remove more" in text
-
-
-def test_inspect_says_what_a_budget_could_remove_for_either_form(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = "inspect --model mixed:build --example 2x3x8x8 --tasks near,far --floor 0".split()
-    found = {}
-    for form in ("module", "graph"):
-        assert main([*words, "--form", form, "--json"]) == 0
-        found[form] = json.loads(capsys.readouterr().out)
-    assert main(words) == 0
-    shown = capsys.readouterr().out
-
-    least = {form: document["reachable"][0]["parameters"]["least"] for form, document in found.items()}
-    assert least["graph"] < least["module"]
-    assert [document["form"] for document in found.values()] == ["module", "graph"]
-    assert found["graph"]["graph_only"] == 0 < found["module"]["graph_only"]
-    assert f"{found['module']['graph_only']:.1%} of the parameters lie in slices that numbers" in shown
-    # A budget at the graph's limit is one that the graph meets and the module does not.
-    given = [word for word in COMMANDS["prune"].split() if word not in ("--parameters", "0.5")]
-    budget = ["--parameters", str(int(least["graph"])), "--floor", "0", "--no-onnx", "--no-verify"]
-    assert main([*given, *budget, "--form", "graph"]) == 0
-    assert main([*given, *budget]) == 2
-
-
-@pytest.mark.parametrize("command", ["prune", "shrink", "inspect"])
-def test_there_are_two_forms_to_choose_from(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "--form", "onnx"]) == 2
-    assert "argument --form: invalid choice: 'onnx' (choose from" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([command, "--help"])
-    assert "the module itself, or its exported graph" in " ".join(capsys.readouterr().out.split())

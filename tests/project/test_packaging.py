@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -38,7 +39,8 @@ def source_files() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, and with the wheel that was built from it."""
     # A copy, because building in the tree would pick up (and leave) stale build folders.
     tree = tmp_path_factory.mktemp("tree")
     for name in (
@@ -51,9 +53,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "Makefile",
     ):
         shutil.copy(ROOT / name, tree)
-    skip = shutil.ignore_patterns("__pycache__")
-    for name in (PACKAGE, *OUTSIDE, "tests", "benchmarks", ".ci"):
+    skip = shutil.ignore_patterns("__pycache__", ".cache", "out")
+    for name in (PACKAGE, *OUTSIDE, "tests", "benchmarks", "examples", "docs", ".ci"):
         shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=skip)
+    for unwanted in ("benchmarks/.cache", "benchmarks/out"):  # untracked, but there after a run
+        (tree / unwanted).mkdir()
+        (tree / unwanted / "left.jsonl").touch()
     # Not every checkout or archive has symlinks: the mapping in pyproject.toml must do without.
     for name in OUTSIDE:
         (tree / PACKAGE / name).unlink()
@@ -64,8 +69,32 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return built
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
     (path,) = built.glob("*.whl")
     return path
+
+
+@pytest.fixture(scope="module")
+def sdist(built: Path) -> Path:
+    (path,) = built.glob("*.tar.gz")
+    return path
+
+
+def test_sdist_is_small_and_holds_tests_and_benchmarks_but_no_results(sdist):
+    with tarfile.open(sdist) as archive:
+        names = [name.partition("/")[2] for name in archive.getnames()]
+    assert sdist.stat().st_size < 2_000_000
+    assert {"tests/project/test_packaging.py", "benchmarks/harness/row.py", "docs/timm.md"} <= set(names)
+    results = [name for name in names if name.startswith(("benchmarks/results", "benchmarks/out"))]
+    assert results == []
+    assert [name for name in names if name.endswith((".jsonl", ".safetensors"))] == []
+    assert [name for name in names if name.startswith("docs/results") and not name.endswith(".md")] == [
+        "docs/results",
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,80 @@
+"""The calls of the library: the regime that a cell prunes by, and a plan applied to untrained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.baselines import Method
+from benchmarks.data import Loader
+from benchmarks.tables.cells import Cell
+from benchmarks.tables.settings import Setup
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.plan import Plan
+from disparse_structured.regimes import Dynamic, Iterative, Pretrained, Regime, Static
+from disparse_structured.structure import analyse
+from disparse_structured.surgery.module import apply
+from disparse_structured.tasks import Loss, Task
+
+
+def regime(
+    setup: Setup,
+    cell: Cell,
+    method: Method,
+    model: nn.Module,
+    tasks: Sequence[Task],
+    scored: Loader,
+    budget: Budget,
+) -> Regime:
+    """The regime of a cell; ``model`` is what it prunes, ``scored`` the data that saliency is measured on."""
+    voters = method.voters([_louder(task, cell) for task in tasks])
+    steps = len(scored) * (setup.finetune_epochs if cell.regime == "pretrained" else setup.epochs)
+    shared: Mapping[str, Any] = {
+        "budget": budget,
+        "criterion": method.criterion,
+        "arbiter": method.arbiter,
+        "ranking": method.ranking,
+        "seed": cell.seed,
+    }
+    batches = setup.scored_batches
+    if cell.regime == "dynamic":
+        # An example with the shape of the batches saves an export at every exchange.
+        inputs = example(setup, model, setup.batch_size)
+        return Dynamic(
+            model, inputs, voters, scored, steps=steps, every=setup.every, grow=method.grow, **shared
+        )
+    inputs = example(setup, model)
+    if cell.regime == "static":
+        return Static(model, inputs, voters, scored, batches=batches, **shared)
+    if method.stages == 1:
+        return Pretrained(model, inputs, voters, scored, batches=batches, **shared)
+    every = max(steps // method.stages, 1)
+    return Iterative(
+        model, inputs, voters, scored, stages=method.stages, every=every, batches=batches, **shared
+    )
+
+
+def rewound(model: nn.Module, finished: Regime, plan: Plan) -> nn.Module:
+    """``plan`` on ``model``, as it was initialized (the lottery ticket: Frankle and Carbin, ICLR 2019)."""
+    known = finished.structure
+    return apply(model, plan, analyse(model, known.example_inputs, known.task_objects)).model
+
+
+def example(setup: Setup, model: nn.Module, batch: int = 1) -> tuple[Tensor, ...]:
+    """Normal random images, the same at every call, on the device of ``model``."""
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randn(batch, 3, *setup.size, generator=generator).to(next(model.parameters()).device),)
+
+
+def _louder(task: Task, cell: Cell) -> Task:
+    if task.name != cell.loud or task.loss is None:
+        return task
+    return replace(task, loss=_scaled(task.loss, cell.factor))
+
+
+def _scaled(loss: Loss, factor: float) -> Loss:
+    return lambda output, batch: factor * loss(output, batch)

@@ -1,0 +1,148 @@
+"""What is refused before anything heavy is imported: contradicting options, missing files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from disparse_structured.cli import names
+from disparse_structured.cli.lookup import check_spec
+from disparse_structured.cli.options import TENSOR_FILES
+from disparse_structured.cli.usage import UsageError
+from disparse_structured.errors import LoadError, MissingExtraError, require
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Checks what the parser cannot see in one option alone.
+
+    Raises:
+        UsageError: options contradict each other; a name, file or module does not exist.
+        MissingExtraError: a package is not installed.
+        LoadError: the folder to show is not a saved one.
+    """
+    names.check(arguments)
+    if arguments.command in _COMMANDS:
+        _COMMANDS[arguments.command](arguments)
+    for option in ("model", "tasks"):
+        spec = getattr(arguments, option, None)
+        if spec is not None and (option == "model" or ":" in spec):
+            check_spec(spec, f"--{option}")
+    if getattr(arguments, "data", None) is not None:
+        check_data(arguments.data)
+    if getattr(arguments, "validation", None) is not None:
+        check_spec(arguments.validation, "--validation")
+
+
+def check_data(spec: str) -> None:
+    """Raises :class:`UsageError` unless ``spec`` is an existing file of tensors, or may name an object."""
+    path = Path(spec)
+    if path.suffix in TENSOR_FILES:
+        if not path.is_file():
+            raise UsageError(f"--data {spec!r}: there is no such file in {str(Path.cwd())!r}.")
+        return
+    if ":" in spec:
+        check_spec(spec, "--data")
+        return
+    if path.is_dir():
+        found = "is a folder"
+    elif path.is_file():
+        found = f"is a file that is not one of {', '.join(TENSOR_FILES)}"
+    else:
+        found = "is neither a file nor package.module:name"
+    raise UsageError(
+        f"--data {spec!r} {found}. Only the model's own code knows how its images are resized and "
+        f"normalized: give a file with a tensor [N, ...] of them ({', '.join(TENSOR_FILES)}), or a function "
+        "that returns batches (package.module:name or path/to/file.py:name)."
+    )
+
+
+def _check_prune(arguments: argparse.Namespace) -> None:
+    if arguments.example is not None:
+        raise UsageError(
+            "--example draws random inputs. Noise is not data: what matters to real inputs would be removed. "
+            "Give --data instead; --example belongs to `disparse inspect`."
+        )
+    if arguments.data is None:
+        raise UsageError(
+            "the following arguments are required: --data. A few dozen inputs of the model are enough, "
+            "without labels: a file with a tensor [N, ...], or package.module:name."
+        )
+    for option in ("priority", "tolerance"):
+        _check_once(option, [task for task, _ in getattr(arguments, option)])
+    if arguments.tolerance and arguments.priority:
+        raise UsageError("--tolerance and --priority both decide between tasks. Leave one of them out.")
+    if arguments.tolerance and arguments.arbiter:
+        raise UsageError("--tolerance takes the place of --arbiter. Leave one of them out.")
+    if arguments.priority and arguments.arbiter not in (None, "priority"):
+        raise UsageError(
+            f"--priority implies --arbiter priority, not --arbiter {arguments.arbiter}. "
+            "Leave one of them out."
+        )
+    _check_delivery(arguments)
+
+
+def _check_train(arguments: argparse.Namespace) -> None:
+    require("train", "lightning_fabric")
+    if Path(arguments.data).suffix in TENSOR_FILES:
+        raise UsageError(
+            f"--data {arguments.data!r}: training needs batches. Name a loader, a list of batches, or a "
+            "function that returns one."
+        )
+    if arguments.stages != 1 and arguments.regime != "pretrained":
+        raise UsageError(f"--stages belongs to --regime pretrained, not to {arguments.regime}.")
+    if arguments.teacher and not arguments.distill:
+        raise UsageError("--teacher names the weights to distill from. Give --distill WEIGHT too.")
+    if arguments.distill and not arguments.teacher and arguments.regime != "pretrained":
+        raise UsageError(
+            f"--distill needs a trained network, and --regime {arguments.regime} starts from an untrained "
+            "one. Give its weights with --teacher FILE."
+        )
+    if arguments.patience is not None and arguments.stages > 1:
+        raise UsageError(
+            "--patience restores the best epoch, which may precede the last of --stages. Fine-tune in a "
+            "separate run."
+        )
+    if arguments.patience is not None and not arguments.validation:
+        raise UsageError("--patience needs data to evaluate on. Give --validation.")
+    _check_delivery(arguments)
+
+
+def _check_relate(arguments: argparse.Namespace) -> None:
+    require("figures", "matplotlib")
+
+
+def _check_show(arguments: argparse.Namespace) -> None:
+    folder = Path(arguments.folder)
+    if not folder.is_dir():
+        raise LoadError(f"there is no folder {str(folder)!r} in {str(Path.cwd())!r}.")
+    missing = [name for name in ("plan.json", "report.json") if not (folder / name).is_file()]
+    if missing:
+        raise LoadError(
+            f"{str(folder)!r} holds no {missing[0]}. Give a folder that `disparse prune` or `disparse train` "
+            "wrote."
+        )
+
+
+def _check_delivery(arguments: argparse.Namespace) -> None:
+    if arguments.onnx:
+        try:
+            require("onnx", "onnx", "onnxscript", "onnxruntime")
+        except MissingExtraError as error:
+            raise MissingExtraError(f"{error}, or give --no-onnx.") from None
+    elif arguments.latency:
+        raise UsageError("--latency measures ONNX files. Leave out --no-onnx.")
+
+
+def _check_once(option: str, tasks: Sequence[str]) -> None:
+    for number, task in enumerate(tasks):
+        if task in tasks[:number]:
+            raise UsageError(f"--{option} names {task!r} twice. Give one number per task.")
+
+
+_COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
+    "prune": _check_prune,
+    "train": _check_train,
+    "relate": _check_relate,
+    "show": _check_show,
+}

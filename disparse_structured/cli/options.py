@@ -1,0 +1,219 @@
+"""Options that several commands share, in groups; importing this module imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+
+from disparse_structured.cli import names, values
+from disparse_structured.cli.usage import Parser
+
+OWN = "A NAME may also be an object or class of your own, as package.module:name."
+AS = "as package.module:name or path/to/file.py:name"
+"""How an option names a Python object."""
+
+TENSOR_FILES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
+FORMS = ("module", "graph")
+ATTENTION = ("heads", "head_dim")
+FLOOR, MIN_WIDTH, ROUND_TO = 0.1, 1, 1
+"""The defaults of :class:`~disparse_structured.decision.budget.Budget`."""
+
+FILES = "plan.json, weights.safetensors, report.json and model.onnx"
+"""What pruning commands write."""
+
+Group = argparse._ArgumentGroup
+Options = argparse.ArgumentParser | Group
+
+
+def add_command(
+    commands: argparse._SubParsersAction[Parser],
+    name: str,
+    *,
+    usage: str,
+    help: str,
+    description: str,
+    epilog: str | None = None,
+) -> Parser:
+    """A parser for the command ``name``; ``usage`` is what follows the name."""
+    return commands.add_parser(
+        name,
+        usage=f"disparse {name} {usage}",
+        help=help,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_model(group: Options) -> None:
+    """``--model``."""
+    group.add_argument(
+        "--model",
+        required=True,
+        metavar="FACTORY",
+        help=f"a function without arguments that returns the dense model, {AS}",
+    )
+
+
+def add_weights(group: Options) -> None:
+    """``--weights``."""
+    group.add_argument(
+        "--weights",
+        type=values.weights_file,
+        metavar="FILE",
+        help="weights of the dense model: a safetensors file, or a torch file that holds tensors only. They "
+        "must fit the model exactly",
+    )
+
+
+def add_data(group: Options, *, required: bool) -> None:
+    """``--data``."""
+    group.add_argument(
+        "--data",
+        required=required,
+        metavar="DATA",
+        help=f"inputs of the model: a file ({', '.join(TENSOR_FILES)}) with a tensor [N, ...]; or a loader, "
+        f"a list of batches, or a function that returns one, {AS}",
+    )
+
+
+def add_example(group: Options) -> None:
+    """``--example``."""
+    group.add_argument(
+        "--example",
+        type=values.shape,
+        nargs="+",
+        metavar="SHAPE",
+        help="shapes of random inputs, such as 2x3x224x224, one for each argument of forward",
+    )
+
+
+def add_tasks(group: Options, *, required: bool) -> None:
+    """``--tasks``."""
+    group.add_argument(
+        "--tasks",
+        type=values.tasks,
+        required=required,
+        metavar="TASKS",
+        help="names of outputs: depth,normals (dict keys), depth=aux.depth (a path), depth=0 (an index); or "
+        f"a sequence of Task, or a function that returns one, {AS}"
+        + ("" if required else " (default: one task for each output of the model)"),
+    )
+
+
+def add_limit(group: Options) -> None:
+    """``--macs`` or ``--parameters``."""
+    limits = group.add_mutually_exclusive_group(required=True)
+    wanted = "of the pruned model: a fraction of the dense model's, such as 0.5, or a count"
+    limits.add_argument("--macs", type=values.limit, metavar="N", help=f"MACs {wanted}")
+    limits.add_argument("--parameters", type=values.limit, metavar="N", help=f"parameters {wanted}")
+
+
+def add_widths(group: Options) -> None:
+    """What limits how narrow layers become."""
+    group.add_argument(
+        "--floor",
+        type=values.share,
+        default=FLOOR,
+        metavar="F",
+        help=f"keep at least this share of each group's units (default: {FLOOR:g})",
+    )
+    group.add_argument(
+        "--min-width",
+        type=values.count(),
+        default=MIN_WIDTH,
+        metavar="N",
+        help=f"keep at least N units in each group (default: {MIN_WIDTH})",
+    )
+    group.add_argument(
+        "--round-to",
+        type=values.count(),
+        default=ROUND_TO,
+        metavar="N",
+        help=f"round kept widths up to a multiple of N (default: {ROUND_TO})",
+    )
+    group.add_argument(
+        "--protect",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATTERN",
+        help="groups, parameters or modules that keep their width; *, ? and [] match as in a shell",
+    )
+
+
+def add_rules(group: Options, *, criterion: str, arbiter: str) -> None:
+    """``--criterion``, ``--arbiter`` and ``--ranking``; the arguments describe the defaults."""
+    group.add_argument(
+        "--criterion",
+        metavar="NAME",
+        help=f"how units are scored: {', '.join(names.CRITERIA)} (default: {criterion})",
+    )
+    group.add_argument(
+        "--arbiter",
+        metavar="NAME",
+        help="how the tasks' scores become one decision: "
+        f"{', '.join(names.ARBITERS)}, {names.QUORUM} (default: {arbiter})",
+    )
+    group.add_argument(
+        "--ranking",
+        metavar="NAME",
+        help=f"how layers compete for units: {', '.join(names.RANKINGS)} (default: per-cost)",
+    )
+
+
+def add_structure(group: Options) -> None:
+    """``--form`` and ``--attention``."""
+    group.add_argument(
+        "--form",
+        choices=FORMS,
+        default="module",
+        help="what is pruned: the module itself, or its exported graph, where sizes that forward hard-codes "
+        "can shrink as well (default: module)",
+    )
+    group.add_argument(
+        "--attention",
+        choices=ATTENTION,
+        default="heads",
+        help="what is removed from attention: whole heads, or one index of the head dimension in every head "
+        "(default: heads)",
+    )
+
+
+def add_seed(group: Options) -> None:
+    """``--seed``."""
+    group.add_argument("--seed", type=values.seed, default=0, metavar="N", help="random seed (default: 0)")
+
+
+def add_out(group: Options) -> None:
+    """``--out``."""
+    group.add_argument(
+        "--out", type=values.output_folder, required=True, metavar="DIR", help="folder to write"
+    )
+
+
+def add_delivery(group: Options) -> None:
+    """``--onnx``, ``--latency`` and ``--threads``."""
+    group.add_argument(
+        "--onnx",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write model.onnx and check it against PyTorch (default: yes)",
+    )
+    group.add_argument(
+        "--latency",
+        action="store_true",
+        help="also measure the latency of the dense and the pruned model in ONNX Runtime",
+    )
+    group.add_argument(
+        "--threads",
+        type=values.count(),
+        default=1,
+        metavar="N",
+        help="threads used by --latency (default: 1)",
+    )
+
+
+def add_json(group: Options) -> None:
+    """``--json``."""
+    group.add_argument("--json", action="store_true", help="print one JSON document on standard output")

@@ -1,0 +1,151 @@
+"""The parser of the whole command line; importing this module imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import version
+
+from disparse_structured.cli import options, values
+from disparse_structured.cli.prune_parser import add_prune
+from disparse_structured.cli.train_parser import add_train
+from disparse_structured.cli.usage import Parser
+
+LEVELS = ("unit", "weight")
+RATIOS = {"weight": 0.922, "unit": 0.5}
+
+
+def build_parser() -> Parser:
+    """The parser with all commands."""
+    parser = Parser(
+        prog="disparse",
+        description="Structured pruning of multi-task networks.",
+        epilog="`disparse COMMAND --help` lists the options of a command.",
+    )
+    installed = version("disparse-structured")
+    parser.add_argument("--version", action="version", version=f"disparse {installed}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    add_prune(commands)
+    add_train(commands)
+    _add_inspect(commands)
+    _add_relate(commands)
+    _add_show(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_inspect(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = options.add_command(
+        commands,
+        "inspect",
+        usage="--model FACTORY (--data DATA | --example SHAPE [SHAPE ...]) [options]",
+        help="show what can shrink, what cannot and why, and how far a budget can go",
+        description="Show the groups of units that shrink together. Nothing is scored, changed or written.",
+    )
+    subject = parser.add_argument_group("model and data")
+    options.add_model(subject)
+    inputs = subject.add_mutually_exclusive_group(required=True)
+    options.add_data(inputs, required=False)
+    options.add_example(inputs)
+    options.add_tasks(subject, required=False)
+    options.add_structure(subject)
+    budget = parser.add_argument_group("budget")
+    options.add_widths(budget)
+    budget.add_argument(
+        "--budget-steps",
+        action="store_true",
+        help="show how far a budget can go for several values of --floor",
+    )
+    options.add_json(parser.add_argument_group("output"))
+
+
+def _add_relate(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = options.add_command(
+        commands,
+        "relate",
+        usage="--model FACTORY --data DATA --tasks TASKS --out DIR [options]",
+        help="measure how related the tasks are, layer by layer",
+        description="Measure how much the tasks agree on what to keep in each layer. Writes\n"
+        "relatedness.json and figures into a folder; published values are shown for comparison.",
+    )
+    subject = parser.add_argument_group("model and data")
+    options.add_model(subject)
+    subject.add_argument(
+        "--weights",
+        type=values.weights_file,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="trained weights, one file for each training run: safetensors, or torch files that hold tensors "
+        "only",
+    )
+    subject.add_argument("--trained", action="store_true", help="the factory returns a trained model")
+    options.add_data(subject, required=True)
+    options.add_tasks(subject, required=True)
+    subject.add_argument(
+        "--batches", type=values.count(), metavar="N", help="read the first N batches only (default: all)"
+    )
+    method = parser.add_argument_group("method")
+    method.add_argument(
+        "--level",
+        choices=(*LEVELS, "both"),
+        default="both",
+        help="compare kept units or kept weights (default: both)",
+    )
+    method.add_argument(
+        "--ratio",
+        type=values.share_below_one,
+        metavar="R",
+        help="share that each task removes "
+        f"(default: {RATIOS['weight']:g} of the weights, as published, and {RATIOS['unit']:g} of the units)",
+    )
+    method.add_argument(
+        "--seeds", type=values.count(), default=3, metavar="N", help="untrained networks to draw (default: 3)"
+    )
+    method.add_argument(
+        "--criterion",
+        default="fisher",
+        metavar="NAME",
+        help="how units are scored, as in prune (default: fisher)",
+    )
+    method.add_argument(
+        "--ranking",
+        default="layer",
+        metavar="NAME",
+        help="how layers compete for units, as in prune (default: layer)",
+    )
+    output = parser.add_argument_group("output")
+    options.add_out(output)
+    options.add_json(output)
+
+
+def _add_show(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = options.add_command(
+        commands,
+        "show",
+        usage="DIR [options]",
+        help="print the plan and the report of a saved folder",
+        description="Print the plan and the report of a folder that `disparse prune` or\n"
+        "`disparse train` wrote.",
+    )
+    parser.add_argument("folder", metavar="DIR", help="the folder")
+    options.add_json(parser)
+
+
+def _add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = options.add_command(
+        commands,
+        "demo",
+        usage="[options]",
+        help="train, prune, fine-tune and export a small multi-task network in minutes",
+        description="Train a small multi-task network on rendered scenes, prune, fine-tune and export it.",
+    )
+    parser.add_argument(
+        "--out",
+        type=values.output_folder,
+        default="demo-out",
+        metavar="DIR",
+        help="folder to write (default: demo-out)",
+    )
+    options.add_seed(parser)
+    parser.add_argument("--quick", action="store_true", help="train less, to see the steps only")
+    options.add_json(parser)

@@ -1,0 +1,94 @@
+"""The parser of ``disparse prune``; importing this module imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+
+from disparse_structured.cli import names, options, values
+from disparse_structured.cli.usage import Parser
+
+SAMPLES = 64
+"""How many inputs the default method reads."""
+
+
+def add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Adds the command to ``commands``."""
+    parser = options.add_command(
+        commands,
+        "prune",
+        usage="--model FACTORY --data DATA (--macs N | --parameters N) --out DIR [options]",
+        help="make a model smaller, without training",
+        description="Prune a model to a budget. A few dozen inputs are enough; the default method needs no\n"
+        f"labels. Writes {options.FILES}.",
+        epilog="example:\n  disparse prune --model net.py:build --weights dense.safetensors "
+        "--data images.npy \\\n      --macs 0.5 --out small",
+    )
+    subject = parser.add_argument_group("model and data")
+    options.add_model(subject)
+    options.add_weights(subject)
+    options.add_data(subject, required=False)  # checks.py says what to give
+    subject.add_argument("--example", nargs="+", help=argparse.SUPPRESS)  # refused with a reason
+    options.add_tasks(subject, required=False)
+    subject.add_argument(
+        "--samples",
+        type=values.count(2),
+        metavar="N",
+        help=f"read N inputs (default: {SAMPLES} for --method compensated, all of --data otherwise)",
+    )
+    budget = parser.add_argument_group("budget")
+    options.add_limit(budget)
+    options.add_widths(budget)
+    _add_method(parser.add_argument_group("method", options.OWN))
+    output = parser.add_argument_group("output")
+    options.add_out(output)
+    output.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="skip the check of the pruned model against the masked dense model",
+    )
+    options.add_delivery(output)
+    options.add_json(output)
+
+
+def _add_method(method: options.Group) -> None:
+    method.add_argument(
+        "--method",
+        default="compensated",
+        metavar="NAME",
+        help="how to decide what is removed. compensated: by the damage to each task's output that remains "
+        "after the other weights have compensated, without labels; disparse: every task votes, by its loss "
+        "if it has one; iterative: the votes of disparse in several rounds (default: compensated)",
+    )
+    options.add_rules(
+        method,
+        criterion="taylor for compensated, fisher otherwise",
+        arbiter="weighted-mean for compensated, unanimous otherwise",
+    )
+    method.add_argument(
+        "--priority",
+        type=values.by_task(values.not_negative),
+        action="append",
+        default=[],
+        metavar="TASK=W",
+        help="weight of the damage to a task, 1 for tasks not named; repeat it for further tasks. Implies "
+        "--arbiter priority",
+    )
+    method.add_argument(
+        "--tolerance",
+        type=values.by_task(values.positive),
+        action="append",
+        default=[],
+        metavar="TASK=X",
+        help="largest relative deviation of a task's output from the dense model's, such as depth=0.01; "
+        "repeat it for further tasks. If the budget cannot be met within it, the command says why. Takes "
+        "the place of --arbiter",
+    )
+    method.add_argument(
+        "--refit",
+        default="least-squares",
+        metavar="NAME",
+        help=f"how the remaining weights are refit: {', '.join(names.REFITS)} (default: least-squares)",
+    )
+    options.add_structure(method)
+    options.add_seed(method)

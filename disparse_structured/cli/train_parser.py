@@ -1,0 +1,130 @@
+"""The parser of ``disparse train``; importing this module imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+
+from disparse_structured.cli import options, values
+from disparse_structured.cli.usage import Parser
+
+REGIMES = ("pretrained", "static", "dynamic")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+def add_train(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Adds the command to ``commands``."""
+    parser = options.add_command(
+        commands,
+        "train",
+        usage="--model FACTORY --data DATA --tasks TASKS --regime REGIME --epochs N\n"
+        "                      (--macs N | --parameters N) --out DIR [options]",
+        help="train a model and prune it before, at the start of, or during training",
+        description="Train a model under a pruning regime. If the training is interrupted, the same command\n"
+        "resumes it from checkpoint.pt, to the same result. torchrun distributes it over processes.\n"
+        f"Writes {options.FILES}.",
+    )
+    subject = parser.add_argument_group("model and data")
+    options.add_model(subject)
+    options.add_weights(subject)
+    subject.add_argument(
+        "--data",
+        required=True,
+        metavar="LOADER",
+        help=f"training batches: a loader, a list of batches, or a function that returns one, {options.AS}",
+    )
+    options.add_tasks(subject, required=True)
+    budget = parser.add_argument_group("budget")
+    options.add_limit(budget)
+    options.add_widths(budget)
+    _add_regime(parser.add_argument_group("method", options.OWN))
+    _add_training(parser.add_argument_group("training"))
+    output = parser.add_argument_group("output")
+    options.add_out(output)
+    options.add_delivery(output)
+    options.add_json(output)
+
+
+def _add_regime(method: options.Group) -> None:
+    method.add_argument(
+        "--regime",
+        required=True,
+        choices=REGIMES,
+        help="pretrained: prune a trained model, then fine-tune it; static: prune at initialization, then "
+        "train; dynamic: remove and regrow units during training",
+    )
+    options.add_rules(method, criterion="snip for --regime static, fisher otherwise", arbiter="unanimous")
+    method.add_argument(
+        "--scoring-batches",
+        type=values.count(),
+        default=8,
+        metavar="N",
+        help="batches of --data read to score the units (default: 8)",
+    )
+    method.add_argument(
+        "--stages",
+        type=values.count(),
+        default=1,
+        metavar="N",
+        help="pretrained: prune in N stages, with training in between (default: 1)",
+    )
+    method.add_argument(
+        "--every",
+        type=values.count(),
+        metavar="N",
+        help="training steps between stages (pretrained) or exchanges of units (dynamic)",
+    )
+    method.add_argument(
+        "--fraction",
+        type=values.share_below_one,
+        default=0.3,
+        metavar="F",
+        help="dynamic: share of the budget that the first exchange moves (default: 0.3)",
+    )
+    method.add_argument(
+        "--until",
+        type=values.share_above_zero,
+        default=0.75,
+        metavar="F",
+        help="dynamic: share of the training steps after which the mask is fixed (default: 0.75)",
+    )
+    options.add_seed(method)
+
+
+def _add_training(training: options.Group) -> None:
+    count, positive = values.count(), values.positive
+    training.add_argument("--epochs", type=count, required=True, metavar="N", help="passes over --data")
+    training.add_argument(
+        "--lr", type=positive, default=1e-3, metavar="X", help="peak learning rate (default: 0.001)"
+    )
+    training.add_argument(
+        "--weight-decay",
+        type=values.not_negative,
+        default=0.01,
+        metavar="X",
+        help="weight decay (default: 0.01)",
+    )
+    training.add_argument(
+        "--validation", metavar="LOADER", help="batches to evaluate after each epoch, given like --data"
+    )
+    training.add_argument(
+        "--patience",
+        type=count,
+        metavar="N",
+        help="stop N epochs after the best --validation loss, and keep the weights of that epoch",
+    )
+    training.add_argument(
+        "--distill", type=positive, metavar="W", help="also learn from the dense model, with this loss weight"
+    )
+    training.add_argument(
+        "--teacher", type=values.weights_file, metavar="FILE", help="weights of the model to distill from"
+    )
+    training.add_argument(
+        "--precision", choices=PRECISIONS, default="32-true", help="training precision (default: 32-true)"
+    )
+    training.add_argument(
+        "--checkpoint-every",
+        type=count,
+        default=100,
+        metavar="N",
+        help="training steps between checkpoints (default: 100)",
+    )
