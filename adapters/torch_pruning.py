@@ -86,7 +86,7 @@ def removal_order(
 
 
 def _first_removed(keep_at: Callable[[float], Tensor]) -> Tensor:
-    """float64 ``[units]``: the ratio at which each unit is removed, by bisection; infinite if there is none."""
+    """float64 ``[units]``: the ratio at which each unit is removed, by bisection; infinite if none does."""
     before, after = keep_at(0.0), keep_at(1.0)
     result = torch.full(before.shape, torch.inf, dtype=torch.float64)
     result[~before] = 0.0
