@@ -232,7 +232,7 @@ def test_the_second_step_of_a_pruner_is_refused() -> None:
 def test_another_model_is_refused() -> None:
     model = network()
     pruner = tp.pruner.BasePruner(network(), X, importance=importance_of(model))
-    with pytest.raises(PlanError, match="is not a module of the model that the scores are of"):
+    with pytest.raises(PlanError, match=r"is not a module of the scored model\. Give"):
         pruner.step()
 
 
