@@ -19,7 +19,7 @@ from torch_pruning.pruner.importance import Importance
 
 from disparse_structured.decision.arbiters import Arbiter, Ballot, Unanimous, arbitrate
 from disparse_structured.decision.rankings import GlobalRanking, ranking_context
-from disparse_structured.decision.votes import normalise, standing, standings, vote
+from disparse_structured.decision.votes import normalize, standing, standings, vote
 from disparse_structured.errors import PlanError
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.scoring import Probe
@@ -54,7 +54,7 @@ def removal_order(
         PlanError: the scores do not fit the structure, or the arbiter does not return a decision.
     """
     reach, ranking = structure.reach, GlobalRanking()
-    normalized = normalise(scores, reach, structure.tasks)
+    normalized = normalize(scores, reach, structure.tasks)
     free = torch.ones(structure.units, dtype=torch.bool)
     for group in structure.groups:
         free[group.slice] = group.name not in structure.unclaimed

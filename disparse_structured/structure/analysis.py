@@ -30,7 +30,7 @@ from disparse_structured.structure.declared import Declarations
 from disparse_structured.structure.grouping import Grouping, group_units
 from disparse_structured.structure.groups import Attention, ChannelGroup, Pin, RatioConstraint, reach_matrix
 from disparse_structured.structure.labels import PinRecord
-from disparse_structured.structure.pins import summarise
+from disparse_structured.structure.pins import summarize
 from disparse_structured.structure.ratios import ratio_constraints
 from disparse_structured.structure.resizing import resizing_of
 from disparse_structured.structure.scales import AttentionScale
@@ -72,8 +72,8 @@ def analyse(
     Raises:
         TaskError: no task, a selector that misses, a task that reaches nothing.
         CaptureError: the model cannot be exported.
-        UnsupportedModelError: wrapped, compiled, scripted or quantised models.
-        PlanError: ``form`` or ``attention`` has another value.
+        UnsupportedModelError: wrapped, compiled, scripted or quantized models.
+        OptionError: ``form`` or ``attention`` has another value.
     """
     for name, given, known in (("form", form, Form), ("attention", attention, Attention)):
         if given not in get_args(known):
@@ -308,7 +308,7 @@ def _pins(subject: Subject, trace: Trace, solution: _Solution) -> tuple[tuple[Pi
     singletons = solution.grouping.singletons
     records = [*trace.labels.pins, *solution.numbers.pins, *([singletons] if singletons else [])]
     parameters = subject.parameters
-    return summarise(
+    return summarize(
         records,
         {name: value for name, value in trace.tensors.items() if name in parameters},
         solution.classes,

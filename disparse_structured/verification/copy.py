@@ -33,7 +33,7 @@ class VerificationCopy:
     """A deep copy of a model in eval mode, its structure, and inputs of its own.
 
     The copy has other values where the model's own would hide a mistake: a branch that is scaled by
-    zero, or a normalisation as it was initialised, which is the same for all channels.
+    zero, or a normalization as it was initialized, which is the same for all channels.
     """
 
     model: nn.Module
@@ -67,7 +67,7 @@ class VerificationCopy:
         found = structure_at(structure, dense, inputs)
         if found.fingerprint != structure.fingerprint:
             raise PlanError(
-                f"the model's structure in {dtype} is not the one that was analysed. "
+                f"the model's structure in {dtype} is not the one that was analyzed. "
                 "Analyse the model as it is now and make a new plan."
             )
         return cls(dense, found, inputs, dtype)

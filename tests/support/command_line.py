@@ -100,7 +100,7 @@ def endless():
         yield from images
 
 
-def labelled():
+def labeled():
     return [(image, "labels that nobody reads") for image in images]
 
 
