@@ -87,7 +87,8 @@ class Task:
 def check_tasks(tasks: Sequence[Task | str]) -> tuple[Task, ...]:
     """``tasks`` as a tuple, each name made a task; refused if empty, or if a name is used twice."""
     if isinstance(tasks, Task | str):
-        raise TaskError(f"tasks must be a list, got {tasks!r}. Pass tasks=[{tasks!r}].")
+        name = tasks if isinstance(tasks, str) else tasks.name
+        raise TaskError(f"tasks must be a list, got the {type(tasks).__name__} {name!r}. Pass a list of one.")
     if not isinstance(tasks, Iterable):
         raise TaskError(f"tasks must be a list of Task objects or names, got {tasks!r}.")
     found = tuple(Task(task) if isinstance(task, str) else task for task in tasks)

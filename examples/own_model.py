@@ -7,7 +7,7 @@ Run it as a program:
 or give its three functions to the command line:
 
     disparse prune --model examples/own_model.py:build --data examples/own_model.py:batches \
-        --tasks examples/own_model.py:tasks --macs 0.5 --out pruned
+        --tasks examples/own_model.py:tasks --method disparse --macs 0.5 --out pruned
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from disparse_structured import Task, load, prune
+from disparse_structured import DiSparse, Task, load, prune
 from disparse_structured.lab.losses import cosine, cross_entropy, depth_l1
 from disparse_structured.lab.scenes import CLASSES, scene_loader
 
@@ -69,12 +69,12 @@ def build() -> nn.Module:
 
 
 def batches() -> Iterable[dict[str, Tensor]]:
-    """Your own DataLoader; a few hundred samples are plenty for the scores."""
+    """Your own DataLoader; a few hundred examples are plenty for the scores."""
     return scene_loader(count=16, batch_size=4, size=(24, 32))
 
 
-# A loss says how a task's output meets the batch. Without one the task is scored by the response of its
-# own output, so that images alone are enough.
+# A loss compares a task's output with the batch. Without one the task is scored by the response of its
+# own output, so images alone are enough.
 tasks = (
     Task("segmentation", "segmentation", lambda output, batch: cross_entropy(output, batch["labels"])),
     Task("depth", "depth", lambda output, batch: depth_l1(output, batch["depth"])),
@@ -83,13 +83,13 @@ tasks = (
 
 
 def main() -> None:
-    image = next(iter(batches()))["image"]
-    pruned = prune(build(), image[:2], tasks, batches(), macs=0.5)
-    print(pruned.plan)
-    print(pruned.report)
-    pruned.save("pruned")
+    result = prune(build(), batches(), tasks, macs=0.5, method=DiSparse())  # votes, by the losses above
+    print(result.plan)
+    print(result.report)
+    result.save("pruned")
     again = load("pruned", build)
-    for name, output in pruned.model(image).items():
+    image = next(iter(batches()))["image"]
+    for name, output in result.model(image).items():
         assert torch.equal(again(image)[name], output)
 
 

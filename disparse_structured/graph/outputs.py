@@ -75,9 +75,14 @@ def resolve_tasks(
     tasks = tuple(tasks)
     if not any(isinstance(task, str) for task in tasks):
         return check_tasks(tasks)
-    output = _run(copied(model), as_arguments(example_inputs))
+    output = output_of(model, as_arguments(example_inputs))
     known = {task.name: task for task in _entries(output)}
     return check_tasks([known.get(task, task) if isinstance(task, str) else task for task in tasks])
+
+
+def output_of(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """What a copy of ``model`` returns in eval mode; raises :class:`BatchError` if it refuses ``inputs``."""
+    return _run(copied(model), inputs)
 
 
 def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:

@@ -11,6 +11,9 @@ from torch import nn
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.budget import Budget
+from disparse_structured.errors import CaptureError
+from disparse_structured.graph.capture import check_supported
+from disparse_structured.graph.outputs import output_of
 from disparse_structured.pipeline.compensated import Compensated
 from disparse_structured.pipeline.inputs import Data
 from disparse_structured.pipeline.method import Method, Problem
@@ -96,6 +99,7 @@ def prune(
         DisparseError: another of its subclasses, naming what was found and what to do. Whatever is raised,
             ``model`` is unchanged.
     """
+    check_supported(model)
     budget = the_budget(macs, parameters, budget)
     check_method(method)
     check_refit(refit)
@@ -105,7 +109,7 @@ def prune(
     )
     if structure is None:
         with step("reading the structure", progress):
-            structure = analyse(model, given.example_inputs, tasks)
+            structure = _analyse(model, given.example_inputs, tasks)
     problem = Problem(
         model,
         structure,
@@ -126,6 +130,16 @@ def prune(
             decision.plan(structure, method=type(method).__name__, criterion=saliency.criterion, seed=seed)
         )
     return PruningResult.of(structure, saliency, done.applied, done.deviation, done.refit, costs=[budget.of])
+
+
+def _analyse(
+    model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[Task | str] | None
+) -> Structure:
+    try:
+        return analyse(model, example_inputs, tasks)
+    except CaptureError:
+        output_of(model, example_inputs)  # where the model itself refuses the data, its own reason says more
+        raise
 
 
 def _fits(method: Method) -> bool:

@@ -14,10 +14,11 @@ from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.arbiters import Unanimous
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import smallest
+from disparse_structured.errors import OptionError
 from disparse_structured.naming import rule_name
 from disparse_structured.pipeline import DiSparse
 from disparse_structured.regimes.masked import MaskedRegime
-from disparse_structured.regimes.scorings import DecisionSettings
+from disparse_structured.regimes.scorings import DecisionSettings, check_votes
 from disparse_structured.scoring import Criterion
 from disparse_structured.structure import analyse
 from disparse_structured.tasks import Task
@@ -48,7 +49,7 @@ class Dynamic(MaskedRegime):
 
     Raises:
         BudgetError: the budget cannot be met; ``model`` is unchanged.
-        ValueError: a number is out of its range.
+        OptionError: a number is out of its range, or ``method`` is not DiSparse.
     """
 
     def __init__(
@@ -71,10 +72,11 @@ class Dynamic(MaskedRegime):
         first_batches: int | None = 16,
     ) -> None:
         if steps < 1 or every < 1 or not 0 < fraction < 1 or not 0 < until <= 1:
-            raise ValueError(
+            raise OptionError(
                 f"steps={steps}, every={every}, fraction={fraction}, until={until}: steps and every must be "
                 "at least 1, fraction between 0 and 1, until above 0 and at most 1."
             )
+        check_votes(method)
         structure = analyse(model, example_inputs, tasks)
         super().__init__(
             model,

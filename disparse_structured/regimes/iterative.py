@@ -10,9 +10,10 @@ from torch import nn
 
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.budget import Budget
+from disparse_structured.errors import OptionError
 from disparse_structured.pipeline import DiSparse, PruningResult
 from disparse_structured.regimes.masked import MaskedRegime
-from disparse_structured.regimes.scorings import DecisionSettings
+from disparse_structured.regimes.scorings import DecisionSettings, check_votes
 from disparse_structured.structure import analyse
 from disparse_structured.tasks import Task
 
@@ -36,7 +37,7 @@ class Iterative(MaskedRegime):
 
     Raises:
         BudgetError: the budget cannot be met; ``model`` is unchanged.
-        ValueError: ``stages`` or ``every`` is below 1.
+        OptionError: ``stages`` or ``every`` is below 1, or ``method`` is not DiSparse.
     """
 
     def __init__(
@@ -55,7 +56,8 @@ class Iterative(MaskedRegime):
         batches: int | None = None,
     ) -> None:
         if stages < 1 or every < 1:
-            raise ValueError(f"stages={stages} and every={every}: both must be at least 1.")
+            raise OptionError(f"stages={stages} and every={every}: both must be at least 1.")
+        check_votes(method)
         structure = analyse(model, example_inputs, tasks)
         super().__init__(
             model,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ class _Physical(Regime):
         batches: int | None = None,
     ) -> None:
         check_method(method)
+        if isinstance(data, Iterator):  # a method may read it more than once
+            data = list(itertools.islice(data, batches))
         self.structure = analyse(model, example_inputs, tasks)
 
         def decided() -> Decided:

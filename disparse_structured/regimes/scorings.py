@@ -13,11 +13,22 @@ from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import Decision
 from disparse_structured.decision.plan import Plan
+from disparse_structured.errors import OptionError
 from disparse_structured.pipeline import DiSparse
 from disparse_structured.regimes.processes import on_rank_zero
 from disparse_structured.regimes.reading import undisturbed
 from disparse_structured.scoring import Saliency
 from disparse_structured.structure import Structure
+
+
+def check_votes(method: object) -> None:
+    """Raises :class:`OptionError` unless ``method`` is a :class:`DiSparse`, which can vote more than once."""
+    if not isinstance(method, DiSparse):
+        found = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
+        raise OptionError(
+            f"method must be DiSparse(...) in a regime that decides more than once, got {found}. "
+            "Pretrained and Static take any method."
+        )
 
 
 @dataclass(frozen=True, eq=False)

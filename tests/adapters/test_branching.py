@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from disparse_structured import analyse, prune
+from disparse_structured import DiSparse, analyse, prune
 from disparse_structured.adapters.branching import branch, children_before
 from disparse_structured.adapters.timm import DenseHead, LinearHead, MultiTask, multitask
 from disparse_structured.errors import TaskError, UnsupportedModelError

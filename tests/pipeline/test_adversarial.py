@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils import prune as masks
 
-from disparse_structured import prune
+from disparse_structured import DiSparse, prune
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import (
@@ -34,14 +34,16 @@ from disparse_structured.errors import (
     VerificationError,
 )
 from disparse_structured.structure import analyse
-from disparse_structured.surgery.module import Applied, Verifier, apply, cut
+from disparse_structured.surgery.module import Applied, apply, cut
 from disparse_structured.surgery.saving import load
 from disparse_structured.tasks import Task
+from disparse_structured.verification.verifier import Verifier
 from tests.support.plans import random_keep, snapshot
-from tests.support.zoo import randomise_norms
+from tests.support.zoo import randomize_norms
 
 Body = Callable[[Tensor, nn.ModuleDict], Tensor]
 WHOLE = (Task("whole", lambda output: output),)
+VOTES: dict[str, Any] = {"method": DiSparse(), "refit": None}
 
 
 class Around(nn.Module):
@@ -125,7 +127,7 @@ class Doubled(nn.Module):
         return weight * 2
 
 
-class Centred(nn.Module):
+class Centered(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return weight - weight.mean((1, 2, 3), keepdim=True)
 
@@ -136,7 +138,7 @@ class Whitened(nn.Module):
         return F.batch_norm(flat, None, None, training=True).reshape_as(weight)
 
 
-def parametrised(layer: nn.Module, parametrization: nn.Module) -> nn.Module:
+def parametrized(layer: nn.Module, parametrization: nn.Module) -> nn.Module:
     parametrize.register_parametrization(layer, "weight", parametrization)
     return layer
 
@@ -191,11 +193,11 @@ PRUNABLE: dict[str, Callable[[], nn.Module]] = {
         inner, 6, inner=nn.Sequential(parametrizations.weight_norm(conv(8, 6)), nn.ReLU(), conv(6, 6))
     ),
     "computed-weight": image(
-        inner, 6, inner=nn.Sequential(parametrised(conv(8, 6), Doubled()), nn.ReLU(), conv(6, 6))
+        inner, 6, inner=nn.Sequential(parametrized(conv(8, 6), Doubled()), nn.ReLU(), conv(6, 6))
     ),
-    "centred-weight": image(inner, 6, inner=parametrised(conv(8, 6), Centred())),
-    "weight-through-batch-norm": image(inner, 6, inner=parametrised(conv(8, 6), Whitened())),
-    "computed-scale": image(inner, inner=parametrised(nn.BatchNorm2d(8), Doubled())),
+    "centered-weight": image(inner, 6, inner=parametrized(conv(8, 6), Centered())),
+    "weight-through-batch-norm": image(inner, 6, inner=parametrized(conv(8, 6), Whitened())),
+    "computed-scale": image(inner, inner=parametrized(nn.BatchNorm2d(8), Doubled())),
     "masked-weight": lambda: Around(inner, 6, inner=nn.Sequential(masked_layer(), nn.ReLU(), conv(6, 6))),
     "bias-used-apart": image(bias_apart, 8, inner=conv(8, 8)),
     "weight-used-alone": image(
@@ -212,17 +214,17 @@ PRUNABLE: dict[str, Callable[[], nn.Module]] = {
 def test_awkward_networks_are_pruned_right(id: str) -> None:
     torch.manual_seed(1)
     model = PRUNABLE[id]().eval()
-    randomise_norms(model)
+    randomize_norms(model)
     inputs = inputs_of(model)
     before = snapshot(model)
     structure = analyse(model, inputs, WHOLE)
     assert snapshot(model) == before
-    judge = Verifier(model, structure)
+    verifier = Verifier(model, structure, cut)
 
     assert structure.groups
     for seed in range(3):
         keep = random_keep(structure, seed)
-        assert judge.mismatch(keep) is None
+        assert verifier.mismatch(keep) is None
         pruned = cut(model, structure, keep)
         counted = sum(parameter.numel() for parameter in pruned.parameters())
         assert counted == structure.cost.parameters.total(keep)
@@ -308,7 +310,7 @@ def test_reach_and_votes_go_through_writes_in_place() -> None:
 
     assert reach["side.0"] == ("sum",)
     assert reach["early.0"] == ("early",)
-    pruned = prune(model, (torch.randn(2, 3, 6, 6),), tasks, macs=0.6, refit=None, method=DiSparse())
+    pruned = prune(model, torch.randn(2, 3, 6, 6), tasks, macs=0.6, **VOTES)
     assert pruned.report.verification.verified
     assert pruned.report.refused == ()
 
@@ -391,11 +393,11 @@ def test_numbers_in_a_list_follow_and_stay_plain_integers() -> None:
     ],
 )
 def test_what_shifts_with_the_width_is_refused_by_name(forward: Callable[[Numbers, Tensor], Tensor]) -> None:
-    operation = applied(Numbers(forward), (torch.randn(2, 5, 6),))
+    done = applied(Numbers(forward), (torch.randn(2, 5, 6),))
 
-    assert [refusal.group for refusal in operation.refused] == ["first"]
-    assert "deviates from the masked twin" in operation.refused[0].reason
-    assert operation.plan.removals == {}
+    assert [refusal.group for refusal in done.refused] == ["first"]
+    assert "deviates from the masked twin" in done.refused[0].reason
+    assert done.plan.removals == {}
 
 
 def test_only_the_culprit_is_left_alone() -> None:
@@ -411,10 +413,10 @@ def test_only_the_culprit_is_left_alone() -> None:
                 x = x * x.shape[-1] ** -0.5 if i in (2, 6) else x
             return self.last(x)
 
-    operation = applied(Chain(), (torch.randn(2, 6),))
+    done = applied(Chain(), (torch.randn(2, 6),))
 
-    assert {refusal.group for refusal in operation.refused} == {"layers.2", "layers.6"}
-    assert len(operation.plan.removals) == 7
+    assert {refusal.group for refusal in done.refused} == {"layers.2", "layers.6"}
+    assert len(done.plan.removals) == 7
 
 
 def test_layers_know_their_new_widths() -> None:
@@ -422,7 +424,7 @@ def test_layers_know_their_new_widths() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.table = nn.Embedding(11, 8, padding_idx=0)
-            self.mix = nn.Sequential(nn.Linear(8, 10), nn.ReLU(), parametrised(nn.Linear(10, 8), Doubled()))
+            self.mix = nn.Sequential(nn.Linear(8, 10), nn.ReLU(), parametrized(nn.Linear(10, 8), Doubled()))
             self.out = nn.Linear(8, 11, bias=False)
             self.out.weight = self.table.weight
 
@@ -509,12 +511,12 @@ class Table(Numbers):
 
 @pytest.mark.parametrize(("kind", "dtype"), [(Casting, "torch.float64"), (Table, "torch.float32")])
 def test_a_model_is_proven_in_the_widest_type_it_runs_in(kind: type[Numbers], dtype: str) -> None:
-    operation = applied(kind(lambda self, x: x.relu()), (torch.randn(2, 5, 6),))
+    done = applied(kind(lambda self, x: x.relu()), (torch.randn(2, 5, 6),))
 
-    assert operation.verification is not None
-    assert operation.verification.dtype == dtype
-    assert operation.refused == ()
-    assert operation.plan.removals
+    assert done.verification is not None
+    assert done.verification.dtype == dtype
+    assert done.refused == ()
+    assert done.plan.removals
 
 
 # The user's model.
@@ -542,7 +544,7 @@ class Merging(nn.Linear):
 def test_a_train_method_of_the_users_own_is_not_called() -> None:
     model = nn.Sequential(Merging(6, 8), nn.ReLU(), Merging(8, 4)).train()
     before = snapshot(model)
-    pruned = prune(model, (torch.randn(2, 6),), WHOLE, parameters=0.6, refit=None, method=DiSparse())
+    pruned = prune(model, torch.randn(2, 6), WHOLE, parameters=0.6, **VOTES)
 
     assert snapshot(model) == before
     assert pruned.report.verification.verified
@@ -557,9 +559,9 @@ def test_activations_that_a_layer_remembers_do_not_hinder() -> None:
 
     model = Watched(lambda self, x: x.relu())
     seen = model(torch.randn(2, 5, 6))
-    operation = applied(model, (torch.randn(2, 5, 6),))
+    done = applied(model, (torch.randn(2, 5, 6),))
 
-    assert operation.refused == ()
+    assert done.refused == ()
     assert model.seen[0] is seen
 
 
@@ -605,14 +607,14 @@ def losing(loss: Callable[[Tensor, Any], Any]) -> dict[str, Any]:
     ("options", "error", "text"),
     [
         ({"tasks": []}, TaskError, "no task was given"),
-        ({"tasks": WHOLE[0]}, TaskError, "Pass a list"),
+        ({"tasks": WHOLE[0]}, TaskError, "Pass a list of one"),
         ({"tasks": [Task("a", "depth")]}, TaskError, "misses at 'depth'"),
         ({"tasks": [*WHOLE, Task("b", lambda _: X)]}, TaskError, "'b' reaches nothing"),
         (losing(lambda output, _: output), TaskError, "expected a floating-point tensor with one value"),
         (losing(lambda output, _: output.sum() * float("inf")), TaskError, "its loss is"),
         (losing(lambda output, _: (output * 0).abs().sqrt().sum()), GradientError, "layer '4' is NaN"),
         ({"data": []}, BatchError, "yields no batch"),
-        ({"data": [torch.randn(2, 7)]}, BatchError, "refuses a batch"),
+        ({"data": [torch.randn(2, 7)]}, BatchError, "refused a batch"),
         ({"macs": 0.0}, BudgetError, "would leave no model"),
         ({"macs": 1.0}, BudgetError, "Use a fraction between 0 and 1"),
         ({"macs": 1e-6}, BudgetError, "cannot be met"),
@@ -629,7 +631,7 @@ def test_bad_input_is_refused_and_nothing_changes(
     before, state = snapshot(dense), torch.get_rng_state()
 
     with pytest.raises(error, match=text):
-        prune(**({"model": dense, "example_inputs": (X,), "tasks": WHOLE, "macs": 0.5} | options))
+        prune(**({"model": dense, "data": X, "tasks": WHOLE, "macs": 0.5} | VOTES | options))
     assert snapshot(dense) == before
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -672,11 +674,11 @@ def test_what_was_saved_loads_bit_by_bit(
     factory: Callable[[], nn.Module], inputs: tuple[Any, ...], output: Any, tmp_path: Path
 ) -> None:
     pruned = prune(
-        factory().eval(), inputs, [Task("out", output)], parameters=0.7, refit=None, method=DiSparse()
+        factory().eval(), [inputs], [Task("out", output)], parameters=0.7, to_inputs=tuple, **VOTES
     )
     pruned.save(tmp_path)
     torch.manual_seed(5)
-    loaded = load(tmp_path, factory).eval()
+    loaded = load(tmp_path, factory)
 
     assert list(loaded.state_dict()) == list(pruned.model.state_dict())
     for found, wanted in zip(
@@ -701,9 +703,9 @@ def scaled_tail() -> nn.Module:
 
 
 def test_a_model_pruned_twice_loads_through_its_first_folder(tmp_path: Path) -> None:
-    first = prune(mlp(), (X,), WHOLE, macs=0.6, refit=None, method=DiSparse())
+    first = prune(mlp(), X, WHOLE, macs=0.6, **VOTES)
     first.save(tmp_path / "first")
-    second = prune(first.model, (X,), WHOLE, macs=0.6, refit=None, method=DiSparse())
+    second = prune(first.model, X, WHOLE, macs=0.6, **VOTES)
     second.save(tmp_path / "second")
     loaded = load(tmp_path / "second", lambda: load(tmp_path / "first", mlp))
 
@@ -722,12 +724,12 @@ def test_inputs_that_json_cannot_hold_are_asked_for(tmp_path: Path) -> None:
             return self.net(pair.left)
 
     inputs = (Pair(X, X),)
-    pruned = prune(TakesPair(), inputs, WHOLE, macs=0.6, refit=None, method=DiSparse())
+    pruned = prune(TakesPair(), [inputs], WHOLE, macs=0.6, to_inputs=tuple, **VOTES)
     pruned.save(tmp_path)
 
-    with pytest.raises(LoadError, match="Pass inputs="):
+    with pytest.raises(LoadError, match="Pass example_inputs="):
         load(tmp_path, TakesPair)
-    assert torch.equal(load(tmp_path, TakesPair, inputs)(*inputs), pruned.model(*inputs))
+    assert torch.equal(load(tmp_path, TakesPair, example_inputs=inputs)(*inputs), pruned.model(*inputs))
 
 
 # Determinism.
@@ -735,11 +737,12 @@ def test_inputs_that_json_cannot_hold_are_asked_for(tmp_path: Path) -> None:
 SCRIPT = """
 import torch
 torch.set_num_threads(1)
-from disparse_structured import prune
+from disparse_structured import Compensated, DiSparse, prune
 from tests.support.zoo import BY_ID
-for id in ("tiny-vit", "squeeze-excite"):
+for id, method in (("tiny-vit", DiSparse()), ("squeeze-excite", Compensated(rounds=1))):
     entry = BY_ID[id]
-    print(prune(entry.factory(), entry.inputs(), entry.tasks, macs=0.6, seed=3).plan.to_json())
+    options = {"macs": 0.6, "method": method, "refit": None, "verify": False, "seed": 3}
+    print(prune(entry.factory(), entry.inputs(), entry.tasks, **options).plan.to_json())
 """
 
 

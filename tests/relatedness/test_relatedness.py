@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from disparse_structured import GlobalRanking, Magnitude, Task, analyse
+from disparse_structured import Task, analyse
+from disparse_structured.decision.rankings import GlobalRanking
 from disparse_structured.errors import (
     BatchError,
     DisparseError,
@@ -43,6 +44,7 @@ from disparse_structured.relatedness import (
 )
 from disparse_structured.relatedness.overlap import keep_top
 from disparse_structured.relatedness.published import counterpart, weights_of
+from disparse_structured.scoring.criteria import Magnitude
 
 NAMES = ("near", "far", "flat")
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from disparse_structured import Task, prune
+from disparse_structured import DiSparse, Task, prune
 from disparse_structured.adapters.timm import DenseHead, LinearHead, multitask
 from disparse_structured.errors import TaskError
 from disparse_structured.export import export_onnx

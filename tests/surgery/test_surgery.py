@@ -16,9 +16,10 @@ from torch.nn.modules.conv import _ConvNd
 from disparse_structured.decision.plan import GroupPlan, Plan, Provenance
 from disparse_structured.errors import PlanError, VerificationError
 from disparse_structured.graph.named_tensors import named_tensors
-from disparse_structured.structure import Structure, analyse
+from disparse_structured.structure import Form, Structure, analyse
 from disparse_structured.surgery.graph import apply_graph
 from disparse_structured.surgery.module import Applied, apply
+from disparse_structured.surgery.pruned_graph import PrunedGraph
 from disparse_structured.tasks import Task
 from tests.support.plans import case, deviation, random_keep, random_plan, snapshot
 from tests.support.zoo import BY_ID, ids
@@ -273,7 +274,7 @@ def test_without_an_unknown_group_is_refused() -> None:
 # Options.
 
 
-def test_without_verification_there_is_no_proof() -> None:
+def test_without_verification_there_is_nothing_to_report() -> None:
     animal = case("plain")
     plan = random_plan(animal.structure, 0)
     done = apply(animal.model, plan, animal.structure, verify=False)
@@ -282,26 +283,38 @@ def test_without_verification_there_is_no_proof() -> None:
     assert deviation(animal.outputs(done.model), animal.twin(plan.keep(animal.structure))) <= 1e-9
 
 
-def test_in_place_the_model_keeps_its_identity_and_becomes_the_result() -> None:
+def test_what_is_tied_stays_tied() -> None:
     animal = case("tied-convolutions")
     plan = random_plan(animal.structure, 0)
-    model = copy.deepcopy(animal.model)
-    modules = dict(model.named_modules())
-    holder = nn.ModuleDict({"inner": model})
 
-    done = apply(model, plan, animal.structure, inplace=True)
+    done = apply(animal.model, plan, animal.structure)
 
-    assert done.model is model is holder["inner"]
-    assert all(module is modules[name] for name, module in model.named_modules())
-    assert model.trunk.right.weight is model.trunk.left.weight
-    assert deviation(animal.outputs(model), animal.twin(plan.keep(animal.structure))) <= 1e-9
+    assert done.model.trunk.right.weight is done.model.trunk.left.weight
+    assert deviation(animal.outputs(done.model), animal.twin(plan.keep(animal.structure))) <= 1e-9
 
 
-def test_in_place_nothing_happens_when_it_fails() -> None:
+def test_the_model_is_as_it_was_when_verification_fails() -> None:
     model, structure, plan = subject(Noisy())
     before = snapshot(model)
     with pytest.raises(VerificationError):
-        apply(model, plan, structure, inplace=True)
+        apply(model, plan, structure)
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_the_structure_says_which_form_is_pruned(form: Form) -> None:
+    entry = BY_ID["plain"]
+    model = entry.factory()
+    structure = analyse(model, entry.inputs(), entry.tasks, form=form)
+    plan = random_plan(structure, 0)
+    before = snapshot(model)
+
+    done = apply(model, plan, structure)
+
+    assert isinstance(done.model, PrunedGraph if form == "graph" else type(model))
+    assert (done.plan, done.refused) == (plan, ())
+    assert done.verification is not None
+    assert apply(model, plan, structure, verify=False).verification is None
     assert snapshot(model) == before
 
 
@@ -478,8 +491,8 @@ def learns(model: nn.Module, inputs: tuple[Tensor, ...], tasks: Iterable[Task]) 
     before = loss()
     before.backward()
     slope = sum(p.grad.square().sum() for p in parameters if p.grad is not None)
-    optimiser = torch.optim.SGD(parameters, lr=float(1e-4 * before.detach() / slope))
-    optimiser.step()
+    optimizer = torch.optim.SGD(parameters, lr=float(1e-4 * before.detach() / slope))
+    optimizer.step()
     with torch.no_grad():
         assert loss() < before
 
@@ -539,7 +552,7 @@ def test_modes_and_gradients_are_those_of_the_model() -> None:
     }
 
 
-def test_a_weight_computed_by_a_parametrisation_is_left_alone() -> None:
+def test_a_weight_computed_by_a_parametrization_is_left_alone() -> None:
     model = nn.Sequential(
         nn.Linear(6, 8), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(8, 10)), nn.ReLU(),
         nn.Linear(10, 7), nn.ReLU(), nn.Linear(7, 2),

@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from disparse_structured import analyse, score, tasks_of
+from disparse_structured import analyse, score
 from disparse_structured.errors import BatchError, TaskError
+from disparse_structured.graph.outputs import resolve_tasks, tasks_from_outputs
 from disparse_structured.scoring.criteria import Fisher
+from disparse_structured.tasks import Task
 
 
 class Both(NamedTuple):
@@ -73,7 +75,7 @@ def test_entries_are_tasks_that_every_criterion_can_score(kind: str) -> None:
     shape, names = SHAPES[kind]
     model = Returns(shape).eval()
 
-    tasks = tasks_of(model, EXAMPLE)
+    tasks = tasks_from_outputs(model, EXAMPLE)
 
     assert tuple(task.name for task in tasks) == names
     assert all(task.loss is None for task in tasks)
@@ -97,7 +99,7 @@ def test_fields_of_objects_are_tasks_and_whatever_depends_on_parameters(
 ) -> None:
     model = Returns(shape).eval()
 
-    tasks = tasks_of(model, EXAMPLE)
+    tasks = tasks_from_outputs(model, EXAMPLE)
 
     assert tuple(task.name for task in tasks) == names
     assert all(task.tensors(model(EXAMPLE)) for task in tasks)
@@ -107,7 +109,7 @@ def test_each_task_picks_its_own_entry() -> None:
     model = Returns(SHAPES["named tuple"][0]).eval()
     output = model(EXAMPLE)
 
-    depth, classes = tasks_of(model, (EXAMPLE,))
+    depth, classes = tasks_from_outputs(model, (EXAMPLE,))
 
     assert torch.equal(depth.tensors(output)[0], output.depth)
     assert torch.equal(classes.tensors(output)[0], output.classes)
@@ -128,7 +130,7 @@ def test_the_model_and_the_random_states_stay_as_they_are() -> None:
     modes = [module.training for module in model.modules()]
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002 (the global one on purpose)
 
-    tasks_of(model, EXAMPLE)
+    tasks_from_outputs(model, EXAMPLE)
 
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
@@ -151,9 +153,43 @@ def test_the_model_and_the_random_states_stay_as_they_are() -> None:
 )
 def test_nothing_to_measure_is_an_error_that_says_what_there_is(shape: Any, says: str) -> None:
     with pytest.raises(TaskError, match=says):
-        tasks_of(Returns(shape), EXAMPLE)
+        tasks_from_outputs(Returns(shape), EXAMPLE)
 
 
 def test_inputs_that_the_model_refuses_are_named() -> None:
     with pytest.raises(BatchError, match=r"Returns refused a batch, called with \(\(2, 5, 8, 8\)"):
-        tasks_of(Returns(SHAPES["dict"][0]), torch.randn(2, 5, 8, 8))
+        tasks_from_outputs(Returns(SHAPES["dict"][0]), torch.randn(2, 5, 8, 8))
+
+
+def named(shape: Any, tasks: Any) -> tuple[Task, ...]:
+    return resolve_tasks(Returns(shape).eval(), EXAMPLE, tasks)
+
+
+def test_a_name_is_the_entry_that_has_it() -> None:
+    assert named(SHAPES["dict"][0], ["classes"]) == (Task("classes", "classes"),)
+    assert named(SHAPES["tuple"][0], ["output1", "output0"]) == (Task("output1", 1), Task("output0", 0))
+    assert named(SHAPES["tensor"][0], ["output"]) == (Task("output", ()),)
+    assert named(lambda d, c, x: {0: d, 1: c}, ["1"]) == (Task("1", 1),)
+
+
+def test_names_may_come_from_any_iterable_and_beside_tasks() -> None:
+    own = Task("mine", "depth")
+
+    found = named(SHAPES["dict"][0], (task for task in ("classes", own)))
+
+    assert found == (Task("classes", "classes"), own)
+
+
+def test_a_name_that_no_entry_has_is_looked_for_as_a_path() -> None:
+    shape = SHAPES["nested"][0]
+
+    (found,) = named(shape, ["maps.depth"])
+
+    output = Returns(shape).eval()(EXAMPLE)
+    assert torch.equal(found.tensors(output)[0], output["maps"]["depth"])
+
+
+@pytest.mark.parametrize("tasks", ["depth", Task("depth"), 0.5, []])
+def test_what_is_not_a_list_of_tasks_is_refused(tasks: Any) -> None:
+    with pytest.raises(TaskError, match=r"tasks must be a list|no task was given"):
+        named(SHAPES["dict"][0], tasks)
