@@ -125,7 +125,7 @@ def test_without_labels_the_outputs_are_the_tasks_and_the_report_says_how_far_th
     assert main(["show", "out"]) == 0
     again = capsys.readouterr().out
     assert [(task["name"], task["labeled"]) for task in report["tasks"]] == [("near", False), ("aux", False)]
-    assert report["criterion"].startswith("Compensated(")
+    assert report["method"].startswith("Compensated(")
     assert report["deviation"]["samples"] == 12
     assert shown.err == ""
     for text in (shown.out, again):
@@ -199,7 +199,7 @@ def test_options_reach_the_compensated_method(tiny, capsys):
     assert report["deviation"]["samples"] == 8
     assert [task["name"] for task in report["tasks"]] == ["only"]
     assert report["arbiter"] == "Minimax()"
-    assert "criterion=Magnitude(p=2)" in report["criterion"]
+    assert "Magnitude(p=2)" in report["criterion"]
 
 
 def test_priorities_and_tolerances_are_given_by_task(tiny, capsys):
