@@ -1,7 +1,7 @@
-"""Scores for Torch-Pruning's pruners, and criteria made of Torch-Pruning's importances.
+"""Scores for Torch-Pruning's pruners, and criteria made from Torch-Pruning's importances.
 
 :class:`DisparseImportance` gives arbitrated scores to any pruner of Torch-Pruning.
-:class:`ImportanceCriterion` makes a criterion of any of its importances.
+:class:`ImportanceCriterion` makes a criterion from any of its importances.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch_pruning.pruner.importance import Importance
 
 from disparse_structured.decision.arbiters import Arbiter, Ballot, Unanimous, arbitrate
 from disparse_structured.decision.rankings import GlobalRanking, ranking_context
-from disparse_structured.decision.votes import normalise, standing, standings, vote
+from disparse_structured.decision.votes import normalize, standing, standings, vote
 from disparse_structured.errors import PlanError
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.scoring import Probe
@@ -27,7 +27,7 @@ from disparse_structured.structure import Structure
 from disparse_structured.surgery._torch_pruning import StructureGraph
 
 _FINEST = 2.0**-14
-"""The smallest difference between two ratios that is told apart."""
+"""The smallest difference between two ratios that is resolved."""
 
 
 def removal_order(
@@ -36,7 +36,7 @@ def removal_order(
     arbiter: Arbiter = Unanimous(),  # noqa: B008 (immutable)
     weights: Iterable[float] | None = None,
 ) -> Tensor:
-    """In which order ``arbiter`` removes the units as the tasks are asked to give up more and more.
+    """The order in which ``arbiter`` removes the units as the tasks have to give up more and more.
 
     The scores of each task are normalized and ranked over all layers, as votes are. A unit is removed at the
     first ratio at which the arbiter removes it: under :class:`Unanimous`, that of its most insistent task.
@@ -47,14 +47,14 @@ def removal_order(
         weights: one for each task, >= 0, for arbiters that use them; ones by default.
 
     Returns:
-        float64 ``[units]``: the share of the units removed before each; infinite for those that no ratio
-        removes.
+        float64 ``[units]``: the share of the units that are removed before each; infinite for units that no
+        ratio removes.
 
     Raises:
         PlanError: the scores do not fit the structure, or the arbiter does not return a decision.
     """
     reach, ranking = structure.reach, GlobalRanking()
-    normalized = normalise(scores, reach, structure.tasks)
+    normalized = normalize(scores, reach, structure.tasks)
     free = torch.ones(structure.units, dtype=torch.bool)
     for group in structure.groups:
         free[group.slice] = group.name not in structure.unclaimed
@@ -86,7 +86,7 @@ def removal_order(
 
 
 def _first_removed(keep_at: Callable[[float], Tensor]) -> Tensor:
-    """float64 ``[units]``: the ratio at which each unit is removed, by bisection; infinite without one."""
+    """float64 ``[units]``: the ratio at which each unit is removed, by bisection; infinite if none does."""
     before, after = keep_at(0.0), keep_at(1.0)
     result = torch.full(before.shape, torch.inf, dtype=torch.float64)
     result[~before] = 0.0
@@ -105,23 +105,23 @@ def _first_removed(keep_at: Callable[[float], Tensor]) -> Tensor:
 class DisparseImportance(Importance):  # type: ignore[misc]
     """Arbitrated scores for Torch-Pruning: ``BasePruner(model, x, importance=DisparseImportance(...))``.
 
-    A channel is as important as :func:`removal_order` says of the units that are removed with it; of several,
-    the one that is removed last counts. A channel of which something is pinned is infinitely important, and a
-    group of such channels only is left whole.
+    A channel's importance is the place in :func:`removal_order` of the unit that is removed with it. If there
+    are several such units, the one that is removed last counts. A channel with a pinned part is infinitely
+    important. A group that has only such channels is not pruned.
 
-    How layers compete is up to the pruner (``global_pruning``, ``isomorphic``, ratios by layer), and so is
-    how many channels are removed: there is no budget. The pruner groups, cuts, and checks in its own way;
-    nothing is verified against the masked twin.
+    The pruner decides how layers compete (``global_pruning``, ``isomorphic``, ratios by layer) and how many
+    channels are removed: there is no budget. It groups, cuts and checks in its own way; nothing is verified
+    against the masked twin.
 
     Scores belong to the dense network: use ``iterative_steps=1``, or make a new importance, from a new
-    structure and new scores, for each pruner. Parameters outside modules, recurrent layers, and query groups
-    of grouped-query attention are not looked up.
+    structure and new scores, for each pruner. Parameters outside modules, recurrent layers and the query
+    groups of grouped-query attention are not covered.
 
     Args:
         model: the model that the pruner cuts.
-        structure: of ``model``, ``form="module"``.
+        structure: the structure of ``model``, with ``form="module"``.
         scores: ``[tasks, units]``, such as ``score(model, structure, loader).scores``.
-        arbiter: what turns the tasks' votes into decisions.
+        arbiter: turns the tasks' votes into decisions.
         weights: one for each task, for arbiters that use them.
     """
 
@@ -153,7 +153,7 @@ class DisparseImportance(Importance):  # type: ignore[misc]
         """
         rows = {root: row for row, root in enumerate(group[0].root_idxs)}
         scores = np.full(len(rows), -np.inf)
-        order = np.append(self.order.numpy(), np.inf)  # the last one is that of unit -1: pinned
+        order = np.append(self.order.numpy(), np.inf)  # the last entry stands for unit -1: pinned
         for item in group:
             units = self._units_of(item.dep)
             if units is None or any(root not in rows for root in item.root_idxs):
@@ -164,15 +164,15 @@ class DisparseImportance(Importance):  # type: ignore[misc]
         return None if np.isinf(scores).all() else torch.from_numpy(scores)
 
     def _units_of(self, dependency: Any) -> np.ndarray | None:
-        """The unit of each position that ``dependency`` cuts, -1 where it is pinned; None if not known."""
+        """The unit of each position that ``dependency`` cuts, -1 where it is pinned; None if unknown."""
         module = dependency.target.module
         place = _cut_of(module, dependency.handler)
         if place is None:
             return None
         if id(module) not in self._names:
             raise PlanError(
-                f"a {type(module).__name__} of the pruner is not a module of the model that the scores are "
-                "of. Give the pruner and DisparseImportance the same model."
+                f"a {type(module).__name__} of the pruner is not a module of the scored model. "
+                "Give the pruner and DisparseImportance the same model."
             )
         name, dim = place
         tensor = self._canonical[".".join(filter(None, (self._names[id(module)], name)))]
@@ -187,7 +187,7 @@ class DisparseImportance(Importance):  # type: ignore[misc]
 
 
 def _cut_of(module: Any, handler: Any) -> tuple[str, int] | None:
-    """The tensor of ``module``, and the dimension, that tell which channels ``handler`` cuts."""
+    """The tensor of ``module``, and the dimension, that show which channels ``handler`` cuts."""
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
     if handler in (tp.prune_conv_in_channels, tp.prune_linear_in_channels):
         return "weight", 0 if transposed else 1
@@ -205,17 +205,17 @@ def _cut_of(module: Any, handler: Any) -> tuple[str, int] | None:
 
 @dataclass(frozen=True, eq=False)
 class ImportanceCriterion:
-    """An importance of Torch-Pruning as a criterion, on the groups that our surgery cuts.
+    """An importance of Torch-Pruning as a criterion, on this package's channel groups.
 
-    Groups in which it scores nothing, which Torch-Pruning leaves whole, score as high as the best. Every
-    task gets the same scores.
+    Groups that it does not score, which Torch-Pruning does not prune, score as high as the best. Every task
+    gets the same scores.
 
     Args:
         importance: such as ``tp.importance.GroupTaylorImportance()``.
-        gradients: what it reads as the parameters' ``grad``, of the sum of the tasks' losses by their
-            weights: the gradient, summed over the batches (``"sum"``), or the mean over the samples of its
-            square, each sample by itself (``"squares"``; Torch-Pruning 1.6.1's own ``accumulate_grad`` keeps
-            the last sample only). None where it reads no gradients.
+        gradients: what it reads as the parameters' ``grad``, for the weighted sum of the tasks' losses.
+            ``"sum"`` is the gradient, summed over the batches. ``"squares"`` is the mean over the samples of
+            each sample's squared gradient (Torch-Pruning 1.6.1's own ``accumulate_grad`` keeps only the
+            last sample). None if it reads no gradients.
     """
 
     importance: Callable[[Any], Tensor | None]
@@ -235,7 +235,7 @@ class ImportanceCriterion:
         for group, units in zip(graph.get_all_groups(), structure.groups, strict=True):
             scored = self.importance(group)
             if scored is not None:
-                # A group of zeros is divided by its mean of zero.
+                # A group of zeros is divided by its mean, which is zero.
                 scores[units.slice] = scored.detach().cpu().double().nan_to_num(nan=0.0)
         known = scores.isfinite()
         scores[~known] = scores[known].max() if known.any() else 1.0

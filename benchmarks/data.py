@@ -189,7 +189,7 @@ def _masked_mean(values: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Vectors along dimension 1 to length 1; those that (nearly) cancelled out become (0, 0, 0)."""
+    """Vectors along dimension 1 to length 1; those that (nearly) canceled out become (0, 0, 0)."""
     length = vectors.norm(dim=1, keepdim=True)
     return torch.where(length > 1e-3, vectors / length.clamp(min=1e-3), 0.0)
 

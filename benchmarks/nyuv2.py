@@ -107,7 +107,7 @@ def _ours(
     return method
 
 
-def _unlabelled(case: Case) -> list[Task]:
+def _unlabeled(case: Case) -> list[Task]:
     return [replace(task, loss=None) for task in case.tasks]
 
 
@@ -133,7 +133,7 @@ METHODS: Mapping[str, Method] = {
     "fisher-mean": _ours(arbiter=WeightedMean()),
     "fisher-global": _ours(ranking=GlobalRanking()),
     "fisher-layer": _ours(ranking=LayerRanking()),
-    "label-free": _ours(voters=_unlabelled),
+    "label-free": _ours(voters=_unlabeled),
 }
 """Stock Torch-Pruning; then ours, unanimous and ranked per cost unless the name says otherwise."""
 
@@ -153,7 +153,7 @@ class Row:
 
 
 def build(settings: Settings) -> MultiTask:
-    """The untrained network: a pyramid head a task; initialised from torch's global random state."""
+    """The untrained network: a pyramid head a task; initialized from torch's global random state."""
     heads = {
         name: DenseHead(outputs, settings.head_width, settings.head_levels)
         for name, outputs in OUTPUTS.items()

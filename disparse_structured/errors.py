@@ -34,7 +34,7 @@ class DataError(DisparseError):
 
 
 class UnsupportedModelError(DisparseError):
-    """The model is of a kind that cannot be pruned as it is (``DataParallel``, compiled, quantised)."""
+    """The model is of a kind that cannot be pruned as it is (``DataParallel``, compiled, quantized)."""
 
 
 class ExtensionError(DisparseError):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.data import Batch
 from benchmarks.harness.files import CACHE
 from benchmarks.joint import joint_task
-from benchmarks.no_training.networks import Network, calibration, labelled, problem, trained
+from benchmarks.no_training.networks import Network, calibration, labeled, problem, trained
 from benchmarks.tables.problems import Problem
 from disparse_structured.adapters.timm import MultiTask
 from disparse_structured.data.modes import eval_mode
@@ -65,7 +65,7 @@ class Bench:
         return self.model.tasks(self.problem.losses)
 
     @cached_property
-    def unlabelled(self) -> tuple[Task, ...]:
+    def unlabeled(self) -> tuple[Task, ...]:
         """The tasks without losses."""
         return tuple(replace(task, loss=None) for task in self.tasks)
 
@@ -77,12 +77,12 @@ class Bench:
     @cached_property
     def batches(self) -> tuple[Batch, ...]:
         """The same images with labels."""
-        return labelled(self.network, self.count, self.seed)
+        return labeled(self.network, self.count, self.seed)
 
     @cached_property
     def structure(self) -> Structure:
         """Groups, with every task."""
-        return analyse(self.model, self.model.example_inputs(2), self.unlabelled)
+        return analyse(self.model, self.model.example_inputs(2), self.unlabeled)
 
     @cached_property
     def joint(self) -> Structure:

@@ -127,7 +127,7 @@ def calibration(network: Network, count: int, seed: int) -> Tensor:
     return _drawn(network, count, seed)["image"]
 
 
-def labelled(network: Network, count: int, seed: int) -> tuple[Batch, ...]:
+def labeled(network: Network, count: int, seed: int) -> tuple[Batch, ...]:
     """The images of :func:`calibration` with their targets, in batches of the training's size, for methods
     that take gradients of the losses. Raises as :func:`calibration` does.
     """

@@ -62,5 +62,5 @@ class Shrink:
         options: dict[str, Any] = {"samples": bench.count, "seed": bench.seed, **dict(self.options)}
         return bench.once(
             ("shrink", repr(self.options), fraction),
-            lambda: shrunk(bench.model, bench.images, bench.unlabelled, fraction, **options),
+            lambda: shrunk(bench.model, bench.images, bench.unlabeled, fraction, **options),
         )

@@ -113,7 +113,7 @@ def _placed(rows: Iterable[Row]) -> dict[_Place, Row]:
 
 def goals(selection: Selection, by_cell: Mapping[_Place, Row]) -> str:
     """What was to be achieved, with a column for each kind of network."""
-    found = {kind: summary for kind in KINDS if (summary := summarised(selection, kind, by_cell)).run}
+    found = {kind: summary for kind in KINDS if (summary := summarized(selection, kind, by_cell)).run}
     lines: list[tuple[str, Callable[[Summary], str], str]] = [
         ("sound as module", lambda s: f"{s.sound} of {s.run}", "all; of models drawn 145 of 150"),
         ("sound at the first try", lambda s: f"{s.sound_at_first} of {s.run}", ""),
@@ -133,7 +133,7 @@ def goals(selection: Selection, by_cell: Mapping[_Place, Row]) -> str:
     return markdown(["", *found, "asked"], body)
 
 
-def summarised(selection: Selection, kind: Kind, by_cell: Mapping[_Place, Row]) -> Summary:
+def summarized(selection: Selection, kind: Kind, by_cell: Mapping[_Place, Row]) -> Summary:
     """The counts over the rows that there are."""
     rows = [row for name in selection.models if (row := by_cell.get((name, kind)))]
     return Summary.of(len(selection.models), rows)
@@ -180,7 +180,7 @@ def as_json(selections: Sequence[Selection], rows: Iterable[Row]) -> dict[str, A
             {
                 "title": selection.title,
                 "models": list(selection.models),
-                **{kind: asdict(summarised(selection, kind, by_cell)) for kind in KINDS},
+                **{kind: asdict(summarized(selection, kind, by_cell)) for kind in KINDS},
             }
             for selection in _with_rest(selections, by_cell)
         ],

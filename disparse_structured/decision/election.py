@@ -11,7 +11,7 @@ import torch
 from disparse_structured.decision.arbiters import Arbiter, Ballot, arbitrate
 from disparse_structured.decision.contracts import PrunableStructure
 from disparse_structured.decision.rankings import Ranking, RankingContext
-from disparse_structured.decision.votes import Votes, normalise, standing, standings, vote
+from disparse_structured.decision.votes import Votes, normalize, standing, standings, vote
 from disparse_structured.errors import OptionError
 
 
@@ -58,7 +58,7 @@ class Election:
         Raises:
             OptionError: scores, weights or what the ranking returns are not what they must be.
         """
-        shares = normalise(scores, structure.reach, structure.tasks)
+        shares = normalize(scores, structure.reach, structure.tasks)
         own = structure.reach & free
         return cls(
             structure=structure,

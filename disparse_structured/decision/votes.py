@@ -40,7 +40,7 @@ def vote(standing: torch.Tensor, mask: torch.Tensor, ratio: float) -> Votes:
     return Votes(keep=~(mask & (standing < ratio)), ratio=ratio, standing=standing)
 
 
-def normalise(saliency: torch.Tensor, reach: torch.Tensor, tasks: Sequence[str]) -> torch.Tensor:
+def normalize(saliency: torch.Tensor, reach: torch.Tensor, tasks: Sequence[str]) -> torch.Tensor:
     """Each task's saliency divided by its sum over the units that task reaches (DiSparse, CVPR 2022).
 
     Args:

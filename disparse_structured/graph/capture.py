@@ -216,7 +216,7 @@ def check_supported(model: nn.Module) -> None:
             )
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
             raise UnsupportedModelError(
-                f"{where} is quantised ({type(module).__name__}). Prune the float model, then quantise."
+                f"{where} is quantized ({type(module).__name__}). Prune the float model, then quantize."
             )
 
 

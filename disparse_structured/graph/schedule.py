@@ -15,7 +15,7 @@ Step = tuple[fx.Node, ...]
 
 
 def separable(capture: Capture, groups: Sequence[Step]) -> tuple[Step, ...]:
-    """Those of ``groups`` that can run as one step each: none of their operators waits for another."""
+    """Those of ``groups`` that can run as one step: their operators do not wait for one another."""
     fine = [group for group in groups if not _feeds_itself(capture, group)]
     while True:
         try:

@@ -2,7 +2,8 @@
 
 Weights are inputs of an exported graph, so one graph serves all copies of a model whatever they have learned.
 A graph does depend on the names, shapes and types of the tensors, and on everything else that ``forward`` may
-read: the numbers, strings, functions and plain tensors among the attributes of the modules.
+read: the numbers, strings, functions and plain tensors among the attributes of the modules. (Global variables
+are not looked at.)
 """
 
 from __future__ import annotations

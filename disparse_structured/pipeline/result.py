@@ -175,7 +175,7 @@ def _task_facts(task: Task, row: int, structure: Structure, plan: Plan, keep: to
     asked = sum(len(dict(group.votes).get(task.name, ())) for group in plan.groups)
     return TaskFacts(
         name=task.name,
-        labelled=task.loss is not None,
+        labeled=task.loss is not None,
         units=units,
         shared=int((reached & (structure.reach.sum(dim=0) > 1)).sum()),
         asked=asked / units if units else 0.0,

@@ -49,12 +49,12 @@ class BatchNormStatistics:
             work.skip(mean, APART)
             return
         kept = work.kept(mean).to(work.state[mean].device)
-        count, centre, spread = _moments(work, step, kept)
+        count, center, spread = _moments(work, step, kept)
         if count < 2 or not bool(spread.isfinite().all()):
             work.skip(mean, "it reads NaN or infinite values" if count > 1 else "it reads a single value")
             return
         replaced = {}
-        for name, found in ((mean, centre), (variance, spread / (count - 1))):
+        for name, found in ((mean, center), (variance, spread / (count - 1))):
             replaced[name] = work.state[name].index_copy(0, kept, found.to(work.state[name]))
         before, after = (_error(work, step, kept, state) for state in ({}, replaced))
         work.replace(LayerFacts(mean, 2, count, before, after), replaced)

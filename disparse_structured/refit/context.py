@@ -18,7 +18,7 @@ from disparse_structured.refit.contraction import Contraction, Operands, layers
 from disparse_structured.refit.design import design, positions, target
 from disparse_structured.refit.folds import LIMIT
 from disparse_structured.refit.lockstep import Lockstep, State
-from disparse_structured.refit.regression import Centre, Fit, Folds, cross_validated
+from disparse_structured.refit.regression import Center, Fit, Folds, cross_validated
 from disparse_structured.refit.residual_sums import sums
 from disparse_structured.report.refit import LayerFacts, SkippedLayer
 from disparse_structured.structure import Structure
@@ -146,7 +146,7 @@ class RefitContext:
         rows: int,
         scale: float,
         ridges: Sequence[float | None],
-        centres: Sequence[Centre | None] = (None,),
+        centers: Sequence[Center | None] = (None,),
         expand: Callable[[Fit], Fit] = lambda fit: fit,
     ) -> None:
         """Repairs a contraction as far as that lowers its error on data that was not fitted on.
@@ -157,7 +157,7 @@ class RefitContext:
         if not known.finite() or not math.isfinite(scale):
             self.skip(contraction.weight, "it reads or computes NaN or infinite values")
             return
-        outcome = cross_validated(known, ridges, centres)
+        outcome = cross_validated(known, ridges, centers)
         errors = (float(outcome.before.sum()), float(outcome.after.sum()))
         before, after = (math.sqrt(error / scale) if scale else 0.0 for error in errors)
         facts = LayerFacts(contraction.weight, known.shape.features, rows, before, after)

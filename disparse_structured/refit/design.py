@@ -93,7 +93,7 @@ def _pads(given: dict[str, Any], transposed: bool, kernel: list[int], dilation: 
 
 
 def _between(value: Tensor, stride: list[int]) -> Tensor:
-    """``value`` with ``stride - 1`` zeros between neighbouring positions."""
+    """``value`` with ``stride - 1`` zeros between neighboring positions."""
     size = [(extent - 1) * step + 1 for extent, step in zip(value.shape[2:], stride, strict=True)]
     spread = value.new_zeros(*value.shape[:2], *size)
     spread[(slice(None), slice(None), *(slice(None, None, step) for step in stride))] = value

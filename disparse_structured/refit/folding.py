@@ -16,7 +16,7 @@ from disparse_structured.refit.context import RefitContext, Sample
 from disparse_structured.refit.contraction import Contraction, Operands
 from disparse_structured.refit.folds import folds
 from disparse_structured.refit.lockstep import MEMORY
-from disparse_structured.refit.regression import FOLDS, Centre, Shape
+from disparse_structured.refit.regression import FOLDS, Center, Shape
 
 _PLACES = 1024
 """Positions of a chunk's input at which channels are compared, at most."""
@@ -49,7 +49,7 @@ class Merging:
         self._squares[sample.fold] += kept.square().sum(2)
         self._products[sample.fold] += kept @ lost.mT
 
-    def centre(self) -> Centre:
+    def center(self) -> Center:
         """The changes that add each lost channel's weights to those of the kept one most like it."""
         squares = [*self._squares, self._squares[0] + self._squares[1]]
         products = [*self._products, self._products[0] + self._products[1]]
@@ -113,4 +113,4 @@ class ModelFolding:
             known.add(sample.fold, sample.inputs, sample.residuals)
             merging.add(sample)
             scale += float(sample.target.norm()) ** 2
-        work.conclude(contraction, known, rows, scale, (None,), (merging.centre(),))
+        work.conclude(contraction, known, rows, scale, (None,), (merging.center(),))

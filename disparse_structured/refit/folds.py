@@ -119,30 +119,30 @@ class _Moments(_Common):
             self._grams[fold] += rows.mT @ rows
             self._crosses[fold] += rows.mT @ residuals
 
-    def errors(self, fold: int, ridge: float | None, centres: Sequence[Tensor | None]) -> list[Tensor] | None:
+    def errors(self, fold: int, ridge: float | None, centers: Sequence[Tensor | None]) -> list[Tensor] | None:
         if not self._coarse:
             # Errors are compared, no more: for values in single precision that is enough, and twice as fast.
             pairs = zip(self._grams, self._crosses, strict=True)
             self._coarse = [(gram.to(self._values), cross.to(self._values)) for gram, cross in pairs]
-        found = self._changes(*self._coarse[fold], self._folds[fold], ridge, centres)
+        found = self._changes(*self._coarse[fold], self._folds[fold], ridge, centers)
         return None if found is None else [self._left(1 - fold, fold, change) for change in found]
 
-    def solution(self, ridge: float | None, centre: Tensor | None) -> Fit | None:
+    def solution(self, ridge: float | None, center: Tensor | None) -> Fit | None:
         self._coarse.clear()
         if len(self._grams) > 1:
             self._folds[0].join(self._folds[1])
             self._grams[0] += self._grams.pop()
             self._crosses[0] += self._crosses.pop()
-        found = self._changes(self._grams[0], self._crosses[0], self._folds[0], ridge, [centre])
+        found = self._changes(self._grams[0], self._crosses[0], self._folds[0], ridge, [center])
         return None if found is None else self._fit(found[0], self._folds[0])
 
     def _changes(
-        self, gram: Tensor, cross: Tensor, sums: _Fold, ridge: float | None, centres: Sequence[Tensor | None]
+        self, gram: Tensor, cross: Tensor, sums: _Fold, ridge: float | None, centers: Sequence[Tensor | None]
     ) -> list[Tensor] | None:
-        """For each centre the change ``[groups, out, features]`` that is best by these products."""
+        """For each center the change ``[groups, out, features]`` that is best by these products."""
         if ridge is None:
             nothing = cross.new_zeros(cross.mT.shape)
-            return [nothing if centre is None else centre.to(cross) for centre in centres]
+            return [nothing if center is None else center.to(cross) for center in centers]
         damped = gram.clone()
         if self.shape.intercept:
             mean, total = sums.mean.to(gram), sums.total.to(gram)
@@ -150,8 +150,8 @@ class _Moments(_Common):
             cross = cross - mean[:, :, None] * total[:, None]
         scale = _damp(damped, ridge)
         right = [
-            cross if centre is None else cross + (scale * ridge)[:, None, None] * centre.to(cross).mT
-            for centre in centres
+            cross if center is None else cross + (scale * ridge)[:, None, None] * center.to(cross).mT
+            for center in centers
         ]
         solved = _solved(damped, torch.cat(right, 2))
         return None if solved is None else [each.mT for each in solved.split(self.shape.outputs, 2)]
@@ -194,11 +194,11 @@ class _Rows(_Common):
         self._rows[:, place] = rows
         self._residuals[:, place] = residuals
 
-    def errors(self, fold: int, ridge: float | None, centres: Sequence[Tensor | None]) -> list[Tensor] | None:
+    def errors(self, fold: int, ridge: float | None, centers: Sequence[Tensor | None]) -> list[Tensor] | None:
         own, other = self._places(fold), self._places(1 - fold)
         right, held = [], []
-        for centre in centres:
-            left = self._after(centre)
+        for center in centers:
+            left = self._after(center)
             average = left[:, own].mean(1, keepdim=True) if self.shape.intercept else 0
             right.append(left[:, own] - average)
             held.append(left[:, other] - average)
@@ -215,15 +215,15 @@ class _Rows(_Common):
         pairs = zip(held, across.split(self.shape.outputs, 2), strict=True)
         return [(left - moved).square().sum(1).double() for left, moved in pairs]
 
-    def solution(self, ridge: float | None, centre: Tensor | None) -> Fit | None:
+    def solution(self, ridge: float | None, center: Tensor | None) -> Fit | None:
         both = _Fold(self.shape, self._rows.device)
         both.join(self._folds[0])
         both.join(self._folds[1])
-        start = both.total.new_zeros(()) if centre is None else centre.to(both.total)
+        start = both.total.new_zeros(()) if center is None else center.to(both.total)
         if ridge is None:
             change = start.expand(self.shape.groups, self.shape.outputs, self.shape.features)
             return self._fit(change, both)
-        right = self._after(centre)
+        right = self._after(center)
         if self.shape.intercept:
             right = right - right.mean(1, keepdim=True)
         solved = self._dual(self._products(), right, ridge)
@@ -241,11 +241,11 @@ class _Rows(_Common):
         _damp(damped, ridge * count / self.shape.features)
         return _solved(damped, right)
 
-    def _after(self, centre: Tensor | None) -> Tensor:
-        """The residuals that a centre leaves."""
+    def _after(self, center: Tensor | None) -> Tensor:
+        """The residuals that a center leaves."""
         residuals: Tensor = self._residuals
-        if centre is not None:
-            residuals = residuals - self._rows @ centre.mT.to(self._rows)
+        if center is not None:
+            residuals = residuals - self._rows @ center.mT.to(self._rows)
         return residuals.to(self._dtype)
 
     def _products(self) -> Tensor:

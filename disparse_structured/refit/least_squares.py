@@ -94,8 +94,8 @@ class LeastSquares:
             scale += float(sample.target.norm()) ** 2
             if merging is not None:
                 merging.add(sample)
-        centres = (None,) if merging is None else (None, merging.centre())
-        work.conclude(contraction, known, rows, scale, (None, *self.ridges), centres)
+        centers = (None,) if merging is None else (None, merging.center())
+        work.conclude(contraction, known, rows, scale, (None, *self.ridges), centers)
 
 
 @dataclass(frozen=True, eq=False)

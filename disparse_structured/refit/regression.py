@@ -1,7 +1,7 @@
 """Ridge regression on two folds of the data: fitted on each, judged on the other.
 
 All arrays have a leading dimension of independent groups. What is fitted is a change of the weights that
-are there already: the residual of the target is regressed, and the ridge pulls towards a *centre*, another
+are there already: the residual of the target is regressed, and the ridge pulls towards a *center*, another
 change, or none.
 """
 
@@ -19,7 +19,7 @@ RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-9)
 
 FOLDS = (0, 1)
 
-Centre = tuple[Tensor, Tensor, Tensor]
+Center = tuple[Tensor, Tensor, Tensor]
 """A change of the weights, ``[groups, out, features]``, as estimated on each fold and on both."""
 
 
@@ -65,14 +65,14 @@ class Folds(Protocol):
         """``[groups, out]``: the residuals' own sum of squares."""
         ...
 
-    def errors(self, fold: int, ridge: float | None, centres: Sequence[Tensor | None]) -> list[Tensor] | None:
-        """For each centre, what the fit on ``fold`` leaves on the other; None where there is no solution.
+    def errors(self, fold: int, ridge: float | None, centers: Sequence[Tensor | None]) -> list[Tensor] | None:
+        """For each center, what the fit on ``fold`` leaves on the other; None where there is no solution.
 
-        A ridge of None is an infinite one: the centre itself, and an intercept.
+        A ridge of None is an infinite one: the center itself, and an intercept.
         """
         ...
 
-    def solution(self, ridge: float | None, centre: Tensor | None) -> Fit | None:
+    def solution(self, ridge: float | None, center: Tensor | None) -> Fit | None:
         """The fit on both folds. Uses up what is known: no errors after it."""
         ...
 
@@ -84,17 +84,17 @@ class Folds(Protocol):
 def cross_validated(
     folds: Folds,
     ridges: Sequence[float | None],
-    centres: Sequence[Centre | None] = (None,),
+    centers: Sequence[Center | None] = (None,),
 ) -> Outcome:
-    """For every output the ridge and the centre that are best on data not fitted on; or no change."""
+    """For every output the ridge and the center that are best on data not fitted on; or no change."""
     before = folds.before(0) + folds.before(1)
     best = before.clone()
     chosen = torch.full(best.shape, -1, device=best.device)
     ridges = [ridge for ridge in ridges if ridge is None or ridge >= folds.finest]
-    offers = [(ridge, number) for ridge in ridges for number in range(len(centres))]
+    offers = [(ridge, number) for ridge in ridges for number in range(len(centers))]
     for ridge in ridges:
         found = [
-            folds.errors(fold, ridge, [None if each is None else each[fold] for each in centres])
+            folds.errors(fold, ridge, [None if each is None else each[fold] for each in centers])
             for fold in FOLDS
         ]
         if found[0] is None or found[1] is None:
@@ -111,8 +111,8 @@ def cross_validated(
         if offer < 0:
             continue
         ridge, number = offers[offer]
-        centre = centres[number]
-        fit = folds.solution(ridge, None if centre is None else centre[2])
+        center = centers[number]
+        fit = folds.solution(ridge, None if center is None else center[2])
         taken = chosen == offer
         if fit is None:
             best = torch.where(taken, before, best)

@@ -107,7 +107,7 @@ def _curve(axes: Any, x: Any, found: Relatedness, number: int) -> None:
     """Mean and range over the runs, with gaps at layers where no task keeps anything."""
     color = _COLORS[number % len(_COLORS)]
     runs = np.array([[np.nan if v is None else v for v in run.layers] for run in found.runs], dtype=float)
-    mean, side = np.array(found.iou), _beside(found)
+    mean, side = np.array(found.iou), _shortcuts(found)
     name = found.moment or found.level
     if len(runs) > 1:
         low, high = np.fmin.reduce(runs), np.fmax.reduce(runs)
@@ -139,7 +139,7 @@ def _watershed(axes: Any, found: Relatedness, number: int, of: int) -> None:
 def _published(axes: Any, found: Relatedness) -> None:
     """The published curves, where most layers have a counterpart."""
     known = [counterpart(layer.name) for layer in found.layers]
-    places = [place for place, name in enumerate(known) if name and not _beside(found)[place]]
+    places = [place for place, name in enumerate(known) if name and not _shortcuts(found)[place]]
     if 2 * len(places) < len(known):
         return
     for each, dash in zip(PUBLISHED, _DASHES, strict=True):
@@ -148,7 +148,7 @@ def _published(axes: Any, found: Relatedness) -> None:
         axes.plot(places, values, color=_FAINT, linewidth=1.1, linestyle=dash, label=label, zorder=1)
 
 
-def _beside(found: Relatedness) -> Any:
+def _shortcuts(found: Relatedness) -> Any:
     """Bool ``[layers]``: shortcuts' projections, drawn hollow and left out of the curve, as in the paper."""
     return np.array(
         [any(word in layer.name for word in ("downsample", "shortcut")) for layer in found.layers]
@@ -166,7 +166,7 @@ def _dress_layers(axes: Any, results: Sequence[Relatedness]) -> None:
     said = [f"{1 - first.ratio:.1%} kept by every task"]
     if max(len(found.runs) for found in results) > 1:
         said.append("bands: all seeds")
-    if _beside(first).any():
+    if _shortcuts(first).any():
         said.append("hollow: shortcuts")
     axes.set_xlabel(f"layer, in order of execution\n({'; '.join(said)})", fontsize=_FONT, color=_INK)
     axes.grid(axis="y", color=_GRID, linewidth=0.8)

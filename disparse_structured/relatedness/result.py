@@ -158,7 +158,7 @@ class Relatedness:
         yield self._totals()
         yield self._by_layer()
         yield Text(self._watershed_text())
-        if self._beside:
+        if self._has_published:
             rule = ", ".join(f"{each.dataset} {each.watershed}" for each in PUBLISHED)
             yield Text(f"the same rule on the published layers: {rule}")
         yield self._pairs()
@@ -170,7 +170,7 @@ class Relatedness:
         return capture.get()
 
     @property
-    def _beside(self) -> bool:
+    def _has_published(self) -> bool:
         """Whether there are published values for these layers."""
         return self.level == "weight" and any(counterpart(layer.name) for layer in self.layers)
 
@@ -189,7 +189,7 @@ class Relatedness:
         return table
 
     def _by_layer(self) -> Table:
-        published = PUBLISHED if self._beside else ()
+        published = PUBLISHED if self._has_published else ()
         table = _table(
             "layer", f"{self.level}s", "IoU", "std", "by chance", *(f"{each.dataset} *" for each in published)
         )

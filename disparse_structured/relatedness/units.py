@@ -10,7 +10,7 @@ from torch import nn
 
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.rankings import LayerRanking, Ranking, ranking_context
-from disparse_structured.decision.votes import normalise, standings, vote
+from disparse_structured.decision.votes import normalize, standings, vote
 from disparse_structured.relatedness.overlap import KeptSets
 from disparse_structured.relatedness.result import Layer
 from disparse_structured.scoring import Criterion, score
@@ -49,7 +49,7 @@ def unit_sets(
     found = score(
         model, structure, data, criterion or Fisher(), to_inputs=to_inputs, seed=seed, max_batches=max_batches
     )
-    scores = normalise(found.scores, structure.reach, structure.tasks)
+    scores = normalize(found.scores, structure.reach, structure.tasks)
     cost = structure.cost.macs.marginal(torch.ones(structure.units, dtype=torch.bool))
     context = ranking_context(structure.groups, cost)
     standing = standings(scores, structure.reach, ranking or LayerRanking(), context)

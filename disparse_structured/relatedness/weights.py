@@ -21,7 +21,7 @@ from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.relatedness.overlap import KeptSets, keep_top
 from disparse_structured.relatedness.published import RATIO
 from disparse_structured.relatedness.result import Layer
-from disparse_structured.scoring.objectives import Objective, Packing, Projections, labelled
+from disparse_structured.scoring.objectives import Objective, Packing, Projections, labeled
 from disparse_structured.tasks import Task, check_tasks
 
 
@@ -145,7 +145,7 @@ class _WeightGradients:
         tensors = task.tensors(output)
         if task.loss is None:
             return self.projections(task, 0, tensors, size)
-        return labelled(task, Packing(task, output), tensors, batch)
+        return labeled(task, Packing(task, output), tensors, batch)
 
     def _of(self, task: Task, objective: Objective) -> Sequence[torch.Tensor | None]:
         if not objective.outputs:

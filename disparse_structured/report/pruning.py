@@ -52,7 +52,7 @@ class TaskFacts:
     """
 
     name: str
-    labelled: bool
+    labeled: bool
     units: int
     shared: int
     asked: float
@@ -197,7 +197,7 @@ class PruningReport:
         for heading in ("task", "labels", "units", "shared", "asked to remove", "removed"):
             table.add_column(heading, justify="left" if heading in ("task", "labels") else "right")
         for task in self.tasks:
-            labels = "loss" if task.labelled else "label-free"
+            labels = "loss" if task.labeled else "label-free"
             row = [task.name, labels, str(task.units), str(task.shared)]
             table.add_row(*row, f"{task.asked:.1%}", f"{task.removed:.1%}")
         return table

@@ -40,7 +40,7 @@ class Read:
 def reads(structure: Structure) -> tuple[Read, ...]:
     """Every read with gates, in order of the graph.
 
-    Normalising consumers carry none: what they leave out is read, and gated, behind them. An operator
+    Normalizing consumers carry none: what they leave out is read, and gated, behind them. An operator
     that reads a unit twice in one product (both sides of a matrix product) is gated on one side, so
     that the gate counts once. What is read inside a fused operator (a recurrent layer's own state) has no
     gates where the units are read elsewhere as well: there is no telling its examples apart.
@@ -78,7 +78,7 @@ def _gated(group: ChannelGroup) -> list[Consumer]:
     chosen: dict[str, Consumer] = {}
     for consumer in group.consumers:
         known = chosen.get(consumer.node)
-        free = not (consumer.normalises or consumer.is_inside)
+        free = not (consumer.normalizes or consumer.is_inside)
         if free and (known is None or (known.sample is None and consumer.sample)):
             chosen[consumer.node] = consumer
     return list(chosen.values()) or [consumer for consumer in group.consumers if consumer.is_inside]

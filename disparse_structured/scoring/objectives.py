@@ -59,7 +59,7 @@ class Packing:
         return result
 
 
-def labelled(task: Task, packing: Packing, tensors: Sequence[torch.Tensor], batch: Any) -> Objective:
+def labeled(task: Task, packing: Packing, tensors: Sequence[torch.Tensor], batch: Any) -> Objective:
     """The task's loss on ``batch``, to be differentiated; raises as :func:`loss_of` does."""
     loss = loss_of(task, packing, tensors, batch)
     return Objective((loss,), (torch.ones_like(loss),)) if loss.requires_grad else Objective((), ())

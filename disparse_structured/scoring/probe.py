@@ -49,7 +49,7 @@ from disparse_structured.scoring.objectives import (
     Objective,
     Packing,
     Projections,
-    labelled,
+    labeled,
     squared_distance,
 )
 from disparse_structured.structure import Structure
@@ -176,7 +176,7 @@ class Probe:
                 if task.loss is None:
                     objective = squared_distance(task, outputs[task.name], size)
                 else:
-                    objective = labelled(task, self._packings[task.name], outputs[task.name], batch)
+                    objective = labeled(task, self._packings[task.name], outputs[task.name], batch)
                 drawn = signs(source, directions * size, self.structure.units).to(gates)
                 diagonal = hessian_diagonal(task, objective, gates, drawn.view(directions, size, -1))
                 yield GateCurvature(row, diagonal.cpu().double(), size)
@@ -315,7 +315,7 @@ class Probe:
         """The loss of ``task``, or projection ``number`` of the output of one that has none."""
         if task.loss is None:
             return projections(task, number, outputs[task.name], size)
-        return labelled(task, self._packings[task.name], outputs[task.name], batch)
+        return labeled(task, self._packings[task.name], outputs[task.name], batch)
 
     def _runner(
         self, structure: Structure, module: fx.GraphModule, state: Mapping[str, torch.Tensor] | None = None

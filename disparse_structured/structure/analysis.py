@@ -18,7 +18,7 @@ from torch import fx, nn
 
 import disparse_structured.structure.rules  # noqa: F401  (registers the operator rules)
 from disparse_structured.data.batches import as_arguments, batch_size
-from disparse_structured.errors import PlanError, TaskError
+from disparse_structured.errors import OptionError, TaskError
 from disparse_structured.graph.capture import Capture, capture, check_supported
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.graph.outputs import resolve_tasks
@@ -30,7 +30,7 @@ from disparse_structured.structure.declared import Declarations
 from disparse_structured.structure.grouping import Grouping, group_units
 from disparse_structured.structure.groups import Attention, ChannelGroup, Pin, RatioConstraint, reach_matrix
 from disparse_structured.structure.labels import PinRecord
-from disparse_structured.structure.pins import summarise
+from disparse_structured.structure.pins import summarize
 from disparse_structured.structure.ratios import ratio_constraints
 from disparse_structured.structure.resizing import resizing_of
 from disparse_structured.structure.scales import AttentionScale
@@ -60,26 +60,25 @@ def analyse(
         example_inputs: the positional arguments of one forward pass, batch first; a tensor is the only one.
         tasks: the tasks, or the names of outputs; by default every entry of the output is a task. Each must
             depend on at least one parameter.
-        form: what is to be pruned. A ``"module"`` computes with numbers of its own: widths that they do not
-            follow are pinned. In its exported ``"graph"`` they are literals that can be rewritten, so they
-            pin nothing and bind nothing; see :func:`disparse_structured.surgery.graph.apply_graph`.
-        attention: what of an attention layer is a unit: whole ``"heads"``, or, with ``"head_dim"``, one index
-            of the head dimension, in all heads at once. It is one for query and key and one for the value,
-            or one for the three where they are split from one projection. Scales stay those of the dense
-            network: where that is impossible the head dimension stays whole. So does, as a module, every
-            width that ``forward`` computes a real number from.
+        form: what is to be pruned. A ``"module"`` computes with numbers of its own. Widths that these do not
+            follow are pinned. In the exported ``"graph"`` the same numbers are literals, which can be
+            rewritten and pin nothing; see :func:`disparse_structured.surgery.graph.apply_graph`.
+        attention: what is removed from attention: whole ``"heads"``, or, with ``"head_dim"``, one index of
+            the head dimension in all heads at once. Query and key share one choice, and the value has
+            another; all three share one where they are split from one projection. Attention scales stay those
+            of the dense network. Where that is impossible the head dimension keeps its size. In a module, so
+            does every width that ``forward`` computes a real number from.
 
     Raises:
         TaskError: no task, a selector that misses, a task that reaches nothing.
         CaptureError: the model cannot be exported.
-        UnsupportedModelError: wrapped, compiled, scripted or quantised models.
-        PlanError: ``form`` or ``attention`` is none of those.
+        UnsupportedModelError: wrapped, compiled, scripted or quantized models.
+        OptionError: ``form`` or ``attention`` has another value.
     """
     for name, given, known in (("form", form, Form), ("attention", attention, Attention)):
         if given not in get_args(known):
-            raise PlanError(
-                f"{name}={given!r} is none of {', '.join(map(repr, get_args(known)))}. Pass one of them."
-            )
+            allowed = " or ".join(map(repr, get_args(known)))
+            raise OptionError(f"{name} must be {allowed}, got {given!r}.")
     check_supported(model)  # before anything looks into it
     inputs = as_arguments(example_inputs)
     subject = Subject(model, inputs, resolve_tasks(model, inputs, tasks), form, attention)
@@ -309,7 +308,7 @@ def _pins(subject: Subject, trace: Trace, solution: _Solution) -> tuple[tuple[Pi
     singletons = solution.grouping.singletons
     records = [*trace.labels.pins, *solution.numbers.pins, *([singletons] if singletons else [])]
     parameters = subject.parameters
-    return summarise(
+    return summarize(
         records,
         {name: value for name, value in trace.tensors.items() if name in parameters},
         solution.classes,

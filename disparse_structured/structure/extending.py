@@ -40,7 +40,7 @@ record=Operator(Contracts("linear", input_dim=1)))``. Scoring, the masked twin, 
 sizes and the refit look it up.
 
 An installed package registers the module that holds its rules as an entry point of the group
-``disparse_structured.rules``; it is imported before a model is analysed::
+``disparse_structured.rules``; it is imported before a model is analyzed::
 
     [project.entry-points."disparse_structured.rules"]
     mine = "mine.disparse_rules"

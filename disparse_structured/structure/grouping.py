@@ -75,7 +75,7 @@ def group_units(
         owned = tuple(Member(*place.member, where) for place, where in found if place.member is not None)
         reads = [(place.read, where) for place, where in found]
         consumers = tuple(
-            Consumer(read.node, read.arg, read.dim, where, read.normalises, read.averages, read.sample)
+            Consumer(read.node, read.arg, read.dim, where, read.normalizes, read.averages, read.sample)
             for read, where in ((trace.reads[i], where) for i, where in reads if i is not None)
         )
         reached = frozenset[str]().union(*(reach[i] for i, _ in reads if i is not None))

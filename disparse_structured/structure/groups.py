@@ -39,7 +39,7 @@ class Consumer:
     """A place of the graph where a removed unit stops being read.
 
     ``node`` reads its argument ``arg``; ``index`` is int64 ``[units, multiplicity]`` along
-    ``dim`` of that argument. A consumer that ``normalises`` by statistics over the channels (layer norm,
+    ``dim`` of that argument. A consumer that ``normalizes`` by statistics over the channels (layer norm,
     group norm) hands them on, one that ``averages`` (mean, maximum) does not; the masked twin of both leaves
     removed channels out of the statistics. ``sample`` is the dimension of the argument along which the
     examples of the batch lie and, int64, the number of the example at each of its positions; None where no
@@ -50,14 +50,14 @@ class Consumer:
     arg: Argument
     dim: int
     index: np.ndarray
-    normalises: bool = False
+    normalizes: bool = False
     averages: bool = False
     sample: tuple[int, np.ndarray] | None = None
 
     @property
     def takes_statistics(self) -> bool:
         """Whether a channel of zeros is something else than no channel."""
-        return self.normalises or self.averages
+        return self.normalizes or self.averages
 
     @property
     def is_inside(self) -> bool:

@@ -31,7 +31,7 @@ def head_dimension(split: fx.Node, first: int, sizes: Sequence[int]) -> int | No
 
 
 def _passes(node: fx.Node, source: fx.Node) -> bool:
-    """Whether dimensions of ``source`` keep their places: arithmetic, activations, normalisation."""
+    """Whether dimensions of ``source`` keep their places: arithmetic, activations, normalization."""
     value, read = node.meta.get("val"), source.meta["val"]
     same = isinstance(value, torch.Tensor) and isinstance(read, torch.Tensor) and value.shape == read.shape
     return same and operator_of(node).contracts is None

@@ -11,7 +11,7 @@ from disparse_structured.structure.groups import Pin
 from disparse_structured.structure.labels import PINNED, PinRecord, Value
 
 
-def summarise(
+def summarize(
     records: Iterable[PinRecord], parameters: Mapping[str, Value], classes: np.ndarray, total: int
 ) -> tuple[tuple[Pin, ...], float]:
     """One :class:`Pin` for each reason, operator and module, largest first; the share that numbers hold.

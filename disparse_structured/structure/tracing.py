@@ -53,7 +53,7 @@ def rule(*operators: Any, record: Operator | None = None) -> Callable[[Rule], Ru
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """``node`` contracts, normalises or averages over dimension ``dim`` of its argument ``arg``.
+    """``node`` contracts, normalizes or averages over dimension ``dim`` of its argument ``arg``.
 
     ``sample`` is the dimension of the argument along which the examples of the batch lie, and the number
     of the example at each of its positions; None where no single dimension tells them apart.
@@ -63,7 +63,7 @@ class Read:
     arg: Argument
     dim: int
     labels: np.ndarray
-    normalises: bool
+    normalizes: bool
     averages: bool
     sample: tuple[int, np.ndarray] | None
 
@@ -255,9 +255,9 @@ class Trace:
             number = call.position(argument)
             position: Argument = number if item is None else (number, item)
             record = operator_of(call.node)
-            normalises = record.normalizes is not None
+            normalizes = record.normalizes is not None
             self.reads.append(
-                Read(call.node.name, position, dim, axis.labels, normalises, record.averages, sample)
+                Read(call.node.name, position, dim, axis.labels, normalizes, record.averages, sample)
             )
 
     def literal(self, call: Call, expression: Expression, axis: Axis) -> None:
@@ -283,13 +283,13 @@ class Trace:
         """Element-wise meeting of broadcastable dimensions: united, size 1 gives way."""
         size = max((axis.size for axis in axes), default=1) if all(axis.size for axis in axes) else 0
         wide = [axis for axis in axes if axis.size == size]
-        labelled = next((axis for axis in wide if axis.labels is not None), None)
-        if labelled is not None:
+        labeled = next((axis for axis in wide if axis.labels is not None), None)
+        if labeled is not None:
             for axis in wide:
-                if axis is not labelled:
-                    self.unite(call, labelled.atoms(), axis.atoms())
+                if axis is not labeled:
+                    self.unite(call, labeled.atoms(), axis.atoms())
         samples = next((axis.sample for axis in wide if axis.sample is not None), None)
-        return Axis(size, labelled.labels if labelled is not None else None, samples)
+        return Axis(size, labeled.labels if labeled is not None else None, samples)
 
     def broadcast(self, call: Call, values: Sequence[Value]) -> Value:
         """Element-wise meeting of whole values, aligned at the last dimension."""

@@ -1,7 +1,7 @@
 """Applies a plan to the exported graph: the result for models whose own ``forward`` cannot follow.
 
-The integers that ``forward`` computes with are literals of the graph, so that all of them can be written
-anew. What comes back runs, trains and exports like any module; it is not the user's class.
+The integers that ``forward`` computes with are literals of the graph, so that all of them can be rewritten.
+The result runs, trains and exports like any module; it is not an instance of the user's class.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def apply_graph(model: nn.Module, plan: Plan, structure: Structure, *, verify: b
     groups that :func:`~disparse_structured.surgery.module.apply` refused can be removed after all.
 
     With ``verify`` the result is compared with the masked twin in float64 before it is handed back, and
-    takes batches of any size if it proved to be right on one of another size as well; otherwise it takes
-    batches as large as that of the structure's example inputs.
+    takes batches of any size if it is right on one of another size as well; otherwise it takes batches
+    as large as that of the structure's example inputs.
 
     Raises:
         PlanError: the plan is not for this model, or for the other form of it.
@@ -46,7 +46,7 @@ def apply_graph(model: nn.Module, plan: Plan, structure: Structure, *, verify: b
     check_form(plan, structure)
     keep = plan.keep(structure)
     check_described(named_tensors(model)[0], structure)
-    verification, wide = _proven(model, structure, keep) if verify else (None, None)
+    verification, wide = _verified(model, structure, keep) if verify else (None, None)
     pruned = PrunedGraph(model, wide or structure, keep, any_batch=wide is not None)
     return Applied(pruned, plan, verification, ())
 
@@ -54,7 +54,7 @@ def apply_graph(model: nn.Module, plan: Plan, structure: Structure, *, verify: b
 def rebuild_graph(
     model: nn.Module, plan: Plan, structure: Structure, *, examples: int, any_batch: bool
 ) -> PrunedGraph:
-    """The graph that :func:`apply_graph` made of ``plan`` earlier, as it said of itself; nothing is proven.
+    """The graph that :func:`apply_graph` made from ``plan`` earlier; nothing is verified.
 
     Raises:
         PlanError: the plan is not for this structure, or its example inputs are of another batch.
@@ -71,10 +71,13 @@ def rebuild_graph(
     return PrunedGraph(model, made_from, keep, any_batch=any_batch)
 
 
-def _proven(
+def _verified(
     model: nn.Module, structure: Structure, keep: torch.Tensor
 ) -> tuple[Verification, Structure | None]:
-    """That the pruned graph is the masked twin; and the structure from which it is so with any batch."""
+    """Verifies that the pruned graph is the masked twin.
+
+    Also returns a structure whose graph can be resized for batches of any size, or None.
+    """
     specimen = VerificationCopy.of(model, structure)
     twin = masked_twin(specimen.structure, keep)
 
@@ -117,7 +120,7 @@ def _with_two_examples(model: nn.Module, structure: Structure) -> Structure | No
 
 
 def _longer(leaf: Any, batch: int) -> Any:
-    """A batch of ``batch`` examples with another one behind."""
+    """A batch of ``batch`` examples followed by another one."""
     if not isinstance(leaf, torch.Tensor) or not leaf.ndim or leaf.shape[0] != batch:
         return leaf
     return torch.cat([leaf, leaf[:1].flip(tuple(range(1, leaf.ndim)))])
@@ -126,7 +129,7 @@ def _longer(leaf: Any, batch: int) -> Any:
 def _runner(
     specimen: VerificationCopy, structure: Structure, keep: torch.Tensor, *, any_batch: bool
 ) -> Callable[[tuple[Any, ...]], Outputs]:
-    """The specimen's pruned graph, its constants in the specimen's precision."""
+    """The pruned graph of a verification copy, its constants in the precision of the copy."""
     graph = PrunedGraph(specimen.model, structure, keep, any_batch=any_batch).to(specimen.dtype)
 
     def run(inputs: tuple[Any, ...]) -> Outputs:

@@ -41,7 +41,7 @@ class Slices:
 class WeightMasks:
     """Switches units of ``model`` off and on, in place.
 
-    After every optimiser step, :meth:`enforce` puts the slices that are off back to zero.
+    After every optimizer step, :meth:`enforce` puts the slices that are off back to zero.
 
     Args:
         model: the dense model; its parameters keep their identity and shape.
@@ -50,7 +50,7 @@ class WeightMasks:
     Attributes:
         keep: bool ``[units]``, True = on.
         held: names of the groups that cannot be switched by zeros in weights (a layer or group
-            normalisation takes statistics over them, a product of activations reads them, or one weight
+            normalization takes statistics over them, a product of activations reads them, or one weight
             reads them and, along its other dimension, another group); they stay on.
     """
 
@@ -69,7 +69,7 @@ class WeightMasks:
         """Makes ``keep`` (bool ``[units]``) the units that are on.
 
         A unit that goes leaves its reading weights behind; one that returns finds them again, with no
-        memory of the optimiser's at them.
+        memory of the optimizer's at them.
 
         Raises:
             PlanError: a unit of a held group would go.
@@ -177,7 +177,7 @@ class _Reader:
 
 
 def _readers(structure: Structure) -> dict[str, list[_Reader]]:
-    """The weights that read each group; groups that a normaliser takes statistics over are left out."""
+    """The weights that read each group; groups that a normalizer takes statistics over are left out."""
     nodes = structure.capture.nodes
     found: dict[str, list[_Reader]] = {}
     for group in structure.groups:

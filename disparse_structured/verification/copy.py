@@ -1,4 +1,4 @@
-"""A copy of a model, in double precision and with telling weights, on which claims about it are proven."""
+"""A copy of a model for verification: in double precision, with random values for degenerate weights."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ Outputs = Mapping[str, Sequence[torch.Tensor]]
 class VerificationCopy:
     """A deep copy of a model in eval mode, its structure, and inputs of its own.
 
-    The copy has other values where the model's own would hide a mistake: a branch behind a scale of
-    zero, the order of channels in a normalisation as it was initialised.
+    The copy has other values where the model's own would hide a mistake: a branch that is scaled by
+    zero, or a normalization as it was initialized, which is the same for all channels.
     """
 
     model: nn.Module
@@ -67,7 +67,7 @@ class VerificationCopy:
         found = structure_at(structure, dense, inputs)
         if found.fingerprint != structure.fingerprint:
             raise PlanError(
-                f"the model's structure in {dtype} is not the one that was analysed. "
+                f"the model's structure in {dtype} is not the one that was analyzed. "
                 "Analyse the model as it is now and make a new plan."
             )
         return cls(dense, found, inputs, dtype)
@@ -153,7 +153,7 @@ def _cast(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
 
 
 def _other_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Other values of the same shape, so that agreement on the example is no accident."""
+    """Other values of the same shape, so that agreement on the example cannot be an accident."""
     generator = torch.Generator().manual_seed(0)
 
     def other(leaf: Any) -> Any:

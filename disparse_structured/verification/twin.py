@@ -1,6 +1,6 @@
 """The masked twin: the dense network that reads zeros where a plan removes.
 
-It is the specification of "removed". Channel normalisers leave removed channels out of their
+It is the specification of "removed". Channel normalizers leave removed channels out of their
 statistics, because the smaller network will not have them.
 """
 
@@ -115,7 +115,7 @@ class MaskedReads:
         return node.name in self._masked or node.name in self._replaced
 
     def differs(self, other: MaskedReads) -> set[str]:
-        """Operators that read or normalise units which only one of two masked twins of a network keeps."""
+        """Operators that read or normalize units which only one of two masked twins of a network keeps."""
         changed = self._keep != other._keep
         return {
             consumer.node
@@ -193,17 +193,17 @@ class KeptAverage(_Kept):
 
 
 class KeptPositions(_Kept):
-    """A batch or instance normalisation whose statistics leave out positions of dimension ``dim``."""
+    """A batch or instance normalization whose statistics leave out positions of dimension ``dim``."""
 
     def forward(self, value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The normalisation of the kept positions of ``value``; zeros elsewhere."""
+        """The normalization of the kept positions of ``value``; zeros elsewhere."""
         kept = self._kept(value)
         result = self.operator(value.index_select(self.dim, kept), *args, **kwargs)
         return torch.zeros_like(value).index_copy(self.dim, kept, result)
 
 
 class KeptOnly(_Kept):
-    """A layer, RMS or group normalisation with statistics over the kept channels; zeros elsewhere."""
+    """A layer, RMS or group normalization with statistics over the kept channels; zeros elsewhere."""
 
     def forward(
         self,
@@ -214,7 +214,7 @@ class KeptOnly(_Kept):
         *rest: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """The normalisation of the kept channels of ``value``, with the operator's own arguments."""
+        """The normalization of the kept channels of ``value``, with the operator's own arguments."""
         kept = self._kept(value)
         if isinstance(shape_or_groups, list | tuple):
             shape_or_groups = [len(kept)]

@@ -79,7 +79,7 @@ class Verifier:
         return self._verdict(keep).mismatch
 
     def _verdict(self, keep: torch.Tensor) -> _Verdict:
-        """Each ``keep`` is judged once: the runs in float64 are what a proof costs."""
+        """Each ``keep`` is judged once: the runs in float64 are the cost of a verification."""
         key = keep.numpy().tobytes()
         if key not in self._verdicts:
             try:
@@ -92,7 +92,7 @@ class Verifier:
         return self._verdicts[key]
 
     def resolve(self, keep: torch.Tensor) -> tuple[torch.Tensor, Verification, tuple[Refusal, ...]]:
-        """What of ``keep``'s removals the module follows, the proof, and what was left alone."""
+        """``keep`` with the removals that the module follows, its verification, and the groups left alone."""
         refused: list[Refusal] = []
         if self.mismatch(keep) is not None:
             self._check_repeatable()

@@ -72,7 +72,7 @@ def test_a_transformers_map_is_its_patch_tokens_behind_the_final_norm(backbone: 
 
 
 @pytest.mark.parametrize("backbone", ["hieradet_small", "hiera_tiny_224"])
-def test_transformers_whose_maps_timm_does_not_normalise(backbone: str) -> None:
+def test_transformers_whose_maps_timm_does_not_normalize(backbone: str) -> None:
     model = multitask(backbone, THREE, image_size=64, embed_dim=16, num_heads=1, stages=(1, 1, 1, 1)).eval()
 
     with torch.no_grad():

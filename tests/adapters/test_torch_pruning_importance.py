@@ -18,7 +18,7 @@ from disparse_structured.adapters.torch_pruning import (
 )
 from disparse_structured.decision.arbiters import AnyTask, Quorum, Unanimous, WeightedMean
 from disparse_structured.decision.rankings import GlobalRanking, ranking_context
-from disparse_structured.decision.votes import normalise, standings
+from disparse_structured.decision.votes import normalize, standings
 from disparse_structured.errors import PlanError
 from disparse_structured.scoring import measure
 from disparse_structured.scoring.criteria import Fisher
@@ -88,7 +88,7 @@ def places() -> Tensor:
     """float64 ``[tasks, units]``: each task's own ranking of all the units that it reaches."""
     structure, scores = scored()
     context = ranking_context(structure.groups, torch.ones(structure.units, dtype=torch.float64))
-    normalized = normalise(scores, structure.reach, structure.tasks)
+    normalized = normalize(scores, structure.reach, structure.tasks)
     return standings(normalized, structure.reach, GlobalRanking(), context)
 
 
@@ -120,7 +120,7 @@ def test_a_unit_is_removed_when_as_many_tasks_as_are_needed_give_it_up(
 
 def test_the_mean_of_normalized_scores_decides_where_the_arbiter_is_the_mean() -> None:
     structure, scores = scored()
-    normalized = normalise(scores, structure.reach, structure.tasks)
+    normalized = normalize(scores, structure.reach, structure.tasks)
     weights = torch.tensor([3.0, 1.0], dtype=torch.float64)[:, None] * structure.reach
     mean = (weights * normalized).sum(0) / weights.sum(0)
     order = removal_order(structure, scores, WeightedMean(), weights=(3.0, 1.0)).argsort()
@@ -232,7 +232,7 @@ def test_the_second_step_of_a_pruner_is_refused() -> None:
 def test_another_model_is_refused() -> None:
     model = network()
     pruner = tp.pruner.BasePruner(network(), X, importance=importance_of(model))
-    with pytest.raises(PlanError, match="is not a module of the model that the scores are of"):
+    with pytest.raises(PlanError, match=r"is not a module of the scored model\. Give"):
         pruner.step()
 
 

@@ -168,9 +168,9 @@ def test_joint_snip_is_the_snip_of_the_weighted_sum() -> None:
 def test_a_task_without_a_loss_has_no_part_in_a_joint_one() -> None:
     with pytest.raises(TaskError, match="task 'kind' has no loss, and this method needs one"):
         joint_task((TASKS[0], replace(TASKS[1], loss=None)))
-    unlabelled = (TASKS[0], replace(TASKS[1], loss=None))
+    unlabeled = (TASKS[0], replace(TASKS[1], loss=None))
     with pytest.raises(TaskError, match="task 'kind' has no loss"):
-        case().scores(CosPrune(), unlabelled)
+        case().scores(CosPrune(), unlabeled)
     with pytest.raises(BatchError, match="needs data"):
         score(case().model, case().structure(), criterion=StockScores("taylor"))
 

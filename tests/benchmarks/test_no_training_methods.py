@@ -208,9 +208,9 @@ def test_kmeans_uses_every_cluster(points: int, count: int, features: int, seed:
 
 def test_kmeans_finds_clusters_that_are_there() -> None:
     generator = torch.Generator().manual_seed(0)
-    centres = 10 * torch.randn(4, 30, generator=generator, dtype=torch.float64)
+    centers = 10 * torch.randn(4, 30, generator=generator, dtype=torch.float64)
     truth = torch.arange(20) % 4
-    labels = kmeans(centres[truth] + 0.1 * torch.randn(20, 30, generator=generator), 4, generator)
+    labels = kmeans(centers[truth] + 0.1 * torch.randn(20, 30, generator=generator), 4, generator)
     assert len({(int(one), int(other)) for one, other in zip(labels, truth, strict=True)}) == 4
 
 

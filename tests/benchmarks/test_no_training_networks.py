@@ -169,8 +169,8 @@ def test_calibration_images_are_training_images(network: Network) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_labelled_batches_are_the_calibration_images_with_their_targets() -> None:
-    batches = networks.labelled(TINY, 11, seed=2)
+def test_labeled_batches_are_the_calibration_images_with_their_targets() -> None:
+    batches = networks.labeled(TINY, 11, seed=2)
     assert [len(batch["image"]) for batch in batches] == [5, 5, 1]
     images = torch.cat([batch["image"] for batch in batches])
     assert torch.equal(images, networks.calibration(TINY, 11, seed=2))

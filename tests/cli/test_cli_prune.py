@@ -30,7 +30,7 @@ QUICK = ("--method", "disparse", "--refit", "none", "--no-onnx")
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A labelled network, pruned by votes, exported and timed: its folder and the printed document."""
+    """A labeled network, pruned by votes, exported and timed: its folder and the printed document."""
     folder = tmp_path_factory.mktemp("pruned")
     (folder / "net.py").write_text(TINY)
     given = {"--model": "build", "--data": "images", "--tasks": "losses"}
@@ -61,7 +61,7 @@ def test_prune_writes_the_folder_and_nothing_else(pruned):
 def test_the_budget_is_met_and_the_tasks_are_the_ones_given(pruned):
     report = pruned[1]["report"]
     assert 0.4 < report["costs"]["macs"]["counted"] / report["costs"]["macs"]["dense"] <= 0.5
-    assert [(task["name"], task["labelled"]) for task in report["tasks"]] == [("near", True), ("far", True)]
+    assert [(task["name"], task["labeled"]) for task in report["tasks"]] == [("near", True), ("far", True)]
     assert report["samples"] == 8
     assert report["verification"]["verified"]
 
@@ -120,11 +120,11 @@ def test_as_a_program_it_is_quiet_where_nobody_watches(tiny):
 
 
 def test_without_labels_the_outputs_are_the_tasks_and_the_report_says_how_far_they_moved(tiny, capsys):
-    report = report_of(*prune_tiny("--no-onnx", data="tiny:labelled"))
+    report = report_of(*prune_tiny("--no-onnx", data="tiny:labeled"))
     shown = capsys.readouterr()
     assert main(["show", "out"]) == 0
     again = capsys.readouterr().out
-    assert [(task["name"], task["labelled"]) for task in report["tasks"]] == [("near", False), ("aux", False)]
+    assert [(task["name"], task["labeled"]) for task in report["tasks"]] == [("near", False), ("aux", False)]
     assert report["criterion"].startswith("Compensated(")
     assert report["deviation"]["samples"] == 12
     assert shown.err == ""

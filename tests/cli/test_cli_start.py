@@ -19,7 +19,7 @@ from disparse_structured.pipeline import SAMPLES
 from disparse_structured.relatedness import RATIO, UNIT_RATIO
 from disparse_structured.relatedness.result import Level
 from disparse_structured.structure import Attention, Form
-from disparse_structured.training.recipe import Precision
+from disparse_structured.training.config import Precision
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = (

@@ -24,7 +24,7 @@ from disparse_structured.decision.arbiters import (
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import decide
 from disparse_structured.decision.rankings import LayerRanking
-from disparse_structured.decision.votes import normalise
+from disparse_structured.decision.votes import normalize
 from disparse_structured.errors import TaskError
 from tests.support.ballots import ballot_with, names, reordered
 from tests.support.synthetic import chain
@@ -41,7 +41,7 @@ EVERY: list[Arbiter] = [
 def ballot_of(damage: torch.Tensor, ratio: float, reach: torch.Tensor | None = None) -> Ballot:
     damage = damage.to(torch.float64)
     reach = torch.ones_like(damage, dtype=torch.bool) if reach is None else reach
-    return ballot_with(reach, normalise(damage, reach, names(len(damage))), damage * reach, ratio)
+    return ballot_with(reach, normalize(damage, reach, names(len(damage))), damage * reach, ratio)
 
 
 @st.composite

@@ -19,7 +19,7 @@ from disparse_structured.decision.rankings import (
     RankingContext,
     ranking_context,
 )
-from disparse_structured.decision.votes import normalise, standing, standings, vote
+from disparse_structured.decision.votes import normalize, standing, standings, vote
 from disparse_structured.errors import OptionError
 from disparse_structured.structure.groups import Member
 from tests.support.synthetic import chain
@@ -130,7 +130,7 @@ def test_votes_do_not_care_how_loud_a_loss_is(factor: float, task: int, ratio: f
     context = ranking_context(net.groups, torch.ones(12, dtype=torch.float64))
     for ranking in RANKINGS:
         one, other = (
-            standings(normalise(s, net.reach, net.tasks), net.reach, ranking, context)
+            standings(normalize(s, net.reach, net.tasks), net.reach, ranking, context)
             for s in (saliency, louder)
         )
         assert torch.equal(vote(one, net.reach, ratio).keep, vote(other, net.reach, ratio).keep)
@@ -143,9 +143,9 @@ def test_a_task_votes_as_if_the_other_heads_did_not_exist() -> None:
     own = torch.cat([saliency[:1, :6], saliency[:1, 6:10]], dim=1)
     for ranking in RANKINGS:
         context = ranking_context(both.groups, torch.ones(14, dtype=torch.float64))
-        together = standings(normalise(saliency, both.reach, both.tasks), both.reach, ranking, context)
+        together = standings(normalize(saliency, both.reach, both.tasks), both.reach, ranking, context)
         context = ranking_context(alone.groups, torch.ones(10, dtype=torch.float64))
-        single = standings(normalise(own, alone.reach, alone.tasks), alone.reach, ranking, context)
+        single = standings(normalize(own, alone.reach, alone.tasks), alone.reach, ranking, context)
         assert torch.equal(together[0, :10], single[0])
 
 
@@ -180,12 +180,12 @@ def test_isomorphic_classes_follow_the_slices_and_not_the_widths() -> None:
     assert len({classes[0], *classes[12::4]}) == 6
 
 
-def test_normalise_divides_by_the_sum_over_the_own_units() -> None:
+def test_normalize_divides_by_the_sum_over_the_own_units() -> None:
     net = chain([2, 2], reach=[("seg", "depth"), ("depth",)], tasks=("seg", "depth"))
-    scores = normalise(torch.tensor([[1.0, 3.0, 50.0, 50.0], [0.0] * 4]), net.reach, net.tasks)
+    scores = normalize(torch.tensor([[1.0, 3.0, 50.0, 50.0], [0.0] * 4]), net.reach, net.tasks)
     assert scores.dtype == torch.float64
     assert scores.tolist() == [[0.25, 0.75, 0.0, 0.0], [0.0] * 4]
-    huge = normalise(torch.full((2, 4), 1e308, dtype=torch.float64), net.reach, net.tasks)
+    huge = normalize(torch.full((2, 4), 1e308, dtype=torch.float64), net.reach, net.tasks)
     assert huge[1].tolist() == [0.25] * 4
 
 
@@ -195,13 +195,13 @@ def test_saliency_that_is_no_saliency_is_refused_with_the_task(bad: float) -> No
     saliency = net.saliency()
     saliency[1, 2] = bad
     with pytest.raises(OptionError, match=r"task 'depth': the saliency of 1 units .* unit 2"):
-        normalise(saliency, net.reach, net.tasks)
+        normalize(saliency, net.reach, net.tasks)
 
 
 def test_saliency_of_another_shape_is_refused() -> None:
     net = chain([3])
     with pytest.raises(OptionError, match=r"shape \(3, 4\), expected \[tasks, units\] = \(3, 3\)"):
-        normalise(torch.ones(3, 4), net.reach, net.tasks)
+        normalize(torch.ones(3, 4), net.reach, net.tasks)
 
 
 @pytest.mark.parametrize(

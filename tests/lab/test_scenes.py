@@ -138,18 +138,18 @@ def test_normals_agree_with_finite_differences_of_the_back_projected_depth(
 def test_edges_are_where_something_changes(scenes: list[dict[str, Tensor]]) -> None:
     for scene in scenes:
         edge = scene["edges"][0, :-1, :-1] == 1
-        relabelled = torch.zeros_like(edge)
+        relabeled = torch.zeros_like(edge)
         bent = torch.zeros_like(edge)
         jumped = torch.zeros_like(edge)
         for here, there in neighbors(scene["labels"]):
-            relabelled |= here != there
+            relabeled |= here != there
         for here, there in neighbors(scene["normals"]):
             bent |= (here - there).norm(dim=0) > 1e-3
         normal = scene["normals"][:, :-1, :-1].double()
         for here, there in neighbors(back_project(scene["depth"])):
             jumped |= ((there - here) * normal).sum(0).abs() > 1e-3
-        assert edge[relabelled].all()
-        assert (relabelled | bent | jumped)[edge].all()
+        assert edge[relabeled].all()
+        assert (relabeled | bent | jumped)[edge].all()
         assert 0.01 < edge.float().mean() < 0.3
 
 

@@ -39,7 +39,7 @@ from disparse_structured.surgery.saving import load
 from disparse_structured.tasks import Task
 from disparse_structured.verification.verifier import Verifier
 from tests.support.plans import random_keep, snapshot
-from tests.support.zoo import randomise_norms
+from tests.support.zoo import randomize_norms
 
 Body = Callable[[Tensor, nn.ModuleDict], Tensor]
 WHOLE = (Task("whole", lambda output: output),)
@@ -127,7 +127,7 @@ class Doubled(nn.Module):
         return weight * 2
 
 
-class Centred(nn.Module):
+class Centered(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return weight - weight.mean((1, 2, 3), keepdim=True)
 
@@ -138,7 +138,7 @@ class Whitened(nn.Module):
         return F.batch_norm(flat, None, None, training=True).reshape_as(weight)
 
 
-def parametrised(layer: nn.Module, parametrization: nn.Module) -> nn.Module:
+def parametrized(layer: nn.Module, parametrization: nn.Module) -> nn.Module:
     parametrize.register_parametrization(layer, "weight", parametrization)
     return layer
 
@@ -193,11 +193,11 @@ PRUNABLE: dict[str, Callable[[], nn.Module]] = {
         inner, 6, inner=nn.Sequential(parametrizations.weight_norm(conv(8, 6)), nn.ReLU(), conv(6, 6))
     ),
     "computed-weight": image(
-        inner, 6, inner=nn.Sequential(parametrised(conv(8, 6), Doubled()), nn.ReLU(), conv(6, 6))
+        inner, 6, inner=nn.Sequential(parametrized(conv(8, 6), Doubled()), nn.ReLU(), conv(6, 6))
     ),
-    "centred-weight": image(inner, 6, inner=parametrised(conv(8, 6), Centred())),
-    "weight-through-batch-norm": image(inner, 6, inner=parametrised(conv(8, 6), Whitened())),
-    "computed-scale": image(inner, inner=parametrised(nn.BatchNorm2d(8), Doubled())),
+    "centered-weight": image(inner, 6, inner=parametrized(conv(8, 6), Centered())),
+    "weight-through-batch-norm": image(inner, 6, inner=parametrized(conv(8, 6), Whitened())),
+    "computed-scale": image(inner, inner=parametrized(nn.BatchNorm2d(8), Doubled())),
     "masked-weight": lambda: Around(inner, 6, inner=nn.Sequential(masked_layer(), nn.ReLU(), conv(6, 6))),
     "bias-used-apart": image(bias_apart, 8, inner=conv(8, 8)),
     "weight-used-alone": image(
@@ -214,7 +214,7 @@ PRUNABLE: dict[str, Callable[[], nn.Module]] = {
 def test_awkward_networks_are_pruned_right(id: str) -> None:
     torch.manual_seed(1)
     model = PRUNABLE[id]().eval()
-    randomise_norms(model)
+    randomize_norms(model)
     inputs = inputs_of(model)
     before = snapshot(model)
     structure = analyse(model, inputs, WHOLE)
@@ -424,7 +424,7 @@ def test_layers_know_their_new_widths() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.table = nn.Embedding(11, 8, padding_idx=0)
-            self.mix = nn.Sequential(nn.Linear(8, 10), nn.ReLU(), parametrised(nn.Linear(10, 8), Doubled()))
+            self.mix = nn.Sequential(nn.Linear(8, 10), nn.ReLU(), parametrized(nn.Linear(10, 8), Doubled()))
             self.out = nn.Linear(8, 11, bias=False)
             self.out.weight = self.table.weight
 

@@ -184,7 +184,7 @@ def test_all_that_a_model_carries_along_is_loaded(tmp_path: Path) -> None:
     assert_same(load(tmp_path, build), pruned.model, inputs)
 
 
-def test_reparametrised_weights_are_loaded(tmp_path: Path) -> None:
+def test_reparametrized_weights_are_loaded(tmp_path: Path) -> None:
     def build() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

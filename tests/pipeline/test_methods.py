@@ -154,9 +154,9 @@ def test_one_round_of_votes_is_one_shot(structure: Structure) -> None:
 
 
 @pytest.mark.parametrize("form", ["module", "graph"])
-@pytest.mark.parametrize("labelled", [False, True], ids=["label-free", "labelled"])
-def test_four_steps_are_what_prune_does(form: str, labelled: bool) -> None:
-    loss = (lambda output, batch: output.square().mean()) if labelled else None
+@pytest.mark.parametrize("labeled", [False, True], ids=["label-free", "labeled"])
+def test_four_steps_are_what_prune_does(form: str, labeled: bool) -> None:
+    loss = (lambda output, batch: output.square().mean()) if labeled else None
     tasks = [Task("depth", loss=loss), Task("edges")]
     model, data = build(), images(40)  # more than are scored together
 

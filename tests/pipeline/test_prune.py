@@ -64,7 +64,7 @@ def test_the_first_call_needs_a_model_images_and_a_budget(result: PruningResult)
     report = result.report
 
     assert isinstance(result.model, Redundant)
-    assert [(task.name, task.labelled) for task in report.tasks] == [("depth", False), ("edges", False)]
+    assert [(task.name, task.labeled) for task in report.tasks] == [("depth", False), ("edges", False)]
     assert report.costs["parameters"].counted == sum(p.numel() for p in result.model.parameters())
     assert report.costs["macs"].counted == pytest.approx(report.costs["macs"].predicted, rel=1e-3)
     assert macs_left(result) <= 0.5
@@ -137,7 +137,7 @@ def test_names_and_tasks_may_be_mixed() -> None:
     found = prune(build(), images(8), ["depth", loss], macs=0.5, **VOTES)
 
     assert found.tasks == (Task("depth"), loss)
-    assert [task.labelled for task in found.report.tasks] == [False, True]
+    assert [task.labeled for task in found.report.tasks] == [False, True]
 
 
 def test_a_position_of_a_tuple_has_a_name_too() -> None:
@@ -188,7 +188,7 @@ def test_votes_use_losses_and_the_refit_follows() -> None:
 
     found = prune(dense, batches, tasks, macs=0.5, method=DiSparse(), verify=False)
 
-    assert [task.labelled for task in found.report.tasks] == [True, False]
+    assert [task.labeled for task in found.report.tasks] == [True, False]
     plain = prune(dense, batches, tasks, macs=0.5, **VOTES)
     assert removed(plain) == removed(found)
     assert deviation(found.model, dense, images()) < deviation(plain.model, dense, images())

@@ -13,12 +13,12 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import BatchError, PlanError
 from disparse_structured.refit import refit
 from disparse_structured.surgery.module import apply
-from tests.refit.test_refit_robustness import analysed, finite, images, same, small, weights
+from tests.refit.test_refit_robustness import analyzed, finite, images, same, small, weights
 
 
 def test_data_is_read_once_and_no_further_than_the_limit() -> None:
     model = small()
-    structure, keep = analysed(model)
+    structure, keep = analyzed(model)
     read = []
 
     def batches() -> Iterator[dict[str, Tensor]]:
@@ -60,7 +60,7 @@ def test_some_of_enough_examples_are_set_aside(count: int, samples: int, checked
 
 def test_two_examples_are_enough_to_do_no_harm() -> None:
     model = small()
-    structure, keep = analysed(model)
+    structure, keep = analyzed(model)
     done = refit(model, structure, keep, [images(2)])
     assert finite(done)
     assert done.facts.after["all"] <= done.facts.before["all"]
@@ -68,7 +68,7 @@ def test_two_examples_are_enough_to_do_no_harm() -> None:
 
 def test_bad_calls_say_what_is_wrong() -> None:
     model = small()
-    structure, keep = analysed(model)
+    structure, keep = analyzed(model)
     data = images(24).split(8)
     with pytest.raises(PlanError, match=r"keep is torch.float32 \[14\], expected torch.bool \[14\]"):
         refit(model, structure, keep.float(), data)
@@ -90,14 +90,14 @@ def test_bad_calls_say_what_is_wrong() -> None:
 
 def test_outputs_that_are_nowhere_finite_are_refused() -> None:
     model = nn.Sequential(*small(), nn.Threshold(1e9, float("nan"))).eval()
-    structure, keep = analysed(model)
+    structure, keep = analyzed(model)
     with pytest.raises(BatchError, match="task 'all': the dense network's output holds no finite number"):
         refit(model, structure, keep, images(24).split(8))
 
 
 def test_other_batch_and_image_sizes_than_the_examples() -> None:
     model = small()
-    structure, keep = analysed(model)
+    structure, keep = analyzed(model)
     done = refit(model, structure, keep, images(30, size=11).split(7))
     assert done.facts.after["all"] < done.facts.before["all"]
     assert apply(done.model, Plan.from_keep(structure, keep), structure).verification is not None

@@ -64,7 +64,7 @@ def thinned(structure: Structure) -> Tensor:
     return keep
 
 
-def analysed(model: nn.Module, x: Tensor | None = None) -> tuple[Structure, Tensor]:
+def analyzed(model: nn.Module, x: Tensor | None = None) -> tuple[Structure, Tensor]:
     structure = analyse(model, (images(2) if x is None else x,), WHOLE)
     return structure, thinned(structure)
 
@@ -108,7 +108,7 @@ def test_awkward_networks_come_out_nearer_and_can_be_cut(id: str, method: RefitM
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_nothing_removed_is_the_same_network_bit_for_bit(method: RefitMethod) -> None:
     model = small()
-    structure, keep = analysed(model)
+    structure, keep = analyzed(model)
     done = refit(model, structure, torch.ones_like(keep), images(16).split(8), method=method)
     assert done.model is not model
     assert same(weights(done.model), weights(model))
@@ -120,7 +120,7 @@ def test_nothing_removed_is_the_same_network_bit_for_bit(method: RefitMethod) ->
 def test_the_users_model_and_random_states_stay(method: RefitMethod) -> None:
     model = small().train()
     model[1].eval()
-    structure, keep = analysed(model)
+    structure, keep = analyzed(model)
     model(images(4)).sum().backward()
     before, grads = weights(model), [parameter.grad for parameter in model.parameters()]
     modes = [module.training for module in model.modules()]
@@ -144,7 +144,7 @@ def test_the_users_model_and_random_states_stay(method: RefitMethod) -> None:
 
 def test_the_same_seed_gives_the_same_weights() -> None:
     model = small()
-    structure, keep = analysed(model)
+    structure, keep = analyzed(model)
 
     def run(seed: int, outside: int) -> dict[str, Tensor]:
         torch.manual_seed(outside)
@@ -183,7 +183,7 @@ def test_dead_channels_and_constant_images_are_harmless(
 ) -> None:
     model = small()
     spoil(model)
-    structure, keep = analysed(model)
+    structure, keep = analyzed(model)
     done = refit(model, structure, keep, x.split(8), method=method)
     assert finite(done)
     if not isinstance(method, BatchNormStatistics):
@@ -203,7 +203,7 @@ class Logarithm(nn.Module):
 
 def test_a_layer_that_reads_nan_is_left_as_it_is_and_named() -> None:
     model = Logarithm().double().eval()
-    structure, keep = analysed(model)
+    structure, keep = analyzed(model)
     done = refit(model, structure, keep, images(24).split(8))
     (skipped,) = done.facts.skipped
     assert skipped.layer == "second.weight"
@@ -213,7 +213,7 @@ def test_a_layer_that_reads_nan_is_left_as_it_is_and_named() -> None:
     assert finite(done)
 
 
-class Standardised(nn.Module):
+class Standardized(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3), nn.Conv2d(6, 2, 1)
@@ -226,8 +226,8 @@ class Standardised(nn.Module):
 
 
 def test_weights_computed_from_weights_are_left_as_they_are_and_named() -> None:
-    model = Standardised().double().eval()
-    structure, keep = analysed(model)
+    model = Standardized().double().eval()
+    structure, keep = analyzed(model)
     facts = refit(model, structure, keep, images(24).split(8)).facts
     reasons = {each.layer: each.reason for each in facts.skipped}
     assert "computed from other tensors" in reasons["second.weight"]
@@ -254,7 +254,7 @@ def test_what_is_shared_by_uses_that_wait_for_each_other_stays_and_is_named(meth
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_the_weights_keep_their_type(dtype: torch.dtype) -> None:
     model = small().to(dtype)
-    structure, keep = analysed(model, images(2).to(dtype))
+    structure, keep = analyzed(model, images(2).to(dtype))
     done = refit(model, structure, keep, images(64).split(16))
     assert {tensor.dtype for tensor in done.model.parameters()} == {dtype}
     assert finite(done)
@@ -291,7 +291,7 @@ def test_no_files_are_left_when_something_fails(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     model = small()
-    structure, keep = analysed(model)
+    structure, keep = analyzed(model)
     before = weights(model)
     with pytest.raises(KeyboardInterrupt):
         refit(model, structure, keep, images(24).split(8), method=Interrupted())
@@ -336,7 +336,7 @@ def test_tied_parameters_stay_tied() -> None:
 
 def test_the_model_and_its_copy_share_nothing() -> None:
     model = small()
-    structure, keep = analysed(model)
+    structure, keep = analyzed(model)
     done = refit(model, structure, keep, images(24).split(8))
     before = copy.deepcopy(model.state_dict())
     with torch.no_grad():

@@ -387,7 +387,7 @@ def test_all_regimes_export_files_of_one_size(tmp_path: Path) -> None:
     assert max(sizes.values()) <= 1.05 * min(sizes.values())
 
 
-def test_normalised_widths_are_held_and_a_budget_that_needs_them_says_so() -> None:
+def test_normalized_widths_are_held_and_a_budget_that_needs_them_says_so() -> None:
     class Normed(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -80,7 +80,7 @@ def gated_network(model: nn.Module, tasks: Sequence[Task], inputs: tuple[Tensor,
     for group in structure.groups:
         seen = set()
         for consumer in group.consumers:
-            if consumer.normalises or consumer.node in seen:
+            if consumer.normalizes or consumer.node in seen:
                 continue
             seen.add(consumer.node)
             units = places.setdefault((consumer.node, consumer.arg, consumer.dim), {})
@@ -383,12 +383,12 @@ def test_random_is_drawn_for_each_task_from_the_seed_alone() -> None:
 # Laws.
 
 
-@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("labeled", [True, False])
 @pytest.mark.parametrize("name", ["plain", "tiny-vit"])
-def test_the_cut_into_batches_does_not_matter(name: str, labelled: bool) -> None:
+def test_the_cut_into_batches_does_not_matter(name: str, labeled: bool) -> None:
     entry = BY_ID[name]
     model = entry.factory(torch.float64)
-    tasks = with_loss(entry.tasks) if labelled else entry.tasks
+    tasks = with_loss(entry.tasks) if labeled else entry.tasks
     structure = analyse(model, entry.inputs(2, torch.float64), tasks)
     (x,) = entry.inputs(6, torch.float64, seed=3)
     for criterion in (Fisher(), Taylor(), SNIP()):
@@ -422,9 +422,9 @@ def test_scaling_one_loss_scales_its_own_scores_only() -> None:
         torch.testing.assert_close(other[1], one[1] * factor, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_a_unit_that_nothing_depends_on_has_no_saliency(labelled: bool) -> None:
-    case = linear_case(loss=mean_loss if labelled else None)
+@pytest.mark.parametrize("labeled", [True, False])
+def test_a_unit_that_nothing_depends_on_has_no_saliency(labeled: bool) -> None:
+    case = linear_case(loss=mean_loss if labeled else None)
     with torch.no_grad():
         case.model.head.weight[:, 2] = 0  # never read
         case.model.hidden.weight[4] = 0  # always zero
@@ -504,15 +504,15 @@ def restless_loss(picked: Any, batch: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("criterion", EVERY, ids=str)
-@pytest.mark.parametrize("labelled", [True, False])
-def test_the_model_and_the_random_states_are_left_as_found(criterion: Criterion, labelled: bool) -> None:
+@pytest.mark.parametrize("labeled", [True, False])
+def test_the_model_and_the_random_states_are_left_as_found(criterion: Criterion, labeled: bool) -> None:
     entry = BY_ID["frozen-branch"]
     model = entry.factory()
     model.train()
     next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eval()
     sum(leaf.sum() for leaf in tensor_leaves(model(*entry.inputs(2)))).backward()
     structure = analyse(
-        model, entry.inputs(2), with_loss(entry.tasks, restless_loss) if labelled else entry.tasks
+        model, entry.inputs(2), with_loss(entry.tasks, restless_loss) if labeled else entry.tasks
     )
     loader = DataLoader(TensorDataset(entry.inputs(5)[0]), batch_size=2, shuffle=True)
     before = snapshot(model)

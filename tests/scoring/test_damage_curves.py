@@ -266,9 +266,9 @@ def columns_of(
     return np.stack(found, 1), places
 
 
-def ridge(near: np.ndarray, target: np.ndarray, centre: bool) -> tuple[np.ndarray, np.ndarray]:
+def ridge(near: np.ndarray, target: np.ndarray, center: bool) -> tuple[np.ndarray, np.ndarray]:
     """``(coefficients, constant)`` of the regression of ``target`` on ``near``, by its singular values."""
-    means = (near.mean(0), target.mean(0)) if centre else (0 * near.mean(0), 0 * target.mean(0))
+    means = (near.mean(0), target.mean(0)) if center else (0 * near.mean(0), 0 * target.mean(0))
     u, s, v = np.linalg.svd(near - means[0], full_matrices=False)
     damping = RIDGE * (s**2).sum() / near.shape[1]
     found = v.T @ (u.T @ (target - means[1]) * (s / (s**2 + damping))[:, None])

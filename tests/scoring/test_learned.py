@@ -60,12 +60,12 @@ def planted() -> tuple[nn.Module, list[dict[str, Tensor]]]:
     return model, data
 
 
-def tasks(scale: float = 1.0, labelled: bool = True) -> tuple[Task, ...]:
+def tasks(scale: float = 1.0, labeled: bool = True) -> tuple[Task, ...]:
     def loss_on(name: str, factor: float) -> Any:
         return lambda output, batch: factor * (output - batch[name]).square().mean()
 
     found = (Task("left", "left", loss_on("left", scale)), Task("right", "right", loss_on("right", 1.0)))
-    return found if labelled else tuple(replace(task, loss=None) for task in found)
+    return found if labeled else tuple(replace(task, loss=None) for task in found)
 
 
 def learned(criterion: Learned = QUICK, data: Any = None, **options: Any) -> Saliency:
@@ -77,9 +77,9 @@ def learned(criterion: Learned = QUICK, data: Any = None, **options: Any) -> Sal
 # What is planted is found.
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_the_useless_unit_is_last_and_the_essential_one_first(labelled: bool) -> None:
-    scores = learned(labelled=labelled).scores
+@pytest.mark.parametrize("labeled", [True, False])
+def test_the_useless_unit_is_last_and_the_essential_one_first(labeled: bool) -> None:
+    scores = learned(labeled=labeled).scores
     assert scores.argmin(1).tolist()[0] == USELESS
     assert scores[0, USELESS] < scores[0].sort().values[1]
     assert scores.argmax(1).tolist() == [ESSENTIAL, ESSENTIAL]

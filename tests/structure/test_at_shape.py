@@ -43,7 +43,7 @@ def images(batch: int = 2, size: int = 9) -> Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch))
 
 
-def analysed(model: nn.Module) -> Structure:
+def analyzed(model: nn.Module) -> Structure:
     return analyse(model, images(), TASKS)
 
 
@@ -104,7 +104,7 @@ def test_another_batch_and_precision_have_the_structure_of_a_fresh_analysis(id: 
 
 def test_a_graph_is_captured_once_for_all_copies_of_a_model() -> None:
     model = Scaled()
-    structure = analysed(model)
+    structure = analyzed(model)
     found = structure_at(structure, model, (images(4),))
     trained = copy.deepcopy(model)
     with torch.no_grad():
@@ -150,7 +150,7 @@ def rearrange(model: Scaled) -> None:
 )
 def test_a_model_that_changed_is_captured_again(change: Any) -> None:
     model = Scaled()
-    structure = analysed(model)
+    structure = analyzed(model)
     before = structure_at(structure, model, (images(4),)).capture
     change(model)
     found = structure_at(structure, model, (images(4),))
@@ -162,7 +162,7 @@ def test_a_model_that_changed_is_captured_again(change: Any) -> None:
 def test_what_a_model_merely_is_asked_for_changes_nothing() -> None:
     """Running it, its mode, and a copy through a file."""
     model = Scaled()
-    structure = analysed(model)
+    structure = analyzed(model)
     before = structure_at(structure, model, (images(4),)).capture
     model.train()
     model(images(4))["left"].sum().backward()
@@ -173,7 +173,7 @@ def test_what_a_model_merely_is_asked_for_changes_nothing() -> None:
 
 def test_precision_alone_does_not_make_another_structure() -> None:
     model = Scaled()
-    structure = analysed(model)
+    structure = analyzed(model)
     double = structure_at(structure, copy.deepcopy(model).double(), (images().double(),))
 
     assert double.groups is structure.groups
@@ -221,7 +221,7 @@ class EvenBatches(nn.Module):
 
 def test_a_refusal_is_remembered_without_what_it_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = EvenBatches()
-    structure = analysed(model)
+    structure = analyzed(model)
     reasons = []
     for _ in range(2):
         with pytest.raises(CaptureError, match="odd") as caught:
@@ -234,7 +234,7 @@ def test_a_refusal_is_remembered_without_what_it_refused(monkeypatch: pytest.Mon
 
 def test_neither_a_structure_nor_its_captures_keep_model_or_inputs_alive() -> None:
     model, inputs = Scaled(), (images(4),)
-    structure = analysed(model)
+    structure = analyzed(model)
     structure_at(structure, model, inputs)
     structure_at(structure, copy.deepcopy(model).double(), (images().double(),))
     held = [weakref.ref(model), weakref.ref(model.stem.weight), weakref.ref(inputs[0])]
@@ -247,7 +247,7 @@ def test_neither_a_structure_nor_its_captures_keep_model_or_inputs_alive() -> No
 
 def test_only_the_last_few_captures_are_remembered() -> None:
     model = Scaled()
-    structure = analysed(model)
+    structure = analyzed(model)
     first = structure_at(structure, model, (images(3),)).capture
     held = weakref.ref(first)
     assert structure_at(structure, model, (images(3),)).capture is first
@@ -262,7 +262,7 @@ def test_only_the_last_few_captures_are_remembered() -> None:
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
 def test_a_copy_of_a_structure_works_by_itself(copied: Any) -> None:
     model = Scaled()
-    structure = analysed(model)
+    structure = analyzed(model)
     structure_at(structure, model, (images(4),))
     found: Structure = copied(structure)
 

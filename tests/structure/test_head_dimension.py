@@ -35,7 +35,7 @@ from disparse_structured.surgery.graph import apply_graph
 from disparse_structured.surgery.pruned_graph import PrunedGraph
 from disparse_structured.tasks import Task
 from tests.support.plans import Case, case, deviation, onnx_parity, random_keep, random_plan, zeroed
-from tests.support.zoo import BY_ID, ids, randomise_norms
+from tests.support.zoo import BY_ID, ids, randomize_norms
 
 Patch = pytest.MonkeyPatch
 EXACT = 1e-9
@@ -109,7 +109,7 @@ class Assembled(Attention):
 
 
 class Normed(Attention):
-    """Queries and keys normalised over the head dimension."""
+    """Queries and keys normalized over the head dimension."""
 
     norm: Callable[[int], nn.Module] = nn.LayerNorm
 
@@ -233,7 +233,7 @@ class NoAffine(Normed):
 
 
 class SharedNorm(Normed):
-    """One normalisation for query and key."""
+    """One normalization for query and key."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -287,12 +287,12 @@ WITHOUT_STATISTICS = [kind for kind in FREE if not issubclass(kind, Normed)]
 
 
 @functools.cache
-def analysed(kind: type[nn.Module], form: Form = "module") -> Case:
+def analyzed(kind: type[nn.Module], form: Form = "module") -> Case:
     """The network in float64 and its structure; one object a process, never to be changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         model = kind().double().eval()
-        randomise_norms(model)
+        randomize_norms(model)
         inputs = (torch.randn(2, TOKENS, WIDTH, dtype=torch.float64),)
     return Case(model, inputs, analyse(model, inputs, TASKS, form=form, attention="head_dim"))
 
@@ -306,7 +306,7 @@ def owned(group: ChannelGroup) -> dict[tuple[str, int], list[list[int]]]:
 
 @pytest.mark.parametrize("kind", [Attention, ExplicitScale, Unfused, Biased])
 def test_one_index_of_the_head_dimension_in_all_heads_is_a_unit(kind: type[Attention]) -> None:
-    structure = analysed(kind).structure
+    structure = analyzed(kind).structure
     (group,) = structure.groups
     rows = [[unit + DEPTH * slab for slab in range(3 * HEADS)] for unit in range(DEPTH)]
 
@@ -320,7 +320,7 @@ def test_one_index_of_the_head_dimension_in_all_heads_is_a_unit(kind: type[Atten
 
 @pytest.mark.parametrize("kind", [Separate, Grouped])
 def test_the_value_has_a_dimension_of_its_own(kind: type[Separate]) -> None:
-    structure = analysed(kind).structure
+    structure = analyzed(kind).structure
     query, value = (owned(structure.group(name)) for name in ("q", "v"))
 
     assert set(query) == {("q.weight", 0), ("q.bias", 0), ("k.weight", 0)}
@@ -332,20 +332,20 @@ def test_the_value_has_a_dimension_of_its_own(kind: type[Separate]) -> None:
 
 
 def test_one_number_for_both_dimensions_binds_them() -> None:
-    (bound,) = analysed(GroupedByNumber).structure.constraints
+    (bound,) = analyzed(GroupedByNumber).structure.constraints
 
     assert (bound.groups, bound.shares) == (("q", "v"), (1, 1))
     assert "head_dim counts two different things" in bound.reason
 
 
 def test_a_dimension_that_is_a_share_of_the_width_is_bound_to_it() -> None:
-    (bound,) = analysed(WidthBound).structure.constraints
+    (bound,) = analyzed(WidthBound).structure.constraints
 
     assert dict(bound.sides) == {("proj",): HEADS, ("qkv",): 1}
 
 
 def test_what_einsum_contracts_stays_and_the_value_shrinks() -> None:
-    animal = analysed(Einsum)
+    animal = analyzed(Einsum)
     (group,) = animal.structure.groups
 
     assert set(owned(group)) == {("v.weight", 0), ("proj.weight", 1)}
@@ -354,7 +354,7 @@ def test_what_einsum_contracts_stays_and_the_value_shrinks() -> None:
 
 @pytest.mark.parametrize(("kind", "reason"), HELD.items())
 def test_the_dimension_stays_whole_where_the_scale_cannot(kind: type[Attention], reason: str) -> None:
-    structure = analysed(kind).structure
+    structure = analyzed(kind).structure
 
     assert not [group for group in structure.groups if group.kind == "bundle"]
     assert any(reason in pin.reason and pin.parameters for pin in structure.pinned)
@@ -394,7 +394,7 @@ def test_plans_of_whole_heads_fit_as_before(id: str, fingerprint: str) -> None:
 
 @pytest.mark.parametrize("kind", FREE)
 def test_pruned_module_is_the_masked_twin(kind: type[Attention]) -> None:
-    animal = analysed(kind)
+    animal = analyzed(kind)
     for seed in range(4):
         done = surgery.apply(animal.model, random_plan(animal.structure, seed), animal.structure)
 
@@ -406,7 +406,7 @@ def test_pruned_module_is_the_masked_twin(kind: type[Attention]) -> None:
 @pytest.mark.parametrize("kind", [*FREE, *(kind for kind in HELD if kind is not Rotary)])
 def test_pruned_graph_is_the_masked_twin(kind: type[Attention]) -> None:
     """There the scale is written down, whatever makes the query."""
-    animal = analysed(kind, "graph")
+    animal = analyzed(kind, "graph")
     assert "bundle" in {group.kind for group in animal.structure.groups}
     for seed in range(2):
         plan = random_plan(animal.structure, seed)
@@ -419,7 +419,7 @@ def test_pruned_graph_is_the_masked_twin(kind: type[Attention]) -> None:
 
 @pytest.mark.parametrize("kind", COMPENSATED)
 def test_the_graph_of_a_module_that_can_be_pruned(kind: type[Attention]) -> None:
-    animal = analysed(kind)
+    animal = analyzed(kind)
     verification = apply_graph(animal.model, random_plan(animal.structure, 3), animal.structure).verification
 
     assert verification is not None
@@ -429,7 +429,7 @@ def test_the_graph_of_a_module_that_can_be_pruned(kind: type[Attention]) -> None
 @pytest.mark.parametrize("kind", WITHOUT_STATISTICS)
 def test_removing_is_zeroing_without_the_twin(kind: type[Attention]) -> None:
     """Zeros in the dense module, which divides by the root of the dense head dimension."""
-    animal = analysed(kind)
+    animal = analyzed(kind)
     keep = random_keep(animal.structure, 1)
     zeroes = zeroed(animal.model, animal.structure, keep)
 
@@ -448,7 +448,7 @@ def test_every_network_of_the_zoo(id: str) -> None:
 
 
 def test_the_numbers_of_the_module_follow() -> None:
-    animal = analysed(Normed)
+    animal = analyzed(Normed)
     keep = torch.tensor([True, False, False, True])
     pruned = animal.pruned(keep)
 
@@ -457,7 +457,7 @@ def test_the_numbers_of_the_module_follow() -> None:
 
 
 def test_what_makes_the_query_and_nothing_else_makes_up_for_the_scale() -> None:
-    animal = analysed(Assembled)
+    animal = analyzed(Assembled)
     keep = torch.tensor([True, False, False, False])
     pruned = animal.pruned(keep)
     weights, rows = animal.model.qkv.weight, slice(0, 3 * HEADS * DEPTH, DEPTH)
@@ -472,7 +472,7 @@ def test_what_makes_the_query_and_nothing_else_makes_up_for_the_scale() -> None:
 @pytest.mark.parametrize("kind", COMPENSATED)
 def test_a_scale_that_is_not_made_up_for_is_noticed(kind: type[Attention], monkeypatch: Patch) -> None:
     """The twin objects to the weights as they were, and names the group."""
-    animal = analysed(kind)
+    animal = analyzed(kind)
     plan = random_plan(animal.structure, 0, share=0.5)
     monkeypatch.setattr(execution.StructureGraph, "_keep_scales", lambda graph, before: None)
     done = surgery.apply(animal.model, plan, animal.structure)
@@ -485,7 +485,7 @@ def test_a_scale_that_is_not_made_up_for_is_noticed(kind: type[Attention], monke
 
 @pytest.mark.parametrize("kind", COMPENSATED)
 def test_a_scale_that_the_graph_is_not_given_is_noticed(kind: type[Attention]) -> None:
-    animal = analysed(kind, "graph")
+    animal = analyzed(kind, "graph")
     keep = random_keep(animal.structure, 0, share=0.5)
     silent = dataclasses.replace(animal.structure, scales=())
     with torch.no_grad():
@@ -502,7 +502,7 @@ def test_a_wrong_part_of_the_projection_is_noticed(monkeypatch: Patch) -> None:
         return {name: rows + 2 * HEADS * DEPTH for name, rows in right(*arguments).items()}
 
     monkeypatch.setattr(attention, "query_rows", of_the_value)
-    model, inputs = analysed(Attention).model, analysed(Attention).inputs
+    model, inputs = analyzed(Attention).model, analyzed(Attention).inputs
     animal = Case(model, inputs, analyse(model, inputs, TASKS, attention="head_dim"))
 
     assert not animal.deviation(random_keep(animal.structure, 0, share=0.5)) <= 1e-3
@@ -511,7 +511,7 @@ def test_a_wrong_part_of_the_projection_is_noticed(monkeypatch: Patch) -> None:
 def test_a_scale_that_follows_the_width_is_noticed(monkeypatch: Patch) -> None:
     """Computed in ``forward`` from a number that follows: without the pin the twin objects."""
     monkeypatch.setattr(analysis, "pin_reals", lambda trace: None)
-    model, inputs = analysed(PowerOfWidth).model, analysed(PowerOfWidth).inputs
+    model, inputs = analyzed(PowerOfWidth).model, analyzed(PowerOfWidth).inputs
     animal = Case(model, inputs, analyse(model, inputs, TASKS, attention="head_dim"))
     done = surgery.apply(model, random_plan(animal.structure, 0, share=0.5), animal.structure)
 
@@ -524,7 +524,7 @@ def test_a_scale_that_follows_the_width_is_noticed(monkeypatch: Patch) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in COMPENSATED if kind is not WidthBound])
 def test_pruned_twice_in_a_row(kind: type[Attention]) -> None:
     """By two plans, and by Torch-Pruning's groups of one graph: as if it had been cut at once."""
-    animal = analysed(kind)
+    animal = analyzed(kind)
     structure = animal.structure
     keep = random_keep(structure, 0, share=0.3)
     first = keep.clone()
@@ -563,8 +563,8 @@ def test_what_does_not_learn_stays_so() -> None:
 
 @pytest.mark.parametrize("made", ["heads", "head_dim"])
 def test_a_plan_of_the_other_units_is_refused(made: Any) -> None:
-    model = analysed(Attention).model
-    heads, depths = case_of_heads().structure, analysed(Attention).structure
+    model = analyzed(Attention).model
+    heads, depths = case_of_heads().structure, analyzed(Attention).structure
     plan, structure = (random_plan(heads, 0), depths) if made == "heads" else (random_plan(depths, 0), heads)
 
     for act in (surgery.apply, apply_graph):
@@ -576,14 +576,14 @@ def test_a_plan_of_the_other_units_is_refused(made: Any) -> None:
 
 
 def case_of_heads() -> Case:
-    animal = analysed(Attention)
+    animal = analyzed(Attention)
     return Case.of(animal.model, animal.inputs, TASKS)
 
 
 def test_there_are_two_kinds_of_units() -> None:
     wrong: Any = "head"
-    with pytest.raises(PlanError, match="attention='head' is none of 'heads', 'head_dim'"):
-        analyse(analysed(Attention).model, analysed(Attention).inputs, TASKS, attention=wrong)
+    with pytest.raises(PlanError, match="attention must be 'heads' or 'head_dim', got 'head'"):
+        analyse(analyzed(Attention).model, analyzed(Attention).inputs, TASKS, attention=wrong)
 
 
 # From end to end.
@@ -591,12 +591,12 @@ def test_there_are_two_kinds_of_units() -> None:
 
 @pytest.mark.parametrize("kind", [Attention, Normed, Grouped, ExplicitScale])
 def test_onnx_runtime_agrees(kind: type[Attention], tmp_path: Path) -> None:
-    animal = analysed(kind)
+    animal = analyzed(kind)
     assert onnx_parity(animal, random_keep(animal.structure, 2), tmp_path / "pruned.onnx") <= 1e-4
 
 
 def test_onnx_runtime_agrees_with_the_graph(tmp_path: Path) -> None:
-    animal = analysed(RootOfSize, "graph")
+    animal = analyzed(RootOfSize, "graph")
     pruned = PrunedGraph(animal.model, animal.structure, random_keep(animal.structure, 2)).float()
     inputs = tuple(tensor.float() for tensor in animal.inputs)
     outputs = {"out": lambda output: (output["out"],)}
@@ -660,7 +660,7 @@ def test_timm(name: str, options: dict[str, Any], fused: bool, monkeypatch: Patc
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = timm.create_model(name, **options)
-        randomise_norms(model)
+        randomize_norms(model)
         inputs = (torch.randn(2, 3, 64, 64, dtype=torch.float64),)
     model = model.double().eval()
     animal = Case(model, inputs, analyse(model, inputs, TASKS, attention="head_dim"))

@@ -129,7 +129,7 @@ MULTI_QUERY = [MultiQuery, MultiQueryUnfused]
 ALL = [*GROUPED, *MULTI_QUERY]
 
 
-def analysed(kind: Callable[[], nn.Module]) -> Case:
+def analyzed(kind: Callable[[], nn.Module]) -> Case:
     torch.manual_seed(5)
     inputs = (torch.randn(2, TOKENS, 8, dtype=torch.float64),)
     return Case.of(kind().double().eval(), inputs, [Task("out", lambda output: output)])
@@ -142,7 +142,7 @@ def heads_of(animal: Case) -> ChannelGroup:
 
 @pytest.mark.parametrize("kind", GROUPED)
 def test_a_shared_head_goes_with_all_query_heads_that_read_it(kind: type[Attention]) -> None:
-    heads = heads_of(analysed(kind))
+    heads = heads_of(analyzed(kind))
     owned = {(member.parameter, member.dim): member.index for member in heads.members}
     times = kind.heads // kind.shared
 
@@ -156,7 +156,7 @@ def test_a_shared_head_goes_with_all_query_heads_that_read_it(kind: type[Attenti
 
 @pytest.mark.parametrize("kind", MULTI_QUERY)
 def test_query_heads_that_read_one_key_head_go_one_by_one(kind: type[Attention]) -> None:
-    heads = heads_of(analysed(kind))
+    heads = heads_of(analyzed(kind))
 
     assert heads.units == kind.heads
     assert {member.parameter for member in heads.members} == {"q.weight", "q.bias", "proj.weight"}
@@ -164,7 +164,7 @@ def test_query_heads_that_read_one_key_head_go_one_by_one(kind: type[Attention])
 
 @pytest.mark.parametrize("kind", ALL)
 def test_pruned_module_is_the_masked_twin(kind: type[Attention]) -> None:
-    animal = analysed(kind)
+    animal = analyzed(kind)
     for seed in range(4):
         plan = random_plan(animal.structure, seed)
         done = surgery.apply(animal.model, plan, animal.structure)
@@ -177,7 +177,7 @@ def test_pruned_module_is_the_masked_twin(kind: type[Attention]) -> None:
 @pytest.mark.parametrize("kind", ALL)
 def test_removed_heads_contribute_nothing(kind: type[Attention]) -> None:
     """Without labels: a head whose parameters are all zero adds nothing to what ``proj`` sums."""
-    animal = analysed(kind)
+    animal = analyzed(kind)
     keep = random_keep(animal.structure, 1, only=[heads_of(animal).name])
     zeroes = zeroed(animal.model, animal.structure, keep)
 
@@ -188,7 +188,7 @@ def test_removed_heads_contribute_nothing(kind: type[Attention]) -> None:
 @pytest.mark.parametrize("kind", GROUPED)
 @pytest.mark.parametrize("left", [1, 2])
 def test_the_numbers_of_the_module_follow(kind: type[Attention], left: int) -> None:
-    animal = analysed(kind)
+    animal = analyzed(kind)
     heads, times = heads_of(animal), kind.heads // kind.shared
     keep = torch.ones(animal.structure.units, dtype=torch.bool)
     keep[heads.start + left : heads.start + heads.units] = False
@@ -200,7 +200,7 @@ def test_the_numbers_of_the_module_follow(kind: type[Attention], left: int) -> N
 
 def test_copies_of_one_key_head_are_as_many_as_the_query_heads() -> None:
     """The number of copies is the module's, so it follows."""
-    animal = analysed(MultiQueryExpanded)
+    animal = analyzed(MultiQueryExpanded)
 
     assert heads_of(animal).units == 4
     for seed in range(3):
@@ -224,7 +224,7 @@ def test_key_heads_dealt_out_in_turn_are_noticed(kind: type[Attention], monkeypa
 
     monkeypatch.setattr(attention, "_repeated", dealt_out)
     monkeypatch.setitem(RULES, torch.ops.aten.repeat_interleave, repeat_in_turn)
-    animal = analysed(kind)
+    animal = analyzed(kind)
     keep = torch.ones(animal.structure.units, dtype=torch.bool)
     keep[heads_of(animal).start] = False
 
@@ -293,11 +293,11 @@ class Outgrown(nn.Module):
 
 
 def test_what_a_failed_constraint_freezes_takes_along_what_is_tied_to_it() -> None:
-    assert analysed(Outgrown).structure.groups == ()
+    assert analyzed(Outgrown).structure.groups == ()
 
 
 def test_a_width_that_is_a_multiple_of_heads_in_several_groups_binds_their_sum() -> None:
-    animal = analysed(Windows)
+    animal = analyzed(Windows)
     (bound,) = animal.structure.constraints
 
     assert bound.sides == ((("embed",), 4), (("qkv", "qkv#2"), 1))
@@ -308,7 +308,7 @@ def test_a_width_that_is_a_multiple_of_heads_in_several_groups_binds_their_sum()
 
 
 def test_one_number_for_several_widths_binds_them() -> None:
-    animal = analysed(Cascade)
+    animal = analyzed(Cascade)
     heads = ("heads.0", "heads.1", "heads.2")
 
     assert sorted((bound.groups, bound.shares) for bound in animal.structure.constraints) == [
@@ -320,7 +320,7 @@ def test_one_number_for_several_widths_binds_them() -> None:
 
 @pytest.mark.parametrize("kind", [Windows, Cascade])
 def test_pruned_within_its_constraints_it_is_the_masked_twin(kind: Callable[[], nn.Module]) -> None:
-    animal = analysed(kind)
+    animal = analyzed(kind)
     scores = torch.rand(animal.structure.reach.shape, generator=torch.Generator().manual_seed(0))
     plans = [random_plan(animal.structure, seed) for seed in range(4)]
     plans += [make_plan(animal.structure, scores, Budget(parameters=share)) for share in (0.3, 0.6)]
@@ -334,7 +334,7 @@ def test_pruned_within_its_constraints_it_is_the_masked_twin(kind: Callable[[], 
 
 @pytest.mark.parametrize("kind", [Windows, Cascade])
 def test_a_plan_outside_of_its_constraints_is_refused(kind: Callable[[], nn.Module]) -> None:
-    structure = analysed(kind).structure
+    structure = analyzed(kind).structure
     keep = torch.ones(structure.units, dtype=torch.bool)
     keep[structure.group(structure.constraints[0].groups[-1]).start] = False
 
@@ -345,7 +345,7 @@ def test_a_plan_outside_of_its_constraints_is_refused(kind: Callable[[], nn.Modu
 @pytest.mark.parametrize("kind", [Windows, Cascade])
 def test_what_a_constraint_forbids_would_be_noticed(kind: Callable[[], nn.Module]) -> None:
     """The constraints are needed: without them the module does not run, or is not the twin."""
-    animal = analysed(kind)
+    animal = analyzed(kind)
     keep = torch.ones(animal.structure.units, dtype=torch.bool)
     keep[animal.structure.group(animal.structure.constraints[0].groups[-1]).start] = False
 
@@ -363,13 +363,13 @@ def test_pruned_module_trains_and_exports(kind: Callable[[], nn.Module], tmp_pat
     pruned = surgery.apply(model, Plan.from_keep(structure, keep), structure).model
 
     export_onnx(pruned, inputs, tmp_path / "small.onnx", outputs={"out": lambda output: output})
-    optimiser = torch.optim.SGD(pruned.train().parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(pruned.train().parameters(), lr=0.01)
     losses = []
     for _ in range(2):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = pruned(*inputs).square().mean()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[1] < losses[0]
 

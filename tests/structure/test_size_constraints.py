@@ -167,7 +167,7 @@ class OneNumberInTwoProducts(Numbered):
     behind = between
 
 
-def analysed(model: nn.Module) -> Case:
+def analyzed(model: nn.Module) -> Case:
     torch.manual_seed(3)
     inputs = (torch.randn(2, 5, dtype=torch.float64),)
     return Case.of(model.double().eval(), inputs, [Task("out", lambda output: output)])
@@ -185,7 +185,7 @@ def pruned(animal: Case, **kept: int) -> nn.Module:
 
 
 def test_equal_numbers_are_told_apart() -> None:
-    animal = analysed(EqualNumbers())
+    animal = analyzed(EqualNumbers())
     small = pruned(animal, first=5, second=3)
 
     assert (small.one, small.other, small.steps) == (5, 3, 8)
@@ -193,7 +193,7 @@ def test_equal_numbers_are_told_apart() -> None:
 
 
 def test_elements_of_tuples_and_lists_follow_in_place() -> None:
-    animal = analysed(NumbersInTuples())
+    animal = analyzed(NumbersInTuples())
     small = pruned(animal, first=5, second=3)
 
     assert (small.widths, small.others) == ((8, 5, 8), [3, 3])
@@ -201,7 +201,7 @@ def test_elements_of_tuples_and_lists_follow_in_place() -> None:
 
 
 def test_sizes_of_tensors_follow_by_themselves() -> None:
-    animal = analysed(SizesOfTensors())
+    animal = analyzed(SizesOfTensors())
 
     assert animal.structure.constraints == ()
     assert {group.name for group in animal.structure.groups} == {"first", "second"}
@@ -211,7 +211,7 @@ def test_sizes_of_tensors_follow_by_themselves() -> None:
 @pytest.mark.parametrize("gone", [{0}, {0, 4, 7}, {0, 1, 2}, {3, 4, 5, 6, 7}])
 def test_slice_bounds_follow(gone: set[int]) -> None:
     """Also where a slice becomes empty."""
-    animal = analysed(SliceBounds())
+    animal = analyzed(SliceBounds())
     keep = torch.ones(animal.structure.units, dtype=torch.bool)
     keep[sorted(animal.structure.group("first").start + unit for unit in gone)] = False
 
@@ -220,7 +220,7 @@ def test_slice_bounds_follow(gone: set[int]) -> None:
 
 
 def test_attributes_that_stand_in_products_only_follow() -> None:
-    animal = analysed(OnlyInProducts())
+    animal = analyzed(OnlyInProducts())
     assert {group.name: group.units for group in animal.structure.groups} == {"first": 4, "second": 8}
     small = pruned(animal, first=3, second=6)
 
@@ -229,7 +229,7 @@ def test_attributes_that_stand_in_products_only_follow() -> None:
 
 
 def test_an_attribute_in_two_products_binds_what_they_count() -> None:
-    animal = analysed(OneNumberInTwoProducts())
+    animal = analyzed(OneNumberInTwoProducts())
 
     for seed in range(4):
         assert animal.deviation(random_keep(animal.structure, seed)) <= 1e-9
@@ -238,7 +238,7 @@ def test_an_attribute_in_two_products_binds_what_they_count() -> None:
 
 
 def test_the_size_of_one_used_for_another_binds_the_two() -> None:
-    animal = analysed(SizeOfAnother())
+    animal = analyzed(SizeOfAnother())
 
     (bound,) = animal.structure.constraints
     assert (set(bound.groups), bound.shares) == ({"first", "second"}, (1, 1))
@@ -247,7 +247,7 @@ def test_the_size_of_one_used_for_another_binds_the_two() -> None:
 
 
 def test_an_attribute_that_counts_two_things_binds_them() -> None:
-    animal = analysed(CountsTwoThings())
+    animal = analyzed(CountsTwoThings())
 
     (bound,) = animal.structure.constraints
     assert (set(bound.groups), bound.shares) == ({"first", "second"}, (1, 1))
@@ -266,7 +266,7 @@ def test_an_attribute_that_counts_two_things_binds_them() -> None:
 def test_a_number_that_cannot_follow_freezes_what_it_counts(
     kind: Callable[[], nn.Module], pinned: set[str], reason: str
 ) -> None:
-    animal = analysed(kind())
+    animal = analyzed(kind())
 
     assert {"first", "second"} - {group.name for group in animal.structure.groups} == pinned
     assert any(reason in pin.reason for pin in animal.structure.pinned)
@@ -291,7 +291,7 @@ def test_a_number_of_a_module_called_twice_follows_once() -> None:
         def between(self, x: Tensor) -> Tensor:
             return self.shared(self.shared(x))
 
-    animal = analysed(Twice())
+    animal = analyzed(Twice())
     small = pruned(animal, first=5, second=7)
 
     assert small.shared.width == 5

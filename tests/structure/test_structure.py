@@ -394,7 +394,7 @@ def test_every_modules_own_mode_is_restored() -> None:
 
 
 def test_example_inputs_that_forward_writes_to_stay_as_they_are() -> None:
-    class Centred(nn.Module):
+    class Centered(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.hidden, self.out = nn.Linear(4, 6), nn.Linear(6, 2)
@@ -405,7 +405,7 @@ def test_example_inputs_that_forward_writes_to_stay_as_they_are() -> None:
 
     inputs = (torch.randn(2, 4, dtype=torch.float64),)
     before = inputs[0].clone()
-    animal = Case.of(Centred().double().eval(), inputs, [WHOLE])
+    animal = Case.of(Centered().double().eval(), inputs, [WHOLE])
     keep = random_keep(animal.structure, 0)
     twin = animal.twin(keep)
     assert torch.equal(inputs[0], before)
@@ -494,8 +494,8 @@ SEG = Task("seg", "seg")
         (lambda: nn.Sequential(scripted()), [WHOLE], UnsupportedModelError, "layer '0' is a TorchScript"),
         (lambda: scripted(), [WHOLE], UnsupportedModelError,
          r"the model is a TorchScript module\. Use the Python module it was made from"),
-        (lambda: quantised(), [WHOLE], UnsupportedModelError,
-         r"layer '0' is quantised \(Linear\)\. Prune the float model, then quantise"),
+        (lambda: quantized(), [WHOLE], UnsupportedModelError,
+         r"layer '0' is quantized \(Linear\)\. Prune the float model, then quantize"),
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -518,7 +518,7 @@ def scripted() -> nn.Module:
     return torch.jit.script(two_layers())
 
 
-def quantised() -> nn.Module:
+def quantized() -> nn.Module:
     return torch.ao.quantization.quantize_dynamic(two_layers(), {nn.Linear})
 
 

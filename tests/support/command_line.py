@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from disparse_structured.cli import main
 
@@ -99,7 +100,7 @@ def endless():
         yield from images
 
 
-def labelled():
+def labeled():
     return [(image, "labels that nobody reads") for image in images]
 
 
@@ -175,4 +176,5 @@ def started(*commands: Sequence[str], environments: Sequence[Mapping[str, str]] 
 
 def _run(command: list[str], environment: dict[str, str]) -> None:
     os.environ.update(environment)
+    torch.set_num_threads(1)  # as the tests themselves: other numbers of threads round otherwise
     raise SystemExit(main(command))

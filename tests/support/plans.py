@@ -1,4 +1,4 @@
-"""What the tests of the engine share: analysed networks of the zoo, random plans, and comparisons.
+"""What the tests of the engine share: analyzed networks of the zoo, random plans, and comparisons.
 
 Everything here is cached or pure; tests copy a case's model before they change it.
 """

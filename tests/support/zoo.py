@@ -1,6 +1,6 @@
 """A zoo of small awkward multi-task networks: one table, one readable id each.
 
-Every network is seeded, in eval mode, and has random normalisation statistics and affine parameters,
+Every network is seeded, in eval mode, and has random normalization statistics and affine parameters,
 so that equality of outputs means something.
 """
 
@@ -27,7 +27,7 @@ SEQUENCE = (7, 6)
 class Entry:
     """One animal. ``shapes`` are its inputs without the batch dimension.
 
-    ``statistics`` is True where something is averaged, normalised or maximised over channels, so that a
+    ``statistics`` is True where something is averaged, normalized or maximized over channels, so that a
     removed channel and a channel of zeros are different things.
     """
 
@@ -42,7 +42,7 @@ class Entry:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(sum(self.id.encode()))
             model = self.build()
-            randomise_norms(model)
+            randomize_norms(model)
         return model.eval().to(dtype)
 
     def inputs(self, batch: int = 2, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, ...]:
@@ -51,8 +51,8 @@ class Entry:
         return tuple(torch.randn(batch, *shape, generator=generator).to(dtype) for shape in self.shapes)
 
 
-def randomise_norms(model: nn.Module) -> None:
-    """Give every normalisation statistics and an affine map as after training, not one of identity."""
+def randomize_norms(model: nn.Module) -> None:
+    """Give every normalization statistics and an affine map as after training, not one of identity."""
     for module in model.modules():
         if isinstance(module, _NormBase) and module.running_mean is not None:
             nn.init.normal_(module.running_mean, std=0.3)
@@ -99,7 +99,7 @@ ZOO: tuple[Entry, ...] = (
     image("transposed-grouped", images.transposed_grouped),
     image("weight-from-weight", channels.StandardisedWeight, statistics=True),
     vector("conv1d", tokens.temporal, 8, (4, 9)),
-    # normalisation, activation, scale
+    # normalization, activation, scale
     image("batchnorm-no-affine", lambda: images.normed(nn.BatchNorm2d(12, affine=False))),
     image("instancenorm", lambda: images.normed(nn.InstanceNorm2d(12))),
     image("instancenorm-affine", lambda: images.normed(nn.InstanceNorm2d(12, affine=True))),

@@ -146,7 +146,7 @@ class ConcatPooledInput(nn.Module):
 
 
 class DenseConcat(nn.Module):
-    """Every layer reads all earlier ones, normalised after the concat, as in DenseNet."""
+    """Every layer reads all earlier ones, normalized after the concat, as in DenseNet."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -147,7 +147,7 @@ class LibraryAttention(nn.Module):
 
 
 class TokenMean(nn.Module):
-    """Tokens are centred on their mean, which is then put in front of them."""
+    """Tokens are centered on their mean, which is then put in front of them."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -251,7 +251,7 @@ def test_a_plan_of_the_other_form_is_refused(form: str) -> None:
 def test_there_are_two_forms() -> None:
     entry = BY_ID["plain"]
     wrong: Any = "Graph"
-    with pytest.raises(PlanError, match="form='Graph' is none of 'module', 'graph'"):
+    with pytest.raises(PlanError, match="form must be 'module' or 'graph', got 'Graph'"):
         analyse(entry.factory(), entry.inputs(), entry.tasks, form=wrong)
 
 

@@ -491,8 +491,8 @@ def learns(model: nn.Module, inputs: tuple[Tensor, ...], tasks: Iterable[Task]) 
     before = loss()
     before.backward()
     slope = sum(p.grad.square().sum() for p in parameters if p.grad is not None)
-    optimiser = torch.optim.SGD(parameters, lr=float(1e-4 * before.detach() / slope))
-    optimiser.step()
+    optimizer = torch.optim.SGD(parameters, lr=float(1e-4 * before.detach() / slope))
+    optimizer.step()
     with torch.no_grad():
         assert loss() < before
 
@@ -552,7 +552,7 @@ def test_modes_and_gradients_are_those_of_the_model() -> None:
     }
 
 
-def test_a_weight_computed_by_a_parametrisation_is_left_alone() -> None:
+def test_a_weight_computed_by_a_parametrization_is_left_alone() -> None:
     model = nn.Sequential(
         nn.Linear(6, 8), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(8, 10)), nn.ReLU(),
         nn.Linear(10, 7), nn.ReLU(), nn.Linear(7, 2),

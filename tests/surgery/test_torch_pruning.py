@@ -19,7 +19,7 @@ from disparse_structured.structure import analyse
 from disparse_structured.surgery._torch_pruning import StructureGraph
 from disparse_structured.tasks import Task
 from tests.support.plans import Case, case, deviation, random_keep
-from tests.support.zoo import ids, randomise_norms
+from tests.support.zoo import ids, randomize_norms
 
 
 def graph_of(animal: Case) -> StructureGraph:
@@ -292,7 +292,7 @@ def test_magnitude_of_a_head_is_of_all_its_slices() -> None:
 def resnet() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     model = timm.create_model("resnet18", num_classes=10)
-    randomise_norms(model)  # timm starts some at zero, where scores say nothing
+    randomize_norms(model)  # timm starts some at zero, where scores say nothing
     return model.double().eval(), torch.randn(2, 3, 64, 64).double()
 
 

@@ -91,7 +91,7 @@ def test_training_leaves_what_is_off_at_zero() -> None:
         assert bool((model.state_dict()[name][value == 0] == 0).all())
 
 
-def test_a_unit_that_returns_is_forgotten_by_the_optimiser() -> None:
+def test_a_unit_that_returns_is_forgotten_by_the_optimizer() -> None:
     model, structure = _chain()
     masks = WeightMasks(model, structure)
     everything = torch.ones(structure.units, dtype=torch.bool)
@@ -123,7 +123,7 @@ def test_a_saved_mask_goes_on_in_another_process() -> None:
     assert all(torch.equal(value, dense[name]) for name, value in other.state_dict().items())
 
 
-def test_what_a_normalisation_averages_over_is_held() -> None:
+def test_what_a_normalization_averages_over_is_held() -> None:
     entry = next(entry for entry in ZOO if entry.id == "convnext-block")
     model = entry.factory()
     structure = analyse(model, entry.inputs(), entry.tasks)

@@ -569,7 +569,7 @@ def test_odd_teachers_are_refused() -> None:
         ({"precision": "16"}, "choose one of 32-true, bf16-mixed, 16-mixed"),
     ],
 )
-def test_a_recipe_refuses_bad_numbers(ask: dict[str, Any], message: str) -> None:
+def test_a_config_refuses_bad_numbers(ask: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(TrainingConfig(1, 1e-3), **ask)
 

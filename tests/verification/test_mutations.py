@@ -158,7 +158,7 @@ def result(operators: Iterable[Any], dim: int, change: Callable[[np.ndarray], np
     def changed(value: Any) -> Any:
         if not is_value(value):
             return [changed(each) for each in value]
-        return relabelled(value, dim, change)
+        return relabeled(value, dim, change)
 
     return wrapped(operators, lambda right: lambda trace, call: changed(right(trace, call)))
 
@@ -170,7 +170,7 @@ def argument(
     return wrapped(
         operators,
         lambda right: (
-            lambda trace, call: right(trace, Altered(call, name, lambda v: relabelled(v, dim, change)))
+            lambda trace, call: right(trace, Altered(call, name, lambda v: relabeled(v, dim, change)))
         ),
     )
 
@@ -210,7 +210,7 @@ def both(*corruptions: Callable[[Patch], None]) -> Callable[[Patch], None]:
     return corrupt
 
 
-def relabelled(value: Value, dim: int, change: Callable[[np.ndarray], np.ndarray]) -> Value:
+def relabeled(value: Value, dim: int, change: Callable[[np.ndarray], np.ndarray]) -> Value:
     if not -len(value) <= dim < len(value) or value[dim].labels is None:
         return value
     dim %= len(value)
@@ -239,7 +239,7 @@ def transposed_slabs(trace: Trace, call: Call, inputs: Axis, outputs: Axis, grou
     trace.literal(call, call.expressions([groups])[0], inputs)
 
 
-def neighbours_in_a_group(
+def neighbors_in_a_group(
     trace: Trace, call: Call, atoms: np.ndarray, groups: int, weight: np.ndarray | None = None
 ) -> None:
     rows = atoms.reshape(-1, groups).T
@@ -257,7 +257,7 @@ def tiled(axes: list[Axis], owner: int | None) -> np.ndarray | None:
 def padded_behind(trace: Trace, call: Call) -> Value:
     value: Value = concatenation.pad(trace, call)
     added = sum(call["pad"][4:6]) if len(call["pad"]) > 4 else 0
-    return relabelled(value, 1, lambda labels: np.roll(labels, -added if call["pad"][4] else added))
+    return relabeled(value, 1, lambda labels: np.roll(labels, -added if call["pad"][4] else added))
 
 
 def keeps_numbers(self: execution.StructureGraph) -> None:
@@ -296,7 +296,7 @@ MUTATIONS = (
     Mutation("transposed-input-reversed", argument(TRANSPOSED, "input", 1, reverse), ("transposed",)),
     Mutation("depthwise-slabs-transposed", replaced(convolution, "_depthwise", transposed_slabs),
              ("depthwise-multiplier-2",)),
-    Mutation("grouped-neighbours", replaced(convolution, "_same_in_every_group", neighbours_in_a_group),
+    Mutation("grouped-neighbors", replaced(convolution, "_same_in_every_group", neighbors_in_a_group),
              ("grouped", "transposed-grouped", "grouped-chain-2-3")),
     Mutation("linear-input-reversed", argument((aten.linear,), "input", -1, reverse), ("mlp", "fused-qkv")),
     Mutation("linear-output-shifted", result((aten.linear,), -1, shift), ("mlp", "tied-linears")),
@@ -375,7 +375,7 @@ def described(structure: Structure) -> Any:
         (
             group.kind,
             [(m.parameter, m.dim, m.index.tolist()) for m in group.members],
-            [(c.node, c.arg, c.dim, c.normalises, c.averages, c.index.tolist()) for c in group.consumers],
+            [(c.node, c.arg, c.dim, c.normalizes, c.averages, c.index.tolist()) for c in group.consumers],
         )
         for group in structure.groups
     ]
@@ -386,7 +386,7 @@ SAME, RIGHT, CAUGHT = "the structure is the same", "live, and right", "caught"
 
 
 def verdict(id: str, mutation: Mutation) -> str:
-    """What becomes of network ``id`` when it is analysed and pruned with ``mutation``."""
+    """What becomes of network ``id`` when it is analyzed and pruned with ``mutation``."""
     right = subject(id)
     captured = right.structure.capture
     with Patch.context() as patch:

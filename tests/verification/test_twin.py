@@ -26,7 +26,7 @@ from disparse_structured.structure import Structure
 from disparse_structured.surgery.module import cut
 from disparse_structured.verification.twin import masked_twin
 from tests.support.plans import Case, case, deviation, random_keep, zeroed
-from tests.support.zoo import BY_ID, ids, randomise_norms
+from tests.support.zoo import BY_ID, ids, randomize_norms
 
 
 def voted_keep(animal: Case, seed: int) -> Tensor:
@@ -135,7 +135,7 @@ def test_removing_is_zeroing_without_the_twin(id: str) -> None:
 
 
 def test_a_removed_channel_is_out_of_a_norms_statistics() -> None:
-    """Where channels are normalised, removing is not zeroing, and the twin knows."""
+    """Where channels are normalized, removing is not zeroing, and the twin knows."""
     animal = case("convnext-block")
     keep = random_keep(animal.structure, 0)
     expected = animal.outputs(zeroed(animal.model, animal.structure, keep))
@@ -204,7 +204,7 @@ HEADS = {"kind": LinearHead(7), "depth": DenseHead(1), "parts": ASPPHead(5)}
 def backbone(name: str) -> Case:
     torch.manual_seed(0)
     model = multitask(name, HEADS, image_size=64)
-    randomise_norms(model)
+    randomize_norms(model)
     awaken(model)
     inputs = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     return Case.of(model.double().eval(), (inputs,), model.tasks())

@@ -14,7 +14,7 @@ class WeightedMean:
     """The tasks' scores are averaged by weight, ranked once more, and cut at the common ratio.
 
     The mean is over the tasks that reach a unit. A unit that no task reaches is removed. Scores are
-    normalised per task first, so the scale of a loss does not matter; the weights do. Where the weights
+    normalized per task first, so the scale of a loss does not matter; the weights do. Where the weights
     of all tasks that reach a unit are zero, its score is zero.
     """
 

@@ -58,7 +58,7 @@ def _painted(maps: Mapping[str, Tensor], span: tuple[float, float]) -> dict[str,
         "segmentation": label_colors(maps["segmentation"].numpy()),
         "depth": heat(maps["depth"][0].numpy(), *span, "magma_r"),
         "normals": normal_colors(maps["normals"].numpy()),
-        "edges": heat(maps["edges"][0].numpy(), 0.0, 1.0, "Greys"),
+        "edges": heat(maps["edges"][0].numpy(), 0.0, 1.0, "Grays"),
         # A spot that a network is half sure of is drawn bright: few of them reach 1.
         "keypoints": heat(maps["keypoints"][0].numpy(), 0.0, 0.7, "inferno"),
     }

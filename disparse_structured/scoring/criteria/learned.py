@@ -94,7 +94,7 @@ class _Learner:
         self.thresholds = torch.full((int(components.max()) + 1,), _THRESHOLD, device=device)
         self.heights = 1 + self._thresholds()
         self.total = torch.zeros(structure.units, device=device)
-        self.optimiser = torch.optim.Adam(
+        self.optimizer = torch.optim.Adam(
             [self.heights.requires_grad_(), self.thresholds.requires_grad_()], lr=lr
         )
         self.scale = self._at_stake(first)
@@ -113,7 +113,7 @@ class _Learner:
             )
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
-        self.optimiser.step()
+        self.optimizer.step()
         with torch.no_grad():
             # Gates only close: one that amplified would be scored above one that is needed as it is.
             self.heights.copy_(torch.minimum(self.heights, 1 + self._thresholds()))

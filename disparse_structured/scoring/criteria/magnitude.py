@@ -16,7 +16,7 @@ class Magnitude:
 
     Li et al., "Pruning filters for efficient ConvNets", ICLR 2017, taken over the whole channel group
     (Fang et al., "DepGraph", CVPR 2023). Weights are the parameters with at least two dimensions: biases
-    and the scales and shifts of normalisations are left out, being of another order. No data is read;
+    and the scales and shifts of normalizations are left out, being of another order. No data is read;
     every task that reaches a unit gives it the same score.
 
     Args:

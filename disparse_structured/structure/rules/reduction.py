@@ -57,10 +57,10 @@ def statistics(trace: Trace, call: Call) -> list[Value]:
 
 
 def _average(trace: Trace, call: Call, value: Value, dims: list[int]) -> None:
-    labelled = [dim for dim in dims if value[dim].labels is not None]
-    for dim in labelled[:1]:
+    labeled = [dim for dim in dims if value[dim].labels is not None]
+    for dim in labeled[:1]:
         trace.consume(call, "self", dim, value[dim])
-    trace.pin(call, [value[dim] for dim in labelled[1:]], "a statistic is taken over it")
+    trace.pin(call, [value[dim] for dim in labeled[1:]], "a statistic is taken over it")
 
 
 @rule(aten.any, aten.all, aten.argmax, aten.argmin)

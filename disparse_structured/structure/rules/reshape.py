@@ -109,12 +109,12 @@ def _owner(trace: Trace, call: Call, axes: list[Axis]) -> int | None:
 
     Of heads, which a table may have given labels, and the head dimension behind them it is the unit.
     """
-    labelled = [i for i, axis in enumerate(axes) if axis.labels is not None and (axis.labels != PINNED).any()]
+    labeled = [i for i, axis in enumerate(axes) if axis.labels is not None and (axis.labels != PINNED).any()]
     if trace.attention == "head_dim":
-        labelled.reverse()
-    for i in labelled[1:]:
+        labeled.reverse()
+    for i in labeled[1:]:
         trace.pin(call, [axes[i]], "merged with another prunable dimension")
-    return labelled[0] if labelled else None
+    return labeled[0] if labeled else None
 
 
 def _flat(axes: list[Axis], owner: int | None) -> np.ndarray | None:

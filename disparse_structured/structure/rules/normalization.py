@@ -1,4 +1,4 @@
-"""Batch, instance, layer, group and RMS normalisation; softmax."""
+"""Batch, instance, layer, group and RMS normalization; softmax."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def group_norm(trace: Trace, call: Call) -> Value:
 
 @rule(aten.softmax, aten.log_softmax, aten._softmax, aten._log_softmax)
 def softmax(trace: Trace, call: Call) -> Value:
-    """The normalised dimension stays whole; the others pass."""
+    """The normalized dimension stays whole; the others pass."""
     value, dim = call["self"], call["dim"]
     trace.pin(call, [value[dim]], "softmax over it")
     return value  # type: ignore[no-any-return]
