@@ -137,7 +137,7 @@ def test_a_package_teaches_operators_of_its_own(install: Install) -> None:
         ("last.matrix", 1),
     }
     assert sorted(consumer.averages for consumer in group.consumers) == [False, True]
-    assert structure.cost.macs(torch.ones(8, dtype=torch.bool)) == 8 * 5 + 2 * 8
+    assert structure.cost.macs.total(torch.ones(8, dtype=torch.bool)) == 8 * 5 + 2 * 8
 
     keep = random_keep(structure, 1)
     pruned = apply(model, Plan.from_keep(structure, keep), structure).model
