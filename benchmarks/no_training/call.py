@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.no_training.ours import pruned
 from disparse_structured.adapters.timm import DenseHead, Head, LinearHead, MultiTask, multitask
 from disparse_structured.pipeline import method
 from disparse_structured.refit import refit

@@ -23,7 +23,7 @@ from disparse_structured.scoring.criteria import Random
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.surgery import Applied
 from disparse_structured.surgery.graph import apply_graph
-from disparse_structured.surgery.module import Applied, apply
+from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Task
 
 HEADS = {"labels": DenseHead(13), "depth": DenseHead(1), "scene": LinearHead(10)}
