@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from disparse_structured.errors import BatchError, GradientError, TaskError
-from disparse_structured.scoring import Probe, measure
+from disparse_structured.scoring import Probe, score
 from disparse_structured.scoring.criteria import Learned
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.surgery.module import cut
@@ -148,7 +148,7 @@ class Ablation:
 
 def test_a_criterion_can_be_made_of_losses() -> None:
     asked = probe()
-    found = measure(asked.model, asked.structure, Ablation(), data()).scores
+    found = score(asked.model, asked.structure, data(), Ablation()).scores
     expected = torch.zeros_like(found)
     for batch in data():
         dense = losses_of(asked.model, batch).detach()
@@ -161,9 +161,9 @@ def test_a_criterion_can_be_made_of_losses() -> None:
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
 def test_a_criterion_may_differentiate_whatever_mode_it_is_measured_in(mode: Any) -> None:
     asked, batches = probe(), data()
-    expected = measure(asked.model, asked.structure, Learned(steps=4), batches).scores
+    expected = score(asked.model, asked.structure, batches, Learned(steps=4)).scores
     with mode():
-        found = measure(asked.model, asked.structure, Learned(steps=4), batches).scores
+        found = score(asked.model, asked.structure, batches, Learned(steps=4)).scores
     assert torch.equal(found, expected)
 
 
