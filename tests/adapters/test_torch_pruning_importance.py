@@ -106,7 +106,7 @@ def heads(model: Any) -> list[nn.Module]:
         (AnyTask(), lambda found, reach: found.masked_fill(~reach, 2).amin(0)),
         (Quorum(1), lambda found, reach: found.masked_fill(~reach, 2).amin(0)),
     ],
-    ids=str,
+    ids=["unanimous", "any task", "quorum"],
 )
 def test_a_unit_is_removed_when_as_many_tasks_as_are_needed_give_it_up(
     arbiter: Any, combined: Callable[[Tensor, Tensor], Tensor]

@@ -36,7 +36,7 @@ def left_loss(output: Tensor, batch: Batch) -> Tensor:
     return (output - batch["left"]).square().mean()
 
 
-LABELLED = (Task("left", "left", left_loss), Task("right", "right", lambda out, batch: out.exp().mean()))
+LABELED = (Task("left", "left", left_loss), Task("right", "right", lambda out, batch: out.exp().mean()))
 LABEL_FREE = (Task("left", "left"), Task("right", "right"))
 
 
@@ -50,7 +50,7 @@ def data() -> list[Batch]:
     return [{"x": torch.randn(size, 5).double(), "left": torch.randn(size, 3).double()} for size in (4, 4, 2)]
 
 
-def probe(tasks: tuple[Task, ...] = LABELLED, **options: Any) -> Probe:
+def probe(tasks: tuple[Task, ...] = LABELED, **options: Any) -> Probe:
     model, batches = network(), data()
     structure = analyse(model, (batches[0]["x"],), tasks)
     return Probe(model, structure, options.pop("data", batches), **options)
@@ -58,7 +58,7 @@ def probe(tasks: tuple[Task, ...] = LABELLED, **options: Any) -> Probe:
 
 def losses_of(model: nn.Module, batch: Batch) -> Tensor:
     output = model(batch["x"])
-    return torch.stack([task.loss(output[task.name], batch) for task in LABELLED if task.loss])
+    return torch.stack([task.loss(output[task.name], batch) for task in LABELED if task.loss])
 
 
 # Losses.
@@ -194,7 +194,7 @@ def test_weight_gradients_are_those_of_each_tasks_loss() -> None:
 
 def test_joint_weight_gradients_are_of_the_weighted_sum_of_losses() -> None:
     weights = (2.0, 0.5)
-    tasks = tuple(replace(task, weight=weight) for task, weight in zip(LABELLED, weights, strict=True))
+    tasks = tuple(replace(task, weight=weight) for task, weight in zip(LABELED, weights, strict=True))
     asked = probe(tasks)
     for found, batch in zip(asked.weight_gradients(joint=True), data(), strict=True):
         (joint,) = found.tasks
@@ -261,7 +261,7 @@ def test_a_loss_that_is_cut_off_from_its_output_is_named() -> None:
 
 def test_nothing_is_answered_without_data() -> None:
     model = network()
-    structure: Structure = analyse(model, (data()[0]["x"],), LABELLED)
+    structure: Structure = analyse(model, (data()[0]["x"],), LABELED)
     for answers in (Probe(model, structure).losses(), Probe(model, structure).weight_gradients()):
         with pytest.raises(BatchError, match="needs data"):
             list(answers)
