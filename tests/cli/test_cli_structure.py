@@ -68,7 +68,7 @@ def test_the_default_method_prunes_the_graph_too(project: Path, capsys: pytest.C
     assert main([*words, "--form", "graph", "--no-onnx", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)["report"]
     assert report["graph"]["outputs"] == {"near": "near", "far": "far"}
-    assert report["method"].startswith("Compensated(")
+    assert report["method"] == "Compensated"
 
 
 def test_show_repeats_what_only_the_graph_can_shrink(
@@ -123,7 +123,7 @@ def test_the_head_dimension_can_shrink_instead_of_heads(
     monkeypatch.chdir(tmp_path)
     model, attention = ["--model", "vit.py:build"], ["--attention", "head_dim", "--json"]
     given = ["--data", "vit.py:images", "--parameters", "0.6", "--out", "small"]
-    quick = ["--method", "disparse", "--refit", "none"]
+    quick = ["--method", "disparse", "--refit", "none", "--no-onnx"]
 
     assert main(["prune", *model, *given, *quick, *attention]) == 0
     assert "attention.qkv" in Plan.load("small/plan.json").removals
