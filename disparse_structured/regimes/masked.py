@@ -70,7 +70,9 @@ class MaskedRegime(Regime):
         assert self._last is not None  # every constructor decides once
         decision, saliency = self._last
         self.masks.enforce()  # averaged weights may have been loaded since the last step
-        applied = apply(self.model, self.settings.plan(decision, saliency), self.structure)
+        applied = apply(self.model, self.settings.plan(decision), self.structure)
+        # Units may have been regrown by another criterion; which one scored last does not survive a resume.
+        saliency = replace(saliency, criterion=rule_name(self.settings.method.criterion))
         return PruningResult.of(self.structure, saliency, applied, costs=[self.settings.budget.of])
 
     @contextmanager

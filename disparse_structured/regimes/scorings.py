@@ -14,6 +14,7 @@ from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import Decision
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import OptionError
+from disparse_structured.naming import rule_name
 from disparse_structured.pipeline import DiSparse
 from disparse_structured.regimes.processes import on_rank_zero
 from disparse_structured.regimes.reading import undisturbed
@@ -91,8 +92,12 @@ class DecisionSettings:
         """What the arbiter decides on ``scores``, ``[tasks, units]``."""
         return self.method.vote(self.structure, scores, budget or self.budget, stay=stay)
 
-    def plan(self, decision: Decision, saliency: Saliency) -> Plan:
-        """The plan for ``decision``."""
-        return decision.plan(
-            self.structure, method=type(self.method).__name__, criterion=saliency.criterion, seed=self.seed
+    def plan(self, decision: Decision) -> Plan:
+        """The plan for ``decision``; it records these settings, whatever budget the last step was within."""
+        method = self.method
+        decided = replace(
+            decision, budget=self.budget, arbiter=rule_name(method.arbiter), ranking=rule_name(method.ranking)
+        )
+        return decided.plan(
+            self.structure, method=type(method).__name__, criterion=method.criterion, seed=self.seed
         )

@@ -161,6 +161,7 @@ def test_the_result_is_small_and_computes_what_was_trained(make: Make) -> None:
     assert max(pruned.report.verification.deviation.values()) <= 1e-9
     assert _compare(pruned.model, regime.model) <= 1e-5
     assert pruned.plan.keep(regime.structure).sum() < regime.structure.units
+    assert dict(pruned.plan.budget) == dict(BUDGET.facts())
 
 
 @EVERY
@@ -223,6 +224,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(make: Make, at: int, tmp_path: P
         pass
     resumed = second.finish()
     assert resumed.plan == whole.plan
+    assert resumed.report == whole.report
     assert all(
         torch.equal(a, b) for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True)
     )
@@ -324,6 +326,8 @@ def test_coming_back_may_have_a_criterion_of_its_own() -> None:
     returned = ~before & regime.keep
     assert torch.equal(seen[0], before)
     assert bool(returned.any())
+    result = regime.finish()
+    assert result.plan.provenance.criterion == result.report.criterion == "Fisher()"
 
 
 def test_what_moves_falls_along_a_cosine_and_then_stops() -> None:
@@ -381,7 +385,10 @@ def test_all_regimes_export_files_of_one_size(tmp_path: Path) -> None:
     for name, make in REGIMES.items():
         _, pruned = _whole(make)
         outputs = {task.name: task.tensors for task in _tasks()}
-        facts = export_onnx(pruned.model.eval(), EXAMPLE, tmp_path / f"{name}.onnx", outputs=outputs)
+        facts = export_onnx(
+            pruned.model.eval(), EXAMPLE, tmp_path / f"{name}.onnx", outputs=outputs,
+            dynamic_batch=False, dynamic_size=False,
+        )  # fmt: skip
         assert facts.parity
         sizes[name] = facts.bytes
     assert max(sizes.values()) <= 1.05 * min(sizes.values())
@@ -453,7 +460,9 @@ def test_a_number_of_stages_out_of_range_is_refused(options: dict[str, int]) -> 
 
 @MASKED
 def test_other_rules_of_the_vote_are_obeyed(make: Callable[..., Regime]) -> None:
-    pruned = _run(make(_model(), method=DiSparse(arbiter=Majority(), ranking=LayerRanking()))).finish()
+    method = DiSparse(Magnitude(), Majority(), LayerRanking())
+    pruned = _run(make(_model(), method=method)).finish()
+    assert (pruned.plan.provenance.method, pruned.plan.provenance.criterion) == ("DiSparse", "Magnitude(p=2)")
     assert pruned.plan.provenance.arbiter == "Majority()"
     assert pruned.plan.provenance.ranking == "LayerRanking()"
     if make is _iterative:
