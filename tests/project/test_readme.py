@@ -1,4 +1,4 @@
-"""The README's code runs as it stands, and its commands exist."""
+"""The code of the README and of the pages runs as it stands, and the README's commands exist."""
 
 from __future__ import annotations
 
@@ -10,43 +10,48 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-
-
-def test_the_python_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), names)
-
-    assert {path.name for path in (tmp_path / "small").iterdir()} == {
-        "plan.json",
-        "weights.safetensors",
-        "report.json",
-        "model.onnx",
-    }
-    report = names["pruned"].report  # type: ignore[attr-defined]
-    assert 0.49 <= report.costs["macs"].ratio <= 0.5
-
-
-def test_the_code_of_the_regimes_page_runs() -> None:
-    page = (ROOT / "docs" / "regimes.md").read_text(encoding="utf-8")
-    names: dict[str, object] = {}
-    for block in re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL):
-        exec(compile(block, "regimes.md", "exec"), names)
-    assert names["pruned"].report.costs["macs"].ratio <= 0.3  # type: ignore[attr-defined]
-
-
-def test_the_code_of_the_relatedness_page_runs() -> None:
-    page = (ROOT / "docs" / "relatedness.md").read_text(encoding="utf-8")
+def run(page: str) -> dict[str, Any]:
+    """The names that the Python blocks of ``page`` leave, run in order."""
     names: dict[str, Any] = {}
-    for block in re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL):
-        exec(compile(block, "relatedness.md", "exec"), names)
+    for block in blocks(page, "python"):
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_readme(tmp_path: Path) -> None:
+    names = run("README.md")
+
+    written = {path.name for path in (tmp_path / "small").iterdir()}
+    assert written == {"plan.json", "weights.safetensors", "report.json", "model.onnx"}
+    assert 0.49 <= names["result"].report.costs["macs"].ratio <= 0.5
+
+
+def test_the_page_on_prune() -> None:
+    names = run("docs/prune.md")
+
+    assert names["result"].report.costs["macs"].ratio <= 0.6
+    assert names["applied"].verification is not None
+
+
+def test_the_page_on_regimes() -> None:
+    assert run("docs/regimes.md")["result"].report.costs["macs"].ratio <= 0.3
+
+
+def test_the_page_on_relatedness() -> None:
+    names = run("docs/relatedness.md")
+
     images = names["images"][0]
     with torch.no_grad():
         dense, branched = names["model"].eval()(images), names["branched"].eval()(images)
@@ -54,9 +59,14 @@ def test_the_code_of_the_relatedness_page_runs() -> None:
     assert names["alone"].parameters[1] < names["alone"].parameters[0]
 
 
-def test_links_and_make_targets_exist() -> None:
+def test_the_page_on_extending() -> None:
+    """Each recipe has fewer than 30 lines."""
+    run("docs/extending.md")
+
+    assert max(block.count("\n") for block in blocks("docs/extending.md", "python")) < 30
+
+
+def test_the_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
-    for target in re.findall(r"make ([a-z]+)", README):
+    for target in re.findall(r"make ([a-z]+)", (ROOT / "README.md").read_text(encoding="utf-8")):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
