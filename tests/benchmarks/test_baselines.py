@@ -60,10 +60,16 @@ class Case:
     data: tuple[Batch, ...]
 
     def structure(self, tasks: tuple[Task, ...] = TASKS) -> Structure:
-        return analyse(self.model, self.inputs, tasks)
+        return analyzed(self, tasks)
 
     def scores(self, criterion: Criterion, tasks: tuple[Task, ...] = TASKS, **options: Any) -> Tensor:
         return measure(self.model, self.structure(tasks), criterion, self.data, **options).scores
+
+
+@functools.cache
+def analyzed(case: Case, tasks: tuple[Task, ...]) -> Structure:
+    """The same structure each time: it does not depend on the method."""
+    return analyse(case.model, case.inputs, tasks)
 
 
 @functools.cache
