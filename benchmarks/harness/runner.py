@@ -26,32 +26,35 @@ def aloud(text: str) -> None:
 
 
 def processes(jobs: int) -> AbstractContextManager[Executor | None]:
-    """A pool of processes with one torch thread each, which end when this process does; None for one job."""
-    if jobs == 1:
-        return nullcontext()
+    """A :func:`pool` for several jobs, and None for one."""
+    return nullcontext() if jobs == 1 else pool(jobs)
+
+
+def pool(jobs: int) -> ProcessPoolExecutor:
+    """A pool of processes with one torch thread each, which end when this process does."""
     return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _prepare)
 
 
 def run_all(
-    pool: Executor | None,
+    executor: Executor | None,
     function: Callable[[ItemT], ResultT],
     items: Iterable[ItemT],
     done: Callable[[ResultT], None],
 ) -> None:
     """Calls ``function`` on all items, and ``done`` on each result as soon as it is there.
 
-    Without a pool, everything is done in this process. An exception of either function, or an interruption,
-    cancels what has not begun and is raised.
+    Without an executor, everything is done in this process. An exception of either function, or an
+    interruption, cancels what has not begun and is raised.
     """
-    if pool is None:
+    if executor is None:
         for item in items:
             done(function(item))
         return
     try:
-        for future in as_completed([pool.submit(function, item) for item in items]):
+        for future in as_completed([executor.submit(function, item) for item in items]):
             done(future.result())
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
+        executor.shutdown(wait=False, cancel_futures=True)
         raise
 
 

@@ -61,10 +61,16 @@ class Case:
     data: tuple[Batch, ...]
 
     def structure(self, tasks: tuple[Task, ...] = TASKS) -> Structure:
-        return analyse(self.model, self.inputs, tasks)
+        return analyzed(self, tasks)
 
     def scores(self, criterion: Criterion, tasks: tuple[Task, ...] = TASKS, **options: Any) -> Tensor:
         return score(self.model, self.structure(tasks), self.data, criterion, **options).scores
+
+
+@functools.cache
+def analyzed(case: Case, tasks: tuple[Task, ...]) -> Structure:
+    """The same structure each time: it does not depend on the method."""
+    return analyse(case.model, case.inputs, tasks)
 
 
 @functools.cache

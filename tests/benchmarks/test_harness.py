@@ -25,7 +25,7 @@ from benchmarks.harness.limits import Limits, run_limited
 from benchmarks.harness.measure import paired_ratio
 from benchmarks.harness.row import RowError as DamagedRow
 from benchmarks.harness.row import Shelf, decode, encode, reason, shortened
-from benchmarks.harness.runner import Progress, remaining, run_all
+from benchmarks.harness.runner import Progress, processes, remaining, run_all
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,18 @@ def test_every_item_is_run_and_its_result_handed_on(jobs: int) -> None:
     else:
         run_all(None, abs, [-1, -2, -3], found.append)
     assert sorted(found) == [1, 2, 3]
+
+
+def test_processes_have_one_thread_each() -> None:
+    found: list[int] = []
+    asked = ["__import__('torch').get_num_threads()", "1000 + __import__('os').getpid()"]
+    with processes(2) as executor:
+        run_all(executor, eval, asked, found.append)
+    threads, number = sorted(found)
+    assert threads == 1
+    assert number - 1000 != os.getpid()
+    with processes(1) as executor:
+        assert executor is None
 
 
 def test_a_failure_cancels_what_has_not_begun() -> None:
