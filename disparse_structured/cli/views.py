@@ -88,9 +88,7 @@ def _export(facts: Mapping[str, Any]) -> list[RenderableType]:
         table.add_row(Text(task), *(f"{value:.1e}" for value in worst), sizes)
     size = f"{facts['bytes'] / 1e6:.2f} MB, opset {facts['opset']}, dynamic: {facts['dynamic']}"
     lines: list[RenderableType] = [table, Text(f"{facts['path']}: {size}; agrees with PyTorch")]
-    return lines + [
-        Text(f"less dynamic than requested: {line}", style="yellow") for line in facts["narrowed"]
-    ]
+    return lines + [Text(f"less dynamic than asked: {line}", style="yellow") for line in facts["narrowed"]]
 
 
 def _latency(facts: Mapping[str, Any]) -> list[RenderableType]:
