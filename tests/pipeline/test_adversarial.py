@@ -264,7 +264,7 @@ def test_what_cannot_follow_is_frozen_from_the_start(id: str) -> None:
 
 
 class SingleParts(nn.Module):
-    """Splits off single channels that broadcast. None can be removed: an empty dimension does not broadcast."""
+    """Splits off single channels that broadcast. None can be removed: nothing does not broadcast."""
 
     def __init__(self) -> None:
         super().__init__()
