@@ -242,14 +242,11 @@ class ImportanceCriterion:
         return scores.expand(len(structure.tasks), -1).clone()
 
     def _gradients(self, probe: Probe) -> dict[str, Tensor]:
-        weights = [task.weight for task in probe.structure.task_objects]
         total: dict[str, Tensor] = {}
         squares = self.gradients == "squares"
-        for found in probe.weight_gradients(per_sample=squares):
-            for name in found.tasks[0]:
-                joint = torch.stack(
-                    [weight * each[name] for weight, each in zip(weights, found.tasks, strict=True)]
-                ).sum(0)
-                term = joint.square() if squares else joint
+        for found in probe.weight_gradients(per_sample=squares, joint=True):
+            (gradients,) = found.tasks
+            for name, gradient in gradients.items():
+                term = gradient.square() if squares else gradient
                 total[name] = total[name] + term if name in total else term
         return {name: value / probe.samples for name, value in total.items()} if squares else total

@@ -30,12 +30,13 @@ from benchmarks.harness.cell import digest
 from benchmarks.harness.files import CACHE, SCRATCH, save_weights, write_json
 from benchmarks.harness.machine import in_words, machine
 from benchmarks.harness.views import spread
-from disparse_structured import Fisher, Magnitude, Majority, Random, Taylor, Unanimous, WeightedMean, prune
 from disparse_structured.adapters.timm import DenseHead, MultiTask, multitask
-from disparse_structured.decision.arbiters import Arbiter
-from disparse_structured.decision.votes import GlobalRanking, LayerRanking, PerCostRanking, Ranking
+from disparse_structured.decision.arbiters import Arbiter, Majority, Unanimous, WeightedMean
+from disparse_structured.decision.rankings import GlobalRanking, LayerRanking, PerCostRanking, Ranking
 from disparse_structured.lab.datasets import TargetLoss, evaluate, figure_of_merit, nyuv2_tasks
+from disparse_structured.pipeline import DiSparse, prune
 from disparse_structured.scoring import Criterion
+from disparse_structured.scoring.criteria import Fisher, Magnitude, Random, Taylor
 from disparse_structured.tasks import Loss, Task
 from disparse_structured.training.finetune import finetune
 
@@ -95,13 +96,11 @@ def _ours(
     def method(case: Case, fraction: float) -> nn.Module:
         return prune(
             case.model,
-            case.inputs,
-            voters(case) if voters else case.tasks,
             case.scored,
+            voters(case) if voters else case.tasks,
             macs=fraction,
-            criterion=criterion or Fisher(),
-            arbiter=arbiter or Unanimous(),
-            ranking=ranking or PerCostRanking(),
+            method=DiSparse(criterion or Fisher(), arbiter or Unanimous(), ranking or PerCostRanking()),
+            refit=None,
         ).model
 
     return method

@@ -28,7 +28,8 @@ from benchmarks.harness import options as common
 from benchmarks.harness.files import SCRATCH, write_json
 from benchmarks.harness.machine import in_words, machine
 from benchmarks.harness.measure import paired_ratio, seconds
-from disparse_structured.decision.budget import Budget, make_plan, search
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import decide, make_plan
 from disparse_structured.structure import Structure, analyse, count_macs
 from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Task
@@ -121,7 +122,7 @@ def compare(
     ratio = stock_ratio(model, inputs, ours)
     steps: dict[str, Callable[[], object]] = {
         "ours: structure": lambda: analyse(model, inputs, TASKS),
-        "ours: budget search": lambda: search(structure, scores, budget),
+        "ours: budget search": lambda: decide(structure, scores, budget),
         "ours: plan + surgery": lambda: apply(
             model, make_plan(structure, scores, budget), structure, verify=False
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-INK, FAINT, GRID, GREY = "#1f2430", "#8a93a0", "#e3e7ec", "#c9cfd8"
+INK, FAINT, GRID, GRAY = "#1f2430", "#8a93a0", "#e3e7ec", "#c9cfd8"
 OURS = "#d55e00"
 """The color of this project's lines; like the others, from Okabe and Ito's palette for all color vision."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.harness.files import write_text
 
 NONE = "–"
-"""Stands where there is no number."""
+"""Stands for a missing number."""
 
 
 def number(value: float, digits: int) -> str:

@@ -19,9 +19,10 @@ from benchmarks.no_training.networks import Network, calibration, labeled, probl
 from benchmarks.tables.problems import Problem
 from disparse_structured.adapters.timm import MultiTask
 from disparse_structured.data.modes import eval_mode
-from disparse_structured.decision.budget import Budget, search
-from disparse_structured.decision.votes import Ranking
-from disparse_structured.scoring import Criterion, measure
+from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.deciding import decide
+from disparse_structured.decision.rankings import Ranking
+from disparse_structured.scoring import Criterion, score
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.tasks import Task
 
@@ -93,11 +94,11 @@ class Bench:
         """What a method that does not ask the tasks keeps at ``fraction`` of the MACs: bool ``[units]``."""
         scores = self.once(
             ("scores", criterion),
-            lambda: measure(self.model, self.joint, criterion, self.batches, seed=self.seed).scores,
+            lambda: score(self.model, self.joint, self.batches, criterion, seed=self.seed).scores,
         )
         return self.once(
             ("keep", criterion, ranking, fraction),
-            lambda: search(self.joint, scores, Budget(macs=fraction), ranking=ranking).keep,
+            lambda: decide(self.joint, scores, Budget(macs=fraction), ranking=ranking).keep,
         )
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.no_training.ours import shrunk
+from benchmarks.no_training.ours import pruned
 from disparse_structured.adapters.timm import DenseHead, Head, LinearHead, MultiTask, multitask
-from disparse_structured.pipeline import compensated
+from disparse_structured.pipeline import method
 from disparse_structured.refit import refit
-from disparse_structured.scoring import measure
+from disparse_structured.scoring import score
 from disparse_structured.scoring.damage_curves import measure_damage_curves
 from disparse_structured.structure import analyse
 from disparse_structured.surgery.module import apply
@@ -49,9 +49,9 @@ class Stage:
 
 _STAGES: Mapping[str, Stage] = {
     "structure": Stage(analyse),
-    "scores": Stage(measure),
+    "scores": Stage(score),
     "curves": Stage(measure_damage_curves),
-    "refit between rounds": Stage(refit, compensated.__file__),
+    "refit between rounds": Stage(refit, method.__file__),
     "refit": Stage(refit),
     "cutting and verification": Stage(apply),
 }
@@ -81,7 +81,7 @@ def seconds(model: MultiTask, inputs: Tensor, macs: float = MACS) -> dict[str, f
     """
     profile = cProfile.Profile(subcalls=True, builtins=False)
     started = time.perf_counter()
-    profile.runcall(shrunk, model, inputs, model.tasks(), macs, samples=len(inputs))
+    profile.runcall(pruned, model, inputs, model.tasks(), macs, samples=len(inputs))
     whole = time.perf_counter() - started
     stages = _spent(profile)
     return {"whole call": whole, **stages, "rest": max(0.0, whole - sum(stages.values()))}

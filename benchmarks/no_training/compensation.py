@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.no_training.bench import Bench, reestimated
-from benchmarks.no_training.ours import Shrink
+from benchmarks.no_training.ours import Ours
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.decision.rankings import Ranking
 from disparse_structured.graph.copies import copied
@@ -60,7 +60,7 @@ class GrailOnOurs:
         batchnorm: re-estimate the statistics of batch norms from the images.
     """
 
-    decision: Shrink
+    decision: Ours
     batchnorm: bool = False
 
     def __call__(self, bench: Bench, fraction: float) -> nn.Module:

@@ -13,11 +13,18 @@ from benchmarks.baselines import KINDS, RANKINGS
 from benchmarks.no_training.bench import Bench
 from benchmarks.no_training.compensation import Grail, GrailOnOurs
 from benchmarks.no_training.folding import Folding
-from benchmarks.no_training.ours import Shrink
+from benchmarks.no_training.ours import Ours
 from benchmarks.no_training.stock import Chance, Pruner, Scored
-from disparse_structured.decision.arbiters import AnyTask, Majority, Minimax, Priority, Unanimous
+from disparse_structured.decision.arbiters import (
+    AnyTask,
+    Majority,
+    Minimax,
+    Priority,
+    Unanimous,
+    WeightedMean,
+)
 from disparse_structured.decision.rankings import GlobalRanking, IsomorphicRanking, LayerRanking
-from disparse_structured.pipeline.compensated import Compensated
+from disparse_structured.pipeline import Compensated, DiSparse
 from disparse_structured.refit import Affine, BatchNormStatistics, LeastSquares, ModelFolding
 from disparse_structured.scoring.criteria import Fisher, Magnitude, Random, Taylor
 
@@ -66,7 +73,7 @@ _STOCK = "Fang et al., DepGraph, CVPR 2023: Torch-Pruning's scores at our exact 
 _PRUNER = "Torch-Pruning's pruner itself, which shows that the rows above are fair to it"
 _GRAIL = "Tang et al., GRAIL, PMLR 328, 2026"
 _FOLDING = "Wang et al., Just fold the network to compress, ICLR 2025"
-_OWN = "disparse_structured.shrink"
+_OWN = "disparse_structured.prune"
 
 
 def _suffix(batchnorm: bool) -> str:
@@ -107,7 +114,7 @@ _RIVALS = (
         Method(
             f"grail-ours{_suffix(bn)}",
             "hybrid",
-            GrailOnOurs(Shrink.but(), bn),
+            GrailOnOurs(Ours.but(), bn),
             source=f"{_GRAIL}, on the units that ours removes",
         )
         for bn in (False, True)
@@ -115,15 +122,15 @@ _RIVALS = (
     Method("folding", "folding", Folding(repair=False), source=_FOLDING),
     Method("folding+bn", "folding", Folding(), source=f"{_FOLDING}, with its repair on data"),
 )
-_OURS = (Method("ours", "ours", Shrink.but(), source=_OWN),)
+_OURS = (Method("ours", "ours", Ours.but(), source=_OWN),)
 
 
-def _but(batchnorm: bool = False, **options: Any) -> Shrink:
+def _but(batchnorm: bool = False, **options: Any) -> Ours:
     """Without verification, which does not change the result and takes a third of the time."""
-    return Shrink.but(batchnorm, verify=False, **options)
+    return Ours.but(batchnorm, verify=False, **options)
 
 
-_ABLATION: Mapping[str, Shrink] = {
+_ABLATION: Mapping[str, Ours] = {
     "no refit": _but(refit=None),
     "affine instead of refit": _but(refit=Affine()),
     "batch norms instead of refit": _but(refit=BatchNormStatistics()),
@@ -132,20 +139,20 @@ _ABLATION: Mapping[str, Shrink] = {
     "refit without shifts": _but(refit=LeastSquares(shifts=0)),
     "refit without streams": _but(refit=LeastSquares(streams=False)),
     "refit with merging": _but(refit=LeastSquares(merge=True)),
-    "uniform widths": _but(ranking=LayerRanking()),
-    "global, not per cost": _but(ranking=GlobalRanking()),
-    "isomorphic, not per cost": _but(ranking=IsomorphicRanking()),
-    "one round": _but(criterion=Compensated(rounds=1)),
-    "ordered by Fisher": _but(criterion=Compensated(criterion=Fisher())),
-    "units by Taylor at once": _but(criterion=Taylor()),
-    "units by Fisher at once": _but(criterion=Fisher()),
-    "units by magnitude": _but(criterion=Magnitude()),
-    "units by chance": _but(criterion=Random(), ranking=LayerRanking()),
-    "arbiter: unanimous": _but(arbiter=Unanimous()),
-    "arbiter: majority": _but(arbiter=Majority()),
-    "arbiter: sum of damage": _but(arbiter=Priority()),
-    "arbiter: any task": _but(arbiter=AnyTask()),
-    "arbiter: minimax": _but(arbiter=Minimax()),
+    "uniform widths": _but(method=Compensated(ranking=LayerRanking())),
+    "global, not per cost": _but(method=Compensated(ranking=GlobalRanking())),
+    "isomorphic, not per cost": _but(method=Compensated(ranking=IsomorphicRanking())),
+    "one round": _but(method=Compensated(rounds=1)),
+    "ordered by Fisher": _but(method=Compensated(criterion=Fisher())),
+    "units by Taylor at once": _but(method=DiSparse(Taylor(), WeightedMean())),
+    "units by Fisher at once": _but(method=DiSparse(Fisher(), WeightedMean())),
+    "units by magnitude": _but(method=DiSparse(Magnitude(), WeightedMean())),
+    "units by chance": _but(method=DiSparse(Random(), WeightedMean(), LayerRanking())),
+    "arbiter: unanimous": _but(method=Compensated(arbiter=Unanimous())),
+    "arbiter: majority": _but(method=Compensated(arbiter=Majority())),
+    "arbiter: sum of damage": _but(method=Compensated(arbiter=Priority())),
+    "arbiter: any task": _but(method=Compensated(arbiter=AnyTask())),
+    "arbiter: minimax": _but(method=Compensated(arbiter=Minimax())),
 }
 """What is different, and the call that differs in that way."""
 

@@ -11,33 +11,35 @@ from typing import Any
 from torch import Tensor, nn
 
 from benchmarks.no_training.bench import Bench, reestimated
-from disparse_structured.pipeline import Pruned, shrink
+from disparse_structured.pipeline import PruningResult, prune
 from disparse_structured.tasks import Task
 
 _SET_BY_THE_BENCHMARK = frozenset(
-    ("model", "inputs", "tasks", "macs", "parameters", "budget", "tolerance", "samples", "seed")
+    ("model", "data", "tasks", "macs", "parameters", "budget", "tolerance", "structure", "samples", "seed")
 )
-_WITHOUT_EFFECT = frozenset(("verify", "inplace", "progress"))
+_WITHOUT_EFFECT = frozenset(("verify", "progress", "to_inputs"))
 """Options that do not change the result."""
 
 
-def shrunk(model: nn.Module, images: Tensor, tasks: Sequence[Task], macs: float, **options: Any) -> Pruned:
+def pruned(
+    model: nn.Module, images: Tensor, tasks: Sequence[Task], macs: float, **options: Any
+) -> PruningResult:
     """The call of the library that this family is about."""
-    return shrink(model, images, tasks, macs=macs, **options)
+    return prune(model, images, tasks, macs=macs, **options)
 
 
 def defaults() -> dict[str, Any]:
     """The present defaults of the options that change the result."""
     return {
         name: parameter.default
-        for name, parameter in inspect.signature(shrink).parameters.items()
+        for name, parameter in inspect.signature(prune).parameters.items()
         if name not in _SET_BY_THE_BENCHMARK | _WITHOUT_EFFECT
     }
 
 
 @dataclass(frozen=True)
-class Shrink:
-    """:func:`shrunk` on the images, without labels.
+class Ours:
+    """:func:`pruned` on the images, without labels.
 
     Args:
         options: its keyword arguments, by name; see :meth:`but`.
@@ -48,7 +50,7 @@ class Shrink:
     batchnorm: bool = False
 
     @classmethod
-    def but(cls, batchnorm: bool = False, **options: Any) -> Shrink:
+    def but(cls, batchnorm: bool = False, **options: Any) -> Ours:
         """The present defaults with ``options`` changed. Rows thereby record what the defaults were."""
         return cls(tuple(sorted({**defaults(), **options}.items())), batchnorm)
 
@@ -57,10 +59,10 @@ class Shrink:
         model = deepcopy(self.pruned(bench, fraction).model)
         return reestimated(model, bench.images) if self.batchnorm else model
 
-    def pruned(self, bench: Bench, fraction: float) -> Pruned:
+    def pruned(self, bench: Bench, fraction: float) -> PruningResult:
         """The whole result, with plan and report. It must not be changed: other methods get the same one."""
         options: dict[str, Any] = {"samples": bench.count, "seed": bench.seed, **dict(self.options)}
         return bench.once(
-            ("shrink", repr(self.options), fraction),
-            lambda: shrunk(bench.model, bench.images, bench.unlabeled, fraction, **options),
+            ("ours", repr(self.options), fraction),
+            lambda: pruned(bench.model, bench.images, bench.unlabeled, fraction, **options),
         )

@@ -205,4 +205,4 @@ def _train(
         seed=seed,
     )
     loader = Loader(data.train, setup.batch_size, shuffle=True, augment=data.augment)
-    return train(model, tasks, loader, config, companion=callback).seconds
+    return train(model, tasks, loader, config, callback=callback).seconds

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.figures import FAINT, GREY, INK, OURS, style
+from benchmarks.harness.figures import FAINT, GRAY, INK, OURS, style
 from benchmarks.tables.cells import Cell, Row
 from benchmarks.tables.problems import TITLES
 from benchmarks.tables.settings import Scale
@@ -83,7 +83,7 @@ def _panel(ax: Any, regime: str, lines: Mapping[str, Points]) -> None:
     for place, name in enumerate(others[NAMED:]):
         label = f"{len(others) - NAMED} others" if place == 0 else None
         x, y, _ = zip(*lines[name], strict=True)
-        ax.plot(x, y, color=GREY, lw=1, marker=".", ms=4, label=label, zorder=1)
+        ax.plot(x, y, color=GRAY, lw=1, marker=".", ms=4, label=label, zorder=1)
     for place, name in enumerate(others[:NAMED]):
         marks = {"color": _RIVALS[place], "marker": _MARKS[place], "ms": 4.5, "lw": 1.3, "zorder": 2}
         _drawn(ax, lines[name], names[name], marks)

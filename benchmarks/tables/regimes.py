@@ -15,6 +15,7 @@ from benchmarks.tables.cells import Cell
 from benchmarks.tables.settings import Setup
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.plan import Plan
+from disparse_structured.pipeline import DiSparse
 from disparse_structured.regimes import Dynamic, Iterative, Pretrained, Regime, Static
 from disparse_structured.structure import analyse
 from disparse_structured.surgery.module import apply
@@ -35,15 +36,12 @@ def regime(
     steps = len(scored) * (setup.finetune_epochs if cell.regime == "pretrained" else setup.epochs)
     shared: Mapping[str, Any] = {
         "budget": budget,
-        "criterion": method.criterion,
-        "arbiter": method.arbiter,
-        "ranking": method.ranking,
+        "method": DiSparse(method.criterion, method.arbiter, method.ranking),
         "seed": cell.seed,
     }
     batches = setup.scored_batches
     if cell.regime == "dynamic":
-        # An example with the shape of the batches saves an export at every exchange.
-        inputs = example(setup, model, setup.batch_size)
+        inputs = example(setup, model)
         return Dynamic(
             model, inputs, voters, scored, steps=steps, every=setup.every, grow=method.grow, **shared
         )
@@ -64,10 +62,10 @@ def rewound(model: nn.Module, finished: Regime, plan: Plan) -> nn.Module:
     return apply(model, plan, analyse(model, known.example_inputs, known.task_objects)).model
 
 
-def example(setup: Setup, model: nn.Module, batch: int = 1) -> tuple[Tensor, ...]:
+def example(setup: Setup, model: nn.Module) -> tuple[Tensor, ...]:
     """Normal random images, the same at every call, on the device of ``model``."""
     generator = torch.Generator().manual_seed(0)
-    return (torch.randn(batch, 3, *setup.size, generator=generator).to(next(model.parameters()).device),)
+    return (torch.randn(1, 3, *setup.size, generator=generator).to(next(model.parameters()).device),)
 
 
 def _louder(task: Task, cell: Cell) -> Task:

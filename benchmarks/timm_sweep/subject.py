@@ -21,8 +21,9 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.decision.rankings import LayerRanking
 from disparse_structured.scoring.criteria import Random
 from disparse_structured.structure import Structure, analyse
-from disparse_structured.surgery.graph import AppliedGraph, apply_graph
-from disparse_structured.surgery.module import Applied, apply
+from disparse_structured.surgery import Applied
+from disparse_structured.surgery.graph import apply_graph
+from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Task
 
 HEADS = {"labels": DenseHead(13), "depth": DenseHead(1), "scene": LinearHead(10)}
@@ -77,7 +78,7 @@ class Subject:
         return apply(self.network.model, self.plan, self.structure)
 
     @cached_property
-    def graph(self) -> AppliedGraph:
+    def graph(self) -> Applied:
         """The pruned exported graph, verified; its own plan is free of sizes that ``forward`` fixes."""
         network = self.network
         structure = analyse(network.model, network.inputs, network.tasks, form="graph")

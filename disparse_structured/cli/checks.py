@@ -115,7 +115,7 @@ def _check_relate(arguments: argparse.Namespace) -> None:
 def _check_show(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.folder)
     if not folder.is_dir():
-        raise LoadError(f"there is no folder {str(folder)!r} in {str(Path.cwd())!r}.")
+        raise LoadError(f"the folder {str(folder)!r} does not exist in {str(Path.cwd())!r}.")
     missing = [name for name in ("plan.json", "report.json") if not (folder / name).is_file()]
     if missing:
         raise LoadError(

@@ -86,9 +86,11 @@ def _export(facts: Mapping[str, Any]) -> list[RenderableType]:
         sizes = ", ".join(map(str, sorted({fact["batch"] for fact in own})))
         worst = [max(fact[key] for fact in own) for key in ("max_abs", "max_rel")]
         table.add_row(Text(task), *(f"{value:.1e}" for value in worst), sizes)
-    size = f"{facts['bytes'] / 1e6:.2f} MB, opset {facts['opset']}, free: {facts['dynamic']}"
+    size = f"{facts['bytes'] / 1e6:.2f} MB, opset {facts['opset']}, dynamic: {facts['dynamic']}"
     lines: list[RenderableType] = [table, Text(f"{facts['path']}: {size}; agrees with PyTorch")]
-    return lines + [Text(f"narrower than asked: {line}", style="yellow") for line in facts["narrowed"]]
+    return lines + [
+        Text(f"less dynamic than requested: {line}", style="yellow") for line in facts["narrowed"]
+    ]
 
 
 def _latency(facts: Mapping[str, Any]) -> list[RenderableType]:

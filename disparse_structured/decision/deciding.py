@@ -207,7 +207,7 @@ def _free(structure: PrunableStructure, budget: Budget) -> torch.Tensor:
 def _searched(
     structure: PrunableStructure, budget: Budget, cost: CostModel, election: Election
 ) -> tuple[torch.Tensor, float]:
-    """The kept set, bool ``[units]``, that meets the budget, and the ratio of the votes behind it."""
+    """The kept set, bool ``[units]``, that meets the budget, and the ratio of its votes."""
     dense = float(cost.dense)
     fits = Fits(cost.total, budget.target(dense), TOLERANCE * dense)
     importance = election.importance()

@@ -30,7 +30,7 @@ def tasks_from_outputs(model: nn.Module, example_inputs: tuple[Any, ...] | torch
     tuple, a dataclass or another object one a field; a tensor alone the task ``output``. What is nested
     belongs to its top-level entry. Left out are entries without floating-point numbers (an argmax map,
     say) and those that depend on no parameter (anchors, the input passed through). The model runs as a
-    copy: it and the global random states stay as they are.
+    copy: it and the global random states are unchanged.
 
     Raises:
         TaskError: nothing is left; says what the model returns.

@@ -68,7 +68,7 @@ class Data:
             data: a tensor ``[N, ...]``, one batch (a dict or a tuple), or batches, such as a loader.
             samples: read at most this many examples; by default all of them are scored, and the first
                 :data:`SAMPLES` refit.
-            seed: for whatever a loader draws. The global random states stay as they are.
+            seed: for whatever a loader draws. The global random states are unchanged.
             fits: whether anything will be fitted. Two examples of one shape are needed then.
 
         Raises:

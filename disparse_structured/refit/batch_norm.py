@@ -1,4 +1,4 @@
-"""Running statistics of batch norms, taken anew from what the pruned network computes."""
+"""Running statistics of batch norms, re-estimated on the pruned network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class BatchNormStatistics:
-    """Means and variances of batch norms over the masked network's own values; weights stay as they are.
+    """Means and variances of batch norms over the masked network's own values; weights are unchanged.
 
     As batch norms would gather in training mode, over all inputs alike (unbiased variances, as torch has
     them). Nothing is held back: the facts' errors are those of the batch norms' results on all inputs.

@@ -29,7 +29,7 @@ LEAST = 8192
 """Rows that are taken at least, where there are as many."""
 
 APART = "its uses depend on each other, or on those of another shared weight"
-"""Why a shared weight, or shared statistics, stay as they are."""
+"""Why a shared weight, or shared statistics, are left unchanged."""
 
 
 class RefitMethod(Protocol):

@@ -264,7 +264,7 @@ class _Weight:
         return cls(name, tuple(nodes), first.shape, first.groups, transposed, bias, subtracts)
 
     def under(self, removed: Mapping[tuple[str, int], np.ndarray]) -> Contraction | str:
-        """What stays when the positions ``removed`` go, or why that has no regression."""
+        """What is left without the positions ``removed``, or why that has no regression."""
         shape, groups, transposed = self.shape, self.groups, self.transposed
         columns = _kept(shape[0 if transposed else 1], removed.get((self.name, 0 if transposed else 1)))
         rows = _kept(shape[1 if transposed else 0], removed.get((self.name, 1 if transposed else 0)))

@@ -115,7 +115,7 @@ class Lockstep:
         """Whether both networks read the very same at ``node``, parameters included."""
         if self._masking.touches(node):
             return False
-        # Whoever wrote to what the node reads is among its sources.
+        # Nodes that wrote to what this node reads are among its sources.
         return all(self._same(each) for each in self._effects.sources[node])
 
     def _same(self, node: fx.Node) -> bool:

@@ -87,7 +87,7 @@ def measure_damage_curves(
 
     Each group is narrowed alone, its readers get the weights that make up for it best
     (:class:`~disparse_structured.scoring.compensation.Compensation`), and the tasks' outputs are compared
-    with those before. The model and the random states stay as they are; equal arguments give equal curves.
+    with those before. The model and the random states are unchanged; equal arguments give equal curves.
 
     Memory beyond the model's: the inputs' moments of every layer, all readers' weights once for each of
     ``left``, and all activations of one chunk.

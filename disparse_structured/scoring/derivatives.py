@@ -47,6 +47,7 @@ class WeightGradients:
 
     Args:
         tasks: for each task, the gradient by the parameter's name; 0 where the loss does not depend on it.
+            A single entry where the tasks' losses are added up.
         weight: how many samples the losses are means over.
     """
 
@@ -83,15 +84,17 @@ def backpropagate(task: Task, objective: Objective, recorder: Recorder, retain: 
 
 
 def weight_gradients(
-    task: Task, objective: Objective, weights: Mapping[str, torch.Tensor], retain: bool
+    name: str, objective: Objective, weights: Mapping[str, torch.Tensor], retain: bool
 ) -> dict[str, torch.Tensor]:
     """The gradient by each of ``weights``, 0 where the objective does not depend on it.
+
+    ``name`` says in errors what the objective is.
 
     Raises:
         GradientError: the backward pass fails, or a gradient is NaN or infinite.
     """
     if not objective.outputs:
-        return {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        return {each: torch.zeros_like(weight) for each, weight in weights.items()}
     try:
         found = torch.autograd.grad(
             objective.outputs,
@@ -104,17 +107,16 @@ def weight_gradients(
         raise
     except RuntimeError as error:
         raise GradientError(
-            f"task {task.name!r}: the backward pass failed: {error}. "
-            "Use a loss and layers that autograd supports."
+            f"{name}: the backward pass failed: {error}. Use a loss and layers that autograd supports."
         ) from error
     gradients = {
-        name: torch.zeros_like(weight) if gradient is None else gradient
-        for (name, weight), gradient in zip(weights.items(), found, strict=True)
+        each: torch.zeros_like(weight) if gradient is None else gradient
+        for (each, weight), gradient in zip(weights.items(), found, strict=True)
     }
-    for name, gradient in gradients.items():
+    for each, gradient in gradients.items():
         if not gradient.isfinite().all():
             raise GradientError(
-                f"task {task.name!r}: the gradient by {name!r} is NaN or infinite. Look for a square root, "
+                f"{name}: the gradient by {each!r} is NaN or infinite. Look for a square root, "
                 "logarithm or division at 0 in the loss or the network, or for NaN in the batch or the "
                 "weights."
             )

@@ -127,6 +127,18 @@ class Projections:
         return Objective(tuple(outputs), tuple(gradients))
 
 
+def weighted_sum(objectives: Sequence[Objective], weights: Sequence[float]) -> Objective:
+    """The sum of ``objectives``, each times its weight."""
+    return Objective(
+        tuple(output for each in objectives for output in each.outputs),
+        tuple(
+            weight * gradient
+            for each, weight in zip(objectives, weights, strict=True)
+            for gradient in each.gradients
+        ),
+    )
+
+
 def squared_distance(task: Task, tensors: Sequence[torch.Tensor], batch: int) -> Objective:
     """Half the mean squared distance of the output from itself as it is: zero, but with a Hessian."""
     kept = _differentiable(task, tensors)

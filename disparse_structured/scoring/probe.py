@@ -51,6 +51,7 @@ from disparse_structured.scoring.objectives import (
     Projections,
     labeled,
     squared_distance,
+    weighted_sum,
 )
 from disparse_structured.structure import Structure
 from disparse_structured.structure.at_shape import PerShape
@@ -209,10 +210,11 @@ class Probe:
         finally:
             self.batches, self.samples = longest
 
-    def weight_gradients(self, *, per_sample: bool = False) -> Iterator[WeightGradients]:
+    def weight_gradients(self, *, per_sample: bool = False, joint: bool = False) -> Iterator[WeightGradients]:
         """One pass through the data: for each batch the gradients of every task's loss by every parameter.
 
-        A batch is one forward pass, and one backward pass for each task. With ``per_sample``, examples run
+        A batch is one forward pass, and one backward pass for each task. With ``joint``, it is one backward
+        pass: of the sum of all tasks' losses, each times its task's weight. With ``per_sample``, examples run
         one at a time. The loss of a label-free task is one random projection of its output.
         """
         weights = {
@@ -236,9 +238,13 @@ class Probe:
                 return
             outputs = prepared(inputs)(inputs)
             objectives = [self._objective(task, outputs, batch, size, projections) for task in tasks]
+            named = {f"task {task.name!r}": each for task, each in zip(tasks, objectives, strict=True)}
+            if joint:
+                named = {"all tasks": weighted_sum(objectives, [task.weight for task in tasks])}
+            last = list(named)[-1]
             found = [
-                weight_gradients(task, objective, weights, retain=task is not tasks[-1])
-                for task, objective in zip(tasks, objectives, strict=True)
+                weight_gradients(name, objective, weights, retain=name != last)
+                for name, objective in named.items()
             ]
             yield WeightGradients(tuple(found), size)
 

@@ -224,7 +224,7 @@ def _solution(subject: Subject, trace: Trace, reach: _Reach) -> _Solution:
         unbound = unbound[~pinned[unbound]]
         if not unbound.size:
             return _Solution(classes, numbers, grouping, constraints)
-        # What stays whole takes along what other ratios tie to it, until nothing more does.
+        # A group that is left whole pins what other ratios tie to it, until nothing more follows.
         reason = "a count constraint that is not a ratio of two groups"
         atoms = np.flatnonzero(np.isin(classes, unbound))
         numbers.pins.append(PinRecord(atoms, reason, "", "", number=True))

@@ -16,7 +16,7 @@ and those of the copies in double precision that results are verified on."""
 
 @dataclass(eq=False)
 class Captured:
-    """A graph, or why there is none, and its structure once somebody had it solved."""
+    """A graph, or why there is none, and its structure once it has been solved."""
 
     graph: Capture | CaptureError
     structure: Any = None

@@ -20,8 +20,8 @@ PINNED = 0
 class Axis:
     """One dimension of a value.
 
-    ``labels`` is int64 ``[size]``, or None where no position may go. ``sample`` is int64 ``[size]``, the
-    number of the example in the batch that each position belongs to, or None where it mixes them.
+    ``labels`` is int64 ``[size]``, or None where no position can be removed. ``sample`` is int64 ``[size]``,
+    the number of the example in the batch that each position belongs to, or None where it mixes them.
     """
 
     size: int

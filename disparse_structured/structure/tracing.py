@@ -38,7 +38,7 @@ def rule(*operators: Any, record: Operator | None = None) -> Callable[[Rule], Ru
     Args:
         operators: overload packets, such as ``torch.ops.aten.relu``, or Python functions of a graph.
         record: what else is known about them, for the table of
-            :mod:`disparse_structured.graph.operators`. Left out, their records stay as they are.
+            :mod:`disparse_structured.graph.operators`. Without one, its record is unchanged.
     """
 
     def register(function: Rule) -> Rule:
@@ -184,7 +184,7 @@ def plain(shape: Iterable[int]) -> Value:
 class Trace:
     """What the rules collect. Values by node name; tensors (parameters, buffers) by qualified name.
 
-    ``rewritable`` where the graph itself is pruned, so that every number in it can be written anew.
+    ``rewritable`` where the graph itself is pruned, so that every number in it can be rewritten.
     """
 
     capture: Capture
@@ -231,7 +231,7 @@ class Trace:
         self.labels.unite(first, second, reason, call.operator, call.module)
 
     def pin(self, call: Call, axes: Iterable[Axis], reason: str) -> None:
-        """No position of ``axes`` may go."""
+        """No position of ``axes`` can be removed."""
         for axis in axes:
             if axis.labels is not None:
                 self.labels.pin(axis.labels, reason, call.operator, call.module)

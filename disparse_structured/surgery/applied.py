@@ -14,8 +14,8 @@ from disparse_structured.verification.verifier import Refusal, Verification
 class Applied:
     """What :func:`apply` hands back.
 
-    ``plan`` is the plan that was carried out: the given one without the groups of ``refused``. ``proof``
-    is None if verification was switched off.
+    ``plan`` is the plan that was carried out: the given one without the groups of ``refused``.
+    ``verification`` is None if verification was switched off.
     """
 
     model: nn.Module

@@ -1,4 +1,4 @@
-"""The smallest network for some of the tasks, proven equal on their outputs."""
+"""The smallest network for some of the tasks, verified on their outputs."""
 
 from __future__ import annotations
 

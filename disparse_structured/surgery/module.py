@@ -1,4 +1,4 @@
-"""Applies a plan: on a copy, proven against the masked twin, all or nothing."""
+"""Applies a plan: on a copy, verified against the masked twin, all or nothing."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ class WeightMasks:
         return {"keep": self.keep, "vault": dict(self._vault)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over :meth:`state_dict`; the model's weights are loaded by whoever saved them."""
+        """Takes over :meth:`state_dict`; the model's weights are loaded separately."""
         self.keep = state["keep"].cpu().clone()
         for name, vault in self._vault.items():
             vault.copy_(state["vault"][name])

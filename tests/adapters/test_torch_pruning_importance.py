@@ -20,7 +20,7 @@ from disparse_structured.decision.arbiters import AnyTask, Quorum, Unanimous, We
 from disparse_structured.decision.rankings import GlobalRanking, ranking_context
 from disparse_structured.decision.votes import normalize, standings
 from disparse_structured.errors import PlanError
-from disparse_structured.scoring import measure
+from disparse_structured.scoring import score
 from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.surgery._torch_pruning import StructureGraph
@@ -58,7 +58,7 @@ def network() -> TwoHeads:
 def scored() -> tuple[Structure, Tensor]:
     model = network()
     structure = analyse(model, (X,), TASKS)
-    return structure, measure(model, structure, Fisher(), [X]).scores
+    return structure, score(model, structure, [X], Fisher()).scores
 
 
 def importance_of(model: nn.Module, **options: Any) -> DisparseImportance:
@@ -106,7 +106,7 @@ def heads(model: Any) -> list[nn.Module]:
         (AnyTask(), lambda found, reach: found.masked_fill(~reach, 2).amin(0)),
         (Quorum(1), lambda found, reach: found.masked_fill(~reach, 2).amin(0)),
     ],
-    ids=str,
+    ids=["unanimous", "any task", "quorum"],
 )
 def test_a_unit_is_removed_when_as_many_tasks_as_are_needed_give_it_up(
     arbiter: Any, combined: Callable[[Tensor, Tensor], Tensor]
@@ -243,7 +243,9 @@ def test_an_importance_is_a_criterion() -> None:
     model = network()
     structure, _ = scored()
     before = snapshot(model)
-    found = measure(model, structure, ImportanceCriterion(tp.importance.GroupMagnitudeImportance())).scores
+    found = score(
+        model, structure, criterion=ImportanceCriterion(tp.importance.GroupMagnitudeImportance())
+    ).scores
     graph = tp.DependencyGraph().build_dependency(model, (X,), verbose=False)
     importance = tp.importance.GroupMagnitudeImportance()
     for root in ("inner", "depth.0"):
@@ -265,6 +267,6 @@ def test_a_criterion_from_an_importance_that_reads_gradients_needs_data() -> Non
     model = network()
     structure, _ = scored()
     criterion = ImportanceCriterion(tp.importance.GroupTaylorImportance(), "sum")
-    found = measure(model, structure, criterion, [X, X[:2]])
+    found = score(model, structure, [X, X[:2]], criterion)
     assert (found.batches, found.samples) == (2, 6)
     assert bool((found.scores.amax(0) > 0).any())

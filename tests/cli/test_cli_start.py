@@ -107,6 +107,10 @@ REFUSED = {
     f"{TRAIN} --regime sometimes": "invalid choice: 'sometimes'",
     f"{TRAIN} --stages 2": "--stages belongs to --regime pretrained, not to static",
     f"{TRAIN} --stages 0": "argument --stages: 0 is not a whole number of at least 1",
+    f"{TRAIN} --every 0": "argument --every: 0 is not a whole number of at least 1",
+    f"{TRAIN} --scoring-batches -1": "argument --scoring-batches: -1 is not a whole number of at least 1",
+    f"{TRAIN} --checkpoint-every 0": "argument --checkpoint-every: 0 is not a whole number of at least 1",
+    f"{TRAIN} --distill -1": "argument --distill: -1 is not a number above 0",
     f"{TRAIN} --epochs 0": "argument --epochs: 0 is not a whole number of at least 1",
     f"{TRAIN} --lr -1": "argument --lr: -1 is not a number above 0",
     f"{TRAIN} --fraction 1": "argument --fraction: 1 is not a number above 0 and below 1",
@@ -126,7 +130,7 @@ REFUSED = {
     f"{RELATE} --batches 0": "argument --batches: 0 is not a whole number of at least 1",
     f"{RELATE} --criterion fish": "--criterion 'fish' is unknown.",
     f"{RELATE} --weights nowhere.safetensors": "there is no file 'nowhere.safetensors'",
-    "show absent": "there is no folder 'absent' in ",
+    "show absent": "the folder 'absent' does not exist in ",
     "show pictures": "'pictures' holds no plan.json. Give a folder that `disparse prune` or `disparse train`",
 }
 

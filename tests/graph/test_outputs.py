@@ -1,4 +1,4 @@
-"""Tasks read off what a model returns: which entries are tasks, what is left out, what stays untouched."""
+"""Tasks read off what a model returns: which entries are tasks, what is left out, what is untouched."""
 
 from __future__ import annotations
 

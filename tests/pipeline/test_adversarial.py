@@ -66,7 +66,7 @@ def inputs_of(model: nn.Module) -> tuple[Tensor, ...]:
 
 
 def applied(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0, **options: Any) -> Applied:
-    """A random plan of half the units, applied with proof; the model must be left as it was."""
+    """A random plan of half the units, applied and verified; the model must be left as it was."""
     model.eval()
     before, state = snapshot(model), torch.get_rng_state()
     structure = analyse(model, inputs, WHOLE)
@@ -264,7 +264,7 @@ def test_what_cannot_follow_is_frozen_from_the_start(id: str) -> None:
 
 
 class SingleParts(nn.Module):
-    """Splits off single channels that broadcast: none of them may go, for nothing does not broadcast."""
+    """Splits off single channels that broadcast. None can be removed: an empty dimension does not broadcast."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -441,7 +441,7 @@ def test_layers_know_their_new_widths() -> None:
     assert repr(pruned.out) == "Linear(in_features=4, out_features=11, bias=False)"
 
 
-# The proof.
+# Verification.
 
 
 class HiddenBehindZero(nn.Module):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from disparse_structured import Budget, LeastSquares, Task, prune, shrink
+from disparse_structured import Budget, DiSparse, Task, analyse, prune
 from disparse_structured.errors import BudgetError
-from disparse_structured.refit import Affine
+from disparse_structured.refit import Affine, LeastSquares
 from disparse_structured.regimes import Dynamic
 from tests.support.zoo import BY_ID, Entry, named
 
@@ -43,7 +43,7 @@ def images(count: int = 64) -> Tensor:
 
 def test_a_default_call_exports_the_model_three_times(exports: Exports) -> None:
     """The example inputs, the chunks that are calibrated on, and the copy in double precision."""
-    shrink(NETWORK.factory(), images(), macs=0.5)
+    prune(NETWORK.factory(), images(), macs=0.5)
 
     assert exports.count <= 3
 
@@ -51,7 +51,7 @@ def test_a_default_call_exports_the_model_three_times(exports: Exports) -> None:
 def test_other_tries_to_stay_within_a_tolerance_export_nothing_more(exports: Exports) -> None:
     limits = {task.name: 1e-9 for task in NETWORK.tasks}
     with pytest.raises(BudgetError, match="of 4 tries"):
-        shrink(NETWORK.factory(), images(32), NETWORK.tasks, macs=0.5, tolerance=limits, refit=Affine())
+        prune(NETWORK.factory(), images(32), NETWORK.tasks, macs=0.5, tolerance=limits, refit=Affine())
 
     assert exports.count <= 4
 
@@ -72,22 +72,23 @@ def test_an_export_that_fails_is_not_tried_again(exports: Exports) -> None:
     entry = Entry("single-precision", SinglePrecision, ((3, 9, 9),), named("left", "right"))
     limits = {task.name: 1e-9 for task in entry.tasks}
     with pytest.raises(BudgetError, match="of 4 tries"):
-        shrink(entry.factory(), entry.inputs(32)[0], entry.tasks, macs=0.5, tolerance=limits, refit=Affine())
+        prune(entry.factory(), entry.inputs(32)[0], entry.tasks, macs=0.5, tolerance=limits, refit=Affine())
 
     assert exports.count <= 4
 
 
 @pytest.mark.parametrize("refit", [None, LeastSquares()])
 def test_votes_and_a_refit_export_once_for_every_shape(exports: Exports, refit: LeastSquares | None) -> None:
-    """Example inputs of 2, batches of 16, chunks of 4 where there is a refit, and the copy."""
+    """Example inputs of 2, batches of 16, chunks of 4 that outputs are compared on, and the copy."""
     data = list(images().split(16))
-    prune(NETWORK.factory(), (images(2),), NETWORK.tasks, data, macs=0.5, refit=refit)
+    prune(NETWORK.factory(), data, NETWORK.tasks, macs=0.5, method=DiSparse(), refit=refit)
 
-    assert exports.count <= (3 if refit is None else 4)
+    assert exports.count <= 4
 
 
 def test_the_pruned_graph_needs_no_export_of_its_own(exports: Exports) -> None:
-    shrink(NETWORK.factory(), images(), NETWORK.tasks, macs=0.5, form="graph")
+    model = NETWORK.factory()
+    prune(model, images(), structure=analyse(model, images(2), NETWORK.tasks, form="graph"), macs=0.5)
 
     assert exports.count <= 3
 

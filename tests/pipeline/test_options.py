@@ -25,7 +25,7 @@ class Unused(nn.Module):
 
 
 class Decides:
-    """A method of somebody else's that has no arbiter."""
+    """A third party's method that has no arbiter."""
 
     def decide(self, problem: Any) -> Any:
         raise AssertionError("not called")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from disparse_structured.errors import BatchError, GradientError, TaskError
-from disparse_structured.scoring import Probe, measure
+from disparse_structured.scoring import Probe, score
 from disparse_structured.scoring.criteria import Learned
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.surgery.module import cut
@@ -35,7 +36,7 @@ def left_loss(output: Tensor, batch: Batch) -> Tensor:
     return (output - batch["left"]).square().mean()
 
 
-LABELLED = (Task("left", "left", left_loss), Task("right", "right", lambda out, batch: out.exp().mean()))
+LABELED = (Task("left", "left", left_loss), Task("right", "right", lambda out, batch: out.exp().mean()))
 LABEL_FREE = (Task("left", "left"), Task("right", "right"))
 
 
@@ -49,7 +50,7 @@ def data() -> list[Batch]:
     return [{"x": torch.randn(size, 5).double(), "left": torch.randn(size, 3).double()} for size in (4, 4, 2)]
 
 
-def probe(tasks: tuple[Task, ...] = LABELLED, **options: Any) -> Probe:
+def probe(tasks: tuple[Task, ...] = LABELED, **options: Any) -> Probe:
     model, batches = network(), data()
     structure = analyse(model, (batches[0]["x"],), tasks)
     return Probe(model, structure, options.pop("data", batches), **options)
@@ -57,7 +58,7 @@ def probe(tasks: tuple[Task, ...] = LABELLED, **options: Any) -> Probe:
 
 def losses_of(model: nn.Module, batch: Batch) -> Tensor:
     output = model(batch["x"])
-    return torch.stack([task.loss(output[task.name], batch) for task in LABELLED if task.loss])
+    return torch.stack([task.loss(output[task.name], batch) for task in LABELED if task.loss])
 
 
 # Losses.
@@ -147,7 +148,7 @@ class Ablation:
 
 def test_a_criterion_can_be_made_of_losses() -> None:
     asked = probe()
-    found = measure(asked.model, asked.structure, Ablation(), data()).scores
+    found = score(asked.model, asked.structure, data(), Ablation()).scores
     expected = torch.zeros_like(found)
     for batch in data():
         dense = losses_of(asked.model, batch).detach()
@@ -160,9 +161,9 @@ def test_a_criterion_can_be_made_of_losses() -> None:
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
 def test_a_criterion_may_differentiate_whatever_mode_it_is_measured_in(mode: Any) -> None:
     asked, batches = probe(), data()
-    expected = measure(asked.model, asked.structure, Learned(steps=4), batches).scores
+    expected = score(asked.model, asked.structure, batches, Learned(steps=4)).scores
     with mode():
-        found = measure(asked.model, asked.structure, Learned(steps=4), batches).scores
+        found = score(asked.model, asked.structure, batches, Learned(steps=4)).scores
     assert torch.equal(found, expected)
 
 
@@ -189,6 +190,16 @@ def test_weight_gradients_are_those_of_each_tasks_loss() -> None:
     assert (asked.batches, asked.samples) == (3, 10)
     assert snapshot(asked.model) == before
     assert all(parameter.grad is None for parameter in asked.model.parameters())
+
+
+def test_joint_weight_gradients_are_of_the_weighted_sum_of_losses() -> None:
+    weights = (2.0, 0.5)
+    tasks = tuple(replace(task, weight=weight) for task, weight in zip(LABELED, weights, strict=True))
+    asked = probe(tasks)
+    for found, batch in zip(asked.weight_gradients(joint=True), data(), strict=True):
+        (joint,) = found.tasks
+        left, right = expected_gradients(asked.model, batch)
+        torch.testing.assert_close(joint, {name: 2 * left[name] + right[name] / 2 for name in left})
 
 
 def test_weight_gradients_of_each_sample() -> None:
@@ -250,7 +261,7 @@ def test_a_loss_that_is_cut_off_from_its_output_is_named() -> None:
 
 def test_nothing_is_answered_without_data() -> None:
     model = network()
-    structure: Structure = analyse(model, (data()[0]["x"],), LABELLED)
+    structure: Structure = analyse(model, (data()[0]["x"],), LABELED)
     for answers in (Probe(model, structure).losses(), Probe(model, structure).weight_gradients()):
         with pytest.raises(BatchError, match="needs data"):
             list(answers)

@@ -174,7 +174,7 @@ def analyzed(model: nn.Module) -> Case:
 
 
 def pruned(animal: Case, **kept: int) -> nn.Module:
-    """Pruned to so many units of each group; proven."""
+    """Pruned to so many units of each group, and verified."""
     keep = torch.zeros(animal.structure.units, dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
     for group in animal.structure.groups:

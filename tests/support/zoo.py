@@ -97,7 +97,7 @@ ZOO: tuple[Entry, ...] = (
     image("grouped-chain-2-3", images.grouped_chain),
     image("transposed", images.transposed),
     image("transposed-grouped", images.transposed_grouped),
-    image("weight-from-weight", channels.StandardisedWeight, statistics=True),
+    image("weight-from-weight", channels.StandardizedWeight, statistics=True),
     vector("conv1d", tokens.temporal, 8, (4, 9)),
     # normalization, activation, scale
     image("batchnorm-no-affine", lambda: images.normed(nn.BatchNorm2d(12, affine=False))),

@@ -257,7 +257,7 @@ class ParameterTwice(nn.Module):
         return self.out(torch.cat([self.left(x) + self.shift, self.right(x) * self.shift], 1))
 
 
-class StandardisedWeight(nn.Module):
+class StandardizedWeight(nn.Module):
     """A convolution whose weight is computed from its parameter, filter by filter."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Extraction: what no chosen task needs goes, what stays is proven, and the model is left alone."""
+"""Extraction: what no chosen task needs is removed, the rest is verified, and the model is left alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Applying a plan: all or nothing, proven, and a module that is right in every number afterwards."""
+"""Applying a plan: all or nothing, verified, and a module whose numbers are all right afterwards."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_groups_bound_to_a_refused_one_are_left_alone_with_it() -> None:
 
 
 class Noisy(nn.Module):
-    """Draws random numbers in eval mode: nothing can be proven about it."""
+    """Draws random numbers in eval mode: nothing can be verified about it."""
 
     def __init__(self) -> None:
         super().__init__()

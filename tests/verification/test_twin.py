@@ -174,7 +174,7 @@ def test_twin_in_onnx_runtime(id: str, tmp_path: Path) -> None:
 
 
 def onnx_agrees(pruned: nn.Module, animal: Case, path: Path) -> None:
-    """The float32 module's ONNX file, run on the batch that the twin was proven on and on other sizes."""
+    """The float32 module's ONNX file, run on the batch that the twin was verified on and on other sizes."""
     inputs = tuple(tensor.float() for tensor in animal.inputs)
     outputs = {task.name: task.tensors for task in animal.structure.task_objects}
     facts = export_onnx(pruned, inputs, path, outputs=outputs, dynamic_size=False, tolerance=1e-4)

@@ -65,7 +65,7 @@ def _average(trace: Trace, call: Call, value: Value, dims: list[int]) -> None:
 
 @rule(aten.any, aten.all, aten.argmax, aten.argmin)
 def position(trace: Trace, call: Call) -> Value:
-    """The reduced dimensions stay whole: positions would be counted anew."""
+    """The reduced dimensions are pinned: positions would be renumbered."""
     value, dims, result = _reduced(call)
     trace.pin(call, [value[dim] for dim in dims], "a position in it is computed")
     return result()
