@@ -18,3 +18,14 @@ def rule_name(rule: object) -> str:
 def cost_label(name: str, unit: str) -> str:
     """What a table calls a cost: ``MACs``, ``parameters``, ``latency (ms)``."""
     return unit if unit.lower() == name.lower() else f"{name} ({unit})"
+
+
+def brief(rule: object) -> str:
+    """The ``repr`` of a dataclass with only the settings that differ from their defaults."""
+    assert dataclasses.is_dataclass(rule)
+    changed = [
+        f"{field.name}={getattr(rule, field.name)!r}"
+        for field in dataclasses.fields(rule)
+        if getattr(rule, field.name) != field.default
+    ]
+    return f"{type(rule).__name__}({', '.join(changed)})"

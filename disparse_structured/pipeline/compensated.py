@@ -12,6 +12,7 @@ from disparse_structured.data.batches import as_they_are, batch_size
 from disparse_structured.decision.arbiters import Arbiter, WeightedMean
 from disparse_structured.decision.rankings import PerCostRanking, Ranking
 from disparse_structured.errors import OptionError
+from disparse_structured.naming import brief
 from disparse_structured.pipeline.method import Decided, Problem, decide_in_rounds
 from disparse_structured.pipeline.options import check_callables, check_refit
 from disparse_structured.refit import LeastSquares, RefitMethod
@@ -65,9 +66,7 @@ class Compensated:
             )
 
     def __repr__(self) -> str:
-        default = {field.name: field.default for field in dataclasses.fields(self)}
-        changed = {name: value for name, value in vars(self).items() if value != default[name]}
-        return f"Compensated({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+        return brief(self)
 
     def decide(self, problem: Problem) -> Decided:
         """See :class:`~disparse_structured.pipeline.method.Method`."""

@@ -16,7 +16,7 @@ from disparse_structured.errors import PlanError
 from disparse_structured.graph.copies import copied
 from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.schedule import Step
-from disparse_structured.naming import rule_name
+from disparse_structured.naming import brief, rule_name
 from disparse_structured.refit.context import RefitContext, RefitMethod
 from disparse_structured.refit.deviation import deviations
 from disparse_structured.refit.folding import Merging
@@ -76,6 +76,9 @@ class LeastSquares:
                 f"rows={self.rows}, ridges={self.ridges}, shifts={self.shifts}: rows and ridges must be "
                 "positive, shifts not negative."
             )
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def visit(self, work: RefitContext, step: Step) -> None:
         """See :class:`disparse_structured.refit.context.RefitMethod`."""
