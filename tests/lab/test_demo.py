@@ -19,7 +19,7 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import DisparseError
 from disparse_structured.lab import demo, scenes
 from disparse_structured.lab.demo import QUICK, TaskOutcome, flow
-from disparse_structured.lab.demo.narrator import Progress
+from disparse_structured.lab.demo.progress import Progress
 from disparse_structured.lab.metrics import delta_t
 from disparse_structured.report.figures import Sight, draw_comparison, heat, label_colors, normal_colors
 from disparse_structured.structure import count_macs, count_parameters
@@ -87,6 +87,14 @@ def test_meets_the_budget(document, loaded):
     assert document["verification"]["verified"]
 
 
+def test_prunes_without_labels_and_drops_the_deviation_that_training_ends(document):
+    assert not any(task["labelled"] for task in document["tasks"])
+    assert document["criterion"] == "Compensated()"
+    assert document["samples"] == QUICK.calibration
+    assert document["refit"] is not None
+    assert document["deviation"] is None
+
+
 def test_the_report_says_what_the_folder_holds(result, folder, document, loaded):
     assert document["plan"] == Plan.load(folder / "plan.json").hash
     assert document["export"]["metadata"]["plan"] == document["plan"]
@@ -110,11 +118,11 @@ def test_the_figures_are_those_of_the_saved_network(document, loaded):
 
 
 def test_the_same_seed_gives_the_same_plan_byte_for_byte(folder):
-    data, narrator = flow.render(QUICK, SEED), Progress(progress=False)
-    torch.manual_seed(99)  # the state of the global generator is nobody's business
+    data, progress = flow.render(QUICK, SEED), Progress(shown=False)
+    torch.manual_seed(99)  # the state of the global generator must not matter
     dense = demo.network(QUICK, SEED)
-    flow.fit(dense, data, QUICK.epochs, QUICK.lr, SEED, narrator)
-    again = flow.shrink(dense, data, QUICK, SEED, narrator)
+    flow.fit(dense, data, QUICK.epochs, QUICK.lr, SEED, progress)
+    again = flow.shrink(dense, data, QUICK, SEED, progress)
     assert again.plan.to_json() + "\n" == (folder / "plan.json").read_text(encoding="utf-8")
 
 
@@ -125,8 +133,8 @@ def test_another_seed_gives_another_network_and_other_scenes():
     assert not torch.equal(networks[0][first], networks[2][first])
     seen = []
     for data in (flow.render(QUICK, 0), flow.render(QUICK, 1)):
-        first_scenes = data.training.dataset[0], data.voting.dataset[0], data.held_out[0]
-        seen += [scene["image"].reshape(-1, 3, *QUICK.size)[0].sum().item() for scene in first_scenes]
+        first_images = data.training.dataset[0]["image"], data.images[0], data.held_out[0]["image"][0]
+        seen += [image.sum().item() for image in first_images]
     assert len(set(seen)) == len(seen)
 
 
@@ -175,14 +183,14 @@ def test_a_change_above_zero_is_better_for_every_metric(metric, higher, after, c
 
 
 def test_progress_tells_steps_and_losses_on_standard_error(capsys):
-    narrator = Progress(progress=True)
-    with narrator.step("train", "some epochs"):
-        narrator.losses(1, {"depth": 0.25, "edges": 0.5})
+    progress = Progress(shown=True)
+    with progress.step("train", "some epochs"):
+        progress.losses(1, {"depth": 0.25, "edges": 0.5})
     out, err = capsys.readouterr()
     assert out == ""
     assert "train: some epochs" in err
     assert "epoch 2  depth 0.250  edges 0.500" in err
-    assert narrator.seconds.keys() == {"train"}
+    assert progress.seconds.keys() == {"train"}
 
 
 def test_refuses_a_file_for_a_folder_before_any_work(tmp_path):

@@ -1,9 +1,9 @@
-"""The whole flow on rendered scenes: train, let the tasks vote, prune, fine-tune, export, verify, show.
+"""The whole flow on rendered scenes: train, prune, verify, fine-tune, export, time and draw.
 
-    >>> from disparse_structured import demo
+    >>> from disparse_structured.lab import demo
     >>> print(demo.run("demo-out"))  # doctest: +SKIP
 
-:mod:`disparse_structured.lab.demo.flow` is meant to be read: it is what a program of your own would do.
+:mod:`disparse_structured.lab.demo.flow` is meant to be read: your own program would do the same.
 """
 
 from disparse_structured.lab.demo.flow import FULL, QUICK, Settings, evaluate, network, run

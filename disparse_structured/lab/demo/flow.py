@@ -1,7 +1,8 @@
-"""From a trained five-task network to a smaller one in ONNX Runtime, step by step."""
+"""Trains a five-task network, prunes it without labels, fine-tunes it and runs it in ONNX Runtime."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -20,10 +21,10 @@ from disparse_structured.decision.budget import Budget
 from disparse_structured.errors import DisparseError
 from disparse_structured.export import export_onnx, measure_latency
 from disparse_structured.lab import scenes
-from disparse_structured.lab.demo.narrator import Progress
 from disparse_structured.lab.demo.picture import draw
+from disparse_structured.lab.demo.progress import Progress
 from disparse_structured.lab.demo.result import DemoResult, Figures, compare
-from disparse_structured.pipeline import DiSparse, PruningResult, prune
+from disparse_structured.pipeline import PruningResult, prune
 from disparse_structured.report import figures
 from disparse_structured.report.facts import ExportFacts, LatencyFacts
 from disparse_structured.structure import count_parameters
@@ -37,23 +38,36 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the network is, how many scenes it sees, for how long, and what it may cost afterwards.
+    """The network, the scenes, how long it trains, and what it may cost afterward.
 
-    Kept widths are multiples of 8, which ONNX Runtime's kernels like. One thread: with maps this small a
-    second one gains little on an idle machine, and loses a lot on a busy one.
+    Args:
+        channels: widths of the backbone's four stages. timm's own widths take several times as long to train.
+        stem_width: width of the backbone's first convolutions.
+        head_width: channels inside each head.
+        levels: the maps that every head reads; -1 is the coarsest.
+        size: height and width of the scenes, in pixels.
+        training, calibration, held_out: numbers of scenes to train on, to prune on, and to evaluate on.
+        pictured: seeds of the scenes in the picture.
+        macs: what the pruned network may cost, as a share of the dense one.
+        round_to: kept widths are multiples of this. ONNX Runtime's kernels like 8.
+        threads: threads of PyTorch. With maps this small a second one gains little on an idle machine, and
+            loses a lot on a busy one.
+        latency_rounds: timed runs of each ONNX file.
     """
 
-    backbone: str = "resnet10t"
-    head_width: int = 32
+    channels: tuple[int, ...] = (32, 64, 96, 128)
+    stem_width: int = 16
+    head_width: int = 16
+    levels: tuple[int, ...] = (-5, -4, -3, -2, -1)
     size: tuple[int, int] = scenes.DEFAULT_SIZE
     training: int = 1024
-    voting: int = 128
+    calibration: int = 64
     held_out: int = 128
     pictured: tuple[int, ...] = (10, 12)
     batch_size: int = 8
-    epochs: int = 6
+    epochs: int = 4
     lr: float = 1e-2
-    finetune_epochs: int = 2
+    finetune_epochs: int = 1
     finetune_lr: float = 3e-3
     macs: float = 0.5
     round_to: int = 8
@@ -62,36 +76,43 @@ class Settings:
 
 
 FULL = Settings()
-"""Minutes on two cores, and predictions worth looking at."""
+"""Two minutes on one core, and predictions worth looking at."""
 
 QUICK = Settings(
-    backbone="test_resnet",
+    channels=(8, 16, 16, 24),
+    stem_width=8,
     head_width=8,
+    levels=(-4, -1),
     size=(24, 32),
     training=64,
-    voting=16,
+    calibration=16,
     held_out=16,
-    epochs=3,
-    finetune_epochs=1,
+    epochs=2,
     latency_rounds=10,
     round_to=1,
 )
-"""The same flow in seconds. The network sees too little to be any good."""
+"""The same flow in seconds, with too little training for good predictions."""
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Rendered scenes: to train on, to vote on, and to judge by. No two of the three share a scene."""
+    """Rendered scenes. No scene is in two of the sets.
+
+    Args:
+        training: to train and fine-tune on.
+        images: to prune on: images ``[N, 3, H, W]`` without labels.
+        held_out: to evaluate on.
+    """
 
     training: DataLoader[Batch]
-    voting: DataLoader[Batch]
+    images: Tensor
     held_out: Sequence[Batch]
 
 
 def run(
     out: str | os.PathLike[str], *, seed: int = 0, quick: bool = False, progress: bool = True
 ) -> DemoResult:
-    """Trains a network on five tasks, prunes it to half its MACs, and shows what that cost each task.
+    """Trains a network on five tasks, prunes it to half its MACs, and shows what that costs each task.
 
     Args:
         out: the folder to write: ``plan.json``, ``weights.safetensors`` and ``report.json``, which
@@ -99,7 +120,7 @@ def run(
             ``picture.png``.
         seed: of the weights, the training and the scenes.
         quick: use :data:`QUICK` instead of :data:`FULL`.
-        progress: tell on standard error what is going on.
+        progress: announce steps and losses on standard error.
 
     Raises:
         DisparseError: matplotlib is missing, ``out`` cannot be a folder, or an ONNX file differs from
@@ -112,24 +133,25 @@ def run(
         return _flow(settings, seed, out, Progress(progress))
 
 
-def _flow(settings: Settings, seed: int, out: Path, narrator: Progress) -> DemoResult:
-    data = render(settings, seed)
-    dense = network(settings, seed)
-    with narrator.step("train", f"{settings.epochs} epochs of {settings.training} scenes on {_size(dense)}"):
-        fit(dense, data, settings.epochs, settings.lr, seed, narrator)
-    before = evaluate(dense, data.held_out)
+def _flow(settings: Settings, seed: int, out: Path, progress: Progress) -> DemoResult:
+    with progress.step("render", f"{settings.training} scenes to train on, {settings.held_out} held out"):
+        data = render(settings, seed)
+        dense = network(settings, seed)
+    with progress.step("train", f"{_epochs(settings.epochs)}, {_size(dense)}, five tasks"):
+        fit(dense, data, settings.epochs, settings.lr, seed, progress)
+        before = evaluate(dense, data.held_out)
 
-    with narrator.step(
-        "prune", f"each task votes, and what none of them needs goes: {settings.macs:.0%} MACs"
-    ):
-        pruned = shrink(dense, data, settings, seed, narrator)
-    at_once = evaluate(pruned.model, data.held_out)
+    images = f"{settings.calibration} images without labels"
+    with progress.step("prune", f"to {settings.macs:.0%} of the MACs, from {images}, without training"):
+        pruned = shrink(dense, data, settings, seed, progress)
+        at_once = evaluate(pruned.model, data.held_out)
+        untrained = copy.deepcopy(pruned.model)
 
-    with narrator.step("fine-tune", f"{settings.finetune_epochs} epochs on {_size(pruned.model)}"):
-        fit(pruned.model, data, settings.finetune_epochs, settings.finetune_lr, seed, narrator)
-    after = evaluate(pruned.model, data.held_out)
+    with progress.step("fine-tune", f"{_epochs(settings.finetune_epochs)}, {_size(pruned.model)}"):
+        pruned = finetuned(pruned, data, settings, seed, progress)
+        after = evaluate(pruned.model, data.held_out)
 
-    with narrator.step("export", "both networks to ONNX, compared with PyTorch, then timed in turn"):
+    with progress.step("export", "dense and pruned to ONNX, compared with PyTorch, and timed"):
         exports, latency = deploy(dense, pruned, data.held_out[0]["image"], out, settings.latency_rounds)
 
     result = DemoResult(
@@ -143,42 +165,50 @@ def _flow(settings: Settings, seed: int, out: Path, narrator: Progress) -> DemoR
         latency=latency,
         settings=dataclasses.asdict(settings),
         seed=seed,
-        seconds=narrator.seconds,
+        seconds=progress.seconds,
     )
     pruned.save(out)
     extend_report(out, result.document())
     pictured = [scenes.render(number, settings.size) for number in settings.pictured]
-    draw(out / PICTURE, result, dense, pruned.model, pictured)
+    networks = {"dense": dense, "pruned": untrained, "fine-tuned": pruned.model}
+    draw(out / PICTURE, result, networks, pictured)
     return result
 
 
 def render(settings: Settings, seed: int = 0) -> Data:
-    """The scenes of one run. Each seed of a loader is a stream of its own."""
-
-    def loader(count: int, batch_size: int, stream: int, shuffle: bool = False) -> DataLoader[Batch]:
-        return scenes.scene_loader(count, batch_size, settings.size, 3 * seed + stream, shuffle=shuffle)
-
+    """The scenes of one run. Each set has a random stream of its own."""
+    counts = settings.training, settings.calibration, settings.held_out
+    training, calibration, held_out = (
+        list(scenes.Scenes(count, settings.size, len(counts) * seed + stream))
+        for stream, count in enumerate(counts)
+    )
     return Data(
-        training=loader(settings.training, settings.batch_size, 0, shuffle=True),
-        voting=loader(settings.voting, 16, 1),
-        held_out=list(loader(settings.held_out, 32, 2)),
+        training=DataLoader(training, settings.batch_size, shuffle=True),
+        images=torch.stack([scene["image"] for scene in calibration]),
+        held_out=list(DataLoader(held_out, batch_size=32)),
     )
 
 
 def network(settings: Settings = FULL, seed: int = 0) -> MultiTask:
-    """The dense network, untrained: a timm backbone, and for each task a head that reads all its levels."""
+    """The dense network, untrained: a narrow ResNet-10 of timm, and a head per task that reads its maps."""
     heads = {
-        task: DenseHead(outputs, width=settings.head_width, levels=(-5, -4, -3, -2, -1))
+        task: DenseHead(outputs, width=settings.head_width, levels=settings.levels)
         for task, outputs in scenes.HEADS.items()
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = multitask(settings.backbone, heads, image_size=settings.size)
+        model = multitask(
+            "resnet10t",
+            heads,
+            image_size=settings.size,
+            channels=settings.channels,
+            stem_width=settings.stem_width,
+        )
     # Convolutions on the CPU train about a quarter faster in this layout of memory.
     return model.to(memory_format=torch.channels_last)
 
 
-def fit(model: nn.Module, data: Data, epochs: int, lr: float, seed: int, narrator: Progress) -> None:
+def fit(model: nn.Module, data: Data, epochs: int, lr: float, seed: int, progress: Progress) -> None:
     """Trains all tasks together, in place."""
     finetune(
         model,
@@ -187,23 +217,23 @@ def fit(model: nn.Module, data: Data, epochs: int, lr: float, seed: int, narrato
         epochs=epochs,
         lr=lr,
         seed=seed,
-        on_epoch=narrator.losses,
-        progress=narrator.progress,
+        on_epoch=progress.losses,
+        progress=progress.shown,
     )
 
 
-def shrink(dense: nn.Module, data: Data, settings: Settings, seed: int, narrator: Progress) -> PruningResult:
-    """The smaller network. Each task scores by the Fisher information of its own loss; one veto keeps."""
-    return prune(
-        dense,
-        data.voting,
-        scenes.tasks(),
-        budget=Budget(macs=settings.macs, round_to=settings.round_to),
-        method=DiSparse(),
-        refit=None,
-        seed=seed,
-        progress=narrator.progress,
-    )
+def shrink(dense: nn.Module, data: Data, settings: Settings, seed: int, progress: Progress) -> PruningResult:
+    """The smaller network, by the defaults of :func:`disparse_structured.prune`: no labels, no training."""
+    budget = Budget(macs=settings.macs, round_to=settings.round_to)
+    return prune(dense, data.images, budget=budget, seed=seed, progress=progress.shown)
+
+
+def finetuned(
+    pruned: PruningResult, data: Data, settings: Settings, seed: int, progress: Progress
+) -> PruningResult:
+    """``pruned`` after further training, in place. How far its outputs moved is no longer true of it."""
+    fit(pruned.model, data, settings.finetune_epochs, settings.finetune_lr, seed, progress)
+    return dataclasses.replace(pruned, report=dataclasses.replace(pruned.report, deviation=None))
 
 
 @torch.no_grad()
@@ -221,9 +251,10 @@ def evaluate(model: nn.Module, batches: Sequence[Batch]) -> Figures:
 def deploy(
     dense: nn.Module, pruned: PruningResult, images: Tensor, out: Path, rounds: int
 ) -> tuple[dict[str, ExportFacts], LatencyFacts]:
-    """Exports both networks, proves both files on ``images [B, 3, H, W]``, and times them on one image.
+    """Exports both networks, checks both files on ``images [B, 3, H, W]``, and times them on one image.
 
-    The pruned file stays as ``out/model.onnx``. Raises :class:`ExportError` if a file differs from PyTorch.
+    Only the pruned file is kept, as ``out/model.onnx``. Raises :class:`ExportError` if a file differs from
+    PyTorch.
     """
 
     def export(model: nn.Module, path: Path, plan: str) -> ExportFacts:
@@ -233,6 +264,7 @@ def deploy(
             path,
             outputs={task.name: task.tensors for task in scenes.tasks()},
             metadata={"tasks": json.dumps(list(scenes.HEADS)), "plan": plan},
+            dynamic_size=False,  # a camera has one size; a free one doubles the time of the export
             check_inputs=[(images,)],
         )
 
@@ -242,14 +274,18 @@ def deploy(
             "dense": export(dense, paths["dense"], "none: the dense network"),
             "pruned": export(pruned.model, paths["pruned"], pruned.plan.hash),
         }
-        # One thread: the fairest of ratios, because it depends least on what else the machine does.
+        # With one thread the ratio depends least on the machine's other work.
         latency = measure_latency(paths, (images[:1],), threads=1, rounds=rounds, warmup=10)
-    # The folder may move, and the dense file is gone: neither path would mean anything.
+    # The folder may be moved, and the dense file is deleted: a full path would mislead.
     return {name: dataclasses.replace(facts, path=ONNX) for name, facts in exports.items()}, latency
 
 
+def _epochs(count: int) -> str:
+    return f"{count} epoch" + ("s" if count > 1 else "")
+
+
 def _size(model: nn.Module) -> str:
-    return f"{count_parameters(model) / 1e6:.2f} M parameters"
+    return f"{count_parameters(model) / 1e3:,.0f} thousand parameters"
 
 
 @contextmanager
@@ -263,7 +299,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _folder(path: Path) -> Path:
-    """``path``, refused before minutes of work if it cannot be a folder."""
+    """Makes the folder ``path``, or raises before minutes of work."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

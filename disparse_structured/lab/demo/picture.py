@@ -1,4 +1,4 @@
-"""The demo's picture: what the networks see in scenes that neither was trained on."""
+"""The demo's picture: what the networks predict for scenes that they were not trained on."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Scene = Mapping[str, Tensor]
 
 
 def draw(
-    path: Path, result: DemoResult, dense: nn.Module, pruned: nn.Module, pictured: Sequence[Scene]
+    path: Path, result: DemoResult, networks: Mapping[str, nn.Module], pictured: Sequence[Scene]
 ) -> None:
-    """Writes the PNG: for each scene the input, and per task truth, dense and pruned."""
+    """Writes the PNG: for each scene the input, and per task the truth and each network's prediction."""
     draw_comparison(
         path,
-        [_sight(scene, {"dense": dense, "pruned": pruned}) for scene in pictured],
+        [_sight(scene, networks) for scene in pictured],
         {task.name: f"{task.name}\n{task.summary}" for task in result.tasks},
         title="Five tasks, one network, half the computation",
         subtitle=result.headline,
@@ -58,7 +58,7 @@ def _painted(maps: Mapping[str, Tensor], span: tuple[float, float]) -> dict[str,
         "segmentation": label_colors(maps["segmentation"].numpy()),
         "depth": heat(maps["depth"][0].numpy(), *span, "magma_r"),
         "normals": normal_colors(maps["normals"].numpy()),
-        "edges": heat(maps["edges"][0].numpy(), 0.0, 1.0, "Grays"),
-        # A spot that a network is half sure of is drawn bright: few of them reach 1.
+        "edges": heat(maps["edges"][0].numpy(), 0.0, 1.0, "Greys"),
+        # Predicted keypoints rarely reach 1: the brightest color stands for 0.7.
         "keypoints": heat(maps["keypoints"][0].numpy(), 0.0, 0.7, "inferno"),
     }

@@ -1,4 +1,4 @@
-"""What the demo found, as data, as JSON and as tables."""
+"""The demo's figures, as data, as JSON and as tables."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ Figures = Mapping[str, float]
 """Task name -> the one figure that stands for the task."""
 
 Stage = Literal["dense", "pruned", "finetuned"]
+_PRUNED: tuple[Stage, ...] = ("pruned", "finetuned")
 
 _GROUPS_SHOWN = 6
 # Metric -> its name in tables, its digits, its unit.
@@ -36,7 +37,7 @@ _LABELS = {
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """One task's figure on held-out scenes: dense, right after pruning, and after fine-tuning."""
+    """One task's figure on held-out scenes: dense, pruned without training, and fine-tuned."""
 
     name: str
     metric: str
@@ -57,21 +58,22 @@ class TaskOutcome:
 
     @property
     def summary(self) -> str:
-        """``"error 0.332 → 0.338 m"``: the figure, dense and fine-tuned."""
+        """``"error 0.332 · 0.351 · 0.338 m"``: the figure dense, pruned and fine-tuned."""
         label, digits, unit = _LABELS[self.metric]
-        return f"{label} {self.dense:.{digits}f} → {self.finetuned:.{digits}f}{unit}"
+        values = (f"{value:.{digits}f}" for value in (self.dense, self.pruned, self.finetuned))
+        return f"{label} {' · '.join(values)}{unit}"
 
     def change(self, stage: Stage) -> float:
-        """Percent against dense; above 0 is better, whatever the metric's direction."""
+        """Percent relative to dense. Above 0 is better, whatever the metric's direction."""
         figures = {self.name: self.dense}, {self.name: getattr(self, stage)}
         return delta_t(*figures, {self.name: self.higher_is_better})
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What happened, and what was written where.
+    """One run: its figures and its files.
 
-    ``export`` and ``latency`` are of ``model.onnx``; ``dense_export`` is of a file that was not kept.
+    ``export`` describes ``model.onnx``, ``dense_export`` a file that was not kept.
     """
 
     folder: str
@@ -91,7 +93,7 @@ class DemoResult:
         return sum(task.change(stage) for task in self.tasks) / len(self.tasks)
 
     def document(self) -> dict[str, Any]:
-        """What ``report.json`` holds: the pruning report, and entries ``export``, ``latency``, ``demo``."""
+        """The content of ``report.json``: the pruning report, with ``export``, ``latency`` and ``demo``."""
         demo = {
             "tasks": [
                 dataclasses.asdict(task)
@@ -114,7 +116,7 @@ class DemoResult:
 
     @property
     def headline(self) -> str:
-        """MACs, parameters, speed and ΔT in a line."""
+        """MACs, parameters, speed and ΔT in one line."""
         macs, parameters = self.report.costs["macs"], self.report.costs["parameters"]
         _, pruned = self._times()
         threads = f"{self.latency.threads} thread" + ("s" if self.latency.threads > 1 else "")
@@ -123,23 +125,17 @@ class DemoResult:
                 f"MACs {macs.dense / 1e6:.3g} M → {macs.pruned / 1e6:.3g} M",
                 f"parameters {parameters.dense / 1e6:.2g} M → {parameters.pruned / 1e6:.2g} M",
                 f"{pruned.paired_speedup:.1f} × as fast in ONNX Runtime ({threads})",
-                f"ΔT {self.delta_t('finetuned'):+.1f} %",
+                f"ΔT {_percent(self.delta_t('pruned'))} without training, "
+                f"{_percent(self.delta_t('finetuned'))} fine-tuned",
             )
         )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self._ballot()
-        yield self._paid()
-        yield Text(f"fine-tuned: {self.settings['finetune_epochs']} epochs more than the dense network had\n")
+        yield self._votes()
+        yield self._tasks()
+        yield self._notes()
         yield self._costs()
-        verification, parity = self.report.verification, max(fact.max_rel for fact in self.export.parity)
-        if verification.verified:
-            worst = max(verification.deviation.values(), default=0.0)
-            yield Text(
-                f"the pruned network equals the masked twin in {verification.dtype}: "
-                f"worst deviation {worst:.1e}"
-            )
-        yield Text(f"ONNX Runtime equals PyTorch: worst relative difference {parity:.1e}")
+        yield self._checks()
         yield Text(f"written to {self.folder}: {', '.join(self.files)}", style="bold")
 
     def __str__(self) -> str:
@@ -148,10 +144,10 @@ class DemoResult:
             console.print(self)
         return capture.get()
 
-    def _ballot(self) -> Table:
-        """The shared groups that shrank most: who would remove how much, and what all of them could spare."""
-        table = _table("votes in the shared layers that shrank most", "group", "units")
-        for heading in (*self.plan.tasks, "all agree"):
+    def _votes(self) -> Table:
+        """The shared groups that shrank most: what each task votes to remove, and what is removed."""
+        table = _table("votes to remove, in the shared layers that shrank most", "group", "units")
+        for heading in (*self.plan.tasks, "removed"):
             table.add_column(heading, justify="right")
         shared = [group for group in self.plan.groups if len(group.reach) > 1 and group.removed]
         shared.sort(key=lambda group: len(group.removed), reverse=True)
@@ -163,27 +159,33 @@ class DemoResult:
             )
         return table
 
-    def _paid(self) -> Table:
-        headings = ("asked to remove", "removed", "metric", "dense", "pruned", "fine-tuned", "change")
-        table = _table("what each task asked for, and what it paid", "task", *headings)
-        voters = {task.name: task for task in self.report.tasks}
+    def _tasks(self) -> Table:
+        headings = ("removed", "metric", "dense", "pruned", "change", "fine-tuned", "change")
+        table = _table("what each task pays, on scenes held out from training", "task", *headings)
+        removed = {task.name: task.removed for task in self.report.tasks}
         for task in self.tasks:
-            voter = voters[task.name]
             table.add_row(
                 task.name,
-                f"{voter.asked:.0%}",
-                f"{voter.removed:.0%}",
+                f"{removed[task.name]:.0%}",
                 f"{task.label} {'↑' if task.higher_is_better else '↓'}",
-                *(task.text(stage) for stage in ("dense", "pruned", "finetuned")),
-                _percent(task.change("finetuned")),
+                task.text("dense"),
+                *(shown for stage in _PRUNED for shown in (task.text(stage), _percent(task.change(stage)))),
             )
         table.add_section()
-        changes = [_percent(self.delta_t(stage)) for stage in ("pruned", "finetuned")]
-        table.add_row("ΔT", "", "", "", "", *changes, "", style="bold")
+        changes = (shown for stage in _PRUNED for shown in ("", _percent(self.delta_t(stage))))
+        table.add_row("ΔT", "", "", "", *changes, style="bold")
         return table
 
+    def _notes(self) -> Text:
+        images, epochs = self.settings["calibration"], self.settings["finetune_epochs"]
+        more = f"{epochs} epoch{'s' if epochs > 1 else ''} more"
+        return Text(
+            f"pruned: prune() with its defaults and {images} images; no labels, no training\n"
+            f"fine-tuned: with labels, {more} than the dense network was trained for\n"
+        )
+
     def _costs(self) -> Table:
-        table = _table("what that bought", "cost", "dense", "pruned", "left")
+        table = _table("what that saves", "cost", "dense", "pruned", "left")
         macs, parameters = self.report.costs["macs"], self.report.costs["parameters"]
         dense, pruned = self._times()
         size = self.dense_export.bytes, self.export.bytes
@@ -196,11 +198,24 @@ class DemoResult:
         )
         table.add_row(
             f"latency, threads: {self.latency.threads}",
-            f"{dense.median_ms:.2f} ms",
-            f"{pruned.median_ms:.2f} ms",
+            _milliseconds(dense),
+            _milliseconds(pruned),
             f"{1 / pruned.paired_speedup:.1%}",
         )
         return table
+
+    def _checks(self) -> Text:
+        lines = [f"latency: median and quartiles of {self.latency.rounds} interleaved runs in ONNX Runtime"]
+        verification = self.report.verification
+        if verification.verified:
+            worst = max(verification.deviation.values(), default=0.0)
+            lines.append(
+                f"the pruned network equals the masked twin in {verification.dtype}: "
+                f"worst deviation {worst:.1e}"
+            )
+        parity = max(fact.max_rel for fact in self.export.parity)
+        lines.append(f"ONNX Runtime equals PyTorch: worst relative difference {parity:.1e}")
+        return Text("\n".join(lines))
 
     def _times(self) -> tuple[LatencyFact, LatencyFact]:
         by_name = {fact.name: fact for fact in self.latency.models}
@@ -225,6 +240,10 @@ def _table(title: str, first: str, *numbers: str) -> Table:
 
 def _share(units: tuple[int, ...], group: GroupPlan) -> str:
     return f"{len(units) / group.units:.0%}"
+
+
+def _milliseconds(fact: LatencyFact) -> str:
+    return f"{fact.median_ms:.2f} ms ({fact.lower_quartile_ms:.2f} – {fact.upper_quartile_ms:.2f})"
 
 
 def _percent(change: float) -> str:

@@ -1,4 +1,4 @@
-"""Says on standard error what the demo is doing, and keeps the time."""
+"""Tells on standard error what the demo is doing, and times its steps."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rich.console import Console
 
 
 class Progress:
-    """Silent unless ``progress``; ``seconds`` holds how long each step took, by the wall clock."""
+    """Silent unless ``shown``. ``seconds`` holds the wall-clock time of each step."""
 
-    def __init__(self, progress: bool) -> None:
-        self.progress = progress
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
         self.seconds: dict[str, float] = {}
-        self._console = Console(stderr=True, quiet=not progress, highlight=False)
+        self._console = Console(stderr=True, quiet=not shown, highlight=False)
 
     @contextmanager
     def step(self, name: str, text: str) -> Iterator[None]:
@@ -27,6 +27,6 @@ class Progress:
         self._console.print(f"  [dim]{self.seconds[name]:.0f} s[/dim]")
 
     def losses(self, epoch: int, means: Mapping[str, float]) -> None:
-        """Each task's mean loss over an epoch, as the fine-tuning reports it."""
+        """Shows each task's mean loss over an epoch."""
         shown = "  ".join(f"{task} {mean:.3f}" for task, mean in means.items())
         self._console.print(f"  epoch {epoch + 1}  {shown}")
