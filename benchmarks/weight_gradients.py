@@ -52,11 +52,11 @@ class WeightGradients:
         with Isolation(self.probe.seed, first.device), eval_mode(self.model), torch.enable_grad():
             for batch in islice(batches(self.probe.data), self.probe.max_batches):
                 batch = to_device(batch, first.device, first.dtype)
-                size = batch_size(arguments(self.model, batch, self.probe.inputs))
+                size = batch_size(arguments(self.model, batch, self.probe.to_inputs))
                 self.probe.batches += 1
                 self.probe.samples += size
                 for piece in examples(batch, size) if per_sample else (batch,):
-                    values = losses(call_model(self.model, piece, self.probe.inputs), piece)
+                    values = losses(call_model(self.model, piece, self.probe.to_inputs), piece)
                     found = [_gradients(value, parameters, value is not values[-1]) for value in values]
                     yield found
 

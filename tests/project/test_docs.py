@@ -23,7 +23,7 @@ def doctested() -> list[str]:
     found = []
     for folder, prefix in (("disparse_structured", ""), ("adapters", "adapters."), ("export", "export.")):
         for path in sorted((ROOT / folder).rglob("*.py")):
-            if ">>> " in path.read_text(encoding="utf-8"):
+            if re.search(r">>> (?!.*doctest: .SKIP)", path.read_text(encoding="utf-8")):
                 inside = path.relative_to(ROOT / folder).with_suffix("").as_posix().replace("/", ".")
                 found.append(f"disparse_structured.{prefix}{inside}".removesuffix(".__init__"))
     return found
@@ -33,7 +33,6 @@ def doctested() -> list[str]:
 def test_examples_in_docstrings_run(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
 
-    assert result.attempted
     assert not result.failed
 
 

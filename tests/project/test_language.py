@@ -26,7 +26,7 @@ BANNED = {
     r"\bweights that stay\b|\bwhat stays\b|\bstay as they are\b": "remaining weights, kept, unchanged",
     r"\b(optimis|initialis|normalis|regularis|summaris|quantis|parametris|generalis|organis|recognis|minimis|maximis|"
     r"visualis|specialis|materialis|serialis|standardis|localis|utilis)\w*": "US spelling: -ize",
-    r"\b(behaviour|neighbour|licence|unlabelled|labell|favour|artefact|catalogue|grey)\w*": "US",
+    r"\b(behaviour|neighbour|licence|unlabelled|labell|favour|artefact|catalogue)\w*": "US",
 }
 """Patterns, and what to write instead."""
 

@@ -1,6 +1,6 @@
 """The whole flow on rendered scenes: train, prune, verify, fine-tune, export, time and draw.
 
-    >>> from disparse_structured.lab import demo
+    >>> from disparse_structured.lab import demo  # doctest: +SKIP
     >>> print(demo.run("demo-out"))  # doctest: +SKIP
 
 :mod:`disparse_structured.lab.demo.flow` is meant to be read: your own program would do the same.

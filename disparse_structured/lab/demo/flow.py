@@ -178,10 +178,11 @@ def _flow(settings: Settings, seed: int, out: Path, progress: Progress) -> DemoR
 def render(settings: Settings, seed: int = 0) -> Data:
     """The scenes of one run. Each set has a random stream of its own."""
     counts = settings.training, settings.calibration, settings.held_out
-    training, calibration, held_out = (
-        list(scenes.Scenes(count, settings.size, len(counts) * seed + stream))
+    rendered = [
+        scenes.Scenes(count, settings.size, len(counts) * seed + stream)
         for stream, count in enumerate(counts)
-    )
+    ]
+    training, calibration, held_out = ([each[number] for number in range(len(each))] for each in rendered)
     return Data(
         training=DataLoader(training, settings.batch_size, shuffle=True),
         images=torch.stack([scene["image"] for scene in calibration]),
