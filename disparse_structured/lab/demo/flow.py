@@ -178,14 +178,13 @@ def _flow(settings: Settings, seed: int, out: Path, progress: Progress) -> DemoR
 def render(settings: Settings, seed: int = 0) -> Data:
     """The scenes of one run. Each set has a random stream of its own."""
     counts = settings.training, settings.calibration, settings.held_out
-    rendered = [
-        scenes.Scenes(count, settings.size, len(counts) * seed + stream)
+    training, calibration, held_out = (
+        scenes.Scenes(count, settings.size, len(counts) * seed + stream, cache=True)
         for stream, count in enumerate(counts)
-    ]
-    training, calibration, held_out = ([each[number] for number in range(len(each))] for each in rendered)
+    )
     return Data(
         training=DataLoader(training, settings.batch_size, shuffle=True),
-        images=torch.stack([scene["image"] for scene in calibration]),
+        images=torch.stack([calibration[number]["image"] for number in range(len(calibration))]),
         held_out=list(DataLoader(held_out, batch_size=32)),
     )
 
