@@ -157,7 +157,7 @@ def test_wheel_imports_without_the_tree(wheel, tmp_path):
     assert found == [f"{module.replace('.', '/')}/__init__.py" for module in modules]
 
 
-def test_metadata_names_licence_python_and_entry_points(metadata, contents, wheel):
+def test_metadata_names_license_python_and_entry_points(metadata, contents, wheel):
     assert metadata["License-Expression"] == ["Apache-2.0"]
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in contents)
     assert metadata["Requires-Python"] == [">=3.10"]
