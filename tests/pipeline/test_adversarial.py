@@ -264,7 +264,7 @@ def test_what_cannot_follow_is_frozen_from_the_start(id: str) -> None:
 
 
 class SingleParts(nn.Module):
-    """Splits off single channels that broadcast. None can be removed: an empty dimension does not broadcast."""
+    """Splits off single channels that broadcast. None can be removed: empty dimensions do not broadcast."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -510,7 +510,7 @@ class Table(Numbers):
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [(Casting, "torch.float64"), (Table, "torch.float32")])
-def test_a_model_is_proven_in_the_widest_type_it_runs_in(kind: type[Numbers], dtype: str) -> None:
+def test_a_model_is_verified_in_the_widest_type_it_runs_in(kind: type[Numbers], dtype: str) -> None:
     done = applied(kind(lambda self, x: x.relu()), (torch.randn(2, 5, 6),))
 
     assert done.verification is not None

@@ -172,7 +172,7 @@ def test_pruned_graph_is_the_masked_twin(id: str) -> None:
 
 
 @pytest.mark.parametrize("id", SAMPLE)
-def test_it_is_proven_before_it_is_handed_back(id: str) -> None:
+def test_it_is_verified_before_it_is_handed_back(id: str) -> None:
     animal = graph_case(id)
     done = apply_graph(animal.model, random_plan(animal.structure, 2), animal.structure)
 
@@ -527,7 +527,7 @@ def test_what_is_no_parameter_of_the_structure_is_whole() -> None:
     assert deviation(outputs(pruned, animal.inputs), animal.outputs(animal.model)) <= EXACT
 
 
-def test_a_forward_that_draws_random_numbers_is_not_proven() -> None:
+def test_a_forward_that_draws_random_numbers_is_not_verified() -> None:
     class Noisy(nn.Module):
         def __init__(self) -> None:
             super().__init__()
