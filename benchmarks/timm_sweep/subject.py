@@ -68,7 +68,7 @@ class Subject:
         return analyse(self.network.model, self.network.inputs, self.network.tasks)
 
     @cached_property
-    def make_plan(self) -> Plan:
+    def plan(self) -> Plan:
         """See :func:`planned`."""
         return planned(self.structure)
 

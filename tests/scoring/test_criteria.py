@@ -132,7 +132,7 @@ def check_against_naive(entry: Entry) -> None:
         SNIP(): gradients.mean(0).abs(),
     }
     for criterion, wanted in expected.items():
-        found = scores(model, structure, criterion, data, inputs=as_inputs)
+        found = scores(model, structure, criterion, data, to_inputs=as_inputs)
         assert not wanted.masked_fill(structure.reach, 0).any()
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12, msg=f"{entry.id}: {criterion}")
 
@@ -354,7 +354,7 @@ def test_hessian_approaches_that_of_plain_autograd(name: str) -> None:
 
     def error(directions: int) -> float:
         criterion = DiagonalHessian(directions)
-        found = scores(model, structure, criterion, [inputs], inputs=as_inputs)[0]
+        found = scores(model, structure, criterion, [inputs], to_inputs=as_inputs)[0]
         return float((found - exact.clamp_min(0) / 2).norm() / (exact / 2).norm())
 
     assert error(200) < 0.2 < error(1)

@@ -23,7 +23,7 @@ import disparse_structured.structure.analysis as analysis
 import disparse_structured.surgery._torch_pruning as execution
 from disparse_structured import Compensated, DiSparse, load, prune
 from disparse_structured.decision.plan import Plan
-from disparse_structured.errors import PlanError
+from disparse_structured.errors import OptionError, PlanError
 from disparse_structured.export import export_onnx
 from disparse_structured.graph.copies import copied
 from disparse_structured.refit import Affine, RefitMethod
@@ -582,7 +582,7 @@ def case_of_heads() -> Case:
 
 def test_there_are_two_kinds_of_units() -> None:
     wrong: Any = "head"
-    with pytest.raises(PlanError, match="attention must be 'heads' or 'head_dim', got 'head'"):
+    with pytest.raises(OptionError, match="attention must be 'heads' or 'head_dim', got 'head'"):
         analyse(analyzed(Attention).model, analyzed(Attention).inputs, TASKS, attention=wrong)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from disparse_structured.decision.plan import Plan
-from disparse_structured.errors import PlanError, VerificationError
+from disparse_structured.errors import OptionError, PlanError, VerificationError
 from disparse_structured.export import export_onnx
 from disparse_structured.graph.operators import OPERATORS
 from disparse_structured.pipeline import DiSparse, prune
@@ -251,14 +251,8 @@ def test_a_plan_of_the_other_form_is_refused(form: str) -> None:
 def test_there_are_two_forms() -> None:
     entry = BY_ID["plain"]
     wrong: Any = "Graph"
-    with pytest.raises(PlanError, match="form must be 'module' or 'graph', got 'Graph'"):
+    with pytest.raises(OptionError, match="form must be 'module' or 'graph', got 'Graph'"):
         analyse(entry.factory(), entry.inputs(), entry.tasks, form=wrong)
-
-
-def test_the_module_is_not_cut_by_the_structure_of_its_graph() -> None:
-    animal = graph_case("plain")
-    with pytest.raises(PlanError, match=r"form='graph'.*Use apply_graph"):
-        apply(animal.model, random_plan(animal.structure, 0), animal.structure)
 
 
 # What is handed back.
