@@ -115,7 +115,7 @@ def extract(
     lean_structure = analyse(lean, example_inputs, chosen)
     operation = apply(lean, Plan.from_keep(lean_structure, _reached(lean_structure)), lean_structure)
     result = operation.model
-    deviation, dtype = _proof(model, result, trial.specimen, chosen)
+    deviation, dtype = _verify(model, result, trial.specimen, chosen)
     return Extracted(
         model=result,
         tasks=chosen,
@@ -309,7 +309,7 @@ def _reached(structure: Structure) -> torch.Tensor:
     return Widths.of(structure.groups, structure.constraints, rules, structure.reach, order).settle(reached)
 
 
-def _proof(
+def _verify(
     model: nn.Module, result: nn.Module, specimen: VerificationCopy, tasks: Sequence[Task]
 ) -> tuple[dict[str, float], torch.dtype]:
     """How far ``result`` is from ``model``, with their own weights, in the specimen's precision."""

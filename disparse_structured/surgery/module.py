@@ -36,8 +36,8 @@ def apply(model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = 
     verification: Verification | None = None
     refused: tuple[Refusal, ...] = ()
     if verify:
-        judge = Verifier(model, structure, cut)
-        keep, verification, refused = judge.resolve(keep)
+        verifier = Verifier(model, structure, cut)
+        keep, verification, refused = verifier.resolve(keep)
     pruned = cut(model, structure, keep)
     if refused:
         plan = plan.without(structure, [refusal.group for refusal in refused])

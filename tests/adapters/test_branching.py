@@ -16,7 +16,6 @@ from disparse_structured import DiSparse, analyse, prune
 from disparse_structured.adapters.branching import branch, children_before
 from disparse_structured.adapters.timm import DenseHead, LinearHead, MultiTask, multitask
 from disparse_structured.errors import TaskError, UnsupportedModelError
-from disparse_structured.export import export_onnx
 from disparse_structured.relatedness import fresh, relate
 from disparse_structured.surgery.extraction import extract
 
@@ -110,7 +109,7 @@ def test_a_branched_model_is_pruned_and_exported(tmp_path: Path) -> None:
     branched = branch(model(), "layer2", [["kind"], ["depth", "seg"]])
     inputs = branched.example_inputs()
     assert branched.head_names == ("kind", "depth", "seg")
-    pruned = prune(branched, inputs, branched.tasks(), macs=0.5, refit=None, method=DiSparse())
+    pruned = prune(branched, inputs[0], branched.tasks(), macs=0.5, refit=None, method=DiSparse())
 
     assert pruned.report.costs["macs"].ratio < 0.51
     assert pruned.report.verification.verified
@@ -120,9 +119,7 @@ def test_a_branched_model_is_pruned_and_exported(tmp_path: Path) -> None:
         if name.endswith("layer3.0.conv1.weight")
     }
     assert len(kept) == 2  # of each copy its own width
-    facts = export_onnx(
-        pruned.model, inputs, tmp_path / "model.onnx", outputs={t.name: t.tensors for t in branched.tasks()}
-    )
+    facts = pruned.export(tmp_path / "model.onnx", dynamic_batch=False, dynamic_size=False)
     assert {fact.task for fact in facts.parity} == set(HEADS)
 
 

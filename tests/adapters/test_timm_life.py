@@ -424,7 +424,7 @@ def test_a_backbone_without_classes_in_a_model_of_ones_own() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
-def test_a_bfloat16_model_goes_through_everything(name: str) -> None:
+def test_a_bfloat16_model_works_throughout(name: str) -> None:
     model = multitask(name, HEADS, image_size=64).bfloat16().eval()
     (inputs,) = model.example_inputs()
     pruned = ds.prune(model, [inputs], model.tasks(), macs=0.5, refit=None, method=ds.DiSparse())

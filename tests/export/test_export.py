@@ -349,7 +349,7 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     assert first.sha256 == second.sha256
 
 
-def test_heavy_weights_go_beside_the_file_and_the_file_finds_them(tmp_path: Path) -> None:
+def test_large_weights_are_written_beside_the_file_that_finds_them(tmp_path: Path) -> None:
     model, x = nn.Sequential(nn.Linear(64, 64)), image(1, 64)
     facts = export_onnx(model, x, tmp_path / "m.onnx", outputs={"all": whole}, single_file_bytes=1000)
     assert files(tmp_path) == ["m.onnx", "m.onnx.data"]

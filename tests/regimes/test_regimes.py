@@ -555,7 +555,7 @@ def test_a_loader_with_a_generator_of_its_own_is_read_alike_after_a_resume(tmp_p
     )
 
 
-def test_a_loader_with_persistent_workers_goes_on_with_its_epoch() -> None:
+def test_a_loader_with_persistent_workers_continues_its_epoch() -> None:
     loader = DataLoader(_Samples(), batch_size=4, num_workers=1, persistent_workers=True)
     regime = _on(loader)
     optimizer = _optimizer(regime)

@@ -445,7 +445,7 @@ def test_tasks_without_losses_are_read_by_their_outputs() -> None:
     assert one.affinity != other.affinity
 
 
-def test_one_run_a_seed_on_weights_drawn_anew() -> None:
+def test_one_run_for_each_seed_on_new_weights() -> None:
     model = net()
     found = relate(
         lambda seed: fresh(model, seed, batches()),

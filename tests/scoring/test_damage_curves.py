@@ -341,7 +341,7 @@ def test_more_features_than_a_gram_matrix_may_have_are_kept_as_rows() -> None:
     np.testing.assert_allclose((changed["1.bias"] - state["1.bias"]).numpy(), shift, atol=1e-3)
 
 
-def test_a_constant_without_a_bias_goes_into_the_running_mean_behind() -> None:
+def test_a_constant_without_a_bias_is_added_to_the_running_mean_that_follows() -> None:
     first, norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(4)
     nn.init.normal_(norm.running_mean)
     model = nn.Sequential(first, nn.Conv2d(8, 4, 1, bias=False), norm, nn.Conv2d(4, 2, 1)).eval()
@@ -645,7 +645,7 @@ def test_what_an_earlier_search_removed_is_removed_first() -> None:
 
 
 @pytest.mark.parametrize("kind", ["macs", "parameters"])
-def test_a_unit_costs_what_its_removal_saves_where_others_are_gone(kind: str) -> None:
+def test_a_unit_costs_what_its_removal_saves_where_others_are_removed(kind: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), nn.Conv2d(5, 2, 1)).eval()
     structure = analyse(model, (torch.randn(2, 3, 8, 8),), OUT)
     keep = torch.ones(structure.units, dtype=torch.bool)

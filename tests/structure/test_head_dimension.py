@@ -470,7 +470,7 @@ def test_what_makes_the_query_and_nothing_else_makes_up_for_the_scale() -> None:
 
 
 @pytest.mark.parametrize("kind", COMPENSATED)
-def test_a_scale_that_is_not_made_up_for_is_noticed(kind: type[Attention], monkeypatch: Patch) -> None:
+def test_a_scale_that_is_not_compensated_is_noticed(kind: type[Attention], monkeypatch: Patch) -> None:
     """The twin objects to the weights as they were, and names the group."""
     animal = analyzed(kind)
     plan = random_plan(animal.structure, 0, share=0.5)

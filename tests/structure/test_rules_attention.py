@@ -141,7 +141,7 @@ def heads_of(animal: Case) -> ChannelGroup:
 
 
 @pytest.mark.parametrize("kind", GROUPED)
-def test_a_shared_head_goes_with_all_query_heads_that_read_it(kind: type[Attention]) -> None:
+def test_a_shared_head_is_removed_with_all_query_heads_that_read_it(kind: type[Attention]) -> None:
     heads = heads_of(analyzed(kind))
     owned = {(member.parameter, member.dim): member.index for member in heads.members}
     times = kind.heads // kind.shared
@@ -155,7 +155,7 @@ def test_a_shared_head_goes_with_all_query_heads_that_read_it(kind: type[Attenti
 
 
 @pytest.mark.parametrize("kind", MULTI_QUERY)
-def test_query_heads_that_read_one_key_head_go_one_by_one(kind: type[Attention]) -> None:
+def test_query_heads_that_read_one_key_head_are_removed_one_by_one(kind: type[Attention]) -> None:
     heads = heads_of(analyzed(kind))
 
     assert heads.units == kind.heads

@@ -138,7 +138,7 @@ def test_heads_in_a_dict_vanish() -> None:
     assert found.parameters[0] - found.parameters[1] == lost
 
 
-def test_a_stage_of_a_pyramid_that_one_head_reads_goes_with_it() -> None:
+def test_a_stage_of_a_pyramid_that_one_head_reads_is_removed_with_it() -> None:
     torch.manual_seed(0)
     heads = {"fine": DenseHead(1, 8, levels=(-3,)), "coarse": LinearHead(3)}
     model = multitask("test_resnet", heads, image_size=32).eval()
@@ -182,7 +182,7 @@ def test_a_stub_returns_a_tensor_where_forward_needs_one() -> None:
     assert equal(found, network(Strict))
 
 
-def test_what_cannot_go_is_named_and_left() -> None:
+def test_what_cannot_be_removed_is_named_and_left() -> None:
     model = network(ByHand)
     found = extract(model, IMAGES, [Task("near", "near"), Task("far", "far")], ["near"])
 

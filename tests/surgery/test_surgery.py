@@ -366,7 +366,7 @@ def halfway(total: Callable[[Tensor], Tensor]) -> tuple[nn.Module, Structure, Pl
 
 
 @pytest.mark.parametrize("total", TOTALS.values(), ids=TOTALS)
-def test_what_computes_in_float32_is_proven_in_float64(total: Callable[[Tensor], Tensor]) -> None:
+def test_what_computes_in_float32_is_verified_in_float64(total: Callable[[Tensor], Tensor]) -> None:
     model, structure, plan = halfway(total)
 
     done = apply(model, plan, structure)
@@ -389,7 +389,7 @@ def memory(model: nn.Module) -> set[int]:
 
 
 @pytest.mark.parametrize("id", ids)
-def test_result_is_proven_and_the_model_is_bit_identical(id: str) -> None:
+def test_result_is_verified_and_the_model_is_bit_identical(id: str) -> None:
     entry = BY_ID[id]
     model = entry.factory()
     structure = analyse(model, entry.inputs(), entry.tasks)

@@ -105,7 +105,7 @@ def test_ignored_layers_and_root_types_select_groups() -> None:
     assert list(graph.get_all_groups(root_module_types=[nn.Conv2d])) == []
 
 
-def test_asking_for_some_channels_gives_all_that_goes_with_them() -> None:
+def test_asking_for_some_channels_gives_all_that_are_removed_with_them() -> None:
     animal = case("plain")
     graph = graph_of(animal)
     first, norm, second = graph.model.trunk[0][0], graph.model.trunk[0][1], graph.model.trunk[1][0]

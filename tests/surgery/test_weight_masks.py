@@ -107,7 +107,7 @@ def test_a_unit_that_returns_is_forgotten_by_the_optimizer() -> None:
     assert any(bool((moment != 0).any()) for moment in moments)
 
 
-def test_a_saved_mask_goes_on_in_another_process() -> None:
+def test_a_saved_mask_continues_in_another_process() -> None:
     model, structure = _chain()
     dense = _weights(model)
     masks = WeightMasks(model, structure)

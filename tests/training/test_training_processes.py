@@ -122,7 +122,7 @@ def test_all_processes_end_with_the_same(parallel: dict[str, dict[str, Any]], ca
         assert torch.equal(value, other["weights"][name]), name
 
 
-def test_several_processes_go_on_where_they_stopped(parallel: dict[str, dict[str, Any]]) -> None:
+def test_several_processes_continue_where_they_stopped(parallel: dict[str, dict[str, Any]]) -> None:
     whole, resumed = parallel["0"]["normalized"], parallel["0"]["resumed"]
     assert whole["facts"] == resumed["facts"]
     for name, value in whole["weights"].items():

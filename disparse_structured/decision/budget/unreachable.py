@@ -88,6 +88,6 @@ class Unreachable:
         if self.structure.graph_only:
             hints += (
                 f" Numbers in forward pin slices with {self.structure.graph_only:.1%} of the parameters; "
-                'form="graph" of prune and shrink (--form graph) can remove them.'
+                'analyse(..., form="graph") (--form graph) can remove them.'
             )
         return hints
