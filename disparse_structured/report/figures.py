@@ -125,14 +125,14 @@ class _Page:
             name, _, detail = heading.partition("\n")
             middle = self._left(column) + 0.5
             self._text(middle, _HEAD - 0.21, name, size=11.5, weight="bold", ha="center")
-            self._text(middle, _HEAD - 0.065, detail, size=9, color=_FAINT, ha="center")
+            self._text(middle, _HEAD - 0.065, detail, size=6.5, color=_FAINT, ha="center")
 
     def scene(self, number: int, sight: Sight) -> None:
         top = _HEAD + number * (self.block + _BREAK)
         self._tile(_MARGIN, top, self.block / self.tall, sight.seen)
         for row, (name, maps) in enumerate(sight.rows.items()):
             y = top + row * (self.tall + _GAP)
-            self._text(self.maps_left - 0.06, y + self.tall / 2 + 0.03, name, size=11, ha="right")
+            self._text(self.maps_left - 0.06, y + self.tall / 2 + 0.03, name, size=10, ha="right")
             for column, task in enumerate(self.headings):
                 self._tile(self._left(column), y, 1.0, maps[task])
 
