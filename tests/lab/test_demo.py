@@ -90,7 +90,7 @@ def test_meets_the_budget(document, loaded):
 def test_prunes_without_labels_and_drops_the_deviation_that_training_ends(document):
     assert not any(task["labeled"] for task in document["tasks"])
     assert document["method"] == "Compensated"
-    assert document["samples"] == QUICK.calibration
+    assert 0 < document["samples"] <= QUICK.calibration  # some are set aside
     assert document["refit"] is not None
     assert document["deviation"] is None
 
