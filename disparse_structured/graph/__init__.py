@@ -1,1 +1,1 @@
-"""The exported program as data: capture, effects, provenance, where indices move."""
+"""The exported program as data: capture, effects, provenance, index tracking."""

@@ -1,4 +1,4 @@
-"""From a module to its exported graph, with the tasks' outputs as the graph's outputs."""
+"""Exports a module as a graph that returns the tasks' outputs."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _PREFIX = "model"
 class Capture:
     """An exported graph whose parameters and buffers are inputs.
 
-    ``tensors`` maps a placeholder to the canonical name of its parameter or buffer, ``constants`` to a
-    constant tensor, ``inputs`` lists the placeholders of the user's inputs. The graph returns the
-    tasks' tensors, ``widths[k]`` of them for task ``k`` in order, then everything else the model returns
-    (``returned`` tensors so far), then what each layer computed, so that dead branches stay visible.
-    ``results`` are the annotations of the tensors that the methods asked for returned, None where the graph
-    computes none. ``reals`` are the integers that ``forward`` computed real numbers from.
+    ``tensors`` maps a placeholder to the canonical name of its parameter or buffer, and ``constants`` maps it
+    to a constant tensor. ``inputs`` lists the placeholders of the user's inputs. The graph returns the
+    tasks' tensors in order (``widths[k]`` for task ``k``), then everything else the model returns
+    (``returned`` tensors so far), then the output of each layer, so that dead branches stay visible.
+    ``results`` holds, by requested method, the annotations of the tensors that it returned (None for a tensor
+    that the graph does not compute). ``reals`` are the integers that ``forward`` computed floats from.
 
-    Nobody changes the graph. Who needs another one copies it.
+    The graph is read-only. Code that needs a different one copies it.
     """
 
     module: fx.GraphModule
@@ -63,11 +63,11 @@ class Capture:
 
     @functools.cached_property
     def effects(self) -> Effects:
-        """What the in-place operators of the graph do to one another."""
+        """The aliases and in-place writes of the graph."""
         return Effects.of(self.graph)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has nodes of its own, so that what was derived from these must be derived from those again.
+        # A copy has its own nodes, so its cached properties must be computed from those.
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
@@ -77,7 +77,7 @@ class Capture:
         return tuple(results)[: self.returned]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every parameter and buffer when the graph was made, by name."""
+        """Return the shape of every parameter and buffer at export, by name."""
         placeholders = self.graph.find_nodes(op="placeholder")
         return {
             self.tensors[node.name]: tuple(node.meta["val"].shape)
@@ -86,7 +86,7 @@ class Capture:
         }
 
     def task_outputs(self, flat: Sequence[Any]) -> dict[str, tuple[Any, ...]]:
-        """``flat``, what the graph returned, by task."""
+        """Split ``flat``, which the graph returned, by task."""
         outputs, start = {}, 0
         for task, width in zip(self.tasks, self.widths, strict=True):
             outputs[task] = tuple(flat[start : start + width])
@@ -99,7 +99,7 @@ class Capture:
         inputs: tuple[Any, ...],
         module: Callable[..., Any] | None = None,
     ) -> dict[str, tuple[torch.Tensor, ...]]:
-        """Runs the graph (or ``module``, made from it) with the tensors of ``state``; outputs by task."""
+        """Run the graph (or ``module``, made from it) on the tensors of ``state``; return outputs by task."""
         given = self.given(state, inputs)
         arguments = [
             given[node] if node in given else state[self.tensors[node.name]]
@@ -108,9 +108,9 @@ class Capture:
         return self.task_outputs((module or self.module)(*arguments))
 
     def given(self, state: Mapping[str, torch.Tensor], inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
-        """Copies of what the graph reads beside ``state``: the user's inputs, and its constants.
+        """Copy what the graph reads besides ``state``: the user's inputs and the constants.
 
-        Constants come on the device of ``state``, and in its type if both are floating.
+        Constants move to the device of ``state``, and to its dtype if both are floating-point.
         """
         leaves = iter(pytree.tree_leaves((inputs, {})))
         first = next((each for each in state.values() if each.is_floating_point()), None)
@@ -126,11 +126,11 @@ class Capture:
 def capture(
     model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[Task], methods: Iterable[str] = ()
 ) -> Capture:
-    """Exports ``model`` in eval mode; raises :class:`CaptureError` with torch's reason if that fails.
+    """Export ``model`` in eval mode; raise :class:`CaptureError` with torch's reason if that fails.
 
-    What ``methods`` (dotted, from the model: ``"stem.forward"``) return is remembered. The model's mode,
-    attributes and random state are as before afterwards. Some layers of torch compute in another way where
-    gradients are off, so they are on meanwhile: the graph is the same wherever the caller stands.
+    What ``methods`` (dotted, from the model: ``"stem.forward"``) return is recorded. The model's mode and
+    attributes and the random state are restored. Some torch layers compute differently without gradients, so
+    gradients are enabled during export: the graph does not depend on the caller's setting.
     """
     check_supported(model)
     wrapper = _TaskOutputs(model, tasks)
@@ -190,15 +190,15 @@ def _check_repeatable(captured: Capture, name: str) -> None:
     if changed:
         raise CaptureError(
             f"{name} changes its own {', '.join(map(repr, changed[:3]))} in eval mode, so "
-            "that no two forward passes are alike. Make such updates in train mode only."
+            "two forward passes differ. Make such updates in train mode only."
         )
 
 
 def check_supported(model: nn.Module) -> None:
-    """Raises :class:`UnsupportedModelError` for wrappers and formats that cannot be pruned as they are."""
+    """Raise :class:`UnsupportedModelError` for wrappers and formats that cannot be pruned directly."""
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(
-            f"the model is a {type(model).__name__}, not a torch.nn.Module. Wrap what it does in a module."
+            f"the model is a {type(model).__name__}, not a torch.nn.Module. Wrap it in a module."
         )
     for name, module in model.named_modules():
         where = f"layer {name!r}" if name else "the model"
@@ -222,14 +222,14 @@ def check_supported(model: nn.Module) -> None:
 
 @dataclass
 class _Layout:
-    """Filled while exporting; an object of its own, because torch.export puts a module's attributes back."""
+    """Filled during export; a separate object, because torch.export restores a module's attributes."""
 
     widths: tuple[int, ...] = ()
     returned: int = 0
 
 
 class _TaskOutputs(nn.Module):
-    """Returns the tasks' tensors, everything else the model returns, and what every layer computed."""
+    """Returns the tasks' tensors, everything else the model returns, and the output of every layer."""
 
     def __init__(self, model: nn.Module, tasks: Sequence[Task]) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ class _TaskOutputs(nn.Module):
 
 
 def tensor_leaves(output: Any) -> list[torch.Tensor]:
-    """Every tensor of a model's output: pytrees, and plain objects such as dataclasses."""
+    """Collect the tensors of a model's output, from pytrees and plain objects such as dataclasses."""
     tensors = []
     for leaf in pytree.tree_leaves(output):
         if isinstance(leaf, torch.Tensor):
@@ -273,7 +273,7 @@ def tensor_leaves(output: Any) -> list[torch.Tensor]:
 def _recorded(
     model: nn.Module, methods: Iterable[str], number: Callable[[torch.Tensor], int | None]
 ) -> Iterator[dict[str, tuple[int | None, ...]]]:
-    """Within it, the numbers of the tensors that ``methods`` return are put into what it yields."""
+    """Yields a dict that fills with the numbers of the tensors that ``methods`` return."""
     results: dict[str, tuple[int | None, ...]] = {}
 
     def recording(path: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -300,9 +300,9 @@ def _recorded(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps off the terminal what the exporter says of an error, which we raise anyway.
+    """Silences the exporter's messages about errors, which we raise anyway.
 
-    And of recurrent layers, whose list of weights it exchanges and puts back.
+    Also its warning that it temporarily replaces the weight lists of recurrent layers.
     """
     level = logging.root.manager.disable
     try:
@@ -315,7 +315,7 @@ def _quiet() -> Iterator[None]:
 
 
 def clone_if_tensor(argument: Any) -> Any:
-    """A copy: ``forward`` may write to its input."""
+    """Clone a tensor, because ``forward`` may write to its input."""
     return argument.clone() if isinstance(argument, torch.Tensor) else argument
 
 
@@ -334,7 +334,7 @@ def _task_error(error: BaseException | None) -> TaskError | None:
 
 
 def _reason(error: BaseException) -> str:
-    """torch's first sentence, and the line of the user's code that it happened in."""
+    """The start of torch's message, and the line of the user's code that caused it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     message = " ".join(lines[:2])[:500] or type(error).__name__
     place = ""

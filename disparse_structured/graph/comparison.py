@@ -1,4 +1,4 @@
-"""Whether two exported graphs are one, apart from the precision that they compute in."""
+"""Compares exported graphs, ignoring the precision that they compute in."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from disparse_structured.graph.capture import Capture
 
 
 def equal_up_to_dtype(first: Capture, second: Capture) -> bool:
-    """Whether the graphs have the same nodes in the same order, with equal sizes, numbers and provenance.
+    """Check that the graphs have the same nodes in the same order, with equal sizes, numbers and provenance.
 
-    What is read off a graph without regard to types then holds for both.
+    Anything derived from one graph without using dtypes then holds for both.
     """
     return _layout(first) == _layout(second) and all(map(_equal, first.graph.nodes, second.graph.nodes))
 
@@ -39,7 +39,7 @@ def _equal(first: fx.Node, second: fx.Node) -> bool:
 
 
 def _facts(node: fx.Node) -> Iterator[Any]:
-    """What operator rules may ask of a node."""
+    """What operator rules may read from a node."""
     yield from (node.name, node.op, node.target)
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
     yield str(spec)
@@ -50,7 +50,7 @@ def _facts(node: fx.Node) -> Iterator[Any]:
 
 
 def _argument(leaf: Any) -> Any:
-    """A literal with its type (1 is not True); another node by its name; all precisions of a type as one."""
+    """A literal with its type (1 is not True), another node by name, a float dtype without its precision."""
     if isinstance(leaf, fx.Node):
         return leaf.name
     if isinstance(leaf, torch.dtype):
@@ -60,5 +60,5 @@ def _argument(leaf: Any) -> Any:
 
 
 def _size(leaf: Any) -> Any:
-    """The shape of a tensor; sizes that depend on the data are symbols, which are compared by name."""
+    """The shape of a tensor; data-dependent sizes are symbols, which are compared by name."""
     return tuple(map(str, leaf.shape)) if isinstance(leaf, torch.Tensor) else str(leaf)

@@ -1,4 +1,4 @@
-"""Copies of a model: whole, or borrowing the model's memory."""
+"""Copies of a model: deep, or sharing the model's memory."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from disparse_structured.graph.named_tensors import named_tensors
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy; what modules merely remember of their last forward pass (attention maps) is detached."""
+    """Deep-copy ``model``; tensors that modules keep from their last forward pass are detached."""
     return _copied(model, {})
 
 
 @contextmanager
 def borrowing(model: nn.Module) -> Iterator[nn.Module]:
-    """A copy whose parameters and buffers are ``model``'s own memory until the block ends.
+    """Yield a copy whose parameters and buffers share ``model``'s memory until the block ends.
 
-    For work that puts new tensors in place and writes into none. Only what it left is copied then: what
-    goes never is.
+    For code that replaces tensors and never writes into them. The remaining shared tensors are copied at
+    the end; removed ones never are.
     """
     tensors = named_tensors(model)[0].values()
-    lent = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-    borrower = _copied(model, {id(tensor): _alias(tensor) for tensor in tensors})
-    yield borrower
+    shared = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    replica = _copied(model, {id(tensor): _alias(tensor) for tensor in tensors})
+    yield replica
     copies: dict[int, Any] = {}
-    for tensor in named_tensors(borrower)[0].values():
-        if tensor.untyped_storage().data_ptr() in lent:
+    for tensor in named_tensors(replica)[0].values():
+        if tensor.untyped_storage().data_ptr() in shared:
             tensor.data = copy.deepcopy(tensor.data, copies)
 
 
@@ -43,7 +43,7 @@ def _alias(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _copied(model: nn.Module, instead: Mapping[int, torch.Tensor]) -> nn.Module:
-    """A deep copy with other tensors ``instead`` of those with these ids."""
+    """A deep copy in which ``instead`` replaces tensors, by id."""
     remembered = {
         id(leaf): leaf.detach().clone()
         for module in model.modules()

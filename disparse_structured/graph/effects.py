@@ -1,4 +1,4 @@
-"""In-place operators of an exported graph: who writes to whose memory, and what depends on it."""
+"""In-place operators of an exported graph: which node writes to which memory, and what depends on it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from disparse_structured.graph.operators import aliased
 
 @dataclass(frozen=True)
 class Effects:
-    """``sources`` is what a node depends on: its arguments and all earlier in-place writes to their memory.
+    """Dependencies between nodes through memory.
 
-    ``written`` are the names of the nodes whose memory is written to, directly or through views;
-    ``overwritten`` the pairs of a node and an argument whose memory is written to after the node read it;
-    ``readers`` the nodes that read what a node overwrites, before it does; ``bases`` gives for every node the
-    one whose memory it is or shows.
+    ``sources`` maps a node to what it depends on: its arguments and all earlier in-place writes to their
+    memory. ``written`` names the nodes whose memory is written to, directly or through views. ``overwritten``
+    holds pairs of a node and an argument whose memory is written to after the node read it. ``readers`` maps
+    a node to those that read what it overwrites before it does. ``bases`` maps a node to its memory's owner.
     """
 
     sources: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Effects:
 
     @classmethod
     def of(cls, graph: fx.Graph) -> Effects:
-        """Reads aliases and writes from the operators' records and schemas."""
+        """Read aliases and writes from the operators' records and schemas."""
         effects = cls()
         bases = effects.bases
         writers: dict[fx.Node, list[fx.Node]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Where positions go: an index tensor is run through the operators that only move them."""
+"""Tracks positions by running an index tensor through the operators that only move values."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ aten = torch.ops.aten
 
 
 def rearranges(node: fx.Node) -> bool:
-    """Whether all that ``node`` returns are values of its first argument, in other places."""
-    if node.target is aten.view.dtype:  # other values, made of the same bits
+    """Check that ``node`` only moves the values of its first argument."""
+    if node.target is aten.view.dtype:  # reinterprets the bits as other values
         return False
     return operator_of(node).moves is not None and len(node.all_input_nodes) == 1
 
 
 def is_identity(node: fx.Node, *_: fx.Node) -> bool:
-    """Whether ``node`` returns what it reads, every value in its place."""
+    """Check that ``node`` returns the values that it reads, each in its place."""
     return operator_of(node).keeps
 
 
 def position_ids(shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
-    """int64 of ``shape``: the flat position of every element in the dimensions from ``start`` to ``stop``."""
+    """Number the elements of ``shape``, int64, by flat position in dimensions ``start`` to ``stop``."""
     sizes = torch.Size(size if start <= dim < stop else 1 for dim, size in enumerate(shape))
     return torch.arange(sizes.numel()).reshape(sizes).expand(shape).contiguous()
 
@@ -34,11 +34,11 @@ def position_ids(shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
 def trace_positions(
     source: fx.Node, index: torch.Tensor, passes: Callable[[fx.Node, fx.Node], bool] = is_identity
 ) -> Iterator[tuple[fx.Node, fx.Node, torch.Tensor]]:
-    """Who reads the values of ``source``, from which node, and which of them: ``(reader, node, index)``.
+    """Yield ``(reader, node, index)``: what reads values of ``source``, from which node, and which values.
 
-    ``index`` numbers them, in the shape of ``source``. It is followed through what moves values and through
-    what ``passes``, which leaves them in their places; every other user is a reader. Each node is followed
-    once.
+    ``index`` numbers them, in the shape of ``source``. It is followed through operators that move values and
+    through those that ``passes`` accepts, which keep them in place. Every other user is a reader. Each
+    node is followed once.
     """
     pending: list[tuple[fx.Node, Any]] = [(source, index)]
     seen = {source}
@@ -53,6 +53,6 @@ def trace_positions(
 
 
 def _moved(node: fx.Node, index: Any) -> Any:
-    # A view of the values need not be one of the index, whose strides may be others.
+    # A valid view of the values may be invalid for the index, whose strides may differ.
     target: Any = aten.reshape.default if operator_of(node).moves == "view" else node.target
     return target(index, *node.args[1:], **node.kwargs)

@@ -1,4 +1,4 @@
-"""A copy of the exported graph with modules put where it reads: masks for the twin, gates for saliency."""
+"""Copies the exported graph with modules on what it reads: masks for the twin, gates for saliency."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from disparse_structured.graph.capture import Capture
 aten = torch.ops.aten
 
 Argument = int | tuple[int, int]
-"""The number of one of an operator's arguments, or that of a list among them and of an item of it."""
+"""The position of an operator's argument, or of a list argument and of an item in it."""
 
 Place = tuple[str, Argument]
 """A node of the graph and one of its arguments."""
 
 
 def argument(args: Sequence[Any], place: Argument) -> Any:
-    """What stands at ``place`` of an operator's positional arguments."""
+    """Return the item at ``place`` of an operator's positional arguments."""
     return args[place[0]][place[1]] if isinstance(place, tuple) else args[place]
 
 
 def put(args: list[Any], place: Argument, value: Any) -> None:
-    """Writes ``value`` at ``place`` of ``args``; a list in it is copied before."""
+    """Write ``value`` at ``place`` of ``args``; a list there is copied first."""
     if isinstance(place, tuple):
         number, item = place
         args[number] = [value if i == item else each for i, each in enumerate(args[number])]
@@ -37,9 +37,9 @@ def put(args: list[Any], place: Argument, value: Any) -> None:
 def instrumented(
     capture: Capture, readers: Mapping[Place, Sequence[nn.Module]], replacements: Mapping[str, nn.Module]
 ) -> fx.GraphModule:
-    """The graph with only the tasks' outputs.
+    """Copy the graph with only the tasks' outputs.
 
-    What a node reads at a place of ``readers`` passes through the modules given there, in order; a node
+    What a node reads at a place of ``readers`` passes through the modules given there, in order. A node
     of ``replacements`` becomes a call of that module with the node's arguments.
     """
     graph = fx.Graph()
@@ -65,7 +65,7 @@ def instrumented(
         for place, found in places[node.name].items():
             value = argument(args, place)
             if (node, argument(node.args, place)) in capture.effects.overwritten:
-                # A gate remembers what it read; a later in-place write must not change it.
+                # A gate saves what it read; a later in-place write must not change it.
                 value = graph.call_function(aten.clone.default, (value,))
             for module in found:
                 value = call(module, (value,), {})

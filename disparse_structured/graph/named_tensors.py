@@ -1,4 +1,4 @@
-"""The parameters and buffers of a model by name, and where they are."""
+"""The parameters and buffers of a model by name, and their device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Parameters and buffers by canonical name, and the canonical name of every name (ties share one)."""
+    """Return parameters and buffers by canonical name, and each name's canonical name (shared by ties)."""
     tensors: dict[str, torch.Tensor] = {}
     canonical: dict[str, str] = {}
     first: dict[int, str] = {}
@@ -26,11 +26,11 @@ def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, 
 
 
 def detached_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters and buffers by canonical name: the model's own memory, without gradients."""
+    """Return the parameters and buffers by canonical name: the model's own memory, detached."""
     return {name: tensor.detach() for name, tensor in named_tensors(model)[0].items()}
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the first parameter, or of the first buffer; the CPU for a model without either."""
+    """Return the device of the first parameter or buffer; the CPU for a model without either."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))

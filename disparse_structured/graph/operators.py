@@ -1,8 +1,8 @@
-"""What is known about each operator of an exported graph: one record an operator, in one table.
+"""What is known about each operator of an exported graph: one table with one record per operator.
 
-How labels propagate through an operator is its rule (:mod:`disparse_structured.structure.rules`). Everything
-else that a reader of a graph needs to know about an operator is a field of its :class:`Operator`. An operator
-that is not in the table has a record in which nothing is known.
+An operator's rule (:mod:`disparse_structured.structure.rules`) says how labels propagate through it. All
+other facts that code needs about an operator are fields of its :class:`Operator`. An operator outside the
+table has an empty record.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ ContractionKind = Literal[
     "convolution", "transposed convolution", "generic convolution", "linear", "matmul", "einsum", "bilinear",
     "attention", "recurrent",
 ]  # fmt: skip
-"""A family of contractions. A generic convolution says by an argument whether it is transposed."""
+"""A family of contractions. An argument of a generic convolution says whether it is transposed."""
 
 Normalization = Literal["each channel", "over channels"]
-"""Whether each channel has statistics of its own, or statistics are taken over the channels."""
+"""Whether each channel has its own statistics, or statistics are taken over the channels."""
 
 Movement = Literal["view", "reshape", "singleton", "permutation", "part", "repetition"]
-"""How values move. A view needs fitting strides; a singleton adds or drops dimensions of size 1."""
+"""How values move. A view needs compatible strides; a singleton adds or drops dimensions of size 1."""
 
 Counts = Literal["result", "unflattened", "trailing", "parts", "along", "before", "channels"]
 """What the integers of an argument count, in order.
 
-``result``: the dimensions of the result. ``unflattened``: those that take the place of dimension ``dim``.
+``result``: the dimensions of the result. ``unflattened``: those that replace dimension ``dim``.
 ``trailing``: the last ones of the result. ``parts``: dimension ``dim`` of each result. ``along``: dimension
 ``dim`` of the result. ``before``: the positions of dimension ``dim`` of ``self`` before this bound.
-``channels``: the channels of ``input``, as the groups of a depthwise convolution do.
+``channels``: the channels of ``input``; the groups of a depthwise convolution count them.
 """
 
 
 @dataclass(frozen=True)
 class Contracts:
-    """An operator that multiplies and adds up: which of its arguments, by schema name, is what.
+    """The arguments of an operator that multiplies and sums, by schema name.
 
     Args:
         kind: the family.
         data: the argument that holds activations.
         weight: the argument that usually holds weights; None if there is none.
         bias: the argument that is added to the result; None if there is none.
-        input_dim: the dimension of ``weight`` along which ``data`` is read, where that is always the same.
+        input_dim: the dimension of ``weight`` along which ``data`` is read, if it is always the same.
     """
 
     kind: ContractionKind
@@ -64,19 +64,19 @@ class Operator:
 
     Args:
         contracts: what it contracts, if it does.
-        normalizes: over what it normalizes, if it does. A normalization over channels takes its arguments in
+        normalizes: what it normalizes over, if it does. A normalization over channels takes its arguments in
             the order of ``aten.layer_norm`` or ``aten.group_norm``.
-        averages: whether it takes another statistic of positions, for which zeros differ from removed ones.
-        moves: how it moves values, if everything that it returns are values of its first argument.
+        averages: whether it takes another statistic, in which zeros count and removed positions do not.
+        moves: how it moves values, if it returns only values of its first argument.
         keeps: whether it returns the values of its first argument, each in its place.
-        casts: whether it may change their type or device.
-        combines: whether it adds or multiplies its operands, element by element.
-        may_alias: whether it may return the memory of its first argument without its schema saying so.
+        casts: whether it may change their dtype or device.
+        combines: whether it adds or multiplies its operands element by element.
+        may_alias: whether it may return the memory of its first argument although its schema does not say so.
         proportional_along: the dimension of the result along which ``weight`` and ``bias`` lie, if the result
-            is proportional to the two.
+            is proportional to both.
         sizes: the integer arguments that are sizes, by name, and what they count.
-        with_second_derivative: a function that computes the same and can be differentiated twice, for an
-            operator that cannot.
+        with_second_derivative: an equivalent function that can be differentiated twice, for an operator that
+            cannot.
     """
 
     contracts: Contracts | None = None
@@ -139,7 +139,7 @@ _TABLE: tuple[tuple[str, Operator], ...] = (
      Operator(normalizes="over channels")),
     ("mean amax amin max min var std var_mean std_mean linalg_vector_norm norm logsumexp prod",
      Operator(averages=True)),
-    # What moves values.
+    # Operators that move values.
     ("view _unsafe_view",
      Operator(moves="view", sizes={"size": "result"})),
     ("reshape",
@@ -166,7 +166,7 @@ _TABLE: tuple[tuple[str, Operator], ...] = (
      Operator(moves="repetition", sizes={"size": "result"})),
     ("repeat_interleave",
      Operator(moves="repetition")),
-    # What keeps values in place.
+    # Operators that keep values in place.
     ("contiguous clone alias detach lift_fresh dropout_",
      Operator(keeps=True)),
     ("dropout",
@@ -196,29 +196,29 @@ OPERATORS: dict[Any, Operator] = {
     operator.getitem: Operator(moves="part", may_alias=True),
     **{getattr(aten, name): record for names, record in _TABLE for name in names.split()},
 }
-"""Operator (an ATen overload packet, or a Python function of the graph) to its record."""
+"""Maps an operator (an ATen overload packet or a Python function of the graph) to its record."""
 
 _UNKNOWN = Operator()
 
 
 def packet(node: fx.Node) -> Any:
-    """The operator of ``node`` without its overload; the target itself of what is not an ATen operator."""
+    """Return the operator of ``node`` without its overload, or the target if it is not an ATen operator."""
     return getattr(node.target, "overloadpacket", node.target)
 
 
 def operator_of(node: fx.Node) -> Operator:
-    """The record of what ``node`` calls; one in which nothing is known if there is none."""
+    """Return the record of what ``node`` calls, or an empty record if there is none."""
     return OPERATORS.get(packet(node), _UNKNOWN)
 
 
 def schema_arguments(node: fx.Node) -> tuple[Any, ...]:
-    """The arguments in the schema of what ``node`` calls, in order; empty for a Python function."""
+    """Return the schema arguments of what ``node`` calls, in order; none for a Python function."""
     schema = getattr(node.target, "_schema", None)
     return tuple(schema.arguments) if schema else ()
 
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments that ``node`` passes, by the names of the schema, defaults included."""
+    """Return the arguments that ``node`` passes by schema name, including defaults."""
     known = schema_arguments(node)
     defaults = {argument.name: argument.default_value for argument in known if argument.has_default_value()}
     given = dict(zip([argument.name for argument in known], node.args, strict=False))
@@ -226,7 +226,7 @@ def named_arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def aliased(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
-    """The nodes whose memory ``node`` returns, and whether it writes to that memory."""
+    """Yield the nodes whose memory ``node`` returns, and whether it writes to that memory."""
     if operator_of(node).may_alias and isinstance(node.args[0], fx.Node):
         yield node.args[0], False
     named = named_arguments(node)

@@ -1,4 +1,4 @@
-"""What a model's tasks are, where nobody says: one for each entry of what it returns."""
+"""Infers a model's tasks: one for each entry of what it returns."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from disparse_structured.graph.named_tensors import device_of
 from disparse_structured.tasks import Task, check_tasks
 
 _NUDGE = 0.1
-"""How far parameters are moved, relative to their mean magnitude, to see which outputs follow."""
+"""How far parameters are moved, relative to their mean magnitude, to see which outputs change."""
 
 
 def tasks_from_outputs(model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor) -> tuple[Task, ...]:
-    """Label-free tasks read off what ``model`` returns for ``example_inputs`` in eval mode.
+    """Infer label-free tasks from what ``model`` returns for ``example_inputs`` in eval mode.
 
-    A dict gives one task a key; a tuple or list one a position (``output0``, ``output1``, ...); a named
-    tuple, a dataclass or another object one a field; a tensor alone the task ``output``. What is nested
-    belongs to its top-level entry. Left out are entries without floating-point numbers (an argmax map,
-    say) and those that depend on no parameter (anchors, the input passed through). The model runs as a
-    copy: it and the global random states are unchanged.
+    A dict gives one task per key; a tuple or list, one per position (``output0``, ``output1``, ...); a named
+    tuple, a dataclass or another object, one per field; a single tensor, the task ``output``. Nested
+    tensors belong to their top-level entry. Entries without floating-point numbers (such as an argmax map)
+    and those that depend on no parameter (anchors, the input itself) are left out. A copy of the model runs:
+    the model and the global random states are unchanged.
 
     Raises:
-        TaskError: nothing is left; says what the model returns.
+        TaskError: no entry is left; the message says what the model returns.
         BatchError: the model refuses the inputs.
     """
     inputs = as_arguments(example_inputs)
@@ -43,7 +43,7 @@ def tasks_from_outputs(model: nn.Module, example_inputs: tuple[Any, ...] | torch
     floating = [task for task in entries if _numbers(task, output)]
     if not floating:
         raise TaskError(
-            f"no task can be read off what {type(model).__name__} returns: {_content(entries, output)}. "
+            f"no task can be inferred from what {type(model).__name__} returns: {_content(entries, output)}. "
             "A task needs floating-point numbers. Let the model return them (logits instead of classes), "
             "or pass tasks=[Task(name, output)]."
         )
@@ -52,9 +52,9 @@ def tasks_from_outputs(model: nn.Module, example_inputs: tuple[Any, ...] | torch
     found = tuple(task for task in floating if _differs(task, output, moved))
     if not found:
         raise TaskError(
-            f"no task can be read off what {type(model).__name__} returns: {_content(entries, output)} does "
-            "not depend on any parameter. Pass tasks=[Task(name, output)], or a model that computes "
-            "something."
+            f"no task can be inferred from what {type(model).__name__} returns: {_content(entries, output)} "
+            "does not depend on any parameter. Pass tasks=[Task(name, output)], or a model whose output "
+            "depends on its parameters."
         )
     return found
 
@@ -62,7 +62,7 @@ def tasks_from_outputs(model: nn.Module, example_inputs: tuple[Any, ...] | torch
 def resolve_tasks(
     model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor, tasks: Sequence[Task | str] | None
 ) -> tuple[Task, ...]:
-    """``tasks``, each name resolved to the entry of the output that has it; all entries for None.
+    """Resolve each name in ``tasks`` to the output entry with that name; None means every entry.
 
     Raises:
         TaskError: as :func:`tasks_from_outputs` does, or a name is used twice.
@@ -71,7 +71,7 @@ def resolve_tasks(
     if tasks is None:
         return tasks_from_outputs(model, example_inputs)
     if isinstance(tasks, Task | str) or not isinstance(tasks, Iterable):
-        return check_tasks(tasks)  # which refuses them
+        return check_tasks(tasks)  # raises TaskError
     tasks = tuple(tasks)
     if not any(isinstance(task, str) for task in tasks):
         return check_tasks(tasks)
@@ -81,18 +81,18 @@ def resolve_tasks(
 
 
 def output_of(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    """What a copy of ``model`` returns in eval mode; raises :class:`BatchError` if it refuses ``inputs``."""
+    """Run a copy of ``model`` in eval mode; raise :class:`BatchError` if it refuses ``inputs``."""
     return _run(copied(model), inputs)
 
 
 def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    """The output in eval mode, on random states that are the same at every call."""
+    """The output in eval mode, with the same random states at every call."""
     with Isolation(0, device_of(model)), eval_mode(model), torch.no_grad():
         return call_model(model, inputs, lambda given: given)
 
 
 def _entries(output: Any) -> Iterator[Task]:
-    """One candidate for each top-level entry of ``output``, whatever it holds."""
+    """One candidate for each top-level entry of ``output``, of any type."""
     if isinstance(output, torch.Tensor):
         yield Task("output", ())
     elif isinstance(output, Mapping):
@@ -116,7 +116,7 @@ def _fields(output: Any) -> tuple[str, ...]:
 
 
 def _numbers(task: Task, output: Any) -> list[torch.Tensor]:
-    """The floating-point tensors of the task's entry that hold something."""
+    """The nonempty floating-point tensors of the task's entry."""
     try:
         tensors = task.tensors(output)
     except TaskError:  # None, a number, a string
@@ -135,7 +135,7 @@ def _nudge(model: nn.Module) -> None:
 
 
 def _differs(task: Task, output: Any, moved: Any) -> bool:
-    """Whether the task's numbers follow the parameters; a number of tensors that does, does too."""
+    """Whether the task's numbers, or the number of its tensors, depend on the parameters."""
     before, after = _numbers(task, output), _numbers(task, moved)
     return len(before) != len(after) or not all(map(torch.equal, before, after))
 

@@ -1,9 +1,9 @@
-"""Which number of ``forward`` came from where.
+"""Where the numbers in ``forward`` come from.
 
 A pruned module only works if the numbers its ``forward`` computes with follow the new widths. To know
 which ones do, the export runs with *traced integers*: every integer attribute of every module, and
-every size read from a tensor, remembers where it came from and keeps that memory through arithmetic.
-The operators of the exported graph are annotated with what they were called with.
+every size read from a tensor, records its origin and keeps that record through arithmetic.
+The operators of the exported graph are annotated with the integers they were called with.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Key = int | str
 
 @dataclass(frozen=True)
 class Attribute:
-    """An integer attribute of a module, or the integer in it that ``keys`` lead to.
+    """An integer attribute of a module, or the integer at the path ``keys`` inside the attribute.
 
     A key is an index of a tuple or list, a key of a dict, or the name of another object's attribute.
     """
@@ -36,10 +36,10 @@ class Attribute:
     keys: tuple[Key, ...] = ()
 
     def read(self, model: nn.Module) -> Any:
-        """What is there in ``model``.
+        """Read its value in ``model``.
 
         Raises:
-            AttributeError, LookupError, TypeError: nothing is.
+            AttributeError, LookupError, TypeError: it does not exist.
         """
         value = getattr(model.get_submodule(self.module), self.name)
         for key in self.keys:
@@ -47,7 +47,7 @@ class Attribute:
         return value
 
     def write(self, model: nn.Module, number: int) -> None:
-        """Makes it ``number`` in ``model``; containers are replaced, as others may hold them too."""
+        """Set it to ``number`` in ``model``; containers are replaced because they may be shared."""
         module = model.get_submodule(self.module)
         setattr(module, self.name, _replaced(getattr(module, self.name, None), self.keys, number))
 
@@ -57,7 +57,7 @@ def _item(holder: Any, key: Any) -> Any:
 
 
 def _replaced(holder: Any, keys: tuple[Any, ...], number: int) -> Any:
-    """A copy of ``holder`` with ``number`` where ``keys`` lead."""
+    """A copy of ``holder`` with ``number`` at the path ``keys``."""
     if not keys:
         return number
     key, *rest = keys
@@ -95,17 +95,17 @@ Expression = int | Attribute | Size | Arithmetic
 
 
 class TracedInt(int):
-    """An ``int`` that knows the expression it is the value of.
+    """An ``int`` that stores the expression it was computed by.
 
-    ``reals`` collects the expressions that real numbers were computed from, such as a scale: these end up as
-    constants in the graph. (Python itself turns the integer in ``1.0 / integer`` into a real number, unseen.)
+    ``reals`` collects the expressions that floats such as a scale were computed from. The floats become
+    constants in the graph. (In ``1.0 / integer``, Python converts the integer itself, untraced.)
     """
 
     expression: Expression
     reals: set[Expression]
 
     def __new__(cls, value: int, expression: Expression, reals: set[Expression]) -> TracedInt:
-        """An ``int`` of ``value`` that remembers ``expression``."""
+        """Create an ``int`` of ``value`` that stores ``expression``."""
         traced = super().__new__(cls, value)
         traced.expression, traced.reals = expression, reals
         return traced
@@ -167,7 +167,7 @@ for _method, (_forward, _backward) in {
 
 
 def _leaves(arguments: Any) -> Iterator[Any]:
-    """The leaves of a call's arguments, bounds of slices among them."""
+    """The leaves of a call's arguments, including the bounds of slices."""
     for leaf in pytree.tree_leaves(arguments):
         if isinstance(leaf, slice):
             yield from (leaf.start, leaf.stop, leaf.step)
@@ -176,9 +176,9 @@ def _leaves(arguments: Any) -> Iterator[Any]:
 
 
 class Annotator(TorchFunctionMode):
-    """Writes the integer arguments of every call, with their expressions, onto the graph nodes it makes.
+    """Annotates the graph nodes of every call with its integer arguments and their expressions.
 
-    ``reals`` will hold the expressions that ``forward`` computed real numbers from.
+    ``reals`` collects the expressions that ``forward`` computed floats from.
     """
 
     def __init__(self) -> None:
@@ -223,7 +223,7 @@ class Annotator(TorchFunctionMode):
         return [TracedInt(size, Size(number, dim), self.reals) for dim, size in enumerate(sizes)]
 
     def number(self, tensor: torch.Tensor) -> int | None:
-        """The :func:`annotation` of the node that computed ``tensor``; None if the graph does not."""
+        """Return the :func:`annotation` of the node that computed ``tensor``, or None if there is none."""
         mode = get_proxy_mode()
         return None if mode is None else self._number(mode.tracer, tensor)
 
@@ -241,14 +241,14 @@ class Annotator(TorchFunctionMode):
 
 @contextmanager
 def traced_integers(model: nn.Module) -> Iterator[Annotator]:
-    """Within it, ``torch.export`` of ``model`` annotates its graph; attributes are put back after."""
+    """Make ``torch.export`` of ``model`` annotate its graph; restore the attributes on exit."""
     with Annotator() as annotator, traced_attributes(model, annotator.reals):
         yield annotator
 
 
 @contextmanager
 def traced_attributes(model: nn.Module, reals: set[Expression]) -> Iterator[None]:
-    """Within it, the integer attributes of all modules are traced integers, which fill ``reals``."""
+    """Replace the integer attributes of all modules by traced integers, which fill ``reals``."""
     before: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for path, module in model.named_modules():
@@ -275,14 +275,14 @@ def _trace_attribute(path: str, name: str, value: Any, reals: set[Expression]) -
 
 
 def annotation(node: fx.Node) -> int | None:
-    """The number under which :class:`Size` expressions speak of ``node``'s value."""
+    """Return the number by which :class:`Size` expressions refer to ``node``'s value."""
     return (node.meta.get("custom") or {}).get("value")
 
 
 def expressions(node: fx.Node, literals: list[int]) -> list[Expression]:
-    """Where each of ``node``'s literal integers came from; an ``int`` where ``forward`` hard-codes it.
+    """Find the origin of each of ``node``'s literal integers; an ``int`` if ``forward`` hard-codes it.
 
-    The call's integers and the operator's are matched as one contiguous run of equal values.
+    ``literals`` are matched to one contiguous run of equal integers in the Python call.
     """
     called = (node.meta.get("custom") or {}).get("integers", [])
     values = [value for value, _ in called]

@@ -1,7 +1,7 @@
-"""Regions of an exported graph that compute the same outside of their region become part of the graph.
+"""Inlines regions of an exported graph whose context does not change what they compute.
 
 ``torch.export`` turns ``with torch.no_grad():`` and ``with torch.autocast(..., enabled=False):`` into calls
-of a subgraph, in which no operator rule could look.
+of a subgraph, which operator rules cannot see into.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 
 
 def inline_regions(module: fx.GraphModule) -> None:
-    """Replaces every such call of ``module``'s graph by the operators inside; autocast that casts stays."""
+    """Replace each such call in ``module``'s graph by the operators inside; keep autocast that casts."""
     for node in list(module.graph.nodes):
         region = _region(node)
         if region is None:
@@ -32,15 +32,15 @@ def inline_regions(module: fx.GraphModule) -> None:
 
 
 def _region(node: fx.Node) -> tuple[fx.Node, tuple[Any, ...]] | None:
-    """The subgraph that ``node`` calls and the arguments it calls it with, if it may be inlined."""
+    """The subgraph that ``node`` calls and its arguments, if it can be inlined."""
     if node.target is _GRADIENT_MODE:
         _, subgraph, *arguments = node.args
     elif node.target is _AUTOCAST and node.args[2] is False:
         _, _, _, _, subgraph, *arguments = node.args
     else:
         return None
-    taken_apart = all(user.target is operator.getitem for user in node.users)
-    return (subgraph, tuple(arguments)) if isinstance(subgraph, fx.Node) and taken_apart else None
+    unpacked = all(user.target is operator.getitem for user in node.users)
+    return (subgraph, tuple(arguments)) if isinstance(subgraph, fx.Node) and unpacked else None
 
 
 def _inline(graph: fx.Graph, node: fx.Node, inner: fx.Graph, arguments: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The order in which a graph's operators run when those that share a weight must run together."""
+"""Schedules a graph's operators when those that share a weight must run together."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Step = tuple[fx.Node, ...]
 
 
 def separable(capture: Capture, groups: Sequence[Step]) -> tuple[Step, ...]:
-    """Those of ``groups`` that can run as one step: their operators do not wait for one another."""
-    fine = [group for group in groups if not _feeds_itself(capture, group)]
+    """Select the ``groups`` that can run as one step: their operators do not depend on one another."""
+    valid = [group for group in groups if not _feeds_itself(capture, group)]
     while True:
         try:
-            TopologicalSorter(_sources(capture, _members(capture, fine), fine)).prepare()
-            return tuple(fine)
+            TopologicalSorter(_sources(capture, _members(capture, valid), valid)).prepare()
+            return tuple(valid)
         except CycleError as error:
             cycle = set(error.args[1])
-            fine.remove(next(group for group in reversed(fine) if len(group) > 1 and group[0] in cycle))
+            valid.remove(next(group for group in reversed(valid) if len(group) > 1 and group[0] in cycle))
 
 
 def schedule(capture: Capture, groups: Sequence[Step]) -> list[Step]:
-    """All operators that the tasks' outputs need, near the graph's own order, each of ``groups`` one step.
+    """Order the operators that the tasks' outputs need, close to the graph's order; a group is one step.
 
     ``groups`` must be :func:`separable`.
     """
@@ -36,7 +36,7 @@ def schedule(capture: Capture, groups: Sequence[Step]) -> list[Step]:
     place = {node: number for number, node in enumerate(capture.graph.nodes)}
     steps: list[Step] = []
     done: set[fx.Node] = set()
-    # Depth first: a step runs as soon as the next one in the graph's order asks for it.
+    # Depth first: a step runs once the next one in the graph's order needs it.
     pending = sorted(members, key=place.__getitem__, reverse=True)
     while pending:
         head = pending[-1]
@@ -52,7 +52,7 @@ def schedule(capture: Capture, groups: Sequence[Step]) -> list[Step]:
 
 
 def last_uses(capture: Capture, steps: Sequence[Step]) -> list[list[fx.Node]]:
-    """For each step, what nobody reads after it; the tasks' outputs stay."""
+    """List for each step the nodes that no later step reads, except the tasks' outputs."""
     seen = set(_results(capture))
     last: list[list[fx.Node]] = [[] for _ in steps]
     for number in range(len(steps) - 1, -1, -1):
@@ -70,7 +70,7 @@ def _results(capture: Capture) -> list[fx.Node]:
 
 
 def _members(capture: Capture, groups: Sequence[Step]) -> dict[fx.Node, list[fx.Node]]:
-    """The operators of every step, by the step's first operator."""
+    """The needed operators of every step, by the step's first operator."""
     pending = _results(capture)
     needed: set[fx.Node] = set()
     while pending:

@@ -1,9 +1,9 @@
-"""What decides which graph ``torch.export`` makes of a model.
+"""What determines the graph that ``torch.export`` makes of a model.
 
-Weights are inputs of an exported graph, so one graph serves all copies of a model whatever they have learned.
+Weights are inputs of an exported graph, so one graph serves all copies of a model, whatever their weights.
 A graph does depend on the names, shapes and types of the tensors, and on everything else that ``forward`` may
-read: the numbers, strings, functions and plain tensors among the attributes of the modules. (Global variables
-are not looked at.)
+read: the numbers, strings, functions and plain tensors among the modules' attributes. (Global variables
+are ignored.)
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from torch.utils import _pytree as pytree
 from disparse_structured.graph.named_tensors import named_tensors
 
 _OWN = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"})
-"""Attributes of every module that are described otherwise, or that eval mode overrides."""
+"""Attributes of every module that are covered elsewhere, or that eval mode overrides."""
 
 _PLAIN = (int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size)
 
 _DEPTH = 2
-"""Objects within objects whose attributes are looked at: a configuration, and a part of it."""
+"""How many levels of nested objects are inspected: a configuration, and a part of it."""
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What decides the graph of a model with some inputs: equal signatures, equal graphs.
+    """What determines the graph of a model for given inputs: equal signatures mean equal graphs.
 
     Args:
-        inputs: shapes, types and devices of ``forward``'s arguments, and those that are not tensors.
+        inputs: shapes, dtypes and devices of ``forward``'s tensor arguments, and its other arguments.
         tensors: a digest of the names, shapes, strides, types and devices of parameters and buffers.
         attributes: a digest of the types of the modules and of their other attributes.
     """
@@ -45,10 +45,10 @@ class Signature:
 
     @classmethod
     def of(cls, model: nn.Module, inputs: tuple[Any, ...]) -> Signature:
-        """The signature of ``model`` as it is now; copies of it have the same.
+        """Compute the signature of ``model`` in its current state; copies share it.
 
-        Modules may hold any object. Of those that are not plain data, the type and the plain data among their
-        attributes count.
+        Modules may hold any object. One that is not plain data counts by its type and the plain data in its
+        attributes.
         """
         tensors, canonical = named_tensors(model)
         return cls(input_signature(inputs), _of_tensors(tensors, canonical), _of_attributes(model, tensors))
@@ -74,7 +74,7 @@ def _of_attributes(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> str
 
 
 def input_signature(inputs: tuple[Any, ...]) -> Hashable:
-    """What of ``forward``'s arguments decides the graph: shapes, types, devices, and what is not a tensor."""
+    """Describe ``forward``'s arguments: shape, dtype and device of tensors, and all other values."""
     leaves, spec = pytree.tree_flatten(inputs)
     facts = [
         (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else repr(leaf)
@@ -88,8 +88,8 @@ def _facts(value: Any, names: Mapping[int, str], within: frozenset[int], depth: 
 
     Args:
         names: the names of the model's parameters and buffers, by identity.
-        within: the identities of the objects that ``value`` lies in, which may refer to one another.
-        depth: how many objects within one another are still looked into.
+        within: the identities of the objects that contain ``value``, which may refer to one another.
+        depth: how many more levels of nested objects are inspected.
     """
     if isinstance(value, _PLAIN):
         yield value
@@ -119,7 +119,7 @@ def _facts(value: Any, names: Mapping[int, str], within: frozenset[int], depth: 
 
 
 def _content(tensor: torch.Tensor) -> Any:
-    """Shape, type and values; only shape and type where values cannot be read."""
+    """Shape, dtype, device and values; no values if they cannot be read."""
     facts = (tuple(tensor.shape), tensor.dtype, tensor.device)
     try:
         values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
