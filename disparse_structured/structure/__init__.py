@@ -1,4 +1,4 @@
-"""Structure of a model, read from its exported graph: channel groups, units, reach, count constraints."""
+"""The structure of a model, read from its exported graph: channel groups, units, reach, constraints."""
 
 from disparse_structured.structure.analysis import analyse
 from disparse_structured.structure.counting import count_macs, count_parameters

@@ -1,7 +1,7 @@
-"""``analyse``: a model, its inputs and its tasks become a :class:`Structure`.
+"""``analyse`` reads a :class:`Structure` from a model, its inputs and its tasks.
 
-In four steps: the model is captured, operator rules trace labels through its graph, the labels are solved
-for groups and constraints, and what was found is assembled.
+There are four steps: capture the model, trace labels through its graph by operator rules, solve the labels
+for groups and constraints, and assemble the result.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from disparse_structured.structure.tracing import Trace
 from disparse_structured.tasks import Task
 
 _NO_TASK = ""
-"""Stands among the tasks for everything that the model returns."""
+"""The task name that stands for everything that the model returns."""
 
 _Reach = Mapping[str, frozenset[str]]
 """The tasks whose outputs depend on each node, by the node's name."""
@@ -54,32 +54,32 @@ def analyse(
     form: Form = "module",
     attention: Attention = "heads",
 ) -> Structure:
-    """Reads the structure of ``model`` from its exported graph. Never changes the model.
+    """Read the structure of ``model`` from its exported graph; never change the model.
 
     Args:
-        example_inputs: the positional arguments of one forward pass, batch first; a tensor is the only one.
+        example_inputs: the positional arguments of one forward pass, batch first; or a single tensor.
         tasks: the tasks, or the names of outputs; by default every entry of the output is a task. Each must
             depend on at least one parameter.
-        form: what is to be pruned. A ``"module"`` computes with numbers of its own. Widths that these do not
-            follow are pinned. In the exported ``"graph"`` the same numbers are literals, which can be
-            rewritten and pin nothing; see :func:`disparse_structured.surgery.graph.apply_graph`.
+        form: what to prune. A ``"module"`` computes with its own numbers. Widths that these numbers do not
+            follow are pinned. In the exported ``"graph"`` the same numbers are literals that can be
+            rewritten, so they pin nothing; see :func:`disparse_structured.surgery.graph.apply_graph`.
         attention: what is removed from attention: whole ``"heads"``, or, with ``"head_dim"``, one index of
             the head dimension in all heads at once. Query and key share one choice, and the value has
-            another; all three share one where they are split from one projection. Attention scales stay those
-            of the dense network. Where that is impossible the head dimension keeps its size. In a module, so
-            does every width that ``forward`` computes a real number from.
+            another; all three share one if they are split from one projection. Attention scales keep their
+            dense values. If that is impossible, the head dimension keeps its size. In a module, so does every
+            width that ``forward`` computes a float from.
 
     Raises:
         TaskError: no task, a selector that misses, a task that reaches nothing.
         CaptureError: the model cannot be exported.
         UnsupportedModelError: wrapped, compiled, scripted or quantized models.
-        OptionError: ``form`` or ``attention`` has another value.
+        OptionError: ``form`` or ``attention`` is invalid.
     """
     for name, given, known in (("form", form, Form), ("attention", attention, Attention)):
         if given not in get_args(known):
             allowed = " or ".join(map(repr, get_args(known)))
             raise OptionError(f"{name} must be {allowed}, got {given!r}.")
-    check_supported(model)  # before anything looks into it
+    check_supported(model)  # before anything else inspects it
     inputs = as_arguments(example_inputs)
     subject = Subject(model, inputs, resolve_tasks(model, inputs, tasks), form, attention)
     signature = Signature.of(model, subject.inputs)
@@ -88,7 +88,7 @@ def analyse(
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model, and how its structure is to be read."""
+    """A model and the options for reading its structure."""
 
     model: nn.Module
     inputs: tuple[Any, ...]
@@ -98,7 +98,7 @@ class Subject:
 
     @functools.cached_property
     def declared(self) -> Declarations:
-        """Numbers that ``forward`` does not compute with. A graph has no methods that would."""
+        """Numbers that only methods other than ``forward`` use; none for a graph, which has no methods."""
         return Declarations.of(self.model) if self.form == "module" else Declarations()
 
     @functools.cached_property
@@ -112,24 +112,24 @@ class Subject:
         return frozenset(name for name, tensor in self.tensors[0].items() if isinstance(tensor, nn.Parameter))
 
     def captured(self) -> Capture:
-        """The exported graph; raises :class:`CaptureError` where there is none."""
+        """Export the graph; raise :class:`CaptureError` if that fails."""
         return capture(self.model, self.inputs, self.tasks, self.declared.methods)
 
     def reads(self, attribute: Attribute) -> int:
-        """The integer ``attribute`` of the model."""
+        """Read the integer ``attribute`` of the model."""
         return int(attribute.read(self.model))
 
     def has(self, attribute: Attribute) -> bool:
-        """Whether ``attribute`` is an integer attribute of its module itself."""
+        """Check that ``attribute`` is an integer stored directly on its module."""
         return type(vars(self.model.get_submodule(attribute.module)).get(attribute.name)) is int
 
 
 def solved(subject: Subject, captured: Capture, signature: Signature, captures: Captures) -> Structure:
-    """The structure that ``captured``, a graph of ``subject``, has.
+    """Solve ``captured``, a graph of ``subject``, for its structure.
 
     Args:
-        signature: that of the graph.
-        captures: where graphs of ``subject`` for other inputs are remembered.
+        signature: the graph's signature.
+        captures: the cache of ``subject``'s graphs for other inputs.
 
     Raises:
         TaskError: a task reaches nothing.
@@ -170,7 +170,7 @@ def _used_tensors(captured: Capture) -> set[str]:
 
 
 def _node_reach(captured: Capture) -> _Reach:
-    """The tasks whose output depends on each node; ``_NO_TASK`` for what the model returns."""
+    """The tasks whose output depends on each node; ``_NO_TASK`` if any returned tensor does."""
     reach: dict[str, frozenset[str]] = defaultdict(frozenset)
     rest = captured.outputs[sum(captured.widths) :]
     for task, nodes in [*captured.task_outputs(captured.outputs).items(), (_NO_TASK, rest)]:
@@ -200,7 +200,7 @@ def _check_reach(captured: Capture, reach: _Reach) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Solution:
-    """The class of every atom (int64 ``[atoms]``), settled numbers, and the groups and what binds them."""
+    """The class of every atom (int64 ``[atoms]``), settled numbers, groups, and their constraints."""
 
     classes: np.ndarray
     numbers: SizeSolution
@@ -224,7 +224,7 @@ def _solution(subject: Subject, trace: Trace, reach: _Reach) -> _Solution:
         unbound = unbound[~pinned[unbound]]
         if not unbound.size:
             return _Solution(classes, numbers, grouping, constraints)
-        # A group that is left whole pins what other ratios tie to it, until nothing more follows.
+        # A group that is left whole pins what other ratios tie to it; repeat until nothing changes.
         reason = "a count constraint that is not a ratio of two groups"
         atoms = np.flatnonzero(np.isin(classes, unbound))
         numbers.pins.append(PinRecord(atoms, reason, "", "", number=True))
@@ -286,7 +286,7 @@ def _parameter_products(table: WidthTable, trace: Trace, subject: Subject) -> Pr
 
 
 def _updates(table: WidthTable, numbers: SizeSolution) -> tuple[AttributeUpdate, ...]:
-    """The attributes of modules that follow a width."""
+    """The module attributes that follow a width."""
     return tuple(
         AttributeUpdate(attribute, row)
         for attribute, labels in numbers.attributes.items()
@@ -295,7 +295,7 @@ def _updates(table: WidthTable, numbers: SizeSolution) -> tuple[AttributeUpdate,
 
 
 def _scales(table: WidthTable, trace: Trace) -> tuple[AttentionScale, ...]:
-    """The attention whose scale follows a width."""
+    """The attention operators whose scale follows a width."""
     return tuple(
         AttentionScale(scaled.node, scaled.axis.size, row, scaled.query)
         for scaled in trace.scaled
@@ -304,7 +304,7 @@ def _scales(table: WidthTable, trace: Trace) -> tuple[AttentionScale, ...]:
 
 
 def _pins(subject: Subject, trace: Trace, solution: _Solution) -> tuple[tuple[Pin, ...], float]:
-    """Why dimensions may not change, and the share of the parameters that only numbers pin."""
+    """Why dimensions cannot change, and the share of the parameters that only numbers pin."""
     singletons = solution.grouping.singletons
     records = [*trace.labels.pins, *solution.numbers.pins, *([singletons] if singletons else [])]
     parameters = subject.parameters

@@ -1,6 +1,6 @@
-"""The same structure with inputs of another shape, or in another precision.
+"""A structure for inputs of another shape, or in another precision.
 
-The exported graph holds sizes as constants, so that other inputs need a graph of their own.
+The exported graph holds sizes as constants, so other inputs need their own graph.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from disparse_structured.structure.structure import Structure
 T = TypeVar("T")
 
 _REMEMBERED = 4
-"""Shapes that are prepared for at once: a loader has its batches and a smaller last one."""
+"""The number of cached shapes: a loader has its usual batch and a smaller last one."""
 
 
 def structure_at(structure: Structure, model: nn.Module, inputs: tuple[Any, ...]) -> Structure:
-    """``structure`` as the graph of ``model`` with ``inputs`` has it.
+    """Return ``structure`` for the graph of ``model`` with ``inputs``.
 
     ``model`` is the model of the structure or a copy of it with other weights, perhaps in another precision.
-    Each graph is captured once, for all who share the structure. A graph that differs in precision alone has
-    the same structure. Any other is solved again, because positions and examples depend on the sizes; the
-    units may then differ, which shows in the fingerprint.
+    Each graph is captured once per shared structure. A graph that differs only in precision has the same
+    structure. Any other is solved again, because positions and examples depend on the sizes. Its units may
+    differ; the fingerprint then differs too.
 
     Raises:
         DisparseError: as :func:`~disparse_structured.structure.analyse` does.
@@ -60,12 +60,12 @@ def _captured(subject: Subject) -> Captured:
     try:
         return Captured(subject.captured())
     except CaptureError as error:
-        # Without its traceback, which holds the model.
+        # Drop the traceback, which holds the model.
         return Captured(CaptureError(*error.args))
 
 
 def structure_for_batch(structure: Structure, model: nn.Module, inputs: tuple[Any, ...]) -> Structure:
-    """``structure`` for a batch with ``inputs``, whose units must be the same.
+    """Return ``structure`` for a batch with ``inputs``; its units must be the same.
 
     Raises:
         BatchError: ``model`` refuses ``inputs`` or has other units with them.
@@ -81,13 +81,13 @@ def structure_for_batch(structure: Structure, model: nn.Module, inputs: tuple[An
         raise BatchError(
             f"the units of {name} depend on the shape of its inputs: with {described(inputs)} they differ "
             f"from those with {described(structure.example_inputs)}. "
-            "Give example inputs of the loader's own shape, and use drop_last=True."
+            "Pass example inputs of the loader's shape, and use drop_last=True."
         )
     return found
 
 
 class PerShape(Generic[T]):
-    """What ``make`` makes of the structure for each shape of inputs; the last few are remembered."""
+    """Caches what ``make`` returns for the structure at each input shape, for the last few shapes."""
 
     def __init__(self, model: nn.Module, structure: Structure, make: Callable[[Structure], T]) -> None:
         self._model, self._structure, self._make = model, structure, make

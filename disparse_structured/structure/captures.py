@@ -1,4 +1,4 @@
-"""A memory for what was captured of a model with other inputs than the example inputs."""
+"""A cache of a model's graphs for inputs other than the example inputs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from disparse_structured.graph.capture import Capture
 from disparse_structured.graph.signature import Signature
 
 REMEMBERED = 6
-"""Graphs that are kept: those of a loader's batches and of its smaller last one, those of calibration chunks,
-and those of the copies in double precision that results are verified on."""
+"""The number of cached graphs: for a loader's batches and its smaller last one, for calibration chunks,
+and for the double-precision copies that results are verified on."""
 
 
 @dataclass(eq=False)
 class Captured:
-    """A graph, or why there is none, and its structure once it has been solved."""
+    """A graph, or the error of its export, and its structure once it has been solved."""
 
     graph: Capture | CaptureError
     structure: Any = None
@@ -24,10 +24,10 @@ class Captured:
 
 @dataclass(eq=False)
 class Captures:
-    """The last few graphs by their signatures.
+    """The last few graphs by signature.
 
-    All users of a structure share one. It holds graphs and sizes, but neither the model nor its inputs.
-    Copies and pickles of it begin empty.
+    All users of a structure share one cache. It holds graphs and sizes, but neither the model nor its inputs.
+    Copies and pickles start empty.
     """
 
     _known: dict[Signature, Captured] = field(default_factory=dict)
@@ -36,14 +36,14 @@ class Captures:
         return {"_known": {}}
 
     def recall(self, signature: Signature) -> Captured | None:
-        """What was remembered of ``signature``; None if nothing was, or if it has been forgotten."""
+        """Return the entry for ``signature``; None if it was never stored or has been evicted."""
         found = self._known.pop(signature, None)
         if found is not None:
             self._known[signature] = found  # now the latest
         return found
 
     def remember(self, signature: Signature, found: Captured) -> None:
-        """Remembers ``found``, and where that is too much forgets what was recalled longest ago."""
+        """Store ``found``; if the cache is full, evict the least recently used entry."""
         self._known[signature] = found
         if len(self._known) > REMEMBERED:
             del self._known[next(iter(self._known))]

@@ -1,7 +1,7 @@
 """Analytic cost of any set of kept units: multiply-accumulates and parameters.
 
-Every cost is a sum of products of *widths*, and every width is a fixed part plus the number of kept
-positions, so one sparse matrix-vector product and one product per term give the cost of a plan.
+Every cost is a sum of products of *widths*. Every width is a fixed part plus the number of kept
+positions. One sparse matrix-vector product and one product per term therefore give the cost of a plan.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class WidthMap:
     fixed: np.ndarray
 
     def __call__(self, keep: Keep) -> np.ndarray:
-        """float64 ``[rows]`` for bool ``[units]``."""
+        """Return float64 ``[rows]`` for bool ``[units]``."""
         return np.asarray(self.fixed + self.matrix @ np.asarray(keep, dtype=np.float64))
 
 
@@ -40,11 +40,11 @@ class Products:
     rows: np.ndarray
 
     def total(self, widths: np.ndarray) -> float:
-        """The sum, for float64 ``[rows]`` widths."""
+        """Compute the sum for float64 ``[rows]`` widths."""
         return float(self.coefficients @ widths[self.rows].prod(axis=1))
 
     def gradient(self, widths: np.ndarray) -> np.ndarray:
-        """float64 ``[rows]``: how fast the total grows with each width."""
+        """Return the derivative of the total by each width, float64 ``[rows]``."""
         result = np.zeros(len(widths))
         factors = widths[self.rows]
         for column in range(self.rows.shape[1]):
@@ -66,20 +66,20 @@ class AnalyticCost:
         return self.total(np.ones(self.widths.matrix.shape[1], dtype=bool))
 
     def total(self, keep: Keep) -> float:
-        """The cost of the network with the units of ``keep``."""
+        """Compute the cost of the network with the units of ``keep``."""
         return self.products.total(self.widths(keep))
 
     def marginal(self, keep: Keep) -> torch.Tensor:
-        """float64 ``[units]``: what removing one unit from ``keep`` saves, to first order."""
+        """Estimate what removing each unit from ``keep`` saves, to first order; float64 ``[units]``."""
         return torch.from_numpy(self.widths.matrix.T @ self.products.gradient(self.widths(keep)))
 
 
 @dataclass(frozen=True, eq=False)
 class AnalyticCosts:
-    """Both analytic costs of the network, and the widths they follow from.
+    """Both analytic costs of the network, and the widths they depend on.
 
     MACs are multiply-accumulates of convolutions, linear layers, matrix products and attention for one
-    example. Parameters count every ``nn.Parameter`` once, also when tied.
+    example. Parameters count every ``nn.Parameter`` once, even if tied.
     """
 
     widths: WidthMap
@@ -88,7 +88,7 @@ class AnalyticCosts:
 
     @classmethod
     def of(cls, widths: WidthMap, macs: Products, parameters: Products) -> AnalyticCosts:
-        """The costs that the two sums of products of ``widths`` state."""
+        """Build the costs from their sums of products of ``widths``."""
         return cls(widths, AnalyticCost(widths, macs), AnalyticCost(widths, parameters))
 
 
@@ -106,7 +106,7 @@ class WidthTable:
         self._arrays: list[np.ndarray] = [np.array([-1])]
 
     def row(self, labels: np.ndarray) -> int:
-        """The row of the width that counts ``labels``."""
+        """Return the row of the width that counts ``labels``."""
         units = np.ascontiguousarray(self._units[labels])
         key = units.tobytes()
         if key not in self._rows:
@@ -115,15 +115,15 @@ class WidthTable:
         return self._rows[key]
 
     def is_fixed(self, row: int) -> bool:
-        """Whether no plan changes the width."""
+        """Check that no plan can change the width."""
         return bool((self._arrays[row] < 0).all())
 
     def size(self, row: int) -> int:
-        """The width in the dense network."""
+        """Return the width in the dense network."""
         return len(self._arrays[row])
 
     def products(self, terms: Sequence[tuple[float, Sequence[np.ndarray]]]) -> Products:
-        """Terms of a coefficient and label arrays; fixed widths go into the coefficient."""
+        """Convert terms of a coefficient and label arrays; multiply fixed widths into the coefficient."""
         coefficients, rows = [], []
         for coefficient, axes in terms:
             factors = []
@@ -140,7 +140,7 @@ class WidthTable:
         return Products(np.array(coefficients), np.array(padded, dtype=np.int64).reshape(len(rows), width))
 
     def finish(self) -> WidthMap:
-        """All rows so far."""
+        """Return the map of all rows so far."""
         from scipy.sparse import csr_array
 
         lengths = [len(units) for units in self._arrays]

@@ -1,4 +1,4 @@
-"""Real counts on a real model, independent of the analytic cost model."""
+"""Counts costs on a real model, independently of the analytic cost model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from disparse_structured.data.modes import eval_mode
 
 
 def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
-    """Multiply-accumulates of one forward pass per example, counted by ``torch.utils.flop_counter``.
+    """Count multiply-accumulates per example in one forward pass with ``torch.utils.flop_counter``.
 
-    Convolutions, linear layers, matrix products, attention and recurrent layers; element-wise work counts
-    nothing. The model runs once, in eval mode, without gradients.
+    Convolutions, linear layers, matrix products, attention and recurrent layers count; element-wise
+    operations do not. The model runs once, in eval mode, without gradients.
     """
     counter = FlopCounterMode(display=False)
     with eval_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _products_of(model), counter:
@@ -29,7 +29,7 @@ def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
 
 @contextmanager
 def _products_of(model: nn.Module) -> Iterator[None]:
-    """Within, recurrent layers compute by matrix products: the counter knows no kernel that fuses them."""
+    """Makes recurrent layers compute by matrix products, because the counter ignores fused kernels."""
     fusing: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
     if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
         fusing = ()
@@ -44,5 +44,5 @@ def _products_of(model: nn.Module) -> Iterator[None]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of parameters; tied ones count once."""
+    """Count the parameters, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())

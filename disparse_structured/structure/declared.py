@@ -1,9 +1,9 @@
-"""Sizes that ``forward`` does not compute with, but other methods of a module do.
+"""Sizes that methods of a module other than ``forward`` compute with.
 
-timm's ``reset_classifier``, for example, makes a layer of ``num_features`` inputs. No graph tells what such
-a number counts, so libraries declare it through entry points of the group ``disparse_structured.sizes``. Each
-is a function that is called with every module of a model and returns the :class:`SizeDeclaration` objects of
-that module. The adapter for timm is one.
+timm's ``reset_classifier``, for example, creates a layer with ``num_features`` inputs. No graph shows what
+such a number counts, so libraries declare it through entry points of the group ``disparse_structured.sizes``.
+Each is a function that is called with every module of a model and returns the :class:`SizeDeclaration`
+objects of that module. The adapter for timm is one.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ Source = Callable[[nn.Module], Iterable["SizeDeclaration"]]
 
 @dataclass(frozen=True)
 class SizeDeclaration:
-    """``attribute`` of a module is the size of one dimension of what ``counts`` names.
+    """Declares that ``attribute`` of a module is the size of one dimension of what ``counts`` names.
 
-    Both are dotted names, relative to the module that the size is declared for. Of several declarations for
-    one attribute, the first applies whose tensor exists and has as many positions as the attribute says. An
-    attribute to which none applies is left as it is.
+    Both are dotted names, relative to the module that the size is declared for. If an attribute has several
+    declarations, the first whose tensor exists and has the attribute's size in that dimension applies. If
+    none applies, the attribute is unchanged.
 
     Args:
         attribute: an integer attribute (``"num_features"``, ``"head.in_features"``), or a container that
-            holds the integer; None where a method hard-codes the size, which pins the dimension.
+            holds the integer; None if a method hard-codes the size, which pins the dimension.
         counts: a parameter or buffer (``"fc.weight"``), or a method, which stands for what it returns
             while the model runs: ``"layer2.forward"`` is the output of ``layer2``.
-        dim: the dimension, from the end if negative; or a mapping to it from the tensor's number of
-            dimensions.
+        dim: the dimension, counted from the end if negative; or a mapping from the tensor's number of
+            dimensions to it.
         keys: the path to the integer inside the attribute: indices, keys, and names of attributes.
-        leaf: which of the tensors that a method returns, by position.
+        leaf: the position of the tensor among those that a method returns.
 
     >>> from disparse_structured.structure import SizeDeclaration
     >>> def sizes(module):
@@ -57,14 +57,14 @@ class SizeDeclaration:
     leaf: int = 0
 
     def axis(self, value: tuple[Axis, ...]) -> Axis | None:
-        """The dimension of ``value`` that is counted; None if it has no such dimension."""
+        """Return the counted dimension of ``value``, or None if it has no such dimension."""
         dim = self.dim if isinstance(self.dim, int) else self.dim.get(len(value))
         return None if dim is None or not -len(value) <= dim < len(value) else value[dim]
 
 
 @dataclass(frozen=True)
 class _Declared:
-    """A number of the model: its attribute and what that says, and the path of what it counts."""
+    """A number of the model: its attribute, its value, and the path of what it counts."""
 
     number: SizeDeclaration
     attribute: Attribute | None
@@ -73,7 +73,7 @@ class _Declared:
     is_method: bool
 
     def axis(self, trace: Trace, canonical: Mapping[str, str]) -> Axis | None:
-        """What it counts; None if the model has or computes no such thing, or one of another size."""
+        """Return the dimension it counts; None if that does not exist or has another size."""
         value: Any = None
         if not self.is_method:
             value = trace.tensors.get(canonical.get(self.counts, ""))
@@ -93,7 +93,7 @@ class Declarations:
 
     @classmethod
     def of(cls, model: nn.Module) -> Declarations:
-        """What the installed entry points declare about ``model``.
+        """Collect what the installed entry points declare about ``model``.
 
         Raises:
             ExtensionError: an entry point cannot be loaded, fails, or returns anything but declarations.
@@ -103,20 +103,20 @@ class Declarations:
             _declared(model, path, number)
             for path, module in model.named_modules()
             for entry, source in entries
-            for number in _asked(entry, source, path, module)
+            for number in _declarations_from(entry, source, path, module)
         )
         return cls(tuple(each for each in declared if each is not None))
 
     @property
     def methods(self) -> frozenset[str]:
-        """The methods of which it must be known what they return."""
+        """The methods whose return values must be recorded."""
         return frozenset(each.counts for each in self.numbers if each.is_method)
 
     def pin(self, trace: Trace, canonical: Mapping[str, str]) -> None:
-        """Pins what hard-coded numbers count.
+        """Pin the dimensions that hard-coded numbers count.
 
         Args:
-            canonical: the name under which ``trace`` knows each parameter and buffer.
+            canonical: the name that ``trace`` uses for each parameter and buffer.
         """
         for each in self.numbers:
             axis = each.axis(trace, canonical) if each.attribute is None else None
@@ -126,10 +126,10 @@ class Declarations:
                 trace.labels.pin(axis.atoms(), reason, name, module)
 
     def literals(self, trace: Trace, canonical: Mapping[str, str]) -> Iterator[SizeLiteral]:
-        """One for every attribute of which it is known what it counts.
+        """Yield a literal for every attribute whose counted dimension is known.
 
         Args:
-            canonical: the name under which ``trace`` knows each parameter and buffer.
+            canonical: the name that ``trace`` uses for each parameter and buffer.
         """
         known: set[Attribute] = set()
         for each in self.numbers:
@@ -141,7 +141,7 @@ class Declarations:
 
 
 def _declared(model: nn.Module, path: str, number: SizeDeclaration) -> _Declared | None:
-    """None where ``model`` has no such attribute, or nothing of that name to count."""
+    """None if ``model`` lacks the attribute or what it counts."""
     attribute, size = None, None
     counts = _joined(path, number.counts)
     try:
@@ -172,11 +172,13 @@ def _source(entry: metadata.EntryPoint) -> Source:
     return source
 
 
-def _asked(entry: metadata.EntryPoint, source: Source, path: str, module: nn.Module) -> list[SizeDeclaration]:
+def _declarations_from(
+    entry: metadata.EntryPoint, source: Source, path: str, module: nn.Module
+) -> list[SizeDeclaration]:
     where = f"for module {path!r} ({type(module).__name__})"
     try:
         numbers = list(source(module))
-    except Exception as error:  # whatever another package's code raises
+    except Exception as error:  # code of another package may raise anything
         raise ExtensionError(
             f"{described(entry)} fails {where}: {type(error).__name__}: {error}. Repair or uninstall the "
             "package that registers it."

@@ -1,4 +1,4 @@
-"""Entry points through which other packages extend this one: loaded, and named in errors."""
+"""Loads the entry points by which other packages extend this one, and describes them in errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ The module is imported; its functions are registered by
 
 
 def load_rules() -> None:
-    """Imports every module of the group :data:`RULES` that has not been imported yet.
+    """Import every module of the group :data:`RULES` that has not been imported yet.
 
     Raises:
         ExtensionError: a module cannot be imported.
@@ -33,14 +33,14 @@ def load_rules() -> None:
 
 
 def loaded(entry: metadata.EntryPoint) -> Any:
-    """The object that ``entry`` names.
+    """Load the object that ``entry`` names.
 
     Raises:
         ExtensionError: it cannot be loaded.
     """
     try:
         return entry.load()
-    except Exception as error:  # whatever importing another package raises
+    except Exception as error:  # importing another package may raise anything
         raise ExtensionError(
             f"{described(entry)} cannot be loaded ({type(error).__name__}: {error}). Repair or uninstall the "
             "package that registers it."
@@ -48,6 +48,6 @@ def loaded(entry: metadata.EntryPoint) -> Any:
 
 
 def described(entry: metadata.EntryPoint) -> str:
-    """``entry`` and the package that registers it, for an error."""
+    """Describe ``entry`` and the package that registers it, for an error message."""
     package = f" of {entry.dist.name}" if entry.dist is not None else ""
     return f"the entry point {entry.name!r} = {entry.value!r}{package} (group {entry.group!r})"

@@ -1,10 +1,10 @@
-"""What another package needs to teach this one an operator or a size.
+"""What another package needs to add an operator or a size.
 
 **An operator.** The structure of a model follows from *labels*: every position of every parameter dimension
-has one, and each value of the exported graph is a tuple of :class:`Axis`, one for each dimension, that
-carries the labels of its positions. The rule of an operator says how labels get from its arguments to its
-result. An operator without a rule pins everything that passes through it. A rule takes a :class:`Trace`, on
-which it states what it knows, and a :class:`Call`, which holds the arguments by schema name, and returns the
+has one. Each value of the exported graph is a tuple of :class:`Axis`, one per dimension, that holds the
+labels of its positions. The rule of an operator says how labels propagate from its arguments to its
+result. An operator without a rule pins everything that passes through it. A rule takes a :class:`Trace`, in
+which it records what it knows, and a :class:`Call`, which holds the arguments by schema name. It returns the
 :class:`Value` of the result (a list of them if the operator returns several tensors):
 
 >>> import torch
@@ -28,24 +28,24 @@ which it states what it knows, and a :class:`Call`, which holds the arguments by
 >>> units()
 8
 
-What a rule may state: :meth:`Trace.unite` (positions that must be removed together), :meth:`Trace.pin`
-(positions that must stay, and why), :meth:`Trace.consume` (the operator contracts over a dimension, or takes
-a statistic over it), :meth:`Trace.literal` (a number that must become the count of what is left),
+A rule may call :meth:`Trace.unite` (positions that must be removed together), :meth:`Trace.pin`
+(positions that must be kept, and why), :meth:`Trace.consume` (the operator contracts over a dimension, or
+takes a statistic over it), :meth:`Trace.literal` (a number that must become the count of the kept positions),
 :meth:`Trace.multiply` (multiply-accumulates, for the cost), :meth:`Trace.kind`, and :meth:`Trace.unknown`
-where it does not know what to do. The rules in :mod:`disparse_structured.structure.rules` are the examples.
+for a case it does not handle. The rules in :mod:`disparse_structured.structure.rules` are examples.
 
-Whether the operator contracts with a weight, normalizes, averages, moves values or takes sizes is its record,
-an :class:`Operator`: pass it in the same call, ``@rule(torch.ops.mine.scaled_linear,
+Whether the operator contracts with a weight, normalizes, averages, moves values or takes sizes is stated in
+its record, an :class:`Operator`: pass it in the same call, ``@rule(torch.ops.mine.scaled_linear,
 record=Operator(Contracts("linear", input_dim=1)))``. Scoring, the masked twin, weight masks, the rewriting of
 sizes and the refit look it up.
 
-An installed package registers the module that holds its rules as an entry point of the group
+An installed package registers the module with its rules as an entry point of the group
 ``disparse_structured.rules``; it is imported before a model is analyzed::
 
     [project.entry-points."disparse_structured.rules"]
     mine = "mine.disparse_rules"
 
-A wrong rule cannot lead to a wrong network unnoticed: what is pruned is verified against the masked twin.
+A wrong rule cannot silently produce a wrong network: the result is verified against the masked twin.
 
 **A size.** A method that ``analyse`` does not run, such as timm's ``reset_classifier``, may compute with an
 integer attribute of its module. :class:`SizeDeclaration` says what the attribute counts. A function that

@@ -1,4 +1,4 @@
-"""From solved labels to channel groups: units are classes, groups are units with the same signature."""
+"""Builds channel groups from solved labels: units are classes, and groups are units with one signature."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from disparse_structured.structure.tracing import Trace
 
 @dataclass(frozen=True, eq=False)
 class _Place:
-    """A dimension of a tensor, or of what an operator reads, whose positions belong to units."""
+    """A dimension of a tensor, or of what an operator reads, with the labels of its positions."""
 
     labels: np.ndarray
     member: tuple[str, int] | None
@@ -23,7 +23,7 @@ class _Place:
 
 @dataclass(frozen=True, eq=False)
 class Grouping:
-    """Groups, the flat unit of every atom (-1: fixed), and the classes that have only one unit."""
+    """Groups, the flat unit of every atom (-1: fixed), and the pins of groups with only one unit."""
 
     groups: tuple[ChannelGroup, ...]
     units: np.ndarray
@@ -37,7 +37,7 @@ def group_units(
     reach: Sequence[frozenset[str]],
     tasks: Sequence[str],
 ) -> Grouping:
-    """``reach[i]`` are the tasks behind ``trace.reads[i]``; groups come in order of their first parameter."""
+    """Group the units, in order of first parameter; ``reach[i]`` are the tasks behind ``trace.reads[i]``."""
     places = [
         _Place(axis.labels, (name, dim), None)
         for name, value in trace.tensors.items()
@@ -121,7 +121,7 @@ def _first_seen(positions: list[np.ndarray], count: int) -> np.ndarray:
 
 
 def _places_of_groups(groups: list[np.ndarray], count: int) -> list[list[int]]:
-    """For each of ``count`` groups the places it stands in; ``groups``: the one at each position, or -1."""
+    """The places of each of ``count`` groups; ``groups`` holds the group at each position, or -1."""
     inside: list[list[int]] = [[] for _ in range(count)]
     for place, found in enumerate(groups):
         for group in np.unique(found[found >= 0]):
@@ -130,7 +130,7 @@ def _places_of_groups(groups: list[np.ndarray], count: int) -> list[list[int]]:
 
 
 def _positions(ranks: np.ndarray, units: int) -> np.ndarray:
-    """int64 ``[units, multiplicity]``: where each unit stands."""
+    """int64 ``[units, multiplicity]``: the positions of each unit."""
     where = np.flatnonzero(ranks >= 0)
     return where[np.argsort(ranks[where], kind="stable")].reshape(units, -1)
 
@@ -151,7 +151,7 @@ def _kind(kinds: dict[int, Kind], units: np.ndarray, members: tuple[Member, ...]
 
 
 def _name(members: tuple[Member, ...], names: dict[str, int]) -> str:
-    """The layer that produces the group; a number where one layer produces several."""
+    """The layer that produces the group, with a number from its second group on."""
     producer = next((member for member in members if member.dim == 0), members[0])
     name = producer.parameter.rpartition(".")[0] or producer.parameter
     names[name] = names.get(name, 0) + 1

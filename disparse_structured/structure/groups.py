@@ -1,6 +1,6 @@
 """Channel groups and their units, as plain data.
 
-All names are qualified names of the dense model and all indices are in its coordinates.
+All names are qualified names of the dense model, and all indices use its numbering.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Kind = Literal["channel", "bundle", "head"]
 """channel: one index; bundle: one index repeated over groups, halves or slabs; head: one attention head."""
 
 Attention = Literal["heads", "head_dim"]
-"""What of an attention layer is a unit: a whole head, or one index of the head dimension in all heads."""
+"""The unit of an attention layer: a whole head, or one index of the head dimension in all heads."""
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A slice family of one parameter or buffer that shrinks with the group.
+    """The slices of one parameter or buffer that shrink with the group.
 
     ``index`` is int64 ``[units, multiplicity]``: the positions along ``dim`` that unit ``u`` owns.
     """
@@ -36,14 +36,13 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Consumer:
-    """A place of the graph where a removed unit stops being read.
+    """A place of the graph where a removed unit is no longer read.
 
     ``node`` reads its argument ``arg``; ``index`` is int64 ``[units, multiplicity]`` along
     ``dim`` of that argument. A consumer that ``normalizes`` by statistics over the channels (layer norm,
-    group norm) hands them on, one that ``averages`` (mean, maximum) does not; the masked twin of both leaves
-    removed channels out of the statistics. ``sample`` is the dimension of the argument along which the
-    examples of the batch lie and, int64, the number of the example at each of its positions; None where no
-    single dimension tells them apart.
+    group norm) passes them on; one that ``averages`` (mean, maximum) does not. In the masked twin, the
+    statistics of both exclude removed channels. ``sample`` is the batch dimension of the argument and, int64,
+    the number of the example at each of its positions; None if no single dimension separates the examples.
     """
 
     node: str
@@ -56,12 +55,12 @@ class Consumer:
 
     @property
     def takes_statistics(self) -> bool:
-        """Whether a channel of zeros is something else than no channel."""
+        """Whether a channel of zeros differs from a removed channel."""
         return self.normalizes or self.averages
 
     @property
     def is_inside(self) -> bool:
-        """Whether a fused operator reads the unit between its own steps, by a weight in a list of them."""
+        """Whether a fused operator reads the unit internally, through a weight in a list."""
         return isinstance(self.arg, tuple) and self.sample is None
 
 
@@ -83,7 +82,7 @@ class ChannelGroup:
 
     @property
     def slice(self) -> slice:
-        """Where the group's units lie in a flat ``[units]`` vector."""
+        """The slice of the group's units in a flat ``[units]`` vector."""
         return slice(self.start, self.start + self.units)
 
 
@@ -91,8 +90,8 @@ class ChannelGroup:
 class RatioConstraint:
     """A count constraint: the kept counts of ``groups`` must be ``t * shares`` for one integer ``t``.
 
-    For example a residual width that ``forward`` divides by a number of heads. Of groups that are
-    ``together`` (heads in windows of three sizes), which have the same share, the sum of the kept counts
+    An example is a residual width that ``forward`` divides by a number of heads. Groups that are
+    ``together`` (heads in windows of three sizes) have the same share, and the sum of their kept counts
     must be ``t`` times it.
     """
 
@@ -103,7 +102,7 @@ class RatioConstraint:
 
     @property
     def sides(self) -> tuple[tuple[tuple[str, ...], int], ...]:
-        """The groups whose kept counts are added up, mostly one alone, and their share."""
+        """The groups whose kept counts are summed, usually just one, and their share."""
         side_of = {name: side for side in self.together for name in side}
         shares = {
             side_of.get(name, (name,)): share for name, share in zip(self.groups, self.shares, strict=True)
@@ -111,16 +110,16 @@ class RatioConstraint:
         return tuple(shares.items())
 
     def allows(self, kept: Mapping[str, int]) -> bool:
-        """Whether so many units of each group may stay."""
+        """Check that these numbers of kept units satisfy the constraint."""
         multiples = {divmod(sum(kept[name] for name in names), share) for names, share in self.sides}
         return len(multiples) == 1 and next(iter(multiples))[1] == 0
 
 
 @dataclass(frozen=True)
 class Pin:
-    """Why some dimensions may not change: the operator, the module it ran in, and what it holds.
+    """Why some dimensions cannot change: the operator, the module it ran in, and what it pins.
 
-    ``number`` where a number that ``forward`` computes with does not follow: in the exported graph it does.
+    ``number`` if a number that ``forward`` computes with does not follow; in the exported graph it does.
     """
 
     reason: str
@@ -134,9 +133,9 @@ class Pin:
 def positions_left(
     groups: Iterable[ChannelGroup], shapes: Mapping[str, tuple[int, ...]], keep: torch.Tensor | np.ndarray
 ) -> dict[str, dict[int, np.ndarray]]:
-    """For each tensor and dimension that shrinks, the positions that stay, int64 ascending.
+    """List the kept positions of each tensor and dimension that shrinks, int64 ascending.
 
-    ``shapes`` are the dense tensors' by name, ``keep`` is bool ``[units]``.
+    ``shapes`` holds the dense tensors' shapes by name; ``keep`` is bool ``[units]``.
     """
     gone: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
     for group in groups:
@@ -150,7 +149,7 @@ def positions_left(
 
 
 def reach_matrix(groups: tuple[ChannelGroup, ...], tasks: tuple[str, ...]) -> torch.Tensor:
-    """``bool [tasks, units]``: which task's output depends on which unit."""
+    """Build bool ``[tasks, units]``: which task's output depends on which unit."""
     reach = torch.zeros(len(tasks), sum(group.units for group in groups), dtype=torch.bool)
     for group in groups:
         for row, task in enumerate(tasks):

@@ -1,4 +1,4 @@
-"""Which part of a split dimension is the head dimension of an attention layer."""
+"""Finds the part of a split dimension that is the head dimension of an attention layer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from disparse_structured.graph.operators import named_arguments, operator_of
 
 
 def head_dimension(split: fx.Node, first: int, sizes: Sequence[int]) -> int | None:
-    """The part of ``sizes`` that attention multiplies over, or returns: its last but one or last dimension.
+    """Find the part of ``sizes`` that attention contracts over or returns, in one of its last two dimensions.
 
-    ``split`` returns the parts as its dimensions from ``first`` on; heads end up among the dimensions before.
-    None where no product reads the parts.
+    ``split`` returns the parts as its dimensions from ``first`` on; heads end up in the leading dimensions.
+    None if no product reads the parts.
     """
     shape = tuple(split.meta["val"].shape)
     index = position_ids(shape, first, first + len(sizes))
@@ -31,14 +31,14 @@ def head_dimension(split: fx.Node, first: int, sizes: Sequence[int]) -> int | No
 
 
 def _passes(node: fx.Node, source: fx.Node) -> bool:
-    """Whether dimensions of ``source`` keep their places: arithmetic, activations, normalization."""
+    """Whether the dimensions of ``source`` keep their places: arithmetic, activations, normalization."""
     value, read = node.meta.get("val"), source.meta["val"]
     same = isinstance(value, torch.Tensor) and isinstance(read, torch.Tensor) and value.shape == read.shape
     return same and operator_of(node).contracts is None
 
 
 def _factors(product: fx.Node, operand: fx.Node) -> list[int]:
-    """The dimensions of ``operand`` that ``product`` does not take one by one, last first."""
+    """The dimensions of ``operand`` that are not batch dimensions of ``product``."""
     contracts = operator_of(product).contracts
     if contracts is not None and contracts.kind in ("matmul", "attention"):
         return [-1, -2]

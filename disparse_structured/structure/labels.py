@@ -1,8 +1,8 @@
-"""Labels: who owns each position of each dimension.
+"""Labels: the owner of each position of each dimension.
 
-Every parameter and buffer has one *atom* for each (dimension, index). The values of the graph carry,
-for each dimension, the atoms that its positions stand for; operator rules hand them on, unite them
-(they must go together) or pin them (they may not go).
+Every parameter and buffer has one *atom* for each (dimension, index). Each dimension of a value in the graph
+holds the atoms that its positions stand for. Operator rules pass them on, unite them
+(they must be removed together) or pin them (they cannot be removed).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 PINNED = 0
-"""The atom of every position that may not go."""
+"""The atom of every position that cannot be removed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class Axis:
     """One dimension of a value.
 
     ``labels`` is int64 ``[size]``, or None where no position can be removed. ``sample`` is int64 ``[size]``,
-    the number of the example in the batch that each position belongs to, or None where it mixes them.
+    the number of the example in the batch that each position belongs to, or None if it mixes examples.
     """
 
     size: int
@@ -29,11 +29,11 @@ class Axis:
     sample: np.ndarray | None = None
 
     def atoms(self) -> np.ndarray:
-        """The labels, with PINNED where there are none."""
+        """Return the labels, or PINNED for every position if there are none."""
         return np.full(self.size, PINNED) if self.labels is None else self.labels
 
     def with_labels(self, labels: np.ndarray | None) -> Axis:
-        """The same dimension with other labels."""
+        """Return the same dimension with other labels."""
         return Axis(self.size if labels is None else len(labels), labels, self.sample)
 
 
@@ -42,7 +42,7 @@ Value = tuple[Axis, ...]
 
 @dataclass(frozen=True, eq=False)
 class PinRecord:
-    """``atoms`` may not go because of ``operator`` in ``module``; ``number``: as it counts them in Python."""
+    """``operator`` in ``module`` pins ``atoms``; ``number`` if it does because Python code counts them."""
 
     atoms: np.ndarray
     reason: str
@@ -53,20 +53,20 @@ class PinRecord:
 
 @dataclass
 class Labels:
-    """Atoms, what unites them and what pins them; collected first, solved once."""
+    """Atoms, what unites them and what pins them; all are collected, then solved once."""
 
     count: int = 1
     edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     pins: list[PinRecord] = field(default_factory=list)
 
     def fresh(self, size: int) -> np.ndarray:
-        """``size`` new atoms."""
+        """Create ``size`` new atoms."""
         atoms = np.arange(self.count, self.count + size)
         self.count += size
         return atoms
 
     def unite(self, first: np.ndarray, second: np.ndarray, reason: str, operator: str, module: str) -> None:
-        """Position by position (broadcast), ``first`` and ``second`` go together or not at all."""
+        """Require that ``first`` and ``second`` (broadcast) be removed together, position by position."""
         first, second = (np.ravel(side) for side in np.broadcast_arrays(first, second))
         free = (first != PINNED) & (second != PINNED)
         different = free & (first != second)
@@ -76,14 +76,14 @@ class Labels:
             self.pin(np.concatenate([first[~free], second[~free]]), reason, operator, module)
 
     def pin(self, atoms: np.ndarray, reason: str, operator: str, module: str) -> None:
-        """``atoms`` may not go."""
+        """Record that ``atoms`` cannot be removed."""
         atoms = np.unique(atoms)
         atoms = atoms[atoms != PINNED]
         if atoms.size:
             self.pins.append(PinRecord(atoms, reason, operator, module))
 
     def solve(self) -> np.ndarray:
-        """int64 ``[count]``: the class of every atom by union alone; :meth:`pinned` applies the pins."""
+        """Return the class of every atom, int64 ``[count]``, before :meth:`pinned` applies the pins."""
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
@@ -96,7 +96,7 @@ class Labels:
         return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
     def pinned(self, classes: np.ndarray, records: Iterable[PinRecord]) -> np.ndarray:
-        """bool ``[number of classes]``: which classes hold a pinned atom."""
+        """Mark the classes with a pinned atom, bool ``[number of classes]``."""
         pinned = np.zeros(int(classes.max()) + 1, dtype=bool)
         pinned[classes[PINNED]] = True
         for record in records:

@@ -1,4 +1,4 @@
-"""Which operator pinned what share of the parameters."""
+"""Summarizes the share of the parameters that each operator pins."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from disparse_structured.structure.labels import PINNED, PinRecord, Value
 def summarize(
     records: Iterable[PinRecord], parameters: Mapping[str, Value], classes: np.ndarray, total: int
 ) -> tuple[tuple[Pin, ...], float]:
-    """One :class:`Pin` for each reason, operator and module, largest first; the share that numbers hold.
+    """Return one :class:`Pin` per reason, operator and module, largest first, and the share that numbers pin.
 
-    They count the elements of ``parameters`` that lie in a slice that the record pins, each once, however
-    many of its dimensions are pinned; ``total`` is the number of elements of the whole network.
+    A pin counts the elements of ``parameters`` in slices that its records pin. Each element counts once,
+    however many of its dimensions are pinned. ``total`` is the number of elements in the whole network.
     """
     touched: dict[tuple[str, str, str, bool], list[np.ndarray]] = defaultdict(list)
     for record in records:
@@ -38,10 +38,10 @@ def summarize(
 
 
 class _Elements:
-    """How many elements of a set of tensors lie in slices of given classes; all dimensions end to end."""
+    """Counts the elements of tensors in slices of given classes; all dimensions are concatenated."""
 
     def __init__(self, sizes: Sequence[Sequence[int]], places: Sequence[tuple[int, np.ndarray]]) -> None:
-        """``places`` are tensor number and class of each position, for each dimension that has labels."""
+        """``places`` holds the tensor number and the class of each position, for each labeled dimension."""
         self._numels = np.array([np.prod(size, dtype=np.int64) for size in sizes], dtype=np.int64)
         self._owner = np.array([owner for owner, _ in places], dtype=np.int64)
         self._lengths = np.array([len(positions) for _, positions in places], dtype=np.int64)
@@ -62,7 +62,7 @@ class _Elements:
         return cls([[axis.size for axis in value] for value in values], places)
 
     def held(self, found: np.ndarray, fixed: int) -> int:
-        """The elements with a position, in any dimension, whose class is in ``found`` but not ``fixed``."""
+        """Count the elements with a position, in any dimension, of a class in ``found``, not ``fixed``."""
         wanted = np.zeros(max(int(self._classes.max(initial=0)), int(found.max(initial=0))) + 1, dtype=bool)
         wanted[found] = True
         if fixed < len(wanted):

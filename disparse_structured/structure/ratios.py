@@ -1,4 +1,4 @@
-"""Ratios between counts of classes, as constraints between channel groups."""
+"""Turns ratios between counts of classes into constraints between channel groups."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from disparse_structured.structure.groups import ChannelGroup, RatioConstraint
 from disparse_structured.structure.size_constraints import Count, Ratio
 
 _Side = tuple[str, ...]
-"""One side of a ratio: the groups whose kept counts are added up."""
+"""One side of a ratio: the groups whose kept counts are summed."""
 
 _Shares = Mapping[_Side, Fraction]
-"""The kept counts that are bound to each other, in proportion."""
+"""The proportions of kept counts that constrain one another."""
 
 
 def ratio_constraints(
     ratios: list[Ratio], classes: np.ndarray, grouping: Grouping
 ) -> tuple[tuple[RatioConstraint, ...], np.ndarray]:
-    """The constraints between groups, merged where they share one; and the classes of all other ratios."""
+    """Return the constraints, merged if they share a group, and the classes of all other ratios."""
     unit_of_class = dict(zip(classes.tolist(), grouping.units.tolist(), strict=True))
     shares: dict[_Side, _Shares] = {}
     reasons: dict[_Side, str] = {}
@@ -50,7 +50,7 @@ def ratio_constraints(
 
 
 def _constraint(shares: _Shares, reason: str) -> RatioConstraint:
-    """``shares`` in the smallest whole numbers."""
+    """``shares`` as the smallest possible integers."""
     denominator = lcm(*(share.denominator for share in shares.values()))
     whole = {side: int(share * denominator) for side, share in shares.items()}
     divisor = gcd(*whole.values())
@@ -65,7 +65,7 @@ def _constraint(shares: _Shares, reason: str) -> RatioConstraint:
 def _side(
     count: Count, unit_of_class: dict[int, int], groups: tuple[ChannelGroup, ...]
 ) -> tuple[_Side, int] | None:
-    """The groups all of whose units ``count`` counts, each equally often."""
+    """The groups that ``count`` counts, if it counts all of their units equally often."""
     units = {unit_of_class[each] for each, _ in count.classes}
     times = {each for _, each in count.classes}
     side = [group for group in groups if group.start in units]

@@ -1,7 +1,7 @@
-"""Which integers of an exported graph are sizes, and what they become when the widths change.
+"""Finds the integers of an exported graph that are sizes, and their values when the widths change.
 
 A module computes its sizes in Python, from numbers that may not follow its widths. Its exported graph
-holds the results, as literals of its operators: these can always be rewritten. An operator's record says
+holds the results as literals of its operators, which can always be rewritten. An operator's record says
 which of its integer arguments are sizes, and what they count.
 """
 
@@ -21,14 +21,14 @@ from disparse_structured.structure.labels import Axis, Value
 from disparse_structured.structure.tracing import Call, Trace, is_value
 
 Counted = Callable[[Call, Any, str], list[Axis]]
-"""From a call, its result's value and an argument's name to what the argument's integers count, in order."""
+"""Maps a call, its result's value and an argument's name to what the argument's integers count, in order."""
 
 
 @dataclass(frozen=True)
 class Resize:
-    """Integer ``item`` (None: the only one) of ``node``'s ``argument`` is row ``row`` of the widths.
+    """Integer ``item`` (None: the only one) of ``node``'s ``argument`` equals row ``row`` of the widths.
 
-    ``batched`` where it is also proportional to the number of examples in the batch.
+    ``batched`` if it is also proportional to the number of examples in the batch.
     """
 
     node: str
@@ -40,9 +40,9 @@ class Resize:
 
 @dataclass(frozen=True, eq=False)
 class Resizing:
-    """All integers of a graph that follow the widths or the batch; ``batch`` is the one it was exported with.
+    """All integers of a graph that follow the widths or the batch; ``batch`` is its batch size at export.
 
-    ``widths`` count positions of the graph's values, of all examples of that batch together.
+    ``widths`` count positions of the graph's values over all examples of that batch.
     """
 
     places: tuple[Resize, ...]
@@ -50,7 +50,7 @@ class Resizing:
     batch: int
 
     def sizes(self, keep: Keep) -> dict[Resize, int]:
-        """The integers of the graph that keeps ``keep``, bool ``[units]``."""
+        """Compute the integers of the graph with the units of ``keep``, bool ``[units]``."""
         widths = self.widths(keep)
         return {place: round(float(widths[place.row])) for place in self.places}
 
@@ -89,7 +89,7 @@ def _before(call: Call, result: Value, argument: str) -> list[Axis]:
 
 
 def _channels(call: Call, result: Value, argument: str) -> list[Axis]:
-    """As many groups as input channels: a depthwise convolution. The sizes tell (see :func:`_places`)."""
+    """The input channels: a depthwise convolution has as many groups (checked by :func:`_places`)."""
     value, weight = call["input"], call["weight"]
     channels: Axis = value[len(value) - (len(weight) - 1)]
     return [channels] if channels.size > 1 else []
@@ -104,11 +104,11 @@ COUNTED: dict[Counts, Counted] = {
     "before": _before,
     "channels": _channels,
 }
-"""What the integers of an argument count, by what its operator's record says."""
+"""Maps what an operator's record says to the function that finds what its integers count."""
 
 
 def resizing_of(trace: Trace, units: np.ndarray, count: int, batch: int) -> Resizing:
-    """The sizes that the operators' records find in a traced graph.
+    """Find the sizes in a traced graph by the operators' records.
 
     Args:
         units: int64 ``[atoms]``, the flat unit of each atom, -1 where it is fixed.
@@ -132,7 +132,7 @@ def resizing_of(trace: Trace, units: np.ndarray, count: int, batch: int) -> Resi
 
 
 def _known(trace: Trace, node: fx.Node) -> bool:
-    """Whether all sizes that ``node`` reads and makes were known before it ran."""
+    """Whether all sizes that ``node`` reads and returns were known before it ran."""
     result = trace.values.get(node.name)
     parts = result if isinstance(result, list) else [result]
     return all(map(is_value, [*parts, *(trace.values.get(each.name) for each in node.all_input_nodes)]))
@@ -148,10 +148,10 @@ def _reader(trace: Trace) -> Callable[[Any], Any]:
 def _places(
     call: Call, argument: str, counts: Counts, value: Any
 ) -> Iterator[tuple[int | None, Axis, Expression]]:
-    """Items of the argument, what they count, and where they came from.
+    """Items of the argument, what they count, and their origin.
 
-    Only what is the size of its dimension counts it: not -1, nor a slice's bound beyond the end, nor how
-    often more than one position is repeated.
+    An item counts a dimension only if it equals its size. This excludes -1, a slice bound beyond the end, and
+    a number of repeats of more than one position.
     """
     given = call.raw.get(argument)
     items: list[tuple[int | None, Any]] = (
@@ -168,7 +168,7 @@ def _places(
 
 
 def _per_example(axis: Axis, batch: int) -> bool:
-    """Whether every example of the batch owns equally many positions."""
+    """Whether every example of the batch owns the same number of positions."""
     if axis.sample is None or not axis.size:
         return False
     owned = np.bincount(axis.sample, minlength=batch)
@@ -176,7 +176,7 @@ def _per_example(axis: Axis, batch: int) -> bool:
 
 
 def _follows(expression: Expression, size: int, trace: Trace, batch: int) -> bool:
-    """Whether ``forward`` computed the size from the batch, in proportion to it."""
+    """Whether ``forward`` computed the size in proportion to the batch."""
     return size % batch == 0 and _proportional(expression, trace, batch) is True
 
 
