@@ -1,9 +1,9 @@
-"""Fused attention that takes its scale from the head dimension: who makes up for it when that shrinks.
+"""Fused attention whose scale depends on the head dimension, and the weights that compensate when it shrinks.
 
-``scaled_dot_product_attention`` divides by the root of the head dimension unless it is given a scale. The
-masked twin divides by that of the dense network. A smaller graph is given that scale; a smaller module
-computes the same if its queries are smaller by the root of the share that is left, which the weights of
-the layer that makes them take up.
+``scaled_dot_product_attention`` divides by the square root of the head dimension unless it is given a scale.
+The masked twin divides by the dense network's. A pruned graph is given that scale. A pruned module
+computes the same if its queries shrink by the square root of the kept share; the weights of the layer
+that produces them absorb the factor.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True, eq=False)
 class AttentionScale:
-    """``node`` is attention that divides by the root of its head dimension, ``size`` in the dense network.
+    """``node`` is attention that divides by the root of its head dimension, ``size`` when dense.
 
-    ``row`` is that of the head dimension in the cost model's widths. ``query`` are, by parameter, the
-    positions along its dimension 0 that make the query, int64 ``[n]``; none where the graph is pruned.
+    ``row`` is the head dimension's row in the cost model's widths. ``query`` holds, by parameter, the
+    positions along dimension 0 that produce the query, int64 ``[n]``; it is empty if the graph is pruned.
     """
 
     node: str
@@ -43,9 +43,9 @@ class AttentionScale:
 
 
 def query_rows(capture: Capture, attention: fx.Node) -> dict[str, np.ndarray] | str:
-    """The positions of parameters that the query of ``attention``, and nothing else, is proportional to.
+    """Find the parameter positions that only the query of ``attention`` is proportional to.
 
-    int64 along dimension 0, by parameter. Where there are none: why, in words.
+    int64 along dimension 0, by parameter. If there are none, the reason as text.
     """
     query = producer = named_arguments(attention)["query"]
     while rearranges(producer) or is_identity(producer):
@@ -82,7 +82,7 @@ def query_rows(capture: Capture, attention: fx.Node) -> dict[str, np.ndarray] | 
 
 
 def _pieces(weight: fx.Node) -> list[fx.Node]:
-    """What ``weight`` was put together of, along dimension 0."""
+    """The nodes that ``weight`` was concatenated from along dimension 0."""
     given = named_arguments(weight)
     if packet(weight) is not aten.cat or given["dim"] != 0 or len(weight.users) > 1:
         return [weight]
@@ -90,7 +90,7 @@ def _pieces(weight: fx.Node) -> list[fx.Node]:
 
 
 def _uses(capture: Capture, tensor: str) -> int:
-    """How many operators read a parameter, by whichever of its names."""
+    """The number of operators that read a parameter under any of its names."""
     return sum(
         len(node.users)
         for node in capture.graph.find_nodes(op="placeholder")

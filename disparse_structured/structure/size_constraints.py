@@ -1,8 +1,8 @@
-"""Do the numbers that ``forward`` computes with follow the widths of a pruned network?
+"""Determines whether the numbers in ``forward`` follow the widths of a pruned network.
 
-Each literal of the graph has an expression (where it came from) and the labels it counts. An attribute
-takes the new count; an expression of sizes must come out right by itself, or under a count constraint.
-Where neither holds, the labels stay.
+Each literal of the graph has an expression (its origin) and the labels it counts. An attribute
+takes the new count. An expression of sizes must give that count by itself, or under a count constraint.
+Otherwise the labels are pinned.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from disparse_structured.structure.tracing import SizeLiteral, Trace
 
 @dataclass(frozen=True)
 class Count:
-    """``fixed`` positions plus ``times`` for each class that stays: ``fixed + sum(times * kept)``."""
+    """``fixed`` positions plus ``times`` for each kept class: ``fixed + sum(times * kept)``."""
 
     fixed: int
     classes: tuple[tuple[int, int], ...] = ()
 
     def scaled(self, factor: int) -> Count:
-        """``factor`` times this count."""
+        """Multiply this count by ``factor``."""
         return Count(self.fixed * factor, tuple((each, times * factor) for each, times in self.classes))
 
     def plus(self, other: Count, sign: int = 1) -> Count:
-        """The sum, or with ``sign`` -1 the difference."""
+        """Add ``other``, or subtract it with ``sign`` -1."""
         total = dict(self.classes)
         for each, times in other.classes:
             total[each] = total.get(each, 0) + sign * times
@@ -37,7 +37,7 @@ class Count:
         return Count(self.fixed + sign * other.fixed, kept)
 
     def divided(self, divisor: int) -> Count | None:
-        """The exact quotient; None if there is a remainder."""
+        """Return the exact quotient, or None if there is a remainder."""
         numbers = [self.fixed, *(times for _, times in self.classes)]
         if divisor == 0 or any(number % divisor for number in numbers):
             return None
@@ -56,7 +56,7 @@ class Ratio:
 
 @dataclass
 class SizeSolution:
-    """What :func:`follow` finds: attributes and the labels they count, constraints, labels that must stay."""
+    """What :func:`follow` finds: attributes and the labels they count, constraints, pinned labels."""
 
     attributes: dict[Attribute, np.ndarray] = field(default_factory=dict)
     ratios: list[Ratio] = field(default_factory=list)
@@ -73,7 +73,7 @@ class _Solver:
     """int64 ``[classes]``: one atom of each class."""
 
     def labels(self, count: Count) -> np.ndarray:
-        """Labels of which there are ``count``."""
+        """Return labels whose count is ``count``."""
         parts = [
             np.full(count.fixed, PINNED),
             *(np.full(times, self.atoms[each]) for each, times in count.classes),
@@ -87,7 +87,7 @@ class _Solver:
         return Count(int(fixed.sum()), tuple(zip(values.tolist(), times.tolist(), strict=True)))
 
     def evaluate(self, expression: Expression, assigned: dict[Attribute, Count]) -> Count | None:
-        """The expression's value in terms of surviving classes; None if it is not linear in them."""
+        """Evaluate the expression in terms of kept classes; None if it is not linear in them."""
         if isinstance(expression, int):
             return Count(int(expression))
         if isinstance(expression, Attribute):
@@ -113,7 +113,7 @@ class _Solver:
     def solve(
         self, expression: Expression, required: Count, assigned: dict[Attribute, Count]
     ) -> tuple[Attribute, Count] | None:
-        """The attribute, not assigned yet, whose count makes ``expression`` come out as ``required``."""
+        """Find an unassigned attribute and the count of it that makes ``expression`` equal ``required``."""
         if isinstance(expression, Attribute):
             least = min([required.fixed, *(times for _, times in required.classes)])
             return None if expression in assigned or least < 0 else (expression, required)
@@ -128,10 +128,10 @@ class _Solver:
         return None
 
     def ratio(self, literal: SizeLiteral, required: Count, assigned: dict[Attribute, Count]) -> Ratio | None:
-        """The count constraint under which ``literal`` comes out right, if it is a ratio.
+        """Find the count constraint under which ``literal`` is correct, if it is a ratio.
 
-        Either ``a // b`` must stay the constant it is (``a == constant * b``), or the size of one thing
-        is used for another (``a == b``).
+        Either ``a // b`` must stay constant (``a == constant * b``), or one size is used for
+        another (``a == b``).
         """
         expression, factor = literal.expression, 1
         left: Count | None = self.evaluate(expression, assigned)
@@ -166,7 +166,7 @@ def _labels_of(
 
 
 def pin_reals(trace: Trace) -> None:
-    """Pins the widths that ``forward`` computes real numbers from: a scale would be another one."""
+    """Pin the widths that ``forward`` computes floats from: a scale would change."""
     attributes: dict[Attribute, np.ndarray] = {}
     for literal in trace.literals:
         if isinstance(counted := literal.expression, Attribute):
@@ -179,7 +179,7 @@ def pin_reals(trace: Trace) -> None:
 
 
 def _undone(expression: Arithmetic, left: bool, required: Count, value: Count) -> Count | None:
-    """What one side of ``expression`` must be, the ``left`` or the right, where the other is ``value``."""
+    """What one side of ``expression``, the ``left`` or the right, must be if the other is ``value``."""
     if expression.symbol == "+":
         return required.plus(value, -1)
     if expression.symbol == "-":
@@ -192,14 +192,14 @@ def _undone(expression: Arithmetic, left: bool, required: Count, value: Count) -
 
 
 def _comparable(left: Count, right: Count, factor: int, reason: str) -> Ratio | None:
-    """``left == factor * right`` as a constraint; None if one of them has fixed positions, or only these."""
+    """``left == factor * right`` as a constraint; None if one side has fixed positions or no classes."""
     if left.fixed or right.fixed or not left.classes or not right.classes:
         return None
     return Ratio(left, right, factor, reason)
 
 
 def _quotient(left: Count, right: Count) -> Count | None:
-    """``left // right`` where left is a constant multiple of right."""
+    """``left // right`` if left is a constant multiple of right."""
     (each, times), *_ = right.classes
     factor, rest = divmod(dict(left.classes).get(each, 0), times)
     return Count(factor) if rest == 0 and right.scaled(factor) == left else None
@@ -212,9 +212,9 @@ def follow(
     annotated: dict[int, Value],
     current: Callable[[Attribute], int],
 ) -> SizeSolution:
-    """Settles every literal; ``current`` reads an attribute of the dense model.
+    """Settle every literal; ``current`` reads an attribute of the dense model.
 
-    Freezing one label can undo another literal's match, so this repeats until nothing changes; each
+    Pinning one label can break another literal's match, so this repeats until nothing changes. Each
     round pins at least one more class.
     """
     pinned = pinned.copy()
@@ -243,7 +243,7 @@ def _settle(solver: _Solver, literals: list[SizeLiteral], numbers: SizeSolution)
             reason = f"{attribute.module}.{attribute.name} counts two different things"
             ratio = _comparable(assigned[attribute], count, 1, reason)
             if ratio is None:
-                yield from _freeze(solver, literal, [literal.labels, numbers.attributes[attribute]], reason)
+                yield from _pinned(solver, literal, [literal.labels, numbers.attributes[attribute]], reason)
             else:
                 numbers.ratios.append(ratio)
         assigned.setdefault(attribute, count)
@@ -263,15 +263,15 @@ def _settle(solver: _Solver, literals: list[SizeLiteral], numbers: SizeSolution)
         reason = "a number in forward does not follow the width"
         if isinstance(literal.expression, int):
             reason = f"forward hard-codes the number {literal.expression}"
-        yield from _freeze(solver, literal, labels, reason)
+        yield from _pinned(solver, literal, labels, reason)
 
 
 def _solve_rest(
     solver: _Solver, literals: list[SizeLiteral], numbers: SizeSolution, assigned: dict[Attribute, Count]
 ) -> None:
-    """Attributes that ``forward`` only computes with (``batch * heads``) take what makes that come out right.
+    """Assigns attributes that ``forward`` only computes with (``batch * heads``) the count that fits.
 
-    The first literal that asks decides; where others ask for something else, they do not come out right.
+    The first literal that needs an attribute decides; others that need another count fail.
     """
     for literal in literals:
         required = solver.count(literal.labels)
@@ -284,7 +284,7 @@ def _solve_rest(
             numbers.attributes[attribute] = solver.labels(count)
 
 
-def _freeze(
+def _pinned(
     solver: _Solver, literal: SizeLiteral, labels: list[np.ndarray], reason: str
 ) -> Iterable[PinRecord]:
     atoms = np.unique(np.concatenate(labels))

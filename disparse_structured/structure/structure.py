@@ -1,4 +1,4 @@
-"""What :func:`~disparse_structured.structure.analyse` finds out about a model, as data."""
+"""What :func:`~disparse_structured.structure.analyse` finds in a model, as data."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from disparse_structured.structure.scales import AttentionScale
 from disparse_structured.tasks import Task
 
 Form = Literal["module", "graph"]
-"""What is to become smaller: the module itself, whose ``forward`` must follow, or its exported graph."""
+"""What is pruned: the module itself, whose ``forward`` must follow, or its exported graph."""
 
 
 @dataclass(frozen=True)
 class AttributeUpdate:
-    """``attribute`` of the module counts row ``row`` of the cost model's widths."""
+    """``attribute`` of the module equals row ``row`` of the cost model's widths."""
 
     attribute: Attribute
     row: int
@@ -35,15 +35,15 @@ class AttributeUpdate:
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """What of a model may shrink, what must shrink together, and who reads it.
+    """What in a model may shrink, what must shrink together, and what reads it.
 
     ``reach`` is bool ``[tasks, units]``. ``unclaimed`` names the groups that no task reaches but an output
-    outside all tasks depends on: nobody votes on them, so they stay. ``graph_only`` is the share of
-    the parameters that lies in slices that only numbers in ``forward`` pin. ``fingerprint`` identifies the
-    architecture (names, shapes, groups), the form and what of attention is a unit, not the weights.
-    ``resizing`` says which integers of the graph follow the widths, ``scales`` which attention would take
-    another scale from them. ``capture`` is the graph that the model has with ``example_inputs``, by its
-    ``signature``; ``captures`` remembers graphs for other inputs, see
+    outside all tasks depends on: no task votes on them, so they are kept. ``graph_only`` is the share of
+    the parameters in slices that only numbers in ``forward`` pin. ``fingerprint`` identifies the
+    architecture (names, shapes, groups), the form and the unit of attention, not the weights.
+    ``resizing`` says which integers of the graph follow the widths, and ``scales`` which attention scales
+    would change with them. ``capture`` is the model's graph for ``example_inputs``, and ``signature``
+    identifies it. ``captures`` caches graphs for other inputs, see
     :func:`~disparse_structured.structure.at_shape.structure_at`.
     """
 
@@ -73,11 +73,11 @@ class Structure:
         return self.reach.shape[1]
 
     def group(self, name: str) -> ChannelGroup:
-        """The group called ``name``."""
+        """Return the group called ``name``."""
         return next(group for group in self.groups if group.name == name)
 
     def bound_to(self, names: Iterable[str]) -> set[str]:
-        """``names`` and every group that a count constraint ties to one of them."""
+        """Return ``names`` and every group that a chain of count constraints ties to them."""
         found, before = set(names), set[str]()
         while found != before:
             before = set(found)
@@ -88,35 +88,35 @@ class Structure:
 
 
 def check_described(state: Mapping[str, torch.Tensor], structure: Structure) -> None:
-    """Raises :class:`PlanError` unless ``state``, tensors by canonical name, fits ``structure``."""
+    """Raise :class:`PlanError` unless ``state``, tensors by canonical name, fits ``structure``."""
     for name, shape in structure.capture.shapes().items():
         tensor = state.get(name)
         if tensor is None or tuple(tensor.shape) != shape:
             found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}, not {shape}"
             raise PlanError(
                 f"the structure does not describe this model: {name!r} {found}. "
-                "Analyse the model as it is now."
+                "Call analyse on the current model."
             )
 
 
 _GRAPH, _HEAD_DIM = "graph-", "head_dim-"
-"""Begin the fingerprints of structures of the exported graph, and of those whose heads stay whole."""
+"""Fingerprint prefixes of structures of the exported graph, and of those whose heads are kept whole."""
 
 
 def form_of(fingerprint: str) -> Form:
-    """The form of the structure that ``fingerprint`` is of."""
+    """Return the form of the structure with this ``fingerprint``."""
     return "graph" if fingerprint.startswith(_GRAPH) else "module"
 
 
 def attention_of(fingerprint: str) -> Attention:
-    """What of attention is a unit of the structure that ``fingerprint`` is of."""
+    """Return the unit of attention in the structure with this ``fingerprint``."""
     return "head_dim" if _HEAD_DIM in fingerprint else "heads"
 
 
 def fingerprint_of(
     state: Mapping[str, torch.Tensor], groups: tuple[ChannelGroup, ...], form: Form, attention: Attention
 ) -> str:
-    """The fingerprint of a structure; ``state`` are the model's tensors by canonical name."""
+    """Compute the fingerprint of a structure; ``state`` holds the model's tensors by canonical name."""
     facts = {
         "tensors": [(name, list(tensor.shape)) for name, tensor in sorted(state.items())],
         "groups": [

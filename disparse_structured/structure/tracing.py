@@ -1,4 +1,4 @@
-"""Runs the operator rules over an exported graph and collects what they say."""
+"""Runs the operator rules over an exported graph and collects what they record."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from disparse_structured.structure.labels import PINNED, Axis, Labels, Value
 
 Rule = Callable[["Trace", "Call"], Any]
 RULES: dict[Any, Rule] = {}
-"""Operator (an ATen overload packet, or a Python function of the graph) to its rule."""
+"""Maps an operator (an ATen overload packet or a Python function of the graph) to its rule."""
 
 
 def rule(*operators: Any, record: Operator | None = None) -> Callable[[Rule], Rule]:
-    """Registers a rule for one family of operators; an operator that has one gets the new one.
+    """Register a rule for one family of operators; it replaces an earlier rule of the same operator.
 
     Args:
         operators: overload packets, such as ``torch.ops.aten.relu``, or Python functions of a graph.
         record: what else is known about them, for the table of
-            :mod:`disparse_structured.graph.operators`. Without one, its record is unchanged.
+            :mod:`disparse_structured.graph.operators`. If omitted, their records are unchanged.
     """
 
     def register(function: Rule) -> Rule:
@@ -55,8 +55,8 @@ def rule(*operators: Any, record: Operator | None = None) -> Callable[[Rule], Ru
 class Read:
     """``node`` contracts, normalizes or averages over dimension ``dim`` of its argument ``arg``.
 
-    ``sample`` is the dimension of the argument along which the examples of the batch lie, and the number
-    of the example at each of its positions; None where no single dimension tells them apart.
+    ``sample`` is the batch dimension of the argument and the number of the example at each of its
+    positions; None if no single dimension separates the examples.
     """
 
     node: str
@@ -70,7 +70,7 @@ class Read:
 
 @dataclass(frozen=True, eq=False)
 class SizeLiteral:
-    """The graph holds a number that must become the count of what is left of ``labels``."""
+    """The graph holds a number that must become the count of the kept ``labels``."""
 
     expression: Expression
     labels: np.ndarray
@@ -89,9 +89,9 @@ class Multiply:
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """``node``, fused attention, takes its scale from the size of ``axis``, which its query can make up for.
+    """``node``, fused attention, takes its scale from the size of ``axis``; its query can compensate.
 
-    ``query`` are the positions of the parameters that make the query, see :class:`.scales.AttentionScale`.
+    ``query`` holds the parameter positions that produce the query, see :class:`.scales.AttentionScale`.
     """
 
     node: str
@@ -112,11 +112,11 @@ class Call:
         return self._convert(self.raw[name])
 
     def get(self, name: str) -> Any:
-        """The argument, or None if the operator has none of that name."""
+        """Return the argument, or None if the operator has none of that name."""
         return self._convert(self.raw.get(name))
 
     def position(self, name: str) -> int:
-        """The position of the argument ``name`` in the schema."""
+        """Return the position of the argument ``name`` in the schema."""
         return [argument.name for argument in schema_arguments(self.node)].index(name)
 
     @property
@@ -142,7 +142,7 @@ class Call:
         return [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
     def values(self) -> list[Value]:
-        """Every tensor among the arguments."""
+        """Collect every tensor among the arguments."""
         found: list[Value] = []
         for argument in (*self.node.args, *self.node.kwargs.values()):
             converted = self._convert(argument)
@@ -150,13 +150,13 @@ class Call:
         return found
 
     def expressions(self, literals: Sequence[int]) -> list[Expression]:
-        """Where each of the literal integers came from."""
+        """Find the origin of each of the literal integers."""
         self.asked = True
         return expressions(self.node, [int(literal) for literal in literals])
 
 
 def is_value(item: Any) -> bool:
-    """Whether ``item`` stands for a tensor."""
+    """Check that ``item`` represents a tensor."""
     return isinstance(item, tuple) and all(isinstance(axis, Axis) for axis in item)
 
 
@@ -169,22 +169,22 @@ def _tensors(item: Any) -> list[Value]:
 
 
 def module_path(node: fx.Node) -> str:
-    """The innermost module of the user's model that ``node`` ran in."""
+    """Return the path of the innermost module of the user's model that ``node`` ran in."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path = stack[-1][0] if stack else ""
     return path.removeprefix("model").removeprefix(".").split("@")[0]
 
 
 def plain(shape: Iterable[int]) -> Value:
-    """A value of ``shape`` with no labels."""
+    """Create a value of ``shape`` without labels."""
     return tuple(Axis(int(size)) for size in shape)
 
 
 @dataclass
 class Trace:
-    """What the rules collect. Values by node name; tensors (parameters, buffers) by qualified name.
+    """What the rules collect: values by node name, tensors (parameters, buffers) by qualified name.
 
-    ``rewritable`` where the graph itself is pruned, so that every number in it can be rewritten.
+    ``rewritable`` if the graph itself is pruned, so that every number in it can be rewritten.
     """
 
     capture: Capture
@@ -203,7 +203,7 @@ class Trace:
     scaled: list[Scaled] = field(default_factory=list)
 
     def run(self) -> Trace:
-        """Visits every node in order, once the rules of installed packages are registered."""
+        """Load the rules of installed packages, then visit every node in order."""
         load_rules()
         for node in self.capture.graph.nodes:
             if node.op == "placeholder":
@@ -222,16 +222,16 @@ class Trace:
                     self.labels.pin(axis.atoms(), "the network's output", "output", "")
         return self
 
-    # What rules say.
+    # Called by rules.
 
     def unite(
         self, call: Call, first: np.ndarray, second: np.ndarray, reason: str = "meets a fixed dimension"
     ) -> None:
-        """Position by position (broadcast), ``first`` and ``second`` go together."""
+        """Require that ``first`` and ``second`` (broadcast) be removed together, position by position."""
         self.labels.unite(first, second, reason, call.operator, call.module)
 
     def pin(self, call: Call, axes: Iterable[Axis], reason: str) -> None:
-        """No position of ``axes`` can be removed."""
+        """Record that no position of ``axes`` can be removed."""
         for axis in axes:
             if axis.labels is not None:
                 self.labels.pin(axis.labels, reason, call.operator, call.module)
@@ -245,7 +245,7 @@ class Trace:
         *,
         item: int | None = None,
     ) -> None:
-        """``call`` contracts over ``axis``: dimension ``dim`` of its ``argument``, or of an ``item`` of it.
+        """Record that ``call`` contracts over ``axis``: dimension ``dim`` of ``argument`` or its ``item``.
 
         If the operator's record says that it normalizes or averages, it takes a statistic over ``axis``
         instead. See :class:`Consumer`.
@@ -261,26 +261,26 @@ class Trace:
             )
 
     def literal(self, call: Call, expression: Expression, axis: Axis) -> None:
-        """The number given by ``expression`` is the size of ``axis``."""
+        """Record that the number given by ``expression`` is the size of ``axis``."""
         if axis.labels is not None or not isinstance(expression, int):
             self.literals.append(SizeLiteral(expression, axis.atoms(), call.operator, call.module))
 
     def module_number(self, call: Call, name: str, axis: Axis) -> None:
-        """The integer attribute ``name`` of the call's module, if it has one, is the size of ``axis``."""
+        """Record that the module's integer attribute ``name``, if there is one, is the size of ``axis``."""
         attribute = Attribute(call.module, name)
         if self.has_attribute(attribute):
             self.literal(call, attribute, axis)
 
     def multiply(self, call: Call, coefficient: float, *axes: Axis) -> None:
-        """``coefficient`` multiply-accumulates for every combination of positions of ``axes``."""
+        """Count ``coefficient`` multiply-accumulates for every combination of positions of ``axes``."""
         self.multiplies.append(Multiply(call.module, coefficient, tuple(axis.atoms() for axis in axes)))
 
     def kind(self, labels: np.ndarray, kind: Kind) -> None:
-        """Units of ``labels`` are of ``kind``."""
+        """Record that units of ``labels`` are of ``kind``."""
         self.kinds.append((labels[labels != PINNED], kind))
 
     def join(self, call: Call, axes: Sequence[Axis]) -> Axis:
-        """Element-wise meeting of broadcastable dimensions: united, size 1 gives way."""
+        """Unite broadcastable dimensions element-wise; size 1 broadcasts."""
         size = max((axis.size for axis in axes), default=1) if all(axis.size for axis in axes) else 0
         wide = [axis for axis in axes if axis.size == size]
         labeled = next((axis for axis in wide if axis.labels is not None), None)
@@ -292,7 +292,7 @@ class Trace:
         return Axis(size, labeled.labels if labeled is not None else None, samples)
 
     def broadcast(self, call: Call, values: Sequence[Value]) -> Value:
-        """Element-wise meeting of whole values, aligned at the last dimension."""
+        """Unite whole values element-wise, aligned at the last dimension."""
         rank = max((len(value) for value in values), default=0)
         padded = [tuple(Axis(1) for _ in range(rank - len(value))) + value for value in values]
         return tuple(self.join(call, [value[dim] for value in padded]) for dim in range(rank))
@@ -340,14 +340,14 @@ class Trace:
         return self._without_single_positions(call, value)
 
     def _keep_constants(self, call: Call) -> None:
-        """Integers that no rule asked about must not follow a width: the operator's result would change."""
+        """Integers that the rule did not look up must not follow a width: the result would change."""
         leaves = pytree.tree_leaves((call.node.args, call.node.kwargs))
         for integer in {leaf for leaf in leaves if type(leaf) is int and leaf > 0}:
             (expression,) = call.expressions([integer])
             self.literal(call, expression, Axis(integer))
 
     def _without_single_positions(self, call: Call, value: Any) -> Any:
-        """One position broadcasts and squeezes, none does not: dimensions of size 1 stay whole."""
+        """Pins dimensions of size 1: one position can be broadcast and squeezed, zero positions cannot."""
         if isinstance(value, list):
             return [self._without_single_positions(call, each) for each in value]
         if not is_value(value) or all(axis.size != 1 or axis.labels is None for axis in value):
@@ -357,7 +357,7 @@ class Trace:
         return tuple(Axis(1, None, axis.sample) if axis.size == 1 else axis for axis in value)
 
     def _data_dependent(self, call: Call) -> Any:
-        """Pins everything that a call with sizes unknown before it runs reads, and labels no result."""
+        """Pins everything that a call with data-dependent sizes reads, and labels no result."""
         for value in call.values():
             self.pin(call, value, "a size depends on the data")
         returned = call.node.meta.get("val")
@@ -368,7 +368,7 @@ class Trace:
         return known if isinstance(returned, tuple | list) else known[0]
 
     def unknown(self, call: Call, reason: str) -> Any:
-        """Pins everything that ``call`` reads, and what reads a result of the same shape."""
+        """Pin everything that ``call`` reads, and what reads a result of the same shape."""
         values = call.values()
         for value in values:
             self.pin(call, value, reason)

@@ -14,9 +14,9 @@ aten = torch.ops.aten
 
 @rule(aten.scaled_dot_product_attention)
 def scaled_dot_product_attention(trace: Trace, call: Call) -> Value:
-    """Leading dimensions (heads) meet. The scale depends on the head dimension, see :func:`_contract`.
+    """Unite the leading dimensions (heads). The scale depends on the head dimension, see :func:`_contract`.
 
-    In grouped-query attention a key head and its value head meet the run of query heads that reads them.
+    In grouped-query attention, a key head and its value head unite with the query heads that read them.
     """
     query, key, value = call["query"], call["key"], call["value"]
     if call.get("enable_gqa"):
@@ -36,13 +36,13 @@ def scaled_dot_product_attention(trace: Trace, call: Call) -> Value:
 
 
 def _contract(trace: Trace, call: Call, query: Value, key: Value) -> None:
-    """Query and key meet in the head dimension, which stays whole where heads are the units.
+    """Unites query and key in the head dimension, which is pinned if heads are the units.
 
-    Otherwise both are read there. A scale that was not given is that of the dense network, so that what makes
-    the query must make up for the smaller dimension, if the graph cannot say so.
+    Otherwise both are read there. An implicit scale must keep its dense value. If the graph cannot state it,
+    the layer that produces the query must compensate for the smaller dimension.
     """
     trace.unite(call, query[-1].atoms(), key[-1].atoms())
-    why = "the attention scale depends on it"
+    reason = "the attention scale depends on it"
     if trace.attention == "head_dim":
         trace.consume(call, "query", len(query) - 1, query[-1])
         trace.consume(call, "key", len(key) - 1, key[-1])
@@ -52,14 +52,14 @@ def _contract(trace: Trace, call: Call, query: Value, key: Value) -> None:
         if not isinstance(rows, str):
             trace.scaled.append(Scaled(call.node.name, query[-1], rows))
             return
-        why += f", and {rows}"
-    trace.pin(call, [query[-1], key[-1]], f"head dimension: {why}")
+        reason += f", and {rows}"
+    trace.pin(call, [query[-1], key[-1]], f"head dimension: {reason}")
 
 
 def _repeated(value: Value, heads: int) -> Value:
-    """``value`` with every head once for each of ``heads`` query heads that reads it (arXiv:2305.13245)."""
+    """``value`` with each head repeated for every one of the ``heads`` that reads it (arXiv:2305.13245)."""
     shared = value[-3]
-    if shared.size == 1:  # multi-query: any number of query heads reads the one
+    if shared.size == 1:  # multi-query: all query heads read it
         return value
     labels = None if shared.labels is None else np.repeat(shared.labels, heads // shared.size)
     return (*value[:-3], Axis(heads, labels, shared.sample), *value[-2:])

@@ -1,4 +1,4 @@
-"""Putting tensors together and taking them apart: cat, stack, split, chunk, unbind, pad, repeat."""
+"""Joining and splitting tensors: cat, stack, split, chunk, unbind, pad, repeat."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ aten = torch.ops.aten
 
 
 def replaced(value: Value, dim: int, axis: Axis) -> Value:
-    """``value`` with ``axis`` in place of dimension ``dim``."""
+    """Replace dimension ``dim`` of ``value`` by ``axis``."""
     dim %= len(value)
     return (*value[:dim], axis, *value[dim + 1 :])
 
 
 @rule(aten.cat, aten.concat, aten.concatenate)
 def cat(trace: Trace, call: Call) -> Value:
-    """Labels are put behind each other along ``dim`` and meet in every other dimension."""
+    """Concatenate labels along ``dim`` and unite them in every other dimension."""
     values = [value for value in call["tensors"] if not (len(value) == 1 and value[0].size == 0)]
     if not values:
         return plain(call.shapes[0])
@@ -46,7 +46,7 @@ def _concatenated(parts: list[Axis], labels: np.ndarray | None) -> Axis:
 
 @rule(aten.stack)
 def stack(trace: Trace, call: Call) -> Value:
-    """A new dimension that stays whole; the others meet."""
+    """Add a pinned dimension and unite the others."""
     values = call["tensors"]
     joined = trace.broadcast(call, values)
     dim = call["dim"] % (len(joined) + 1)
@@ -55,9 +55,9 @@ def stack(trace: Trace, call: Call) -> Value:
 
 @rule(aten.split, aten.split_with_sizes, aten.chunk, aten.unsafe_split, aten.unsafe_chunk, aten.tensor_split)
 def split(trace: Trace, call: Call) -> list[Value]:
-    """Each part takes its labels. Equal parts go together, so that equal splitting stays right.
+    """Give each part its labels, and unite equal parts so that they stay equal.
 
-    So do parts of which the last is smaller: what the others have more than it stays.
+    If the last part is smaller, the positions that only the others have are pinned.
     """
     value, dim = call["self"], call["dim"]
     axis = value[dim]
@@ -91,9 +91,9 @@ def split(trace: Trace, call: Call) -> list[Value]:
 
 
 def _splits_equally(call: Call, sizes: list[int]) -> bool:
-    """Whether parts are equal, or the last is smaller by so little that there will be as many as before.
+    """Whether parts are equal, or the last is only so much smaller that their number will not change.
 
-    Not where ``tensor_split`` was told where to cut: that does not follow the width.
+    False if ``tensor_split`` was given positions, which do not follow the width.
     """
     if any(name in call.raw for name in ("indices", "tensor_indices_or_sections")):
         return False
@@ -107,7 +107,7 @@ def _splits_equally(call: Call, sizes: list[int]) -> bool:
 
 @rule(aten.unbind)
 def unbind(trace: Trace, call: Call) -> list[Value]:
-    """The dimension disappears, so it stays whole."""
+    """Drop the dimension, which is pinned."""
     value = call["self"]
     dim = call["dim"] % len(value)
     trace.pin(call, [value[dim]], "unbind along it")
@@ -116,7 +116,7 @@ def unbind(trace: Trace, call: Call) -> list[Value]:
 
 @rule(aten.pad, aten.constant_pad_nd, aten.reflection_pad2d, aten.replication_pad2d, aten.reflection_pad1d)
 def pad(trace: Trace, call: Call) -> Value:
-    """Padded dimensions stay whole; zeros before or after labels are fixed positions."""
+    """Add zeros around labels as fixed positions; pin dimensions that are padded in other ways."""
     value, shape = call["self"], call.shapes[0]
     padding = call["pad" if "pad" in call.raw else "padding"]
     axes = list(value)
@@ -136,7 +136,7 @@ def pad(trace: Trace, call: Call) -> Value:
 
 @rule(aten.repeat)
 def repeat(trace: Trace, call: Call) -> Value:
-    """A repeated dimension carries its labels once per copy."""
+    """Repeat the labels of a dimension once per copy."""
     value, counts = call["self"], call["repeats"]
     value = (*plain([1] * (len(counts) - len(value))), *value)
     return tuple(
@@ -149,7 +149,7 @@ def repeat(trace: Trace, call: Call) -> Value:
 
 @rule(aten.repeat_interleave)
 def repeat_interleave(trace: Trace, call: Call) -> Value:
-    """Each position is repeated in place; the number of repeats is a constant."""
+    """Repeat each position in place; the number of repeats is constant."""
     value, count, dim = call["self"], call.get("repeats"), call.get("dim")
     if not isinstance(count, int) or dim is None:
         return trace.unknown(call, "repeat_interleave by a tensor")  # type: ignore[no-any-return]

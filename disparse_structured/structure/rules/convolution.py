@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 @rule(aten.conv1d, aten.conv2d, aten.conv3d)
 def convolution(trace: Trace, call: Call) -> Value:
-    """Input channels unite with weight dimension 1, the output takes weight dimension 0."""
+    """Unite input channels with weight dimension 1; the output takes weight dimension 0."""
     value, weight = call["input"], call["weight"]
     channel = len(value) - (len(weight) - 1)
     groups = call["groups"]
@@ -32,7 +32,7 @@ def convolution(trace: Trace, call: Call) -> Value:
 
 @rule(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
 def transposed(trace: Trace, call: Call) -> Value:
-    """Input channels unite with weight dimension 0, the output takes weight dimension 1, once per group."""
+    """Unite input channels with weight dimension 0; the output takes weight dimension 1 once per group."""
     value, weight = call["input"], call["weight"]
     channel = len(value) - (len(weight) - 1)
     groups = call["groups"]
@@ -62,7 +62,7 @@ def _depthwise(trace: Trace, call: Call, inputs: Axis, outputs: Axis, groups: in
 def _same_in_every_group(
     trace: Trace, call: Call, atoms: np.ndarray, groups: int, weight: np.ndarray | None = None
 ) -> None:
-    """The same relative index over all groups goes together, so that groups stay equally wide."""
+    """Unites each relative index over all groups, so that the groups keep equal widths."""
     rows = atoms.reshape(groups, -1)
     trace.unite(call, rows, rows[0] if weight is None else weight)
     trace.kind(atoms, "bundle")
@@ -72,8 +72,8 @@ def _finish(trace: Trace, call: Call, value: Value, weight: Value, outputs: Axis
     spatial = len(weight) - 2
     channel = len(value) - spatial - 1
     transposes = "transpose" in call.operator
-    passing = [_is_pointwise(call, weight, i) for i in range(spatial)]
-    mixed = [axis for axis, alone in zip(value[channel + 1 :], passing, strict=True) if not alone]
+    pointwise = [_is_pointwise(call, weight, i) for i in range(spatial)]
+    mixed = [axis for axis, alone in zip(value[channel + 1 :], pointwise, strict=True) if not alone]
     trace.pin(call, mixed, "spatial dimension of a convolution")
     trace.pin(call, weight[2:], "kernel dimension of a convolution")
     bias = call["bias"]
@@ -84,22 +84,22 @@ def _finish(trace: Trace, call: Call, value: Value, weight: Value, outputs: Axis
     if groups == 1 or weight[1].size > 1 or transposes:
         trace.consume(call, "input", channel, value[channel])
     places = [
-        value[channel + 1 + i] if transposes or passing[i] else Axis(shape[channel + 1 + i])
+        value[channel + 1 + i] if transposes or pointwise[i] else Axis(shape[channel + 1 + i])
         for i in range(spatial)
     ]
     coefficient = math.prod(axis.size for axis in weight[2:]) * math.prod(shape[:channel])
     trace.multiply(call, coefficient, weight[0], weight[1], *places)
     result = Axis(shape[channel], outputs.labels)
-    behind = plain(shape[channel + 1 :])
+    axes = plain(shape[channel + 1 :])
     return (
         *value[:channel],
         result,
-        *(place if alone else axis for place, alone, axis in zip(places, passing, behind, strict=True)),
+        *(place if alone else axis for place, alone, axis in zip(places, pointwise, axes, strict=True)),
     )
 
 
 def _is_pointwise(call: Call, weight: Value, i: int) -> bool:
-    """Whether every position along spatial dimension ``i`` is computed from the one at its place."""
+    """Whether each position along spatial dimension ``i`` depends only on the same input position."""
 
     def at(name: str) -> int | str:
         given = call[name]

@@ -31,19 +31,19 @@ _BROADCASTING = (
 
 @rule(*[getattr(aten, name) for name in (*_SAME_SHAPE, *_BROADCASTING) if hasattr(aten, name)])
 def elementwise(trace: Trace, call: Call) -> Value:
-    """Labels pass; where two operands meet they unite; a fixed operand of the same size pins."""
+    """Pass labels on, and unite those of several operands; a fixed operand of the same size pins them."""
     return trace.broadcast(call, call.values())
 
 
 @rule(aten.to, aten.type_as)
 def cast(trace: Trace, call: Call) -> Value:
-    """Labels pass; a second tensor gives no more than its type and its device."""
+    """Pass labels on; a second tensor only provides its dtype and device."""
     return call["self"]  # type: ignore[no-any-return]
 
 
 @rule(aten.prelu)
 def prelu(trace: Trace, call: Call) -> Value:
-    """A weight per channel meets dimension 1; a single weight meets nothing."""
+    """Unite a weight per channel with dimension 1, and a single weight with nothing."""
     value: Value = call["self"]
     weight = call["weight"]
     if weight[0].size == 1:
@@ -55,7 +55,7 @@ def prelu(trace: Trace, call: Call) -> Value:
 
 @rule(aten.glu)
 def gated_linear_unit(trace: Trace, call: Call) -> Value:
-    """The halves meet element by element."""
+    """Unite the halves element by element."""
     value, dim = call["self"], call["dim"]
     axis = value[dim]
     half = axis.size // 2
@@ -70,5 +70,5 @@ def gated_linear_unit(trace: Trace, call: Call) -> Value:
 
 @rule(aten._assert_tensor_metadata, aten._assert_async, aten.sym_size)
 def no_result(trace: Trace, call: Call) -> Any:
-    """Checks and sizes hold no data."""
+    """Return no value, because checks and sizes hold no data."""
     return None

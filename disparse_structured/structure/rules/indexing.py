@@ -1,4 +1,4 @@
-"""Taking parts: slice, select, index, gather, embedding, roll, flip."""
+"""Indexing: slice, select, index, gather, embedding, roll, flip."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 @rule(aten.slice, aten.narrow)
 def slice_(trace: Trace, call: Call) -> Value:
-    """A part of the labels; the bounds must follow what they count."""
+    """Slice the labels; the bounds must follow what they count."""
     value, dim = call["self"], call["dim"]
     axis = value[dim]
     if "length" in call.raw:
@@ -50,7 +50,7 @@ def slice_(trace: Trace, call: Call) -> Value:
 
 @rule(aten.select)
 def select(trace: Trace, call: Call) -> Value:
-    """One position; the dimension disappears, so it stays whole."""
+    """Drop the dimension that one position is selected from, and pin it."""
     value, dim = call["self"], call["dim"] % len(call["self"])
     trace.pin(call, [value[dim]], "one position is selected")
     return (*value[:dim], *value[dim + 1 :])
@@ -58,7 +58,7 @@ def select(trace: Trace, call: Call) -> Value:
 
 @rule(aten.index, aten._unsafe_index)
 def index(trace: Trace, call: Call) -> Value:
-    """Indexed dimensions stay whole; the others pass, if the indices stand next to each other."""
+    """Pin indexed dimensions; pass on the others if the indexed dimensions are adjacent."""
     value, indices = call["self"], call["indices"]
     used = [i for i, item in enumerate(indices) if item is not None]
     adjacent = used == list(range(used[0], used[-1] + 1))
@@ -75,7 +75,7 @@ def index(trace: Trace, call: Call) -> Value:
 
 @rule(aten.index_select)
 def index_select(trace: Trace, call: Call) -> Value:
-    """The selected dimension stays whole."""
+    """Pin the selected dimension."""
     value, dim = call["self"], call["dim"]
     trace.pin(call, [value[dim]], "indexed by a tensor")
     return replaced(value, dim, Axis(call.shapes[0][dim]))
@@ -83,7 +83,7 @@ def index_select(trace: Trace, call: Call) -> Value:
 
 @rule(aten.embedding)
 def embedding(trace: Trace, call: Call) -> Value:
-    """The rows of a table stay; its columns pass."""
+    """Pin the rows of the table; pass on its columns."""
     weight, indices = call["weight"], call["indices"]
     trace.pin(call, [weight[0]], "rows of an embedding table")
     trace.pin(call, indices, "used as an index")
@@ -92,9 +92,9 @@ def embedding(trace: Trace, call: Call) -> Value:
 
 @rule(aten.roll, aten.flip)
 def moved(trace: Trace, call: Call) -> Value:
-    """Moved dimensions stay whole; the others pass."""
+    """Pin dimensions whose positions move; pass on the others."""
     value = call["self"]
     dims = [dim % len(value) for dim in (call["dims"] or range(len(value)))]
     trace.pin(call, [value[dim] for dim in dims], "its positions are moved")
-    # Labels of a pinned dimension may stand in any order; dropping them would hide what pinned the readers.
+    # The order of pinned labels does not matter; dropping them would hide what pinned the readers.
     return tuple(Axis(axis.size, axis.labels) if i in dims else axis for i, axis in enumerate(value))

@@ -12,7 +12,7 @@ aten = torch.ops.aten
 
 @rule(aten.linear)
 def linear(trace: Trace, call: Call) -> Value:
-    """``input[..., i] weight[o, i]``: i unites, the output takes o."""
+    """Unite i in ``input[..., i] weight[o, i]``; the output takes o."""
     value, weight = call["input"], call["weight"]
     if len(weight) != 2:
         return trace.unknown(call, "linear layer with a vector of weights")  # type: ignore[no-any-return]
@@ -29,7 +29,7 @@ def linear(trace: Trace, call: Call) -> Value:
 
 @rule(aten.matmul, aten.bmm, aten.mm)
 def matrix_product(trace: Trace, call: Call) -> Value:
-    """``left[..., n, k] right[..., k, m]``: k unites and is read, leading dimensions meet."""
+    """Unite k in ``left[..., n, k] right[..., k, m]``, which is read, and the leading dimensions."""
     left, right = call["self"], call["mat2" if "mat2" in call.raw else "other"]
     if len(left) < 2 or len(right) < 2:
         return trace.unknown(call, "matrix product with a vector")  # type: ignore[no-any-return]
@@ -39,7 +39,7 @@ def matrix_product(trace: Trace, call: Call) -> Value:
 
 @rule(aten.addmm, aten.baddbmm)
 def add_matrix_product(trace: Trace, call: Call) -> Value:
-    """A matrix product plus a broadcast operand."""
+    """Add a broadcast operand to a matrix product."""
     names = ("mat1", "mat2") if "mat1" in call.raw else ("batch1", "batch2")
     product = _product(trace, call, call[names[0]], call[names[1]], *names)
     return trace.broadcast(call, [product, call["self"]])
@@ -56,7 +56,7 @@ def _product(trace: Trace, call: Call, left: Value, right: Value, first: str, se
 
 @rule(aten.einsum)
 def einsum(trace: Trace, call: Call) -> Value:
-    """Every letter unites over the operands; letters that the output lacks are read."""
+    """Unite each letter over the operands; pin letters that the output lacks."""
     equation, operands = call["equation"].replace(" ", ""), call["tensors"]
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
@@ -68,7 +68,7 @@ def einsum(trace: Trace, call: Call) -> Value:
             letters.setdefault(letter, []).append(axis)
     joined = {letter: trace.join(call, axes) for letter, axes in letters.items()}
     for letter in set(letters) - set(right):
-        # Reads of a list argument cannot be masked one by one, so contracted letters stay whole.
+        # Reads of a list argument cannot be masked one by one, so contracted letters are pinned.
         trace.pin(call, [joined[letter]], f"contracted by einsum {equation!r}")
     trace.multiply(call, 1.0 if len(terms) > 1 else 0.0, *joined.values())
     return tuple(joined[letter] for letter in right)

@@ -12,7 +12,7 @@ aten = torch.ops.aten
 
 @rule(aten.batch_norm, aten.instance_norm, aten.native_batch_norm, aten._native_batch_norm_legit_no_training)
 def per_channel_statistics(trace: Trace, call: Call) -> Value:
-    """Each channel has its own statistics: dimension 1 unites with every per-channel tensor."""
+    """Unite dimension 1 with every per-channel tensor: each channel has its own statistics."""
     value = call["input"]
     channel = value[1]
     for name in ("weight", "bias", "running_mean", "running_var"):
@@ -26,7 +26,7 @@ def per_channel_statistics(trace: Trace, call: Call) -> Value:
 
 
 def _statistics_over(trace: Trace, call: Call, value: Value) -> None:
-    """Of the other dimensions (a weight's inputs, say) one may shrink: the statistics of what is kept."""
+    """Lets one other dimension (such as a weight's inputs) shrink: statistics cover the kept positions."""
     others = [dim for dim in range(len(value)) if dim != 1 and value[dim].labels is not None]
     for dim in others[:1]:
         trace.consume(call, "input", dim, value[dim])
@@ -35,7 +35,7 @@ def _statistics_over(trace: Trace, call: Call, value: Value) -> None:
 
 @rule(aten.layer_norm, aten.rms_norm)
 def layer_norm(trace: Trace, call: Call) -> Value:
-    """Statistics over the last dimensions. A single one may shrink: the statistics of what is kept."""
+    """Pin several normalized dimensions, but let a single one shrink: statistics cover its kept positions."""
     value: Value = call["input"]
     shape = call["normalized_shape"]
     if len(shape) != 1:
@@ -57,7 +57,7 @@ def layer_norm(trace: Trace, call: Call) -> Value:
 
 @rule(aten.group_norm)
 def group_norm(trace: Trace, call: Call) -> Value:
-    """Statistics over groups of channels: the same relative index goes from every group."""
+    """Unite each relative index over all groups of channels that share statistics."""
     value, groups = call["input"], call["num_groups"]
     channel = value[1]
     for name in ("weight", "bias"):
@@ -75,7 +75,7 @@ def group_norm(trace: Trace, call: Call) -> Value:
 
 @rule(aten.softmax, aten.log_softmax, aten._softmax, aten._log_softmax)
 def softmax(trace: Trace, call: Call) -> Value:
-    """The normalized dimension stays whole; the others pass."""
+    """Pin the normalized dimension; pass on the others."""
     value, dim = call["self"], call["dim"]
     trace.pin(call, [value[dim]], "softmax over it")
     return value  # type: ignore[no-any-return]

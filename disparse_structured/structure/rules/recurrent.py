@@ -16,9 +16,9 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class _Cell:
-    """The parameters of one direction of one layer; the ``first`` is at that position among ``params``.
+    """The parameters of one direction of one layer; ``first`` is the position of the first in ``params``.
 
-    ``projection`` is None where the hidden state is handed on as it is.
+    ``projection`` is None if the hidden state is not projected.
     """
 
     layer: int
@@ -31,16 +31,16 @@ class _Cell:
 
 @rule(aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)
 def recurrent(trace: Trace, call: Call) -> list[Value]:
-    """The rows of all gates go together, with what they compute: the cell's state and the hidden state.
+    """Unite the rows of all gates with the cell state and the hidden state that they compute.
 
-    An initial state has one width for all layers and directions, and so has the module's ``hidden_size``:
-    the same hidden unit goes from all of them. The steps of the sequence stay whole. So does the cell's
-    state where a projection follows: if the two came to be equally wide, torch would see no projection.
+    The initial state and the module's ``hidden_size`` have one width for all layers and directions, so
+    the same hidden unit is removed from all of them. The sequence dimension is pinned. So is the cell
+    state if a projection follows: if both had the same width, torch would see no projection.
 
-    A layer reads its hidden state, and the output of the layer below, between its own steps, by columns of
-    ``weight_hh`` and ``weight_ih`` that the masked twin reads as zeros. Saliency has gates at
-    what is read behind the layer (see :func:`disparse_structured.scoring.gates.reads`): a score says what
-    a unit is worth as an output, and does not see what it is worth to the other units at later steps.
+    A layer reads its hidden state, and the output of the layer below, inside the fused operator, by columns
+    of ``weight_hh`` and ``weight_ih`` that the masked twin reads as zeros. Saliency gates what is read after
+    the layer (see :func:`disparse_structured.scoring.gates.reads`): a score measures a unit's value as an
+    output, and misses its value to the other units at later steps.
     """
     value, states = call["input"], _states(call)
     hidden, state = states[0][-1].atoms(), states[-1][-1].atoms()
@@ -65,7 +65,7 @@ def recurrent(trace: Trace, call: Call) -> list[Value]:
 
 @rule(aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell)
 def cell(trace: Trace, call: Call) -> list[Value] | Value:
-    """One step of :func:`recurrent`; the hidden state that it reads is an argument, and masked there."""
+    """Apply :func:`recurrent` to one step; the hidden state it reads is an argument and is masked there."""
     value, states = call["input"], _states(call)
     hidden = states[0][-1].atoms()
     for state in states[1:]:
@@ -83,7 +83,7 @@ def cell(trace: Trace, call: Call) -> list[Value] | Value:
 
 
 def _states(call: Call) -> list[Value]:
-    """What is handed from step to step: the hidden state, and that of the cell where it has one."""
+    """The states passed from step to step: the hidden state, and the cell state if there is one."""
     return call["hx"] if isinstance(call["hx"], list) else [call["hx"]]
 
 
@@ -112,7 +112,7 @@ def _cells(call: Call, directions: int, projected: bool) -> Iterator[_Cell]:
 def _unite(
     trace: Trace, call: Call, cell: _Cell, below: np.ndarray, hidden: np.ndarray, state: np.ndarray
 ) -> None:
-    """``below`` is what the layer reads, ``hidden`` what it hands on, ``state`` what its gates compute."""
+    """``below`` is what the layer reads, ``hidden`` what it outputs, ``state`` what its gates compute."""
     for tensor in (cell.of_input, cell.of_state, *cell.biases):
         rows = tensor[0].atoms()
         trace.unite(call, rows.reshape(-1, len(state)), state)

@@ -30,7 +30,7 @@ def _reduced(call: Call) -> tuple[Value, list[int], Callable[[], Value]]:
 
 @rule(aten.sum)
 def total(trace: Trace, call: Call) -> Value:
-    """A removed position adds nothing: a read without weights."""
+    """Record a read without weights: a removed position adds nothing."""
     value, dims, result = _reduced(call)
     for dim in dims:
         trace.consume(call, "self", dim, value[dim])
@@ -42,7 +42,7 @@ def total(trace: Trace, call: Call) -> Value:
     aten.prod,
 )  # fmt: skip
 def statistic(trace: Trace, call: Call) -> Value:
-    """Of the reduced dimensions one may shrink: the statistic of what is kept."""
+    """Let one reduced dimension shrink: the statistic covers its kept positions."""
     value, dims, result = _reduced(call)
     _average(trace, call, value, dims)
     return result()
@@ -50,7 +50,7 @@ def statistic(trace: Trace, call: Call) -> Value:
 
 @rule(aten.var_mean, aten.std_mean)
 def statistics(trace: Trace, call: Call) -> list[Value]:
-    """As :func:`statistic`, twice."""
+    """Apply :func:`statistic` for two results."""
     value, dims, result = _reduced(call)
     _average(trace, call, value, dims)
     return [result()] * 2
@@ -65,7 +65,7 @@ def _average(trace: Trace, call: Call, value: Value, dims: list[int]) -> None:
 
 @rule(aten.any, aten.all, aten.argmax, aten.argmin)
 def position(trace: Trace, call: Call) -> Value:
-    """The reduced dimensions are pinned: positions would be renumbered."""
+    """Pin the reduced dimensions: positions would be renumbered."""
     value, dims, result = _reduced(call)
     trace.pin(call, [value[dim] for dim in dims], "a position in it is computed")
     return result()
@@ -73,7 +73,7 @@ def position(trace: Trace, call: Call) -> Value:
 
 @rule(aten.max, aten.min)
 def extreme(trace: Trace, call: Call) -> list[Value] | Value:
-    """With a dimension as :func:`position`, without as :func:`statistic`; of two tensors element-wise."""
+    """Apply :func:`position` if a dimension is given, else :func:`statistic`; two tensors broadcast."""
     if call.raw.get("other") is not None:
         return trace.broadcast(call, call.values())
     if isinstance(call.node.meta["val"], tuple | list):

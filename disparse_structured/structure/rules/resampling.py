@@ -1,4 +1,4 @@
-"""Pooling and resizing: channels pass, space stays whole."""
+"""Pooling and resizing, which preserve channels."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _NAMES = (
 
 @rule(*[getattr(aten, name) for name in _NAMES if hasattr(aten, name)])
 def resample(trace: Trace, call: Call) -> Value | list[Value]:
-    """The last one, two or three dimensions are space."""
+    """Pin the last one, two or three dimensions, which are spatial."""
     value = call.get("self") or call["input"]
-    space = next(count for count in (1, 2, 3) if f"{count}d" in call.operator)
-    trace.pin(call, value[-space:], "spatial dimension of a resampling")
-    results = [(*value[:-space], *plain(shape[-space:])) for shape in call.shapes]
+    spatial = next(count for count in (1, 2, 3) if f"{count}d" in call.operator)
+    trace.pin(call, value[-spatial:], "spatial dimension of a resampling")
+    results = [(*value[:-spatial], *plain(shape[-spatial:])) for shape in call.shapes]
     return results if isinstance(call.node.meta["val"], tuple | list) else results[0]

@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 @rule(aten.view, aten.reshape, aten.flatten, aten.unflatten, aten._unsafe_view, aten.reshape_as, aten.view_as)
 def reshape(trace: Trace, call: Call) -> Value:
-    """Splits and merges dimensions block by block; literal sizes must follow what they count."""
+    """Split and merge dimensions block by block; literal sizes must follow what they count."""
     value, shape = call["self"], call.shapes[0]
     if math.prod(axis.size for axis in value) != math.prod(shape):
         return trace.unknown(call, "view as elements of another size")  # type: ignore[no-any-return]
@@ -45,7 +45,7 @@ def reshape(trace: Trace, call: Call) -> Value:
 def _undivided(
     trace: Trace, expression: Expression, axis: Axis, others: Mapping[Expression, Axis]
 ) -> tuple[Expression, Axis]:
-    """A head dimension that is a width divided by the number of heads: the width is that of all heads."""
+    """For a head dimension computed as width // heads, the width and all heads' positions."""
     if trace.attention == "head_dim" and isinstance(expression, Arithmetic) and expression.symbol == "//":
         heads = others.get(expression.right)
         if heads is not None and heads.labels is None and axis.labels is not None:
@@ -105,9 +105,9 @@ def _reshape_block(trace: Trace, call: Call, axes: list[Axis], sizes: list[int],
 
 
 def _owner(trace: Trace, call: Call, axes: list[Axis]) -> int | None:
-    """The dimension of the block whose labels survive; others that have labels are pinned.
+    """The dimension of the block whose labels survive; other labeled dimensions are pinned.
 
-    Of heads, which a table may have given labels, and the head dimension behind them it is the unit.
+    The last one survives if units are indices of the head dimension, because a table may label the heads.
     """
     labeled = [i for i, axis in enumerate(axes) if axis.labels is not None and (axis.labels != PINNED).any()]
     if trace.attention == "head_dim":
@@ -133,7 +133,7 @@ def _along(blocks: np.ndarray, dim: int) -> np.ndarray:
 
 
 def _constant_axis(blocks: np.ndarray, wide: Sequence[int]) -> int | None:
-    """The dimension that alone decides the label, if there is one."""
+    """The dimension that alone determines the label, if there is one."""
     for dim in wide:
         slabs = np.moveaxis(blocks, dim, 0).reshape(blocks.shape[dim], -1)
         if (slabs == slabs[:, :1]).all():
@@ -142,7 +142,7 @@ def _constant_axis(blocks: np.ndarray, wide: Sequence[int]) -> int | None:
 
 
 def _pick_axis(node: fx.Node, sizes: list[int], wide: Sequence[int], first: int) -> int:
-    """Which part of a split dimension may shrink: not one that is packed (qkv, gates, shuffle groups)."""
+    """The part of a split dimension that may shrink: not a packed one (qkv, gates, shuffle groups)."""
     packed = _packed(node, first, len(sizes))
     if _shuffled(node):
         return wide[-1]
@@ -153,7 +153,7 @@ def _pick_axis(node: fx.Node, sizes: list[int], wide: Sequence[int], first: int)
 
 
 def _packed(node: fx.Node, first: int, count: int) -> set[int]:
-    """Dimensions of ``node`` that users take apart or sum over, seen through permutations."""
+    """Dimensions of ``node`` that users split or sum over, traced through permutations."""
     found: set[int] = set()
     rank = len(node.meta["val"].shape)
     pending = [(node, list(range(rank)))]
@@ -183,7 +183,7 @@ def _packed(node: fx.Node, first: int, count: int) -> set[int]:
 
 
 def _shuffled(node: fx.Node) -> bool:
-    """Channel shuffle: the two halves of a split dimension are swapped and merged again at once."""
+    """Whether it is a channel shuffle: the parts of a split dimension are swapped and merged right away."""
     users = list(node.users)
     if len(users) != 1:
         return False
@@ -211,14 +211,14 @@ def _permutation(node: fx.Node, rank: int) -> list[int]:
 
 @rule(aten.permute, aten.transpose, aten.t, aten.swapaxes, aten.movedim, aten.numpy_T, aten.mT, aten.adjoint)
 def permute(trace: Trace, call: Call) -> Value:
-    """Dimensions change places."""
+    """Permute the dimensions."""
     value: Value = call["self"]
     return tuple(value[dim] for dim in _permutation(call.node, len(value)))
 
 
 @rule(aten.squeeze, aten.unsqueeze)
 def squeeze(trace: Trace, call: Call) -> Value:
-    """Dimensions of size 1 come and go."""
+    """Add or drop dimensions of size 1."""
     shape = call.shapes[0]
     wide = iter([axis for axis in call["self"] if axis.size != 1])
     return tuple(Axis(1) if size == 1 else next(wide) for size in shape)
@@ -226,7 +226,7 @@ def squeeze(trace: Trace, call: Call) -> Value:
 
 @rule(aten.expand, aten.expand_as, aten.broadcast_to)
 def expand(trace: Trace, call: Call) -> Value:
-    """Dimensions of size 1 grow to fresh positions whose literal size must follow what they meet."""
+    """Expand dimensions of size 1 to new labels; literal sizes must follow what these unite with."""
     value, shape = call["self"], call.shapes[0]
     value = (*(Axis(1) for _ in range(len(shape) - len(value))), *value)
     literal = call.raw.get("size")
@@ -254,7 +254,7 @@ def expand(trace: Trace, call: Call) -> Value:
     aten.new_full,
 )
 def constant(trace: Trace, call: Call) -> Value:
-    """Fresh positions whose literal sizes must follow what they meet."""
+    """Create new labels; the literal sizes must follow what these unite with."""
     sizes = call.raw["size"]
     axes = tuple(Axis(size, trace.labels.fresh(size) if size > 1 else None) for size in sizes)
     for axis, expression in zip(axes, call.expressions(sizes), strict=True):
@@ -264,7 +264,7 @@ def constant(trace: Trace, call: Call) -> Value:
 
 @rule(aten.pixel_shuffle)
 def pixel_shuffle(trace: Trace, call: Call) -> Value:
-    """Blocks of ``factor**2`` channels become one."""
+    """Merge each block of ``factor**2`` channels into one."""
     value, factor, shape = call["self"], call["upscale_factor"], call.shapes[0]
     channel = value[-3]
     labels = None
@@ -279,7 +279,7 @@ def pixel_shuffle(trace: Trace, call: Call) -> Value:
 
 @rule(aten.pixel_unshuffle)
 def pixel_unshuffle(trace: Trace, call: Call) -> Value:
-    """Each channel becomes a block of ``factor**2``."""
+    """Split each channel into a block of ``factor**2``."""
     value, factor, shape = call["self"], call["downscale_factor"], call.shapes[0]
     channel = value[-3]
     labels = None if channel.labels is None else np.repeat(channel.labels, factor**2)
@@ -289,7 +289,7 @@ def pixel_unshuffle(trace: Trace, call: Call) -> Value:
 
 @rule(aten.channel_shuffle, aten.native_channel_shuffle)
 def channel_shuffle(trace: Trace, call: Call) -> Value:
-    """Groups and positions within them change places; every group stays equally wide."""
+    """Swap groups and the positions within them; all groups keep equal widths."""
     value: Value = call["self"]
     groups = call["groups"]
     channel = value[1]

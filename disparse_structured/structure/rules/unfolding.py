@@ -1,4 +1,4 @@
-"""Sliding windows cut out of space, and put back: unfold and fold."""
+"""Sliding windows, extracted and merged: unfold and fold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 @rule(aten.unfold)
 def windows(trace: Trace, call: Call) -> Value:
-    """``Tensor.unfold``: windows along a dimension that stays whole; the last dimension is within them."""
+    """Pin the dimension of ``Tensor.unfold``'s windows; the last dimension of the result is within them."""
     value, shape = call["self"], call.shapes[0]
     if not value:
         return plain(shape)
@@ -26,7 +26,7 @@ def windows(trace: Trace, call: Call) -> Value:
 
 @rule(aten.im2col)
 def unfold(trace: Trace, call: Call) -> Value:
-    """``F.unfold``: each channel becomes a slab, one row for each place of the window."""
+    """Turn each channel of ``F.unfold`` into a slab with one row per window position."""
     value, shape = call["self"], call.shapes[0]
     channel = value[-3]
     trace.pin(call, value[-2:], "spatial dimension of unfold")
@@ -38,7 +38,7 @@ def unfold(trace: Trace, call: Call) -> Value:
 
 @rule(aten.col2im)
 def fold(trace: Trace, call: Call) -> Value:
-    """``F.fold``: the slab of each channel is added up, so its rows go together."""
+    """Unite the rows of each channel's slab, which ``F.fold`` sums."""
     value, shape = call["self"], call.shapes[0]
     rows = value[-2]
     trace.pin(call, value[-1:], "windows of fold")
