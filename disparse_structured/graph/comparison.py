@@ -13,7 +13,7 @@ from disparse_structured.graph.capture import Capture
 
 
 def equal_up_to_dtype(first: Capture, second: Capture) -> bool:
-    """Check that the graphs have the same nodes in the same order, with equal sizes, numbers and provenance.
+    """Check whether both graphs have the same nodes in order, with equal sizes, numbers and provenance.
 
     Anything derived from one graph without using dtypes then holds for both.
     """

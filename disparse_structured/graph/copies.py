@@ -15,7 +15,7 @@ from disparse_structured.graph.named_tensors import named_tensors
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Deep-copy ``model``; tensors that modules keep from their last forward pass are detached."""
+    """Deep-copy ``model``; tensors kept from the last forward pass (attention maps) are detached."""
     return _copied(model, {})
 
 
@@ -44,10 +44,10 @@ def _alias(tensor: torch.Tensor) -> torch.Tensor:
 
 def _copied(model: nn.Module, instead: Mapping[int, torch.Tensor]) -> nn.Module:
     """A deep copy in which ``instead`` replaces tensors, by id."""
-    remembered = {
+    non_leaf = {
         id(leaf): leaf.detach().clone()
         for module in model.modules()
         for leaf in pytree.tree_leaves(vars(module))
         if isinstance(leaf, torch.Tensor) and not leaf.is_leaf
     }
-    return copy.deepcopy(model, {**remembered, **instead})
+    return copy.deepcopy(model, {**non_leaf, **instead})

@@ -14,14 +14,14 @@ aten = torch.ops.aten
 
 
 def rearranges(node: fx.Node) -> bool:
-    """Check that ``node`` only moves the values of its first argument."""
+    """Check whether ``node`` only moves the values of its first argument."""
     if node.target is aten.view.dtype:  # reinterprets the bits as other values
         return False
     return operator_of(node).moves is not None and len(node.all_input_nodes) == 1
 
 
 def is_identity(node: fx.Node, *_: fx.Node) -> bool:
-    """Check that ``node`` returns the values that it reads, each in its place."""
+    """Check whether ``node`` returns the values that it reads, each in its place."""
     return operator_of(node).keeps
 
 

@@ -120,7 +120,7 @@ class Subject:
         return int(attribute.read(self.model))
 
     def has(self, attribute: Attribute) -> bool:
-        """Check that ``attribute`` is an integer stored directly on its module."""
+        """Check whether ``attribute`` is an integer stored directly on its module."""
         return type(vars(self.model.get_submodule(attribute.module)).get(attribute.name)) is int
 
 

@@ -115,7 +115,7 @@ class WidthTable:
         return self._rows[key]
 
     def is_fixed(self, row: int) -> bool:
-        """Check that no plan can change the width."""
+        """Check whether every plan keeps the width."""
         return bool((self._arrays[row] < 0).all())
 
     def size(self, row: int) -> int:

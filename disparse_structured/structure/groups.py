@@ -110,7 +110,7 @@ class RatioConstraint:
         return tuple(shares.items())
 
     def allows(self, kept: Mapping[str, int]) -> bool:
-        """Check that these numbers of kept units satisfy the constraint."""
+        """Check whether these numbers of kept units satisfy the constraint."""
         multiples = {divmod(sum(kept[name] for name in names), share) for names, share in self.sides}
         return len(multiples) == 1 and next(iter(multiples))[1] == 0
 

@@ -156,7 +156,7 @@ class Call:
 
 
 def is_value(item: Any) -> bool:
-    """Check that ``item`` represents a tensor."""
+    """Check whether ``item`` represents a tensor."""
     return isinstance(item, tuple) and all(isinstance(axis, Axis) for axis in item)
 
 

@@ -14,7 +14,7 @@ aten = torch.ops.aten
 
 @rule(aten.scaled_dot_product_attention)
 def scaled_dot_product_attention(trace: Trace, call: Call) -> Value:
-    """Unite the leading dimensions (heads). The scale depends on the head dimension, see :func:`_contract`.
+    """Unite the leading dimensions (heads); the scale depends on the head dimension, see :func:`_contract`.
 
     In grouped-query attention, a key head and its value head unite with the query heads that read them.
     """
