@@ -92,7 +92,7 @@ class Verifier:
         return self._verdicts[key]
 
     def resolve(self, keep: torch.Tensor) -> tuple[torch.Tensor, Verification, tuple[Refusal, ...]]:
-        """Leave whole the groups that ``forward`` cannot follow; return ``keep``, its check and those groups."""
+        """Restore the groups that ``forward`` cannot follow; return ``keep``, its verification and them."""
         refused: list[Refusal] = []
         if self.mismatch(keep) is not None:
             self._check_repeatable()
@@ -102,7 +102,7 @@ class Verifier:
                 raise VerificationError(
                     f"the pruned {type(self._model).__name__} is not the masked twin: "
                     f"{self.mismatch(keep)}. "
-                    "No single group causes it; your model is unchanged. Please report this model."
+                    "No group was found at fault; your model is unchanged. Please report this model."
                 )
             refused.extend(found)
             keep = self._with(keep, [refusal.group for refusal in found])
