@@ -119,7 +119,7 @@ class RefitContext:
         self._method.visit(self, step)
 
     def contraction(self, step: Step) -> Contraction | None:
-        """Return the contraction that ``step`` computes; if it cannot be regressed, note why."""
+        """Return the contraction of ``step``, or None, with a note if it cannot be regressed."""
         if step[0] in self._refused:
             refused = self._refused[step[0]]
             self.skip(refused.layer, refused.reason)
