@@ -314,14 +314,14 @@ def _intercept(
 
 def _removed(groups: Iterable[ChannelGroup], keep: torch.Tensor) -> dict[tuple[str, int], np.ndarray]:
     """Sorted positions, along a dimension of a parameter, of the units that ``keep`` removes."""
-    gone: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
+    removed: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
     kept = np.asarray(keep, dtype=bool)
     for group in groups:
         lost = ~kept[group.slice]
         if lost.any():
             for member in group.members:
-                gone[member.parameter, member.dim].append(member.index[lost].reshape(-1))
-    return {place: np.unique(np.concatenate(found)) for place, found in gone.items()}
+                removed[member.parameter, member.dim].append(member.index[lost].reshape(-1))
+    return {place: np.unique(np.concatenate(found)) for place, found in removed.items()}
 
 
 def _kept(size: int, removed: np.ndarray | None) -> np.ndarray:

@@ -37,7 +37,7 @@ class Merging:
 
     @classmethod
     def of(cls, work: RefitContext, contraction: Contraction) -> Merging | None:
-        """Start for ``contraction``; None if no lost input channel can be merged."""
+        """Create one for ``contraction``; None if no lost input channel can be merged."""
         lost = contraction.lost()
         return None if lost is None else cls(work, contraction, lost)
 

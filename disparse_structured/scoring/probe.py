@@ -1,7 +1,7 @@
 """The probe: what a criterion may ask of a model, a structure and data.
 
 Each query is a pass through the data: :meth:`Probe.gate_gradients` and :meth:`Probe.curvatures`
-(first and second derivatives by gate), :meth:`Probe.losses` (the losses as functions of the gates) and
+(derivatives with respect to the gates), :meth:`Probe.losses` (the losses as functions of gates) and
 :meth:`Probe.weight_gradients`.
 """
 
@@ -146,9 +146,10 @@ class Probe:
     def curvatures(self, directions: int) -> Iterator[GateCurvature]:
         """Pass through the data once: average ``v * (H v)`` over ``directions`` for each batch and task.
 
-        ``H`` is the Hessian of the batch's loss in the gates, ``v`` a vector of random signs; the mean
-        over ``v`` is H's diagonal. Every example has its own gates and signs, so a batch of B averages
-        over B vectors for the price of one (examples run one at a time as in :meth:`gate_gradients`).
+        ``H`` is the Hessian of the batch's loss with respect to the gates, ``v`` a vector of random signs;
+        the mean over ``v`` is H's diagonal. Every example has its own gates and signs, so a batch of B
+        averages over B vectors for the price of one (examples run one at a time as in
+        :meth:`gate_gradients`).
         The loss of a label-free task is half the mean squared distance of its output from itself, so
         ``H`` is the Gauss-Newton matrix.
         """

@@ -39,8 +39,8 @@ class TensorPruner(function.BasePruningFunc):  # type: ignore[misc]
         self.cuts = cuts
 
     def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
-        gone = set(idxs)
-        kept = [i for i in range(self.get_out_channels(layer)) if i not in gone]
+        removed = set(idxs)
+        kept = [i for i in range(self.get_out_channels(layer)) if i not in removed]
         for name, dim in self.cuts.items():
             tensor = getattr(layer, name)
             if tensor is None:
@@ -322,9 +322,9 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
             )
         self._kept[units] = False
         for each, cuts in self._touched(units):
-            gone = ~self._kept[each.slice]
+            removed = ~self._kept[each.slice]
             for cut in cuts:
-                self._alive[cut.key][cut.positions[gone].reshape(-1)] = False
+                self._alive[cut.key][cut.positions[removed].reshape(-1)] = False
         self.version += 1
         self._follow_numbers()
         before.restore(self.model)

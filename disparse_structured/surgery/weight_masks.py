@@ -85,15 +85,15 @@ class WeightMasks:
             for name, slices in self._slices.items():
                 weight = self._weight(name)
                 saved = self._saved[name] = self._saved[name].to(weight)
-                gone = slices.of(self.keep & ~keep).to(weight.device)
-                back = slices.of(keep & ~self.keep).to(weight.device)
-                if len(gone):
-                    saved.index_copy_(slices.dim, gone, weight.index_select(slices.dim, gone))
-                    weight.index_fill_(slices.dim, gone, 0)
-                if len(back):
-                    weight.index_copy_(slices.dim, back, saved.index_select(slices.dim, back))
+                off = slices.of(self.keep & ~keep).to(weight.device)
+                on = slices.of(keep & ~self.keep).to(weight.device)
+                if len(off):
+                    saved.index_copy_(slices.dim, off, weight.index_select(slices.dim, off))
+                    weight.index_fill_(slices.dim, off, 0)
+                if len(on):
+                    weight.index_copy_(slices.dim, on, saved.index_select(slices.dim, on))
                     if optimizer is not None:
-                        _forget(optimizer, weight, slices.dim, back)
+                        _reset_state(optimizer, weight, slices.dim, on)
         self.keep = keep.clone()
         self._off = self._find_off()
 
@@ -272,7 +272,7 @@ def _held(model: nn.Module, structure: Structure, readers: Mapping[str, list[_Re
     return frozenset(group.name for group in structure.groups if group.name not in fine)
 
 
-def _forget(
+def _reset_state(
     optimizer: torch.optim.Optimizer, weight: torch.Tensor, dim: int, positions: torch.Tensor
 ) -> None:
     for value in optimizer.state.get(weight, {}).values():

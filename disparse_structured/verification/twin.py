@@ -49,10 +49,10 @@ def kept_statistics(structure: Structure, keep: torch.Tensor) -> dict[str, nn.Mo
 def _removed(structure: Structure, keep: torch.Tensor) -> Iterator[_Removed]:
     keep_units = np.asarray(keep, dtype=bool)
     for group in structure.groups:
-        gone = ~keep_units[group.slice]
-        if gone.any():
+        dropped = ~keep_units[group.slice]
+        if dropped.any():
             for consumer in group.consumers:
-                yield consumer, consumer.index[gone].reshape(-1)
+                yield consumer, consumer.index[dropped].reshape(-1)
 
 
 def _reads(removed: Iterable[_Removed]) -> dict[tuple[Place, int], np.ndarray]:
@@ -103,9 +103,9 @@ class MaskedReads:
             self._masked.pop(node, None)
             self._replaced.pop(node, None)
             for units, consumer in self._consumers[node]:
-                gone = ~self._keep[units]
-                if gone.any():
-                    removed.append((consumer, consumer.index[gone].reshape(-1)))
+                dropped = ~self._keep[units]
+                if dropped.any():
+                    removed.append((consumer, consumer.index[dropped].reshape(-1)))
         for ((node, place), dim), positions in _reads(removed).items():
             self._masked.setdefault(node, []).append((place, ZeroAt(dim, positions)))
         self._replaced.update(_statistics(self._structure.capture, removed))

@@ -1,4 +1,4 @@
-"""Diagonal of the Hessian in the gates: optimal brain damage."""
+"""Diagonal of the Hessian with respect to the gates: optimal brain damage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from disparse_structured.scoring.probe import Probe
 
 @dataclass(frozen=True)
 class DiagonalHessian:
-    """Half the second derivative of the loss in each gate, at least 0.
+    """Half the second derivative of the loss with respect to each gate, at least 0.
 
     LeCun, Denker, Solla, "Optimal brain damage", NIPS 1989, equation 5: the rise of the loss when a
     parameter (here: a gate of value 1) is set to zero at a minimum, without off-diagonal terms. The
