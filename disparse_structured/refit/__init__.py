@@ -1,4 +1,4 @@
-"""Getting accuracy back without training: the remaining weights are refit to the dense network's outputs."""
+"""Recovers accuracy without training: the remaining weights are refit to the dense network's outputs."""
 
 from disparse_structured.refit.affine import Affine
 from disparse_structured.refit.batch_norm import BatchNormStatistics

@@ -1,4 +1,4 @@
-"""A scale and a shift for every output channel, where a full regression is too much."""
+"""A scale and a shift for every output channel, where a full regression is too costly."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from disparse_structured.refit.regression import Fit, Shape
 
 @dataclass(frozen=True)
 class Affine:
-    """Each layer's pre-activation scaled and shifted, channel by channel, to be nearest to the dense one's.
+    """Scales and shifts each layer's pre-activation, channel by channel, to be closest to the dense one's.
 
     Slope and constant are those of the least-squares line (not the ratio of the standard deviations, as in
-    REPAIR, Jordan et al., ICLR 2023: where the two are poorly correlated that amplifies the error). They are
-    folded into the weight's rows and the bias, or the running mean of the batch norm behind, and stay where
-    they lower the error on data that they were not fitted on.
+    REPAIR, Jordan et al., ICLR 2023: where the two are poorly correlated, that amplifies the error). They
+    are folded into the weight's rows and the bias, or the running mean of the next batch norm, and are kept
+    where they lower the error on held-out data.
 
     Args:
         memory: bytes of activations to hold in memory; more are held in files.
-        shifts: copies of every image to fit on besides, see :class:`LeastSquares`.
-        seed: of the positions that are looked at.
+        shifts: extra copies of every image to fit on, see :class:`LeastSquares`.
+        seed: draws the positions to fit on.
     """
 
     memory: int = MEMORY
@@ -31,14 +31,14 @@ class Affine:
     seed: int = 0
 
     def visit(self, work: RefitContext, step: Step) -> None:
-        """See :class:`disparse_structured.refit.context.Method`."""
+        """Refit ``step``; see :class:`disparse_structured.refit.context.RefitMethod`."""
         contraction = work.contraction(step)
         if contraction is None:
             return
         share, rows = work.share(contraction, step, rows=0)
         groups, outputs = contraction.outputs.shape
         weight = work.state[contraction.weight]
-        # A channel is a regression of its own, with what the layer computes as the only feature.
+        # Each channel is its own regression, with what the layer computes as the only feature.
         shape = Shape(groups * outputs, 1, 1, bool(contraction.bias))
         known = folds(shape, rows, weight.dtype, weight.device)
         scale = 0.0

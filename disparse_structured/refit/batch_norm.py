@@ -20,15 +20,15 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class BatchNormStatistics:
-    """Means and variances of batch norms over the masked network's own values; weights are unchanged.
+    """Re-estimates means and variances of batch norms on the masked network; weights are unchanged.
 
-    As batch norms would gather in training mode, over all inputs alike (unbiased variances, as torch has
-    them). Nothing is held back: the facts' errors are those of the batch norms' results on all inputs.
+    They are what training mode would collect, over all inputs equally (unbiased variances, as in torch).
+    Nothing is held out: the facts' errors are those of the batch norms' results on all inputs.
 
     Args:
         memory: bytes of activations to hold in memory; more are held in files.
-        shifts: copies of every image to fit on besides, see :class:`LeastSquares`.
-        seed: of what the loader draws.
+        shifts: extra copies of every image to fit on, see :class:`LeastSquares`.
+        seed: for what the loader draws.
     """
 
     memory: int = MEMORY
@@ -36,7 +36,7 @@ class BatchNormStatistics:
     seed: int = 0
 
     def visit(self, work: RefitContext, step: Step) -> None:
-        """See :class:`disparse_structured.refit.context.Method`."""
+        """Refit ``step``; see :class:`disparse_structured.refit.context.RefitMethod`."""
         given = named_arguments(step[0]) if packet(step[0]) is aten.batch_norm else {}
         if not given or given["training"] or not isinstance(given["running_mean"], fx.Node):
             return
@@ -70,7 +70,7 @@ def _moments(work: RefitContext, step: Step, kept: Tensor) -> tuple[int, Tensor,
             read = _channels(work.walk.arguments(node, chunk)[0], kept).double()
             size = read.shape[1]
             own = read.mean(1)
-            # Chan, Golub and LeVeque (1979): exact also where the mean is large.
+            # Chan, Golub and LeVeque (1979): exact even where the mean is large.
             spread += (read - own[:, None]).square().sum(1)
             spread += (own - mean).square() * (count * size / (count + size))
             mean += (own - mean) * (size / (count + size))
@@ -79,7 +79,7 @@ def _moments(work: RefitContext, step: Step, kept: Tensor) -> tuple[int, Tensor,
 
 
 def _error(work: RefitContext, step: Step, kept: Tensor, replaced: dict[str, Tensor]) -> float:
-    """Of the twin's results with ``replaced`` statistics, relative to the dense network's."""
+    """The error of the twin's results with ``replaced`` statistics, relative to the dense ones."""
     off = whole = 0.0
     for chunk in range(work.walk.chunks):
         for node in step:

@@ -1,4 +1,4 @@
-"""What a method of repair works with: both networks in lockstep, layers, and a record of what was done."""
+"""What a refit method works with: both networks in lockstep, layers, and a record of what was done."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from disparse_structured.structure import Structure
 aten = torch.ops.aten
 
 LEAST = 8192
-"""Rows that are taken at least, where there are as many."""
+"""Fewest rows taken, where there are as many."""
 
 APART = "its uses depend on each other, or on those of another shared weight"
 """Why a shared weight, or shared statistics, are left unchanged."""
 
 
 class RefitMethod(Protocol):
-    """One way of repairing a network, layer by layer."""
+    """One way of refitting a network, layer by layer."""
 
     @property
     def memory(self) -> int:
@@ -42,18 +42,18 @@ class RefitMethod(Protocol):
 
     @property
     def shifts(self) -> int:
-        """Shifted copies of every image to fit on besides; see :func:`~.shifts.shifted`."""
+        """Extra shifted copies of every image to fit on; see :func:`~.shifts.shifted`."""
         ...
 
     @property
     def seed(self) -> int:
-        """Of what is drawn."""
+        """The random seed."""
         ...
 
     def visit(self, work: RefitContext, step: Step) -> None:
-        """Repairs what ``step`` computes, if it can, through :class:`RefitContext`.
+        """Refit what ``step`` computes, if possible, through :class:`RefitContext`.
 
-        The twin's inputs to ``step`` are there, computed with everything repaired before; its results are
+        The twin's inputs to ``step`` are available, computed with all earlier changes; its results are
         not. ``step`` is never one that both networks compute alike.
         """
         ...
@@ -66,8 +66,8 @@ class Sample:
     Args:
         inputs: the twin's, ``[groups, rows, features]``.
         target: the dense network's pre-activation at the kept outputs, ``[groups, rows, out]``.
-        computed: the twin's, with the weights as they are, without its bias.
-        residuals: what the twin's is short of the target.
+        computed: the twin's, with the current weights, without its bias.
+        residuals: the target minus the twin's, with its bias.
     """
 
     fold: int
@@ -80,9 +80,9 @@ class Sample:
 
 
 class RefitContext:
-    """Both networks, what they contract, and what has been done so far.
+    """Both networks, their contractions, and what has been done so far.
 
-    ``state`` is the twin's parameters and buffers by name; repairs replace some.
+    ``state`` is the twin's parameters and buffers by name; refits replace some.
     """
 
     def __init__(
@@ -113,29 +113,29 @@ class RefitContext:
         self._generator = torch.Generator().manual_seed(method.seed)
 
     def visit(self, step: Step) -> None:
-        """Lets the method repair ``step``, unless both networks compute it alike."""
+        """Let the method refit ``step``, unless both networks compute it alike."""
         if all(self.walk.alike(node) for node in step):
             return
         self._method.visit(self, step)
 
     def contraction(self, step: Step) -> Contraction | None:
-        """The contraction that ``step`` computes; None, and noted why, if it cannot be regressed."""
+        """Return the contraction of ``step``, or None, with a note if it cannot be regressed."""
         if step[0] in self._refused:
             refused = self._refused[step[0]]
             self.skip(refused.layer, refused.reason)
         return self._contractions.get(step[0])
 
     def apart(self, node: fx.Node) -> bool:
-        """Whether ``node`` is a batch norm whose statistics others use that run at another time."""
+        """Return whether ``node`` is a batch norm that shares statistics with ones run at other times."""
         return node in self._apart
 
     def kept(self, name: str, dim: int = 0) -> Tensor:
-        """int64: the positions along a dimension of a parameter or buffer that stay."""
+        """Return the kept positions along a dimension of a parameter or buffer, int64."""
         removed = self._removed.get((name, dim), np.empty(0, dtype=np.int64))
         return torch.from_numpy(np.delete(np.arange(self.state[name].shape[dim]), removed))
 
     def skip(self, layer: str, reason: str) -> None:
-        """Notes that ``layer`` stays as it is."""
+        """Note that ``layer`` is left unchanged."""
         if SkippedLayer(layer, reason) not in self.skipped:
             self.skipped.append(SkippedLayer(layer, reason))
 
@@ -149,9 +149,9 @@ class RefitContext:
         centers: Sequence[Center | None] = (None,),
         expand: Callable[[Fit], Fit] = lambda fit: fit,
     ) -> None:
-        """Repairs a contraction as far as that lowers its error on data that was not fitted on.
+        """Refit a contraction as far as that lowers its error on held-out data.
 
-        ``scale`` is the sum of squares of its target; ``expand`` makes what was fitted a change of the
+        ``scale`` is the sum of squares of its target; ``expand`` turns the fit into a change of the
         whole weight. See :func:`cross_validated` for the rest.
         """
         if not known.finite() or not math.isfinite(scale):
@@ -161,10 +161,10 @@ class RefitContext:
         errors = (float(outcome.before.sum()), float(outcome.after.sum()))
         before, after = (math.sqrt(error / scale) if scale else 0.0 for error in errors)
         facts = LayerFacts(contraction.weight, known.shape.features, rows, before, after)
-        self._repair(contraction, expand(outcome.fit), facts)
+        self._apply_fit(contraction, expand(outcome.fit), facts)
 
-    def _repair(self, contraction: Contraction, fit: Fit, facts: LayerFacts) -> None:
-        """Changes the twin's weight and what takes its intercept, unless that is not finite in their type."""
+    def _apply_fit(self, contraction: Contraction, fit: Fit, facts: LayerFacts) -> None:
+        """Changes the twin's weight and what takes its intercept, if that is finite in their type."""
         weight = self.state[contraction.weight]
         changed = bool(fit.change.any()) or bool(fit.intercept.any())
         replaced = {}
@@ -180,18 +180,18 @@ class RefitContext:
         self.replace(facts, replaced)
 
     def replace(self, facts: LayerFacts, replaced: Mapping[str, Tensor]) -> None:
-        """Puts ``replaced`` into the twin's state, unless it is not finite."""
+        """Put ``replaced`` into the twin's state if it is finite."""
         if all(bool(tensor.isfinite().all()) for tensor in replaced.values()):
             self.state.update(replaced)
             self.layers.append(facts)
         else:
             kind = next(iter(replaced.values())).dtype
-            self.skip(facts.layer, f"what was fitted is not finite in {kind}")
+            self.skip(facts.layer, f"the fit is not finite in {kind}")
 
     def samples(self, contraction: Contraction, step: Step, share: float, streams: bool) -> Iterator[Sample]:
-        """Rows of every chunk: ``share`` of each operator's output positions, the same of all its examples.
+        """Yield rows of every chunk: ``share`` of each operator's output positions, alike for all examples.
 
-        With ``streams``, targets make up for what is off in the other operands of the sums that the
+        With ``streams``, targets compensate for the errors of the other operands of the sums that the
         result flows into.
         """
         current = _wide(contraction.matrix(self.state[contraction.weight]))
@@ -211,7 +211,7 @@ class RefitContext:
                 yield Sample(chunk % 2, node, chunk, inputs, wanted, computed, residuals)
 
     def share(self, contraction: Contraction, step: Step, rows: int) -> tuple[float, int]:
-        """What share of the output positions to take for ``rows`` rows a feature, and the rows that gives."""
+        """Return the share of output positions that gives ``rows`` rows per feature, and its row count."""
         walk = self.walk
         available = [positions(node, walk.dense_result(node, 0)) for node in step]
         everything = sum(total * examples for total, examples in available) * walk.chunks
@@ -233,7 +233,7 @@ class RefitContext:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """At least single precision, where products of half precision are slow and coarse."""
+    """At least single precision: products of half precision are slow and coarse."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 

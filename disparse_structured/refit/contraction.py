@@ -1,8 +1,8 @@
 """Convolutions and linear layers, and what a plan leaves of their weights.
 
-In each of a contraction's groups the kept part of its weight is a matrix ``W [out, features]``, of which a
-feature is one kept input channel at one kernel position; :mod:`disparse_structured.refit.design` has the
-``X`` and ``Y`` of ``Y = X W^T``.
+In each group of a contraction, the kept part of its weight is a matrix ``W [out, features]``. A feature is
+one kept input channel at one kernel position. :mod:`disparse_structured.refit.design` builds the ``X`` and
+``Y`` of ``Y = X W^T``.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _REGRESSED = ("convolution", "transposed convolution", "linear")
 """Families of contractions whose weight is the solution of a regression."""
 
 _OTHERS = ("generic convolution", "matmul", "einsum", "bilinear", "recurrent")
-"""Families that may contract with a parameter in ways that have no regression here."""
+"""Families that may contract with a parameter in ways that are not regressed here."""
 
 
 @dataclass(frozen=True, eq=False)
 class Operands:
-    """What a contraction of a regressed family reads, by its operator's record."""
+    """What a contraction of a regressed family reads, from its operator's record."""
 
     kind: ContractionKind
     data: fx.Node
@@ -44,7 +44,7 @@ class Operands:
 
     @classmethod
     def of(cls, node: fx.Node) -> Operands:
-        """Those of ``node``."""
+        """Read those of ``node``."""
         contracts = operator_of(node).contracts
         assert contracts is not None
         assert contracts.weight is not None
@@ -63,17 +63,17 @@ class Operands:
 
 @dataclass(frozen=True, eq=False)
 class Contraction:
-    """All operators that use one weight, and what of it stays.
+    """All operators that use one weight, and its kept part.
 
     Args:
         weight: the parameter's name.
         nodes: the operators.
-        bias: names of what takes an intercept: one bias, or the running means of the batch norms behind
-            the operators (which subtract it); empty where nothing does.
+        bias: names of what takes an intercept: one bias, or the running means of the batch norms after
+            the operators (which subtract it); empty if nothing does.
         subtracts: whether ``bias`` are running means.
-        groups: of the convolution; 1 for linear layers.
-        inputs: int64 ``[groups, in]``, positions along the input's channels that stay.
-        outputs: int64 ``[groups, out]``, positions along the output's channels that stay.
+        groups: groups of the convolution; 1 for linear layers.
+        inputs: int64 ``[groups, in]``, kept positions along the input's channels.
+        outputs: int64 ``[groups, out]``, kept positions along the output's channels.
         rows, columns: int64, kept positions of the weight's output and input dimension.
         transposed: whether the weight's input dimension comes first.
     """
@@ -96,11 +96,11 @@ class Contraction:
 
     @property
     def spatial(self) -> int:
-        """Spatial dimensions; 0 of a linear layer."""
+        """Spatial dimensions; 0 for a linear layer."""
         return len(Operands.of(self.nodes[0]).shape) - 2
 
     def lost(self) -> Contraction | None:
-        """The same outputs from the input channels that go; None where a group has none of them."""
+        """Return the same outputs from the removed input channels; None if a group has none."""
         read = Operands.of(self.nodes[0])
         shape = read.shape
         groups, size = read.groups, shape[0 if self.transposed else 1]
@@ -112,7 +112,7 @@ class Contraction:
         return replace(self, inputs=torch.from_numpy(inputs), columns=torch.from_numpy(columns))
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """The kept part of the weight as ``[groups, out, features]``."""
+        """Return the kept part of the weight as ``[groups, out, features]``."""
         first, second = (self.columns, self.rows) if self.transposed else (self.rows, self.columns)
         kept = weight.index_select(0, first.to(weight.device)).index_select(1, second.to(weight.device))
         if not self.transposed:
@@ -122,7 +122,7 @@ class Contraction:
         return split.transpose(1, 2).reshape(self.groups, kept.shape[1], -1)
 
     def with_matrix(self, weight: Tensor, matrix: Tensor) -> Tensor:
-        """A copy of ``weight`` with its kept part replaced by ``[groups, out, features]``."""
+        """Copy ``weight`` with its kept part replaced by ``matrix`` ``[groups, out, features]``."""
         first, second = (self.columns, self.rows) if self.transposed else (self.rows, self.columns)
         kernel = weight.shape[2:]
         if self.transposed:
@@ -137,9 +137,9 @@ class Contraction:
 
 @dataclass(frozen=True, eq=False)
 class Layers:
-    """``contractions`` in graph order, and operators that contract with a parameter but are none of them.
+    """``contractions`` in graph order, and other operators that contract with a parameter.
 
-    ``removed`` are the sorted positions along a dimension of a parameter or buffer that go.
+    ``removed`` are the sorted removed positions along a dimension of a parameter or buffer.
     """
 
     contractions: tuple[Contraction, ...]
@@ -148,18 +148,18 @@ class Layers:
 
 
 def contractions(structure: Structure, keep: torch.Tensor) -> tuple[Contraction, ...]:
-    """Every contraction with a weight of its own, with what ``keep`` (bool ``[units]``) leaves of it."""
+    """Find every contraction with its own weight, and what ``keep`` (bool ``[units]``) leaves of it."""
     return layers(structure, keep).contractions
 
 
 def layers(structure: Structure, keep: torch.Tensor) -> Layers:
-    """The contractions, and what could not become one."""
+    """Find the contractions, and what could not become one."""
     return DenseLayers.of(structure).under(keep)
 
 
 @dataclass(frozen=True, eq=False)
 class DenseLayers:
-    """What the layers of a network are before anything is removed: found once for any number of masks."""
+    """The layers of a network before anything is removed: found once for any number of masks."""
 
     groups: tuple[ChannelGroup, ...]
     weights: tuple[_Weight, ...]
@@ -167,7 +167,7 @@ class DenseLayers:
 
     @classmethod
     def of(cls, structure: Structure) -> DenseLayers:
-        """Reads the graph of ``structure``."""
+        """Read the graph of ``structure``."""
         capture = structure.capture
         by_weight, refused = _candidates(capture)
         users: dict[str, list[fx.Node]] = defaultdict(list)
@@ -185,7 +185,7 @@ class DenseLayers:
         return cls(structure.groups, tuple(found), refused)
 
     def under(self, keep: torch.Tensor, only: Collection[str] | None = None) -> Layers:
-        """What ``keep``, bool ``[units]``, leaves of them; of the weights in ``only`` where that is given."""
+        """Return what ``keep``, bool ``[units]``, leaves of them, or only of the weights in ``only``."""
         removed = _removed(self.groups, keep)
         refused = dict(self.refused)
         found = []
@@ -201,7 +201,7 @@ class DenseLayers:
 
 
 def _candidates(capture: Capture) -> tuple[dict[str, list[fx.Node]], dict[fx.Node, SkippedLayer]]:
-    """The operators that contract with each parameter, and those of which no regression is known."""
+    """The operators that contract with each parameter, and those that cannot be regressed."""
     constant = _constants(capture)
     by_weight: dict[str, list[fx.Node]] = defaultdict(list)
     refused: dict[fx.Node, SkippedLayer] = {}
@@ -219,12 +219,12 @@ def _candidates(capture: Capture) -> tuple[dict[str, list[fx.Node]], dict[fx.Nod
         elif contracts.kind in _OTHERS:
             names = [name for each in node.all_input_nodes for name in sorted(constant.get(each, ()))]
             if names:
-                refused[node] = SkippedLayer(names[0], f"{node.target} has no regression")
+                refused[node] = SkippedLayer(names[0], f"{node.target} cannot be regressed")
     return by_weight, refused
 
 
 def _constants(capture: Capture) -> dict[fx.Node, frozenset[str]]:
-    """The nodes that depend on parameters and buffers alone, and on which."""
+    """The nodes that depend only on parameters and buffers, and which ones."""
     found: dict[fx.Node, frozenset[str]] = {}
     for node in capture.graph.nodes:
         if node.name in capture.tensors:
@@ -264,7 +264,7 @@ class _Weight:
         return cls(name, tuple(nodes), first.shape, first.groups, transposed, bias, subtracts)
 
     def under(self, removed: Mapping[tuple[str, int], np.ndarray]) -> Contraction | str:
-        """What is left without the positions ``removed``, or why that has no regression."""
+        """What is left without the positions ``removed``, or why that cannot be regressed."""
         shape, groups, transposed = self.shape, self.groups, self.transposed
         columns = _kept(shape[0 if transposed else 1], removed.get((self.name, 0 if transposed else 1)))
         rows = _kept(shape[1 if transposed else 0], removed.get((self.name, 1 if transposed else 0)))
@@ -280,7 +280,7 @@ class _Weight:
         inputs, outputs = (per_group, others) if transposed else (others, per_group)
         return Contraction(
             self.name, self.nodes, self.bias, self.subtracts,
-            len(left),  # of a depthwise convolution a group goes with its channel
+            len(left),  # a depthwise convolution loses a group with its channel
             torch.from_numpy(inputs), torch.from_numpy(outputs),
             torch.from_numpy(rows), torch.from_numpy(columns), transposed,
         )  # fmt: skip
@@ -313,17 +313,17 @@ def _intercept(
 
 
 def _removed(groups: Iterable[ChannelGroup], keep: torch.Tensor) -> dict[tuple[str, int], np.ndarray]:
-    """Sorted positions along a dimension of a parameter that go with the units that ``keep`` removes."""
-    gone: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
+    """Sorted positions, along a dimension of a parameter, of the units that ``keep`` removes."""
+    removed: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
     kept = np.asarray(keep, dtype=bool)
     for group in groups:
         lost = ~kept[group.slice]
         if lost.any():
             for member in group.members:
-                gone[member.parameter, member.dim].append(member.index[lost].reshape(-1))
-    return {place: np.unique(np.concatenate(found)) for place, found in gone.items()}
+                removed[member.parameter, member.dim].append(member.index[lost].reshape(-1))
+    return {place: np.unique(np.concatenate(found)) for place, found in removed.items()}
 
 
 def _kept(size: int, removed: np.ndarray | None) -> np.ndarray:
-    everything = np.arange(size)
-    return everything if removed is None else np.delete(everything, removed)
+    positions = np.arange(size)
+    return positions if removed is None else np.delete(positions, removed)

@@ -19,7 +19,7 @@ from disparse_structured.refit.contraction import Contraction, Operands
 
 
 def design(contraction: Contraction, node: fx.Node, value: Tensor, places: Tensor) -> Tensor:
-    """``[groups, rows, features]`` of one chunk's input ``value``; ``places`` as of :func:`positions`."""
+    """Return ``[groups, rows, features]`` of one chunk's input ``value``, at ``places`` of the output."""
     read = Operands.of(node)
     if read.kind == "linear":
         rows = value.reshape(-1, value.shape[-1])[places.to(value.device)]
@@ -44,7 +44,7 @@ def design(contraction: Contraction, node: fx.Node, value: Tensor, places: Tenso
 
 
 def target(contraction: Contraction, node: fx.Node, result: Tensor, places: Tensor) -> Tensor:
-    """``[groups, rows, out]`` of one chunk's ``result`` (or its like), in the rows of :func:`design`."""
+    """Return ``[groups, rows, out]`` of one chunk's ``result``, in the rows of :func:`design`."""
     outputs = contraction.outputs.reshape(-1).to(result.device)
     read = Operands.of(node)
     if read.kind == "linear":
@@ -60,7 +60,7 @@ def target(contraction: Contraction, node: fx.Node, result: Tensor, places: Tens
 
 
 def positions(node: fx.Node, result: Tensor) -> tuple[int, int]:
-    """How many output positions a chunk has to choose rows from, and how many examples share each."""
+    """Count the output positions of a chunk to choose rows from, and the examples that share each."""
     read = Operands.of(node)
     if read.kind == "linear":
         return result.numel() // max(result.shape[-1], 1), 1
@@ -75,7 +75,7 @@ def _each(value: Any, kernel: list[int]) -> list[int]:
 
 
 def _pads(given: dict[str, Any], transposed: bool, kernel: list[int], dilation: list[int]) -> list[int]:
-    """What to pad the input with, as ``torch.nn.functional.pad`` takes it: last dimension first."""
+    """The input's padding, as ``torch.nn.functional.pad`` takes it: last dimension first."""
     reach = [step * (size - 1) for size, step in zip(kernel, dilation, strict=True)]
     if given["padding"] == "valid":
         pairs = [(0, 0) for _ in kernel]

@@ -20,10 +20,10 @@ from disparse_structured.verification.twin import masked_twin
 def deviations(
     structure: Structure, keep: Tensor, calibration: Calibration, dense: State, states: Sequence[State]
 ) -> list[dict[str, float]]:
-    """For each of ``states`` and each task ``||masked - dense||_2 / ||dense||_2`` over all of its outputs.
+    """Measure each task's ``||masked - dense||_2 / ||dense||_2`` over all of its outputs, per state.
 
-    Measured on the examples set aside, or if there are none on all, where the dense network's outputs are
-    finite; absolute where these are all zero.
+    It is measured on the examples set aside (on all if there are none), where the dense network's outputs
+    are finite; it is absolute where these are all zero.
 
     Raises:
         BatchError: a task's dense outputs hold no finite number.
@@ -48,7 +48,7 @@ def deviations(
         if not any_finite:
             raise BatchError(
                 f"task {task!r}: the dense network's output holds no finite number on these examples, so "
-                "that nothing can be compared. Pass inputs that the model was made for."
+                "nothing can be compared. Pass inputs that the model was made for."
             )
     return [{task: _root(square / (wanted[task] or 1.0)) for task, square in total.items()} for total in off]
 
@@ -56,7 +56,7 @@ def deviations(
 def measure_deviation(
     model: nn.Module, structure: Structure, keep: Tensor, calibration: Calibration
 ) -> dict[str, float]:
-    """For each task, how far ``model`` with only the units of ``keep`` is from the whole model.
+    """Measure, per task, how far ``model`` with only the units of ``keep`` is from the whole model.
 
     Raises:
         BatchError: as :func:`deviations` does, or the model has other units with these inputs.

@@ -1,7 +1,7 @@
 """Removed channels merged into kept ones: the weights that read them are added up.
 
-A removed channel is taken for a multiple of the kept one that explains most of it (model folding: Wang et
-al., ICLR 2025, which clusters channels of one layer; here similarity is that of what is read, on data).
+A removed channel is treated as a multiple of the kept one that explains most of it (model folding: Wang et
+al., ICLR 2025, which clusters channels of one layer; here, similarity is that of the layer's input data).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from disparse_structured.refit.lockstep import MEMORY
 from disparse_structured.refit.regression import FOLDS, Center, Shape
 
 _PLACES = 1024
-"""Positions of a chunk's input at which channels are compared, at most."""
+"""Most positions of a chunk's input at which channels are compared."""
 
 
 class Merging:
-    """How alike the kept channels of the twin's input and the lost ones of the dense network's are."""
+    """How similar the kept channels of the twin's input are to the lost ones of the dense network's."""
 
     def __init__(self, work: RefitContext, contraction: Contraction, lost: Contraction) -> None:
         self._work, self._contraction, self._lost = work, contraction, lost
@@ -37,12 +37,12 @@ class Merging:
 
     @classmethod
     def of(cls, work: RefitContext, contraction: Contraction) -> Merging | None:
-        """None where no input channel went that another could stand for."""
+        """Create one for ``contraction``; None if no lost input channel can be merged."""
         lost = contraction.lost()
         return None if lost is None else cls(work, contraction, lost)
 
     def add(self, sample: Sample) -> None:
-        """The inputs of the sample's operator and chunk."""
+        """Add the inputs of the sample's operator and chunk."""
         walk = self._work.walk
         kept = self._channels(sample, self._contraction, walk.arguments(sample.node, sample.chunk)[0])
         lost = self._channels(sample, self._lost, walk.arguments(sample.node, sample.chunk, dense=True)[0])
@@ -50,7 +50,7 @@ class Merging:
         self._products[sample.fold] += kept @ lost.mT
 
     def center(self) -> Center:
-        """The changes that add each lost channel's weights to those of the kept one most like it."""
+        """Return the changes that add each lost channel's weights to the most similar kept one's."""
         squares = [*self._squares, self._squares[0] + self._squares[1]]
         products = [*self._products, self._products[0] + self._products[1]]
         one, other, both = (self._change(*pair) for pair in zip(squares, products, strict=True))
@@ -80,16 +80,16 @@ class Merging:
 
 @dataclass(frozen=True)
 class ModelFolding:
-    """Merging alone: what read a removed channel is added to what reads the kept one most like it.
+    """Merging alone: the weights of a removed channel are added to those of the most similar kept one.
 
-    It stays for those outputs whose error on inputs that it was not estimated on falls. The scale of a
-    merged channel is the slope of its regression on the kept one, without a constant.
+    It is kept for the outputs whose error on held-out inputs falls. The scale of a merged channel is the
+    slope of its regression on the kept one, without a constant.
 
     Args:
-        rows: rows to judge on, for each unknown of an output.
+        rows: rows to compare on, for each unknown of an output.
         memory: bytes of activations to hold in memory; more are held in files.
-        shifts: copies of every image to fit on besides, see :class:`LeastSquares`.
-        seed: of the positions that are looked at.
+        shifts: extra copies of every image to fit on, see :class:`LeastSquares`.
+        seed: draws the positions to compare on.
     """
 
     rows: int = 1
@@ -98,7 +98,7 @@ class ModelFolding:
     seed: int = 0
 
     def visit(self, work: RefitContext, step: Step) -> None:
-        """See :class:`disparse_structured.refit.context.Method`."""
+        """Refit ``step``; see :class:`disparse_structured.refit.context.RefitMethod`."""
         contraction = work.contraction(step)
         merging = None if contraction is None else Merging.of(work, contraction)
         if contraction is None or merging is None:

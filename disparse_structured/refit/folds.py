@@ -1,10 +1,10 @@
-"""What is kept of two folds of a regression's data: sums of products, or the rows where they are fewer.
+"""Two folds of a regression's data, stored as sums of products, or as rows where these are fewer.
 
-With at least as many rows as features the folds are kept as sums of products ("moments"), with fewer as
-their rows, whose products (the kernel) take the Gram matrix's place.
+With at least as many rows as features, the folds are stored as sums of products ("moments"); with fewer,
+as their rows, whose products (the kernel) replace the Gram matrix.
 
 Memory: about four matrices of ``n x n``, ``n = min(rows, features)``, in double precision up to ``n`` = 4,096
-and beyond in single; and the rows, ``[rows, features]``, where they are fewer.
+and in single beyond; and the rows, ``[rows, features]``, where they are fewer.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from torch import Tensor
 from disparse_structured.refit.regression import FOLDS, Fit, Folds, Shape
 
 LIMIT = 8192
-"""Largest matrix that is factorised: with more features, so many rows are taken in all."""
+"""Largest matrix that is factorized: with more features, this many rows are taken in all."""
 
 _DOUBLE = 4096
-"""Size up to which matrices are in double precision."""
+"""Largest size of matrices in double precision."""
 
 
 def folds(shape: Shape, rows: int, dtype: torch.dtype, device: torch.device) -> Folds:
-    """Empty folds for ``rows`` rows in all, of values of type ``dtype``."""
+    """Create empty folds for ``rows`` rows in all, of type ``dtype``."""
     if rows < shape.features or shape.features > LIMIT:
         return _Rows(shape, rows, dtype, device)
     return _Moments(shape, dtype, device)
 
 
 class _Fold:
-    """Sums over one fold. Features are taken less a constant each, for the sake of precision."""
+    """Sums over one fold. A constant is subtracted from each feature for precision."""
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         def zeros(*size: int) -> Tensor:
@@ -121,7 +121,7 @@ class _Moments(_Common):
 
     def errors(self, fold: int, ridge: float | None, centers: Sequence[Tensor | None]) -> list[Tensor] | None:
         if not self._coarse:
-            # Errors are compared, no more: for values in single precision that is enough, and twice as fast.
+            # Errors are only compared: for single-precision values, single is enough and twice as fast.
             pairs = zip(self._grams, self._crosses, strict=True)
             self._coarse = [(gram.to(self._values), cross.to(self._values)) for gram, cross in pairs]
         found = self._changes(*self._coarse[fold], self._folds[fold], ridge, centers)
@@ -139,7 +139,7 @@ class _Moments(_Common):
     def _changes(
         self, gram: Tensor, cross: Tensor, sums: _Fold, ridge: float | None, centers: Sequence[Tensor | None]
     ) -> list[Tensor] | None:
-        """For each center the change ``[groups, out, features]`` that is best by these products."""
+        """The best change ``[groups, out, features]`` for each center, given these products."""
         if ridge is None:
             nothing = cross.new_zeros(cross.mT.shape)
             return [nothing if center is None else center.to(cross) for center in centers]
@@ -157,7 +157,7 @@ class _Moments(_Common):
         return None if solved is None else [each.mT for each in solved.split(self.shape.outputs, 2)]
 
     def _left(self, fold: int, fitted: int, change: Tensor) -> Tensor:
-        """Sum of squares on ``fold`` of what a change leaves whose intercept was fitted on ``fitted``."""
+        """Sum of squares that a change leaves on ``fold``, its intercept fitted on ``fitted``."""
         gram, cross = self._coarse[fold]
         sums = self._folds[fold]
         quadratic = ((change @ gram) * change).sum(-1).double()
@@ -176,7 +176,7 @@ class _Moments(_Common):
 
 
 class _Rows(_Common):
-    """The rows themselves, first fold first, and from the first error on their products."""
+    """The rows themselves, first fold first, and, after the first error, their products."""
 
     def __init__(self, shape: Shape, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(shape, dtype, device)
@@ -210,7 +210,7 @@ class _Rows(_Common):
             return None
         across = kernel[:, other, own] @ solved
         if self.shape.intercept:
-            # The solution sums to zero, so of the centring by the fold's mean one term is left.
+            # The solution sums to zero, so centering by the fold's mean leaves one term.
             across = across - kernel[:, own, own].mean(1, keepdim=True) @ solved
         pairs = zip(held, across.split(self.shape.outputs, 2), strict=True)
         return [(left - moved).square().sum(1).double() for left, moved in pairs]
@@ -261,7 +261,7 @@ class _Rows(_Common):
 def _damp(matrix: Tensor, ridge: float) -> Tensor:
     """Adds the ridge to the diagonal, in place; returns its unit, ``[groups]``.
 
-    A group in which nothing varies gets ones: its right side is zero, and so is its solution.
+    A group without variation gets ones: its right-hand side is zero, and so is its solution.
     """
     diagonal = matrix.diagonal(dim1=1, dim2=2)
     scale: Tensor = diagonal.mean(1)
@@ -270,7 +270,7 @@ def _damp(matrix: Tensor, ridge: float) -> Tensor:
 
 
 def _solved(matrix: Tensor, right: Tensor) -> Tensor | None:
-    """``matrix^-1 right``; None where the precision is not enough for it."""
+    """``matrix^-1 right``; None where the precision is insufficient."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if bool(failed.any()):
         return None

@@ -1,4 +1,4 @@
-"""Accuracy back without labels or training: every layer regressed on what the dense one computes."""
+"""Recovers accuracy without labels or training: every layer is fitted to what the dense one computes."""
 
 from __future__ import annotations
 
@@ -33,33 +33,32 @@ from disparse_structured.structure.structure import check_described
 
 @dataclass(frozen=True)
 class LeastSquares:
-    """The kept weights of every layer fitted to the dense network's pre-activation, with a constant.
+    """Fits the kept weights of every layer, with a constant, to the dense network's pre-activation.
 
-    Layer by layer in execution order the masked network's own input is regressed on what the dense network
-    computes, as channel pruning does (He, Zhang and Sun, ICCV 2017, also for ``streams``: section 3.3). The
-    ridge pulls towards the weights that are there. Ridges are chosen for each output by two-fold
-    cross-validation, and an output is left alone where none lowers the error on held-back data. The constant
-    goes to the bias, or into the running mean of the batch norm behind; where there is neither, none is
-    fitted.
+    Layer by layer, in execution order, what the dense network computes is regressed on the masked network's
+    own input, as in channel pruning (He, Zhang and Sun, ICCV 2017, also for ``streams``: section 3.3). The
+    ridge pulls toward the current weights. Ridges are chosen for each output by two-fold cross-validation,
+    and an output is left unchanged where none lowers the error on held-out data. The constant goes into the
+    bias, or the running mean of the next batch norm; without either, none is fitted.
 
     Peak memory beyond ``memory`` and the networks: with ``n = min(features, rows)``, about four matrices of
-    ``n x n`` numbers, of 8 bytes up to ``n`` = 4,096 and else of 4, and the rows themselves where they are
-    fewer than the features. For more than 8,192 features no more than 8,192 rows are taken: a 3x3
-    convolution over 2,048 channels (18,432 features) peaks at 3.4 GiB, with the
-    activations of 64 images and their copies.
+    ``n x n`` numbers, of 8 bytes up to ``n`` = 4,096 and of 4 beyond, and the rows themselves where they are
+    fewer than the features. For more than 8,192 features, at most 8,192 rows are taken: a 3x3 convolution
+    over 2,048 channels (18,432 features) peaks at 3.4 GiB, with the activations of 64 images and their
+    copies.
 
     Args:
-        ridges: offered ridges, in units of the mean of the Gram matrix's diagonal.
+        ridges: candidate ridges, in units of the mean of the Gram matrix's diagonal.
         rows: rows (examples times positions) for each unknown of an output and each of the two folds, where
-            there are as many; more are drawn at random.
-        streams: whether the last branch of a sum makes up for what the others got wrong.
-        merge: whether to offer also weights in which each removed channel is merged into the kept one most
-            like it, as what the ridge pulls towards, and as they are; see
-            :class:`disparse_structured.refit.Fold`.
-        shifts: copies of every image, moved by a few pixels, that are fitted on besides. For inputs that are
-            not images ``[N, C, H, W]`` alone there are none, for many large images fewer.
+            there are as many; where there are more, they are drawn at random.
+        streams: whether the last branch of a sum compensates for the errors of the others.
+        merge: whether to also try weights in which each removed channel is merged into the most similar
+            kept one, as what the ridge pulls toward, and as they are; see
+            :class:`disparse_structured.refit.ModelFolding`.
+        shifts: extra copies of every image, shifted by a few pixels, to fit on. There are none for inputs
+            other than images ``[N, C, H, W]`` alone, and fewer for many large images.
         memory: bytes of activations of both networks to hold in memory; more are held in files.
-        seed: of the positions that are drawn.
+        seed: draws the positions to fit on.
     """
 
     ridges: tuple[float, ...] = RIDGES
@@ -81,7 +80,7 @@ class LeastSquares:
         return brief(self)
 
     def visit(self, work: RefitContext, step: Step) -> None:
-        """See :class:`disparse_structured.refit.context.RefitMethod`."""
+        """Refit ``step``; see :class:`disparse_structured.refit.context.RefitMethod`."""
         contraction = work.contraction(step)
         if contraction is None:
             return
@@ -103,7 +102,7 @@ class LeastSquares:
 
 @dataclass(frozen=True, eq=False)
 class Refit:
-    """``model`` has the dense shapes; :func:`disparse_structured.surgery.module.apply` cuts it."""
+    """``model`` has the dense shapes; :func:`disparse_structured.surgery.module.apply` prunes it."""
 
     model: nn.Module
     facts: RefitFacts
@@ -120,31 +119,31 @@ def refit(
     limit: int | None = None,
     progress: bool = False,
 ) -> Refit:
-    """A dense-shaped copy of ``model`` whose masked twin is as near to the dense network as can be.
+    """Return a dense-shaped copy of ``model`` whose masked twin is closest to the dense network.
 
-    :func:`disparse_structured.surgery.module.apply` on it gives the small network. No labels are read. Of 16
-    examples or more about an eighth is set aside to measure the outputs on, before and after. The model
-    itself, its modes and the random states are as before. The same seed gives the same weights, on the same
-    machine and number of threads: sums in another order differ in the last bits.
+    :func:`disparse_structured.surgery.module.apply` prunes it to the small network. No labels are read. Of 16
+    or more examples, about an eighth is set aside to measure the outputs on, before and after. The model
+    itself, its modes and the random states are unchanged. The same seed gives the same weights on the same
+    machine with the same number of threads: sums in another order differ in the last bits.
 
     Args:
-        model: the dense model that ``structure`` describes; eval mode is what counts.
+        model: the dense model that ``structure`` describes; it is run in eval mode.
         keep: bool ``[units]``, True = keep.
         data: batches as a loader yields them, read once, or a :class:`Calibration`.
-        method: how layers are repaired: :class:`LeastSquares`, or the cheaper
+        method: how layers are refit: :class:`LeastSquares`, or the cheaper
             :class:`~disparse_structured.refit.Affine`,
             :class:`~disparse_structured.refit.BatchNormStatistics` and
-            :class:`~disparse_structured.refit.Fold`.
-        inputs: from a batch to the tuple of ``forward``'s arguments; by default
+            :class:`~disparse_structured.refit.ModelFolding`.
+        to_inputs: maps a batch to the tuple of ``forward``'s arguments; by default
             :func:`disparse_structured.data.batches.model_inputs`.
-        limit: read no more examples than this; a :class:`Calibration` is taken as it is.
-        progress: draw a progress bar, if standard error is a terminal.
+        limit: read no more examples than this; a :class:`Calibration` is used unchanged.
+        progress: show a progress bar if standard error is a terminal.
 
     Raises:
         PlanError: ``keep`` is not bool ``[units]``, or the structure is not that of ``model``.
-        BatchError: too few examples, examples of different shapes, examples that are not finite or on which
-            a task's output is not, batches that the model refuses or with which it has other units; no room
-            on disk for activations beyond ``memory``.
+        BatchError: too few examples, examples of different shapes, examples or task outputs that are not
+            finite, batches that the model rejects or with which it has other units; no disk space for
+            activations beyond ``memory``.
     """
     if keep.dtype != torch.bool or keep.shape != (structure.units,):
         raise PlanError(

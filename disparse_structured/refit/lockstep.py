@@ -26,9 +26,9 @@ class Lockstep:
     """Both networks on all chunks of a calibration set, one operator at a time.
 
     ``state`` holds the twin's parameters and buffers, in dense coordinates. A visitor may replace its
-    tensors for operators that are still to come: the twin's inputs to an operator are computed with
-    everything replaced before. Values are dropped after their last use; what both networks compute alike
-    is computed once.
+    tensors for later operators: the twin's inputs to an operator are computed with all earlier
+    replacements. Values are dropped after their last use; what both networks compute alike is computed
+    once.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Lockstep:
     ) -> None:
         """``together``: operators to run in one step; see :mod:`disparse_structured.graph.schedule`.
 
-        ``memory``: bytes of activations beyond which they are kept in files.
+        ``memory``: bytes of activations to hold in memory; more are held in files.
         """
         self.capture = structure.capture
         self.dense_state: Mapping[str, torch.Tensor] = dict(state)
@@ -62,9 +62,9 @@ class Lockstep:
             self._equal.add(node)
 
     def run(self, before: Callable[[Step], None]) -> None:
-        """Runs everything.
+        """Run all steps.
 
-        ``before`` is called when a step's inputs, and the dense network's results, are there; the twin's
+        ``before`` is called once a step's inputs and the dense network's results are available; the twin's
         results are computed after.
         """
         last = last_uses(self.capture, self.steps)
@@ -79,30 +79,30 @@ class Lockstep:
                     self._drop(node)
 
     def arguments(self, node: fx.Node, chunk: int, dense: bool = False) -> tuple[Any, ...]:
-        """What ``node`` reads in the twin (masked), or in the dense network."""
+        """Return what ``node`` reads in the twin (masked), or in the dense network."""
         if dense:
             return tuple(self._arguments(node, self.dense_state, self._dense, chunk, masked=False)[0])
         return tuple(self._arguments(node, self.state, self._twin, chunk, masked=True)[0])
 
     def compute(self, node: fx.Node, chunk: int, replaced: Mapping[str, torch.Tensor]) -> Any:
-        """What the twin would compute at ``node`` with some of its parameters and buffers replaced."""
+        """Compute ``node`` in the twin with some of its parameters and buffers replaced."""
         args, kwargs = self._arguments(node, {**self.state, **replaced}, self._twin, chunk, masked=True)
         return self._masking.target(node)(*args, **kwargs)
 
     def dense_result(self, node: fx.Node, chunk: int) -> Any:
-        """What the dense network computed at ``node``."""
+        """Return what the dense network computed at ``node``."""
         return self._dense[node][chunk]
 
     def twin_result(self, node: fx.Node, chunk: int) -> Any:
-        """What the twin computed at ``node``."""
+        """Return what the twin computed at ``node``."""
         return self._twin[node][chunk]
 
     def has(self, node: fx.Node) -> bool:
-        """Whether both networks have computed ``node``, and it was not dropped."""
+        """Return whether both networks have computed ``node`` and still hold it."""
         return node in self._dense and node in self._twin
 
     def value(self, node: fx.Node, chunk: int) -> Any:
-        """What the twin holds for ``node``: a parameter, a buffer, a result, or a view that is to come."""
+        """Return what the twin holds for ``node``: a parameter, a buffer, a result, or a later view."""
         name = self.capture.tensors.get(node.name)
         if name is not None:
             return self.state[name]
@@ -112,7 +112,7 @@ class Lockstep:
         return target(*fx.map_arg(node.args, lambda each: self.value(each, chunk)), **node.kwargs)
 
     def alike(self, node: fx.Node) -> bool:
-        """Whether both networks read the very same at ``node``, parameters included."""
+        """Return whether both networks read the same at ``node``, parameters included."""
         if self._masking.touches(node):
             return False
         # Nodes that wrote to what this node reads are among its sources.

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 @contextmanager
 def advancing(title: str, total: int, wanted: bool) -> Iterator[Callable[[], None]]:
-    """What to call after each step; it draws a bar if ``wanted`` and standard error is a terminal."""
+    """Yield what to call after each step; show a bar if ``wanted`` and standard error is a terminal."""
     if not (wanted and sys.stderr.isatty()):
         yield lambda: None
         return

@@ -1,8 +1,8 @@
-"""Ridge regression on two folds of the data: fitted on each, judged on the other.
+"""Ridge regression on two folds of the data: fitted on each, evaluated on the other.
 
-All arrays have a leading dimension of independent groups. What is fitted is a change of the weights that
-are there already: the residual of the target is regressed, and the ridge pulls towards a *center*, another
-change, or none.
+All arrays have a leading dimension of independent groups. What is fitted is a change of the current
+weights: the residual of the target is regressed, and the ridge pulls toward a *center*, which is another
+change or none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-9)
-"""Offered ridges, in units of the mean of the Gram matrix's diagonal."""
+"""Candidate ridges, in units of the mean of the Gram matrix's diagonal."""
 
 FOLDS = (0, 1)
 
@@ -25,7 +25,7 @@ Center = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a regression; ``intercept``: whether a constant is fitted as well."""
+    """The shape of a regression; ``intercept``: whether it fits a constant."""
 
     groups: int
     outputs: int
@@ -43,7 +43,7 @@ class Fit:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """``fit`` on both folds; errors are held-back sums of squares, float64 ``[groups, out]``."""
+    """``fit`` on both folds; errors are held-out sums of squares, float64 ``[groups, out]``."""
 
     fit: Fit
     before: Tensor
@@ -51,33 +51,33 @@ class Outcome:
 
 
 class Folds(Protocol):
-    """What is known of features ``X [groups, rows, features]`` and residuals ``R [groups, rows, out]``."""
+    """What is stored of features ``X [groups, rows, features]`` and residuals ``R [groups, rows, out]``."""
 
     shape: Shape
     finest: float
-    """The smallest ridge that the precision of the values tells from none."""
+    """The smallest ridge that the values' precision distinguishes from none."""
 
     def add(self, fold: int, rows: Tensor, residuals: Tensor) -> None:
-        """One chunk of a fold."""
+        """Add one chunk of a fold."""
         ...
 
     def before(self, fold: int) -> Tensor:
-        """``[groups, out]``: the residuals' own sum of squares."""
+        """Return the residuals' own sum of squares, ``[groups, out]``."""
         ...
 
     def errors(self, fold: int, ridge: float | None, centers: Sequence[Tensor | None]) -> list[Tensor] | None:
-        """For each center, what the fit on ``fold`` leaves on the other; None where there is no solution.
+        """Return, per center, what the fit on ``fold`` leaves on the other; None without a solution.
 
         A ridge of None is an infinite one: the center itself, and an intercept.
         """
         ...
 
     def solution(self, ridge: float | None, center: Tensor | None) -> Fit | None:
-        """The fit on both folds. Uses up what is known: no errors after it."""
+        """Fit both folds. This uses up the data: no errors can follow."""
         ...
 
     def finite(self) -> bool:
-        """Whether everything that was added is."""
+        """Return whether everything added is finite."""
         ...
 
 
@@ -86,12 +86,12 @@ def cross_validated(
     ridges: Sequence[float | None],
     centers: Sequence[Center | None] = (None,),
 ) -> Outcome:
-    """For every output the ridge and the center that are best on data not fitted on; or no change."""
+    """Choose, per output, the ridge and the center that are best on held-out data, or no change."""
     before = folds.before(0) + folds.before(1)
     best = before.clone()
     chosen = torch.full(best.shape, -1, device=best.device)
     ridges = [ridge for ridge in ridges if ridge is None or ridge >= folds.finest]
-    offers = [(ridge, number) for ridge in ridges for number in range(len(centers))]
+    candidates = [(ridge, number) for ridge in ridges for number in range(len(centers))]
     for ridge in ridges:
         found = [
             folds.errors(fold, ridge, [None if each is None else each[fold] for each in centers])
@@ -103,17 +103,17 @@ def cross_validated(
             error = one + other
             better = error < best
             best = torch.where(better, error, best)
-            chosen[better] = offers.index((ridge, number))
+            chosen[better] = candidates.index((ridge, number))
     shape = folds.shape
     change = before.new_zeros(shape.groups, shape.outputs, shape.features)
     intercept = torch.zeros_like(before)
-    for offer in chosen.unique().tolist():
-        if offer < 0:
+    for candidate in chosen.unique().tolist():
+        if candidate < 0:
             continue
-        ridge, number = offers[offer]
+        ridge, number = candidates[candidate]
         center = centers[number]
         fit = folds.solution(ridge, None if center is None else center[2])
-        taken = chosen == offer
+        taken = chosen == candidate
         if fit is None:
             best = torch.where(taken, before, best)
         else:

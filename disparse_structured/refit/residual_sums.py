@@ -1,6 +1,6 @@
-"""Where a layer's result is added to something that is off already, and what of that it can make up for.
+"""Sums whose other operands already have errors, which a layer's result can compensate for.
 
-The last branch of a sum can correct what the others got wrong: its target is the dense network's sum minus
+The last branch of a sum can correct the errors of the others: its target is the dense network's sum minus
 what the pruned network's other operands contribute (He, Zhang and Sun, ICCV 2017, section 3.3).
 """
 
@@ -19,23 +19,23 @@ aten = torch.ops.aten
 
 _SHAPES = ("view", "reshape")
 _TINY = 1e-3
-"""Channels that the way to the sum scales down to less than this, relative to the largest, are left out."""
+"""Channels that the path to the sum scales by less than this, relative to the largest, are left out."""
 
 Value = Callable[[fx.Node], Any]
-"""What the pruned network holds for a parameter, a buffer or something computed from those alone."""
+"""What the pruned network holds for a parameter, a buffer or something computed only from those."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """``other`` is added to a layer's result on the way; ``back`` takes a value of the sum to the layer."""
+    """``other`` is added to a layer's result; ``back`` maps a value of the sum back to the layer."""
 
     other: fx.Node
     back: Callable[[Tensor, Value], Tensor]
 
 
 def sums(node: fx.Node) -> Iterator[Sum]:
-    """The sums that ``node``'s result flows into, past operators that scale channels or move positions."""
-    way: list[Callable[[Tensor, Value], Tensor]] = []
+    """Find the sums that ``node``'s result enters, past operators that scale channels or move positions."""
+    path: list[Callable[[Tensor, Value], Tensor]] = []
     while True:
         users = [user for user in node.users if user.op != "output"]
         if len(users) != 1 or users[0].op != "call_function":
@@ -48,18 +48,18 @@ def sums(node: fx.Node) -> Iterator[Sum]:
                 return
             if _shape(other) != _shape(node) or _shape(user) != _shape(node):
                 return
-            yield Sum(other, _composed(tuple(way)))
+            yield Sum(other, _composed(tuple(path)))
         else:
             step = _inverse(user, node)
             if step is None:
                 return
-            way.append(step)
+            path.append(step)
         node = user
 
 
-def _composed(way: tuple[Callable[[Tensor, Value], Tensor], ...]) -> Callable[[Tensor, Value], Tensor]:
+def _composed(path: tuple[Callable[[Tensor, Value], Tensor], ...]) -> Callable[[Tensor, Value], Tensor]:
     def back(value: Tensor, of: Value) -> Tensor:
-        for step in reversed(way):
+        for step in reversed(path):
             value = step(value, of)
         return value
 
@@ -67,7 +67,7 @@ def _composed(way: tuple[Callable[[Tensor, Value], Tensor], ...]) -> Callable[[T
 
 
 def _inverse(user: fx.Node, node: fx.Node) -> Callable[[Tensor, Value], Tensor] | None:
-    """What undoes ``user``'s linear part for its operand ``node``; None where nothing does."""
+    """The inverse of ``user``'s linear part for its operand ``node``; None if there is none."""
     operator, record = packet(user), operator_of(user)
     shape = _shape(node)
     if record.keeps and not record.casts and user.args[0] is node:

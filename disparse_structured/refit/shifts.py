@@ -1,4 +1,4 @@
-"""Shifted copies of images: more positions of what few inputs show, for layers with many unknowns."""
+"""Shifted copies of images: more positions from few inputs, for layers with many unknowns."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch.utils import _pytree as pytree
 from disparse_structured.data.batches import batch_size
 
 SHARE = 12
-"""Images are shifted by up to this part of their shorter side: 4 pixels of 48."""
+"""Images are shifted by up to their shorter side divided by this: 4 pixels of 48."""
 
 PIXELS = 8 * 1024**2
-"""Of all images and copies together, at most: one copy of 64 images of 224 x 224."""
+"""Most pixels of all images and copies together: one copy of 64 images of 224 x 224."""
 
 
 def shifted(chunks: Sequence[tuple[Any, ...]], copies: int, seed: int) -> list[tuple[Any, ...]]:
-    """``copies`` of all ``chunks``, in their order, every image moved by a random number of pixels.
+    """Copy all ``chunks`` ``copies`` times, in order, every image shifted by a random number of pixels.
 
-    What comes in at the edge mirrors what is there. Images are the only tensor with a batch dimension,
-    floating, ``[N, C, H, W]`` with sides of at least :data:`SHARE`; of other inputs there are no copies, and
-    fewer where there would be more than :data:`PIXELS`, as large images show enough positions.
+    Edges are padded by reflection. Images must be the only tensor with a batch dimension, floating-point,
+    ``[N, C, H, W]`` with sides of at least :data:`SHARE`; other inputs get no copies. There are fewer where
+    they would exceed :data:`PIXELS`, because large images show enough positions.
     """
     image = _image(chunks[0])
     if image is None:
@@ -43,7 +43,7 @@ def shifted(chunks: Sequence[tuple[Any, ...]], copies: int, seed: int) -> list[t
 
 
 def _image(chunk: tuple[Any, ...]) -> Tensor | None:
-    """The images of a chunk; None if there are none, or something else that would have to move along."""
+    """The images of a chunk; None if there are none, or if another tensor would have to shift with them."""
     batched = [leaf for leaf in pytree.tree_leaves(chunk) if _batched(leaf, chunk)]
     if len(batched) != 1 or batched[0].ndim != 4 or not batched[0].is_floating_point():
         return None

@@ -1,4 +1,4 @@
-"""Memory for activations: up to a limit in memory, beyond it in files that are mapped."""
+"""Storage for activations: in memory up to a limit, in mapped files beyond it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from disparse_structured.errors import BatchError
 class Storage:
     """Counts the memory of the values it holds, and keeps what exceeds ``limit`` bytes in files.
 
-    A mapped file's pages are the system's to drop and read again; the files lie in the folder for
-    temporary files (``TMPDIR``), and are gone with their last tensor, whatever happens. Tensors on other
-    devices stay there, uncounted. Views are kept as views of what is held already.
+    The system may drop a mapped file's pages and read them again. The files are in the temporary folder
+    (``TMPDIR``) and disappear with their last tensor, whatever happens. Tensors on other devices stay
+    there, uncounted. Views remain views of what is already held.
     """
 
     def __init__(self, limit: int) -> None:
@@ -32,11 +32,11 @@ class Storage:
         self._filed: set[int] = set()
 
     def hold(self, value: Any) -> Any:
-        """``value``, or the same in files; counted until :meth:`release`."""
+        """Return ``value``, in memory or in files; it counts until :meth:`release`."""
         return pytree.tree_map(self._hold, value)
 
     def release(self, value: Any) -> None:
-        """What :meth:`hold` returned is no longer needed."""
+        """Release what :meth:`hold` returned."""
         for tensor in _tensors(value):
             place, size = _place(tensor)
             self._holders[place] -= 1
@@ -75,14 +75,14 @@ def _place(tensor: Tensor) -> tuple[int, int]:
 
 
 def _in_file(tensor: Tensor) -> Tensor:
-    """A copy with the same strides, over a mapped file that has no name any more."""
+    """A copy with the same strides, over a mapped file that is already unlinked."""
     size = tensor.untyped_storage().nbytes()
     free = shutil.disk_usage(tempfile.gettempdir()).free
-    if size > free:  # a mapped file that the disk has no room for ends the process
+    if size > free:  # a mapped file that does not fit on the disk kills the process
         raise BatchError(
-            f"the activations fill the memory that was given for them, and {tempfile.gettempdir()!r} has "
-            f"only {free / 2**30:.2f} GiB free for more. Give more memory= to the method, set TMPDIR to a "
-            "folder with room, or use fewer or smaller inputs."
+            f"the activations exceed the memory given for them, and {tempfile.gettempdir()!r} has "
+            f"only {free / 2**30:.2f} GiB free. Give more memory= to the method, set TMPDIR to a "
+            "folder with more space, or use fewer or smaller inputs."
         )
     count = size // tensor.element_size()
     number, path = tempfile.mkstemp(prefix="disparse-", suffix=".activations")

@@ -18,22 +18,22 @@ Outputs = dict[str, tuple[torch.Tensor, ...]]
 
 @dataclass(frozen=True, eq=False)
 class BatchLosses:
-    """What each task loses on one batch, as a function of the gates.
+    """The loss of each task on one batch, as a function of the gates.
 
-    A gate is a factor on everything that is read of a unit: 1 leaves the unit as it is, 0 removes it. Losses
-    can be differentiated by the gates, unless gradients are switched off where they are computed.
+    A gate is a factor on everything read from a unit: 1 leaves the unit unchanged, 0 removes it. Losses
+    are differentiable with respect to the gates, unless gradients are disabled where they are computed.
 
-    The loss of a label-free task is the squared distance of its output from that of the network as it is,
+    The loss of a label-free task is the squared distance between its output and the unchanged network's,
     divided by the squared norm of the latter.
 
     Args:
-        batch: what the loader gave.
+        batch: what the loader yielded.
         samples: how many examples it holds.
-        open: ``[units]``, the gates of the network as it is: 1, or 0 where the probe's ``keep`` is False.
-            Other gates must be on its device and of its type.
-        tasks: the tasks, in order of the rows.
-        run: the tasks' outputs under gates.
-        packings: for each task that has a loss, how its output is put together for it.
+        open: ``[units]``, the gates of the unchanged network: 1, or 0 where the probe's ``keep`` is False.
+            Other gates must have its device and dtype.
+        tasks: the tasks, in row order.
+        run: computes the tasks' outputs for given gates.
+        packings: for each task with a loss, how its output is assembled for the loss.
         isolation: the random states that the losses run on.
     """
 
@@ -47,14 +47,14 @@ class BatchLosses:
     _dense: Outputs = field(default_factory=dict, init=False)
 
     def __call__(self, gates: torch.Tensor) -> torch.Tensor:
-        """The losses of all tasks, ``[tasks]``, by one forward pass with ``gates`` ``[units]``."""
+        """The losses of all tasks, ``[tasks]``, from one forward pass with ``gates`` ``[units]``."""
         with self.isolation:
             outputs = self.run(gates)
             losses = [self._loss(task, outputs[task.name]) for task in self.tasks]
         return torch.stack([loss.reshape(()) for loss in losses])
 
     def of(self, row: int, gates: torch.Tensor) -> torch.Tensor:
-        """The loss of task ``row`` alone, a scalar."""
+        """Compute the loss of task ``row`` alone, a scalar."""
         task = self.tasks[row]
         with self.isolation:
             return self._loss(task, self.run(gates)[task.name]).reshape(())

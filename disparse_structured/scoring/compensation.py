@@ -1,7 +1,7 @@
-"""What layers would become if some of what they read went: closed form, from one pass through the network.
+"""Layers' weights after some of their inputs are removed: closed form, from one pass through the network.
 
 A layer computes ``Y = X W^T`` exactly, so least squares from the kept columns needs no targets: the
-removed columns are regressed on the kept ones, and what they contributed moves over (optimal brain surgeon
+removed columns are regressed on the kept ones, which take over their contribution (optimal brain surgeon
 for whole channels; Hassibi and Stork, NIPS 1992).
 """
 
@@ -23,16 +23,16 @@ RIDGE = 1e-3
 """In units of the mean of the Gram matrix's diagonal."""
 
 FEWEST, MOST = 2048, 8192
-"""Rows that are drawn for a layer at least and at most; four for each feature in between."""
+"""Fewest and most rows drawn for a layer; in between, four for each feature."""
 
 
 class Compensation:
     """The inputs of every layer of ``contractions`` on some chunks, as sums of products or as rows.
 
-    Everything is in single precision, on the model's device. Memory: for a layer with ``n`` features (input
-    channels of a group times kernel positions) ``n x n`` numbers for each group, or, from ``n`` = 8,193 on,
-    :data:`FEWEST` rows of ``n``. A 3x3 convolution over 2,048 channels takes 150 MB, the largest Gram matrix
-    270 MB.
+    Everything is in single precision, on the model's device. A layer with ``n`` features (input channels
+    of a group times kernel positions) takes ``n x n`` numbers for each group, or, from ``n`` = 8,193 on,
+    :data:`FEWEST` rows of ``n``. A 3x3 convolution over 2,048 channels takes 150 MB, the largest Gram
+    matrix 270 MB.
     """
 
     def __init__(self, contractions: Sequence[Contraction]) -> None:
@@ -46,13 +46,13 @@ class Compensation:
         chunks: Sequence[tuple[Any, ...]],
         generator: torch.Generator,
     ) -> None:
-        """Adds one pass of ``execution`` with the weights ``state`` through ``chunks``, of equal size.
+        """Add one pass of ``execution`` with the weights ``state`` through ``chunks`` of equal size.
 
-        Where layers have more output positions than are wanted, ``generator`` draws some.
+        Where layers have more output positions than needed, ``generator`` samples some.
         """
         for chunk in chunks:
 
-            def see(node: fx.Node, values: Values) -> None:
+            def visit(node: fx.Node, values: Values) -> None:
                 contraction = self._by_node.get(node)
                 if contraction is None:
                     return
@@ -63,18 +63,18 @@ class Compensation:
                 places = places[: math.ceil(_wanted(contraction.features) / share)].sort().values
                 self._known[contraction.weight].add(design(contraction, node, value, places))
 
-            execution.walk(state, chunk, see)
+            execution.walk(state, chunk, visit)
 
     def without(self, base: Contraction, kept: Contraction, state: State) -> State:
-        """The tensors of ``state`` that change when ``base`` can only read the columns of ``kept``.
+        """Return the tensors of ``state`` that change when ``base`` only reads the columns of ``kept``.
 
-        The kept columns get what the ridge regression of the others on them says, and the bias (or the
-        running mean behind) the constant. Nothing changes where a layer loses no columns, or whole groups
-        (of a depthwise convolution each is its channel), or where there is no solution.
+        The ridge regression of the removed columns on the kept ones changes the latter; its constant
+        changes the bias (or the running mean that follows). Nothing changes where a layer loses no columns
+        or whole groups (a depthwise convolution's are its channels), or where there is no solution.
 
         Args:
             base: one of this object's contractions.
-            kept: the same with fewer columns; its rows do not count.
+            kept: the same with fewer columns; its rows are ignored.
             state: the weights as they were observed.
         """
         if len(kept.columns) == len(base.columns) or kept.groups != base.groups:
@@ -85,13 +85,13 @@ class Compensation:
         matrix = base.matrix(weight)
         channels = np.searchsorted(base.columns.numpy(), kept.columns.numpy())
         kernel = matrix.shape[2] // base.inputs.shape[1]
-        stays = torch.from_numpy((channels[:, None] * kernel + np.arange(kernel)[None]).reshape(-1))
-        found = self._known[base.weight].moved(matrix, stays.to(matrix.device))
+        columns = torch.from_numpy((channels[:, None] * kernel + np.arange(kernel)[None]).reshape(-1))
+        found = self._known[base.weight].moved(matrix, columns.to(matrix.device))
         if found is None:
             return {}
         change, constant = found
         full = matrix.clone()
-        full[:, :, stays] += change.to(matrix)
+        full[:, :, columns] += change.to(matrix)
         changed = {base.weight: base.with_matrix(weight, full)}
         for name in base.bias:
             bias = state[name].clone()
@@ -101,7 +101,7 @@ class Compensation:
 
 
 class _Inputs:
-    """``X [groups, rows, features]`` of one layer: its moments, or itself where it has fewer rows."""
+    """``X [groups, rows, features]`` of one layer: its moments, or ``X`` itself if it has fewer rows."""
 
     def __init__(self, contraction: Contraction) -> None:
         self._constant = bool(contraction.bias)
@@ -110,7 +110,7 @@ class _Inputs:
         self._gram: Tensor | None = None
         self._sum: Tensor | None = None
         self._count = 0
-        self._centred = False
+        self._centered = False
 
     def add(self, rows: Tensor) -> None:
         rows = rows.float()
@@ -124,37 +124,37 @@ class _Inputs:
         else:
             self._gram.baddbmm_(rows.mT, rows)
 
-    def moved(self, matrix: Tensor, stays: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What the columns ``stays`` of ``matrix [groups, out, features]`` gain, and the constant.
+    def moved(self, matrix: Tensor, kept: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What the columns ``kept`` of ``matrix [groups, out, features]`` gain, and the constant.
 
-        ``[groups, out, stays]`` and ``[groups, out]``; None where nothing was added, or without a solution.
+        ``[groups, out, kept]`` and ``[groups, out]``; None if nothing was added or there is no solution.
         """
         if self._sum is None:
             return None
-        goes = torch.ones(matrix.shape[2], dtype=torch.bool, device=matrix.device)
-        goes[stays] = False
+        removed = torch.ones(matrix.shape[2], dtype=torch.bool, device=matrix.device)
+        removed[kept] = False
         mean = self._sum / self._count
-        self._centre(mean)
-        lost = matrix[:, :, goes].float()
+        self._center(mean)
+        lost = matrix[:, :, removed].float()
         if self._as_rows:
             (rows,) = self._rows
-            near, far = rows[:, :, stays], rows[:, :, goes]
+            near, far = rows[:, :, kept], rows[:, :, removed]
             change = near.mT @ _solved(near @ near.mT, far @ lost.mT, near.shape[1] / near.shape[2])
         else:
             assert self._gram is not None
-            near = self._gram[:, stays]
-            change = _solved(near[:, :, stays], near[:, :, goes] @ lost.mT, 1.0)
+            near = self._gram[:, kept]
+            change = _solved(near[:, :, kept], near[:, :, removed] @ lost.mT, 1.0)
         if not bool(change.isfinite().all()):
             return None
         change = change.mT
-        shift = (lost @ mean[:, goes, None] - change @ mean[:, stays, None])[..., 0]
+        shift = (lost @ mean[:, removed, None] - change @ mean[:, kept, None])[..., 0]
         return change, shift if self._constant else torch.zeros_like(shift)
 
-    def _centre(self, mean: Tensor) -> None:
-        """Once all is added: rows as one tensor, and less the mean where a constant makes up for it."""
-        if self._centred:
+    def _center(self, mean: Tensor) -> None:
+        """Joins the rows into one tensor, and subtracts the mean where a constant makes up for it."""
+        if self._centered:
             return
-        self._centred = True
+        self._centered = True
         if self._as_rows:
             rows = torch.cat(self._rows, 1)
             self._rows = [rows.sub_(mean[:, None]) if self._constant else rows]
@@ -163,7 +163,7 @@ class _Inputs:
 
 
 def _solved(gram: Tensor, right: Tensor, scale: float) -> Tensor:
-    """``(gram + ridge)^-1 right``; zero where nothing varies."""
+    """``(gram + ridge)^-1 right``; zero where the Gram matrix is zero."""
     diagonal = gram.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
     damped = gram.clone()
     damped.diagonal(dim1=1, dim2=2).add_(

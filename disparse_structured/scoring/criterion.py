@@ -1,4 +1,4 @@
-"""What a criterion is, and :func:`score`, which runs one and checks what it says."""
+"""What a criterion is, and :func:`score`, which runs one and checks its result."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Criterion(Protocol):
     """Anything that turns a :class:`Probe` into scores.
 
     Returns ``[tasks, units]`` (floating point, finite, >= 0): for each task an estimate of how much its
-    loss rises if the unit goes. What lies outside a task's reach is not read. Only the order and the
-    proportions within one task count: votes divide each task's scores by their sum.
+    loss rises without the unit. Scores outside a task's reach are ignored. Only the order and the
+    proportions within one task matter: votes divide each task's scores by their sum.
     """
 
     def __call__(self, probe: Probe) -> torch.Tensor:
@@ -39,7 +39,7 @@ class Saliency:
         tasks: names of the rows.
         criterion: the criterion's name and settings.
         batches, samples: how much data was read; 0 for criteria that read none.
-        notes: what is worth knowing about how it was measured.
+        notes: remarks on how it was measured.
     """
 
     scores: torch.Tensor
@@ -66,7 +66,7 @@ def score(
     keep: torch.Tensor | None = None,
     progress: bool = False,
 ) -> Saliency:
-    """Scores every unit of ``structure`` for every task: the second of the four steps.
+    """Score every unit of ``structure`` for every task: the second of the four steps.
 
     ``model`` is left bit-identical: weights, gradients, buffers, modes, ``requires_grad``, and the global
     random states of Python, NumPy and torch. The network is evaluated in eval mode, whatever its mode.
@@ -75,17 +75,17 @@ def score(
         model: the model that ``structure`` was read from. Its weights may have changed since.
         data: a tensor ``[N, ...]``, or any iterable of batches; see :mod:`disparse_structured.data.batches`
             for what a batch may be.
-        criterion: how units are scored; by Fisher information by default.
+        criterion: how units are scored; the default is Fisher information.
         to_inputs: ``to_inputs(batch) -> tuple of forward's arguments``, where the default cannot tell.
         seed: for random projections, random scores, and whatever a loader or a loss draws.
-        projections: random projections a batch for each label-free task; each is one more backward pass.
+        projections: random projections per batch for each label-free task; each is one more backward pass.
         max_batches: read at most this many batches.
         keep: bool ``[units]``; units that are False read as zeros, as in the masked twin. Their gate
-            gradients say what switching them on would do. All are on by default.
+            gradients estimate the effect of switching them on. By default, all are on.
         progress: show a progress bar if standard error is a terminal.
 
     Raises:
-        BatchError: no batch, a batch that the model refuses, or no data though the criterion needs it.
+        BatchError: no batch, a batch that the model rejects, or no data though the criterion needs it.
         TaskError: a loss that is not a finite scalar, or that does not depend on the task's output.
         GradientError: a NaN or infinite gradient; names the task and the layer.
         PlanError: ``structure`` does not describe this model, or the criterion did not return scores.

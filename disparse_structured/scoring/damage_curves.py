@@ -25,32 +25,32 @@ from disparse_structured.structure.structure import check_described
 from disparse_structured.verification.twin import MaskedReads
 
 LEFT = (0.7, 0.45, 0.25, 0.12, 0.05)
-"""Shares of a group's units at which its curve is measured."""
+"""Fractions of kept units at which a group's curve is measured."""
 
 JUDGED = 16
-"""Examples that outputs are compared on."""
+"""Examples on which outputs are compared."""
 
 LEAST_JUDGED = 2
-"""So many at least, however large the network."""
+"""Fewest of these, however large the network."""
 
 WORK = 1.5e12
-"""Multiply-accumulates for all comparisons, at most: a minute or so on two cores."""
+"""Most multiply-accumulates for all comparisons: about a minute on two cores."""
 
 _LEAST = 1e-12
-"""Squared relative deviations below this are rounding."""
+"""Squared relative deviations below this are rounding errors."""
 
 _MOST = 1e12
-"""What stands for the damage of outputs that are no numbers any more."""
+"""The damage assigned to outputs that are not finite."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One group.
+    """The curve of one group.
 
     Args:
         group: its name.
-        removed: how many units were gone, ascending.
-        damage: for each task the squared relative deviation of its output at each of ``removed``.
+        removed: how many units were removed, ascending.
+        damage: for each task, the squared relative deviation of its output at each of ``removed``.
     """
 
     group: str
@@ -60,10 +60,10 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class DamageCurves:
-    """All groups, and the saliency that follows.
+    """The curves of all groups, and the resulting saliency.
 
     ``scores``, float64 ``[tasks, units]``: what each unit adds to its task's squared relative deviation
-    when it goes in its task's own order, after all before it.
+    when units are removed in the task's own order.
     """
 
     tasks: tuple[str, ...]
@@ -83,29 +83,29 @@ def measure_damage_curves(
     work: float = WORK,
     seed: int = 0,
 ) -> DamageCurves:
-    """Measures the curves of all groups of ``model``, masked by ``keep``, and turns them into a saliency.
+    """Measure the curves of all groups of ``model``, masked by ``keep``, and turn them into a saliency.
 
-    Each group is narrowed alone, its readers get the weights that make up for it best
+    Each group is narrowed alone, its readers get the weights that best compensate for it
     (:class:`~disparse_structured.scoring.compensation.Compensation`), and the tasks' outputs are compared
     with those before. The model and the random states are unchanged; equal arguments give equal curves.
 
-    Memory beyond the model's: the inputs' moments of every layer, all readers' weights once for each of
+    Memory beyond the model's: the moments of every layer's inputs, all readers' weights once for each of
     ``left``, and all activations of one chunk.
 
     Args:
-        scores: ``[tasks, units]``, >= 0, by which units go within their group: by the mean over the tasks
-            where curves are measured, by the task's own where they become its saliency.
-        calibration: layers are refit on its even chunks, outputs are compared on examples of the odd ones.
-        keep: bool ``[units]``; what is gone already. All stay by default.
-        left: at which shares of a group's units its curve is measured.
-        judged: examples that outputs are compared on. Where that would take more than ``work``, fewer,
-            down to :data:`LEAST_JUDGED`, and if need be at every other of ``left``.
-        work: multiply-accumulates that all comparisons may take, were each a whole pass.
-        seed: of the positions that layers are refit on.
+        scores: ``[tasks, units]``, >= 0. They order the removal of units within a group: their mean over
+            the tasks where curves are measured, a task's own where they become its saliency.
+        calibration: layers are refit on its even chunks; outputs are compared on examples of the odd ones.
+        keep: bool ``[units]``, False = already removed. By default, all are kept.
+        left: the fractions of kept units at which a group's curve is measured.
+        judged: examples on which outputs are compared. If that would exceed ``work``, fewer are used, down
+            to :data:`LEAST_JUDGED`, and if need be only every other of ``left``.
+        work: most multiply-accumulates for all comparisons, counting each as a whole pass.
+        seed: draws the positions that layers are refit on.
 
     Raises:
         PlanError: ``structure`` does not describe ``model``.
-        BatchError: a task's outputs hold no finite number, or the model refuses the calibration's chunks.
+        BatchError: a task's outputs hold no finite number, or the model rejects the calibration's chunks.
     """
     keep = torch.ones(structure.units, dtype=torch.bool) if keep is None else keep.cpu()
     state = detached_tensors(model)
@@ -117,24 +117,24 @@ def measure_damage_curves(
     if dense * len(narrowed) * LEAST_JUDGED > work:
         narrowed = list(_narrowed(structure.groups, scores, keep, left[::2]))
     affordable = max(LEAST_JUDGED, int(work / max(1.0, dense * len(narrowed))))
-    judges = _judges(structure, calibration, min(judged, affordable))
+    batches = _comparison_batches(structure, calibration, min(judged, affordable))
     with torch.no_grad():
         fitting = structure_for_batch(structure, model, calibration.chunks[0])
         variants = _compensated(fitting, state, calibration, keep, narrowed, seed)
-        judging = structure_for_batch(structure, model, judges[0])
-        damage = _damage(judging, state, keep, variants, judges)
+        comparing = structure_for_batch(structure, model, batches[0])
+        damage = _damage(comparing, state, keep, variants, batches)
     curves = []
     for group in structure.groups:
-        mine = [number for number, each in enumerate(variants) if each.group == group.name]
-        removed = tuple(variants[number].removed for number in mine)
-        curves.append(Curve(group.name, removed, tuple(map(tuple, damage[:, mine].tolist()))))
+        numbers = [number for number, each in enumerate(variants) if each.group == group.name]
+        removed = tuple(variants[number].removed for number in numbers)
+        curves.append(Curve(group.name, removed, tuple(map(tuple, damage[:, numbers].tolist()))))
     saliency = _saliency(structure.groups, structure.tasks, curves, scores, keep)
     return DamageCurves(structure.tasks, tuple(curves), saliency)
 
 
 @dataclass(frozen=True, eq=False)
 class _Variant:
-    """``group`` without ``removed`` more of its units; ``changed`` are the tensors of its readers."""
+    """``group`` with ``removed`` more units removed; ``changed`` are its readers' new tensors."""
 
     group: str
     removed: int
@@ -145,7 +145,7 @@ class _Variant:
 def _narrowed(
     groups: Sequence[ChannelGroup], scores: Tensor, keep: Tensor, left: Sequence[float]
 ) -> Iterator[_Variant]:
-    """Every group at every share, nothing compensated yet."""
+    """Every group at every fraction, not yet compensated."""
     for group in groups:
         on = keep[group.slice].nonzero()[:, 0] + group.start
         order = _joint(scores, on)
@@ -156,7 +156,7 @@ def _narrowed(
 
 
 def _joint(scores: Tensor, on: Tensor) -> Tensor:
-    """The units ``on`` in the order in which they go where curves are measured."""
+    """The units ``on`` in the order in which they are removed to measure curves."""
     return on[scores[:, on].sum(0).argsort(stable=True)]
 
 
@@ -185,8 +185,8 @@ def _compensated(
     return found
 
 
-def _judges(structure: Structure, calibration: Calibration, judged: int) -> list[tuple[Any, ...]]:
-    """Examples of the odd chunks; where a whole chunk is too much, batches as large as the structure's."""
+def _comparison_batches(structure: Structure, calibration: Calibration, judged: int) -> list[tuple[Any, ...]]:
+    """Examples of the odd chunks; if a whole chunk is too much, batches of the structure's size."""
     chunks = calibration.chunks[1::2]
     size, smaller = batch_size(chunks[0]), batch_size(structure.example_inputs)
     if judged >= size or smaller >= size:
@@ -220,7 +220,7 @@ def _damage(
     for task, any_finite in zip(structure.tasks, finite, strict=True):
         if not any_finite:
             raise BatchError(
-                f"task {task!r}: the network's output holds no finite number on these examples, so that no "
+                f"task {task!r}: the network's output holds no finite number on these examples, so no "
                 "damage can be measured. Pass inputs that the model was made for."
             )
     relative = off / np.where(size > 0, size, 1.0)[:, None]
@@ -231,7 +231,7 @@ def _damage(
 def _squares(
     wanted: Sequence[Tensor], usable: Sequence[Tensor], given: Sequence[Tensor] | None = None
 ) -> float:
-    """The sum of squares of ``wanted``, or of what ``given`` is off, where ``usable``."""
+    """The sum of squares of ``wanted``, or of its difference from ``given``, where ``usable``."""
     total = 0.0
     for number, (tensor, where) in enumerate(zip(wanted, usable, strict=True)):
         off = tensor if given is None else tensor - given[number]
@@ -248,11 +248,11 @@ def _saliency(
     scores: Tensor,
     keep: Tensor,
 ) -> Tensor:
-    """Curves as scores of units: damage is read off over the scores' cumulative sum, in each task's order.
+    """Curves as scores of units: damage is interpolated over cumulative scores, in each task's order.
 
-    Of what is read off the lower convex hull counts, because the units of a group go in an order: the
-    thresholds of a ranking are Lagrange multipliers, and only the corners of a hull are met by one (Shoham
-    and Gersho, IEEE TASSP 1988).
+    Only the lower convex hull of the damage counts, because units of a group are removed in order: the
+    thresholds of a ranking are Lagrange multipliers, which only reach the corners of a hull (Shoham and
+    Gersho, IEEE TASSP 1988).
     """
     result = torch.zeros_like(scores)
     for group, curve in zip(groups, curves, strict=True):
@@ -265,13 +265,13 @@ def _saliency(
             together = np.concatenate([[0.0], scores[row, joint].numpy().cumsum()])
             alone = np.concatenate([[0.0], scores[row, own].numpy().cumsum()])
             removed = np.array(curve.removed, dtype=np.int64)
-            damage = _read_off(alone, together[removed], np.array(curve.damage[row]))
+            damage = _interpolated(alone, together[removed], np.array(curve.damage[row]))
             result[row, own] = torch.from_numpy(_marginals(damage))
     return result
 
 
-def _read_off(at: np.ndarray, known: np.ndarray, damage: np.ndarray) -> np.ndarray:
-    """``damage`` at each of ``at``, from its values at ``known``: piecewise a power, in proportion beyond."""
+def _interpolated(at: np.ndarray, known: np.ndarray, damage: np.ndarray) -> np.ndarray:
+    """``damage`` at each of ``at``, from values at ``known``: piecewise power laws, proportional beyond."""
     if not len(known):
         return at.copy()
     x = np.log(np.maximum(known, _LEAST))
@@ -284,7 +284,7 @@ def _read_off(at: np.ndarray, known: np.ndarray, damage: np.ndarray) -> np.ndarr
 
 
 def _marginals(damage: np.ndarray) -> np.ndarray:
-    """The steps of the largest convex curve below ``damage``; each a little larger than the one before."""
+    """The steps of the largest convex curve below ``damage``; each slightly larger than the one before."""
     corners = [0]
     for place in range(1, len(damage)):
         corners.append(place)

@@ -1,4 +1,4 @@
-"""Derivatives of an objective: first and second ones by the gates, first ones by the weights."""
+"""Derivatives of an objective with respect to the gates (first and second) and weights (first)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from disparse_structured.tasks import Task
 
 @dataclass(frozen=True, eq=False)
 class GateGradients:
-    """Gradients of one task by the gates.
+    """Gate gradients of one task.
 
     Args:
         task: the task's row.
         values: float64 ``[rows, units]`` on the CPU. Each row is the gradient of one sample's own loss,
-            or of the mean loss of a batch. A unit the task does not reach has 0.
+            or of the mean loss of a batch. Units that the task does not reach have 0.
         weight: how many samples each row stands for, divided by the number of projections.
     """
 
@@ -43,12 +43,12 @@ class GateCurvature:
 
 @dataclass(frozen=True, eq=False)
 class WeightGradients:
-    """Gradients of every task's loss on one batch, or one sample, by every parameter.
+    """Parameter gradients of every task's loss on one batch, or one sample.
 
     Args:
-        tasks: for each task, the gradient by the parameter's name; 0 where the loss does not depend on it.
-            A single entry where the tasks' losses are added up.
-        weight: how many samples the losses are means over.
+        tasks: for each task, the gradients by parameter name; 0 where the loss does not depend on it.
+            A single entry where the tasks' losses are summed.
+        weight: how many samples the losses are averaged over.
     """
 
     tasks: tuple[dict[str, torch.Tensor], ...]
@@ -56,7 +56,7 @@ class WeightGradients:
 
 
 def backpropagate(task: Task, objective: Objective, recorder: Recorder, retain: bool) -> None:
-    """Fills ``recorder`` with the objective's gradients; raises :class:`GradientError` where not finite."""
+    """Fill ``recorder`` with the objective's gradients; raise :class:`GradientError` if not finite."""
     if not objective.outputs:
         return
     try:
@@ -78,7 +78,7 @@ def backpropagate(task: Task, objective: Objective, recorder: Recorder, retain: 
     if layer is not None:
         raise GradientError(
             f"task {task.name!r}: the gradient at the input of layer {layer!r} is NaN or infinite. "
-            "Look for a square root, logarithm or division at 0 in the loss or behind that layer, or for "
+            "Look for a square root, logarithm or division at 0 in the loss or after that layer, or for "
             "NaN in the batch or the weights."
         )
 
@@ -86,9 +86,9 @@ def backpropagate(task: Task, objective: Objective, recorder: Recorder, retain: 
 def weight_gradients(
     name: str, objective: Objective, weights: Mapping[str, torch.Tensor], retain: bool
 ) -> dict[str, torch.Tensor]:
-    """The gradient by each of ``weights``, 0 where the objective does not depend on it.
+    """Return the gradient of each of ``weights``, 0 where the objective does not depend on it.
 
-    ``name`` says in errors what the objective is.
+    Errors call the objective ``name``.
 
     Raises:
         GradientError: the backward pass fails, or a gradient is NaN or infinite.
@@ -116,7 +116,7 @@ def weight_gradients(
     for each, gradient in gradients.items():
         if not gradient.isfinite().all():
             raise GradientError(
-                f"{name}: the gradient by {each!r} is NaN or infinite. Look for a square root, "
+                f"{name}: the gradient of {each!r} is NaN or infinite. Look for a square root, "
                 "logarithm or division at 0 in the loss or the network, or for NaN in the batch or the "
                 "weights."
             )
@@ -126,7 +126,7 @@ def weight_gradients(
 def hessian_diagonal(
     task: Task, objective: Objective, gates: torch.Tensor, directions: torch.Tensor
 ) -> torch.Tensor:
-    """``[units]``: ``v * (H v)``, summed over examples, averaged over ``directions [n, examples, units]``."""
+    """Sum ``v * (H v)`` over examples and average over ``directions [n, examples, units]``: ``[units]``."""
     total = torch.zeros_like(gates)
     if not objective.outputs:
         return total.sum(0)
@@ -144,11 +144,11 @@ def hessian_diagonal(
         raise
     except RuntimeError as error:
         raise GradientError(
-            f"task {task.name!r}: no second derivative: {error}. Use Fisher(), which needs first ones only."
+            f"task {task.name!r}: no second derivative: {error}. Use Fisher(), which needs only the first."
         ) from error
     if not total.isfinite().all():
         raise GradientError(
             f"task {task.name!r}: a second derivative is NaN or infinite. Look for a square root, logarithm "
-            "or division at 0, or use Fisher(), which needs first derivatives only."
+            "or division at 0, or use Fisher(), which needs only first derivatives."
         )
     return total.sum(0) / len(directions)

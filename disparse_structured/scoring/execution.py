@@ -20,7 +20,7 @@ Outputs = dict[str, list[Tensor]]
 
 
 class Execution:
-    """Runs the graph of ``structure`` masked by ``masking``; what writes to its input gets a copy of it."""
+    """Runs the graph of ``structure`` masked by ``masking``; operators that write to an input get a copy."""
 
     def __init__(self, structure: Structure, masking: MaskedReads) -> None:
         self.capture = structure.capture
@@ -30,18 +30,18 @@ class Execution:
         effects = self.capture.effects
         self._writers = set(effects.readers)
         self._bases = effects.bases
-        self._apart = _apart(self.capture.graph, self._steps, self._writers, self._bases)
+        self._copies_suffice = _copies_suffice(self.capture.graph, self._steps, self._writers, self._bases)
 
     def values(self, state: State, inputs: tuple[Any, ...]) -> Values:
-        """Every operator's result, for :meth:`outputs` and :meth:`variant`."""
+        """Compute every operator's result, for :meth:`outputs` and :meth:`variant`."""
         values = self.capture.given(state, inputs)
         with torch.no_grad():
             for node in self._steps:
-                values[node] = self._call(node, values, state, self._masking, copying=self._apart)
+                values[node] = self._call(node, values, state, self._masking, copying=self._copies_suffice)
         return values
 
     def walk(self, state: State, inputs: tuple[Any, ...], see: Callable[[fx.Node, Values], None]) -> None:
-        """Calls ``see`` before each operator with what is there; results go after their last use."""
+        """Call ``see`` before each operator with the results so far; drop them after their last use."""
         values = self.capture.given(state, inputs)
         with torch.no_grad():
             for node, finished in zip(self._steps, self._last, strict=True):
@@ -51,28 +51,28 @@ class Execution:
                     values.pop(each, None)
 
     def argument(self, node: fx.Node, values: Values, state: State, position: int = 0) -> Any:
-        """What ``node`` reads there, masked."""
+        """Return what ``node`` reads there, masked."""
         return self._arguments(node, values, state, self._masking)[0][position]
 
     def variant(
         self, values: Values, state: State, changed: State, masking: MaskedReads, inputs: tuple[Any, ...]
     ) -> Outputs:
-        """The tasks' outputs under another mask, and with tensors of ``changed`` in place of ``state``'s."""
+        """Compute the tasks' outputs under another mask, with ``changed`` in place of ``state``'s tensors."""
         named = self.capture.tensors
-        apart = masking.differs(self._masking)
+        differing = masking.differs(self._masking)
         state = {**state, **changed}
-        own: Values = {} if self._apart else self.capture.given(state, inputs)
-        known = values if self._apart else {}
+        own: Values = {} if self._copies_suffice else self.capture.given(state, inputs)
+        known = values if self._copies_suffice else {}
         stale: set[fx.Node] = set()
         both = _Overlay(known, own)
         with torch.no_grad():
             for node, finished in zip(self._steps, self._last, strict=True):
-                touched = node.name in apart or any(
+                touched = node.name in differing or any(
                     named.get(each.name) in changed or each in stale for each in node.all_input_nodes
                 )
-                if touched or not self._apart:
-                    # What is remembered must not be written to; memory of the variant's own may be.
-                    copying = self._apart and self._bases[node] not in stale
+                if touched or not self._copies_suffice:
+                    # Cached values must not be written to; the variant's own may be.
+                    copying = self._copies_suffice and self._bases[node] not in stale
                     own[node] = self._call(node, both, state, masking, copying)
                     stale.add(node)
                 for each in finished:
@@ -81,7 +81,7 @@ class Execution:
         return self.outputs(both)
 
     def outputs(self, values: Mapping[fx.Node, Any]) -> Outputs:
-        """The tasks' tensors of real or complex numbers."""
+        """Return the tasks' real or complex tensors."""
         found = self.capture.task_outputs(self.capture.outputs)
         return {
             task: [
@@ -134,12 +134,12 @@ class _Overlay(Mapping[fx.Node, Any]):
         return len({**self._under, **self._over})
 
 
-def _apart(
+def _copies_suffice(
     graph: fx.Graph, steps: Sequence[fx.Node], writers: set[fx.Node], bases: Mapping[fx.Node, fx.Node]
 ) -> bool:
-    """Whether operators that write get by with copies: nobody reads the memory by its old name afterwards."""
+    """Whether writing operators can work on copies: nothing reads the memory by its old name afterwards."""
     place = {node: number for number, node in enumerate(graph.nodes)}
-    # What a node is after, by way of views and of writes, each to the one before.
+    # What a node derives from through views and writes, each of the one before.
     past: dict[fx.Node, frozenset[fx.Node]] = {}
     for node in graph.nodes:
         before = [past[each] for each in node.all_input_nodes if bases[each] is bases[node]]

@@ -1,4 +1,4 @@
-"""Gates on what consumers read, and the derivatives by them."""
+"""Gates on what consumers read, and their gradients."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from disparse_structured.structure.tracing import module_path
 from disparse_structured.verification.twin import ZeroAt, kept_statistics, removed_reads
 
 _CHUNK = 1 << 17
-"""Elements of a product that are computed at a time: they stay in the processor's cache."""
+"""Elements of a product computed at a time, so that they stay in the processor's cache."""
 
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """One dimension of one argument of one operator, and the units whose gates stand in front of it.
+    """One dimension of one argument of one operator, and the units whose gates multiply it.
 
     ``positions`` and ``units`` are int64 of equal length: the gate of unit ``units[i]`` (flat over all
     groups) multiplies position ``positions[i]``. ``sample`` is as in :class:`Consumer`.
@@ -38,12 +38,12 @@ class Read:
 
 
 def reads(structure: Structure) -> tuple[Read, ...]:
-    """Every read with gates, in order of the graph.
+    """Find every read with gates, in graph order.
 
-    Normalizing consumers carry none: what they leave out is read, and gated, behind them. An operator
+    Normalizing consumers have none: what they leave out is read, and gated, after them. An operator
     that reads a unit twice in one product (both sides of a matrix product) is gated on one side, so
     that the gate counts once. What is read inside a fused operator (a recurrent layer's own state) has no
-    gates where the units are read elsewhere as well: there is no telling its examples apart.
+    gates if the units are also read elsewhere, because its examples cannot be told apart.
     """
     positions: dict[tuple[Place, int], list[np.ndarray]] = defaultdict(list)
     units: dict[tuple[Place, int], list[np.ndarray]] = defaultdict(list)
@@ -74,7 +74,7 @@ def reads(structure: Structure) -> tuple[Read, ...]:
 
 
 def _gated(group: ChannelGroup) -> list[Consumer]:
-    """The consumers of ``group`` that carry gates."""
+    """The consumers of ``group`` that have gates."""
     chosen: dict[str, Consumer] = {}
     for consumer in group.consumers:
         known = chosen.get(consumer.node)
@@ -94,16 +94,16 @@ def gated(
     keep: torch.Tensor,
     replacements: Mapping[str, nn.Module] | None = None,
 ) -> fx.GraphModule:
-    """The masked twin of ``keep`` with ``gates`` in front of the reads, and ``replacements`` for some nodes.
+    """Build the masked twin of ``keep`` with ``gates`` on reads, and ``replacements`` for some nodes.
 
-    A gate masks what it stands in front of itself; reads without a gate are masked here.
+    A gate masks its own read; reads without a gate are masked here.
     """
     readers: dict[Place, list[nn.Module]] = defaultdict(list)
     for read, gate in gates.items():
         readers[read.place].append(gate)
-    guarded = {(read.place, read.dim) for read in gates}
+    with_gate = {(read.place, read.dim) for read in gates}
     for (place, dim), positions in removed_reads(structure, keep).items():
-        if (place, dim) not in guarded:
+        if (place, dim) not in with_gate:
             readers[place].append(ZeroAt(dim, positions))
     replaced = {**_differentiable(structure), **(replacements or {}), **kept_statistics(structure, keep)}
     return instrumented(structure.capture, readers, replaced)
@@ -119,7 +119,7 @@ def _differentiable(structure: Structure) -> dict[str, nn.Module]:
 
 
 def twice_differentiable(structure: Structure) -> dict[str, nn.Module]:
-    """Replacements for operators that torch differentiates only once."""
+    """Build replacements for operators that torch differentiates only once."""
     return {
         node.name: Substitute(substitute)
         for node in structure.capture.graph.nodes
@@ -128,10 +128,10 @@ def twice_differentiable(structure: Structure) -> dict[str, nn.Module]:
 
 
 class Recorder:
-    """Where gates leave their gradients during one backward pass.
+    """Collects the gradients of gates during one backward pass.
 
-    ``gradients`` is ``[rows, units]``: a row an example, or one row for the whole batch. ``switch`` is
-    a leaf that every gate depends on: a backward pass towards it visits every gate and no weight.
+    ``gradients`` is ``[rows, units]``: one row per example, or one for the whole batch. ``switch`` is
+    a leaf that every gate depends on: a backward pass to it visits every gate and no weight.
     """
 
     def __init__(self, units: int, layers: Sequence[str], device: torch.device) -> None:
@@ -145,22 +145,22 @@ class Recorder:
         self.per_sample = False
 
     def clear(self, rows: int, per_sample: bool) -> None:
-        """Before a backward pass."""
+        """Reset for a backward pass."""
         self.gradients = self.gradients.new_zeros(rows, self._units)
         self.totals.zero_()
         self.per_sample = per_sample
 
     def first_bad_layer(self) -> str | None:
-        """The layer nearest to the loss whose gradient is not finite."""
+        """Return the layer nearest to the loss whose gradient is not finite."""
         bad = (~self.totals.isfinite()).nonzero()
         return self.layers[int(bad[-1])] if len(bad) else None
 
 
 class Gate(nn.Module):
-    """Passes its input on; in the backward pass it records the gradient by a factor in front of it.
+    """Passes its input on; the backward pass records the gradient of a factor on it.
 
     The factor is 1 for units of ``keep`` (bool ``[units]``) and 0 for the others, whose positions are read
-    as zeros: their gradient says what switching them on would do.
+    as zeros: their gradient estimates the effect of switching them on.
     """
 
     def __init__(self, number: int, read: Read, recorder: Recorder, keep: torch.Tensor) -> None:
@@ -176,11 +176,11 @@ class Gate(nn.Module):
         self.sample = None if read.sample is None else (read.sample[0], _as_slice(read.sample[1], device))
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
-        """``value``, with zeros where units are off."""
+        """Return ``value``, with zeros where units are off."""
         return _Record.apply(value, self.recorder.switch, self)  # type: ignore[no-any-return]
 
     def record(self, value: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Adds ``value * gradient``, summed over everything but the gate and the sample."""
+        """Add ``value * gradient``, summed over everything but the gate and the sample."""
         rows: slice | torch.Tensor = slice(None)
         if self.sample is None or not self.recorder.per_sample:
             products = product_sums(value, gradient, (self.dim,))[None]
@@ -220,7 +220,7 @@ class _Record(torch.autograd.Function):
 
 
 class Factor(nn.Module):
-    """Multiplies what is read by gates ``[examples, units]``, for derivatives of higher order."""
+    """Multiplies what is read by gates ``[examples, units]``, for higher-order derivatives."""
 
     def __init__(self, read: Read, gates: Callable[[], torch.Tensor]) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ class Factor(nn.Module):
         self.gates = gates
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
-        """``value`` times the gates along the dimension that is read, each example its own."""
+        """Multiply ``value`` by the gates along the dimension read, each example by its own."""
         gates, read = self.gates(), self.read
         shape = [1] * value.ndim
         shape[read.dim] = value.shape[read.dim]
@@ -240,37 +240,37 @@ class Factor(nn.Module):
         factors = factors.index_copy(
             1, read.positions.to(gates.device), gates[:, read.units.to(gates.device)]
         ).to(value.dtype)
-        turned = read.sample is not None and read.sample[0] % value.ndim > read.dim % value.ndim
-        return value * (factors.T if turned else factors).reshape(shape)
+        transposed = read.sample is not None and read.sample[0] % value.ndim > read.dim % value.ndim
+        return value * (factors.T if transposed else factors).reshape(shape)
 
 
 class WithoutCudnn(nn.Module):
-    """A recurrent layer of the exported graph: cuDNN's has no gradient in eval mode, and no second one."""
+    """A recurrent layer of the exported graph: cuDNN has no gradient in eval mode, and no second one."""
 
     def __init__(self, operator: Callable[..., Any]) -> None:
         super().__init__()
         self.operator = operator
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the operator computes."""
+        """Run the operator."""
         with torch.backends.cudnn.flags(enabled=False):
             return self.operator(*args, **kwargs)
 
 
 class Substitute(nn.Module):
-    """A function that computes the same as an operator, in its place."""
+    """Replaces an operator with a function that computes the same."""
 
     def __init__(self, function: Callable[..., torch.Tensor]) -> None:
         super().__init__()
         self.function = function
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """What the function computes."""
+        """Run the function."""
         return self.function(*args, **kwargs)
 
 
 def _as_slice(index: torch.Tensor, device: torch.device) -> slice | torch.Tensor:
-    """A slice where ``index`` counts upwards, as it nearly always does: much cheaper than a gather."""
+    """A slice if ``index`` is consecutive, as it nearly always is: much cheaper than a gather."""
     start = int(index[0])
     if torch.equal(index, torch.arange(start, start + len(index))):
         return slice(start, start + len(index))
@@ -278,10 +278,10 @@ def _as_slice(index: torch.Tensor, device: torch.device) -> slice | torch.Tensor
 
 
 def product_sums(value: torch.Tensor, gradient: torch.Tensor, kept: tuple[int, ...]) -> torch.Tensor:
-    """``value * gradient`` summed over every dimension but those of ``kept``, in the order of ``kept``.
+    """Sum ``value * gradient`` over every dimension but those of ``kept``, in the order of ``kept``.
 
-    A piece at a time along the first dimension: a product as large as the activation would cost more in
-    memory traffic than the arithmetic does.
+    It works in pieces along the first dimension: a product as large as the activation would cost more
+    in memory traffic than the arithmetic does.
     """
     if value.dtype in (torch.float16, torch.bfloat16):
         value, gradient = value.float(), gradient.float()

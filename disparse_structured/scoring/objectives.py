@@ -1,9 +1,9 @@
-"""What is differentiated for a task: its loss, or without one its own output under random projections.
+"""What is differentiated for a task: its loss, or, without one, random projections of its output.
 
-The projection of a task without a loss is ``sum(v * output) / sqrt(n)`` for each sample, ``v`` random
-signs and ``n`` the number of output elements a sample. Over ``v``, the mean of its squared derivative is
-the mean over the output's elements of their squared derivatives: the diagonal of the Gauss-Newton
-matrix of a squared distance, estimated as Hutchinson does traces.
+The projection of a task without a loss is ``sum(v * output) / sqrt(n)`` for each sample, with random
+signs ``v`` and ``n`` output elements per sample. The mean over ``v`` of its squared derivative is the
+mean over the output's elements of their squared derivatives: the diagonal of the Gauss-Newton matrix
+of a squared distance, as in Hutchinson's trace estimator.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ class Packing:
 
 
 def labeled(task: Task, packing: Packing, tensors: Sequence[torch.Tensor], batch: Any) -> Objective:
-    """The task's loss on ``batch``, to be differentiated; raises as :func:`loss_of` does."""
+    """Compute the task's loss on ``batch``, to be differentiated; raise as :func:`loss_of` does."""
     loss = loss_of(task, packing, tensors, batch)
     return Objective((loss,), (torch.ones_like(loss),)) if loss.requires_grad else Objective((), ())
 
 
 def loss_of(task: Task, packing: Packing, tensors: Sequence[torch.Tensor], batch: Any) -> torch.Tensor:
-    """The task's loss on ``batch``; raises :class:`TaskError` unless it is a finite scalar of its output."""
+    """Compute the task's loss; raise :class:`TaskError` unless it is a finite scalar of its output."""
     assert task.loss is not None
     picked = packing(tensors)
     try:
@@ -92,7 +92,7 @@ def loss_of(task: Task, packing: Packing, tensors: Sequence[torch.Tensor], batch
         )
     if not loss.requires_grad and any(tensor.requires_grad for tensor in tensors):
         raise TaskError(
-            f"task {task.name!r}: its loss does not depend on its output by way of autograd. "
+            f"task {task.name!r}: its loss does not depend on its output through autograd. "
             "Compute it from the output without detach(), no_grad(), argmax or NumPy."
         )
     return loss
@@ -102,8 +102,8 @@ def loss_of(task: Task, packing: Packing, tensors: Sequence[torch.Tensor], batch
 class Projections:
     """The random projections of all label-free tasks over one pass through the data.
 
-    One stream of signs for each task, tensor and projection, drawn in order of the samples: the same
-    whichever way the loader cuts them into batches.
+    Each task, tensor and projection has one stream of signs, drawn in sample order: the same however
+    the loader cuts the samples into batches.
     """
 
     seed: int
@@ -112,7 +112,7 @@ class Projections:
         self._sources: dict[tuple[str, int, int], np.random.Generator] = {}
 
     def __call__(self, task: Task, number: int, tensors: Sequence[torch.Tensor], batch: int) -> Objective:
-        """Projection ``number`` of the task's output on a batch of ``batch`` samples, their mean."""
+        """Projection ``number`` of the task's output, averaged over a batch of ``batch`` samples."""
         kept = _differentiable(task, tensors)
         scale = _scale(kept, batch)
         outputs, gradients = [], []
@@ -128,7 +128,7 @@ class Projections:
 
 
 def weighted_sum(objectives: Sequence[Objective], weights: Sequence[float]) -> Objective:
-    """The sum of ``objectives``, each times its weight."""
+    """Sum ``objectives``, each times its weight."""
     return Objective(
         tuple(output for each in objectives for output in each.outputs),
         tuple(
@@ -140,7 +140,7 @@ def weighted_sum(objectives: Sequence[Objective], weights: Sequence[float]) -> O
 
 
 def squared_distance(task: Task, tensors: Sequence[torch.Tensor], batch: int) -> Objective:
-    """Half the mean squared distance of the output from itself as it is: zero, but with a Hessian."""
+    """Return half the mean squared distance of the output from itself: zero, but with a Hessian."""
     kept = _differentiable(task, tensors)
     scale = _scale(kept, batch) ** 2 * batch
     moved = [tensor for _, tensor in kept if tensor.requires_grad]
@@ -162,6 +162,6 @@ def _differentiable(task: Task, tensors: Sequence[torch.Tensor]) -> list[tuple[i
 
 
 def _scale(tensors: Sequence[tuple[int, torch.Tensor]], batch: int) -> float:
-    """1 / sqrt(elements a sample), for the mean over the samples."""
+    """1 / sqrt(elements per sample), for the mean over the samples."""
     elements = sum(tensor.numel() for _, tensor in tensors)
     return 1.0 / (math.sqrt(elements / batch) * batch)

@@ -1,7 +1,7 @@
 """The probe: what a criterion may ask of a model, a structure and data.
 
-Each question is a pass through the data: :meth:`Probe.gate_gradients` and :meth:`Probe.curvatures`
-(derivatives of the losses by the gates), :meth:`Probe.losses` (the losses as functions of the gates) and
+Each query is a pass through the data: :meth:`Probe.gate_gradients` and :meth:`Probe.curvatures`
+(derivatives with respect to the gates), :meth:`Probe.losses` (the losses as functions of gates) and
 :meth:`Probe.weight_gradients`.
 """
 
@@ -64,7 +64,7 @@ _Run = Callable[[tuple[Any, ...]], Outputs]
 
 @dataclass(eq=False)
 class Probe:
-    """What a criterion reads: a model, its structure and data. Arguments as in :func:`score`.
+    """What a criterion reads: a model, its structure and data, with the arguments of :func:`score`.
 
     ``batches`` and ``samples`` count what the last pass through the data read.
     """
@@ -102,24 +102,24 @@ class Probe:
         self._packings: dict[str, Packing] = {}
 
     def zeros(self) -> torch.Tensor:
-        """float64 ``[tasks, units]`` of zeros on the CPU."""
+        """Return zeros, float64 ``[tasks, units]``, on the CPU."""
         return torch.zeros(self.structure.reach.shape, dtype=torch.float64)
 
     def average(self, of: Callable[[torch.Tensor], torch.Tensor], per_sample: bool = True) -> torch.Tensor:
-        """float64 ``[tasks, units]``: the mean over the samples of ``of(gate gradients)``, in one pass."""
+        """Average ``of(gate gradients)`` over the samples in one pass: float64 ``[tasks, units]``."""
         total = self.zeros()
         for found in self.gate_gradients(per_sample):
             total[found.task] += found.weight * of(found.values).sum(dim=0)
         return total / max(self.samples, 1)
 
     def gate_gradients(self, per_sample: bool = True) -> Iterator[GateGradients]:
-        """One pass through the data: for each batch one forward pass, for each task one backward pass.
+        """Pass through the data once: one forward pass per batch, one backward pass per task.
 
-        A backward pass computes gradients by what layers read, none by weights. The loss of a task is
-        taken to be a mean over the samples of a batch of B: with ``per_sample``, a sample's own loss is
-        B times its share. For label-free tasks, ``projections`` passes each.
+        A backward pass computes gradients of what layers read, none of weights. The loss of a task is
+        assumed to be a mean over the samples of a batch of B: with ``per_sample``, a sample's own loss is
+        B times its share. A label-free task takes ``projections`` backward passes.
 
-        If the graph does not tell to which example a position of some read belongs (an operator without
+        If the graph does not show which example a position of some read belongs to (an operator without
         a rule, say), examples are run one at a time, and ``notes`` says so.
         """
 
@@ -144,13 +144,14 @@ class Probe:
         return self._stream(gradients)
 
     def curvatures(self, directions: int) -> Iterator[GateCurvature]:
-        """One pass through the data: for each batch and task the mean of ``v * (H v)`` over ``directions``.
+        """Pass through the data once: average ``v * (H v)`` over ``directions`` for each batch and task.
 
-        ``H`` is the Hessian of the batch's loss by the gates, ``v`` a vector of random signs; the mean
-        over ``v`` is H's diagonal. Every example has gates and signs of its own, so that a batch of B
+        ``H`` is the Hessian of the batch's loss with respect to the gates, ``v`` a vector of random signs;
+        the mean over ``v`` is H's diagonal. Every example has its own gates and signs, so a batch of B
         averages over B vectors for the price of one (examples run one at a time as in
-        :meth:`gate_gradients`). Of a label-free task, the loss is half the mean squared distance of its
-        output from itself, so that ``H`` is the Gauss-Newton matrix.
+        :meth:`gate_gradients`).
+        The loss of a label-free task is half the mean squared distance of its output from itself, so
+        ``H`` is the Gauss-Newton matrix.
         """
         held: dict[str, torch.Tensor] = {}
 
@@ -185,14 +186,14 @@ class Probe:
         return self._stream(curvatures)
 
     def losses(self, steps: int | None = None) -> Iterator[BatchLosses]:
-        """For each batch, the tasks' losses as functions of the gates; see :class:`BatchLosses`.
+        """Yield each batch's losses as functions of the gates; see :class:`BatchLosses`.
 
-        One pass through the data, or, with ``steps``, that many batches in as many passes as it takes: the
-        data must then be a loader or a list. In the end, ``batches`` and ``samples`` are those of the longest
-        pass.
+        This is one pass through the data, or, with ``steps``, that many batches in as many passes as needed:
+        the data must then be a loader or a list. Afterwards, ``batches`` and ``samples`` are those of the
+        longest pass.
 
         Raises:
-            BatchError: no data, no batch, or another pass is needed over an iterator that is used up.
+            BatchError: no data, no batch, or another pass is needed over an exhausted iterator.
         """
         prepared = PerShape(self.model, self.structure, self._gated_network)
         longest, done = (0, 0), 0
@@ -211,10 +212,10 @@ class Probe:
             self.batches, self.samples = longest
 
     def weight_gradients(self, *, per_sample: bool = False, joint: bool = False) -> Iterator[WeightGradients]:
-        """One pass through the data: for each batch the gradients of every task's loss by every parameter.
+        """Pass through the data once: yield each batch's parameter gradients of every task's loss.
 
-        A batch is one forward pass, and one backward pass for each task. With ``joint``, it is one backward
-        pass: of the sum of all tasks' losses, each times its task's weight. With ``per_sample``, examples run
+        A batch takes one forward pass, and one backward pass per task. With ``joint``, it takes one backward
+        pass, of the sum of all tasks' losses, each times its task's weight. With ``per_sample``, examples run
         one at a time. The loss of a label-free task is one random projection of its output.
         """
         weights = {
@@ -253,7 +254,7 @@ class Probe:
     def _stream(
         self, of: Callable[[Any, tuple[Any, ...]], Iterator[T]], isolation: Isolation | None = None
     ) -> Iterator[T]:
-        """``of`` every batch and its inputs, item by item; the caller runs on the user's random states."""
+        """Yields from ``of(batch, inputs)`` for every batch; the caller runs on the user's random states."""
         if self.data is None:
             raise BatchError(
                 "the criterion needs data, and none was given. "
@@ -274,7 +275,7 @@ class Probe:
                     yield item  # type: ignore[misc]
 
     def _read(self, of: Callable[[Any, tuple[Any, ...]], Iterator[T]]) -> Iterator[T | None]:
-        """``of`` every batch and its inputs, and None after each batch."""
+        """Yields from ``of(batch, inputs)`` for every batch, and None after each batch."""
         assert self.data is not None
         for batch in islice(batches(self.data), self.max_batches):
             batch = to_device(batch, self._device, self._dtype)
@@ -287,7 +288,7 @@ class Probe:
             yield None
 
     def _gated_network(self, structure: Structure) -> Callable[[tuple[Any, ...], torch.Tensor], Outputs]:
-        """The network as a function of its inputs and of gates ``[units]``, the same for all examples."""
+        """The network as a function of its inputs and of gates ``[units]`` that all examples share."""
         held: dict[str, torch.Tensor] = {}
         factors = {read: Factor(read, lambda: held["gates"]) for read in reads(structure)}
         run = self._runner(structure, gated(structure, factors, self._kept))
@@ -351,7 +352,7 @@ class Probe:
         projections: Projections,
         rows: int,
     ) -> Iterator[GateGradients]:
-        """One backward pass for each task and projection over one graph, freed by the last."""
+        """One backward pass per task and projection through one graph, freed by the last."""
         passes = [
             (row, task, number)
             for row, task in enumerate(self.structure.task_objects)
@@ -367,7 +368,7 @@ class Probe:
             yield GateGradients(row, values, weight)
 
     def _pack(self) -> dict[str, Packing]:
-        """Learns from one example input what the loss of each task that has one expects."""
+        """Learns from one example input what each task's loss expects."""
         tasks = [task for task in self.structure.task_objects if task.loss is not None]
         if not tasks:
             return {}
@@ -375,17 +376,17 @@ class Probe:
         with eval_mode(self.model), torch.no_grad():
             try:
                 output = self.model(*next(examples(inputs, batch_size(inputs))))
-            except Exception:  # some networks take no batch of one
+            except Exception:  # some networks reject a batch of one
                 output = self.model(*inputs)
         return {task.name: Packing(task, output) for task in tasks}
 
     def _one_at_a_time(
         self, batch: Any, size: int, read: Read, of: Callable[[Any, tuple[Any, ...]], Iterator[T]]
     ) -> Iterator[T]:
-        """``of`` every example of ``batch`` as a batch of its own, because of ``read``."""
+        """Yields from ``of`` for every example of ``batch`` alone, because of ``read``."""
         note = (
-            f"examples were run one at a time: at the input of {read.layer!r} the graph does not say to "
-            "which example of a batch a position belongs"
+            f"examples were run one at a time: at the input of {read.layer!r} the graph does not say "
+            "which example of a batch a position belongs to"
         )
         if note not in self.notes:
             self.notes = (*self.notes, note)

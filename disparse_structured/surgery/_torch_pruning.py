@@ -1,9 +1,9 @@
-"""Torch-Pruning executes: a dependency graph of its kind, fed from our structure.
+"""Prunes with Torch-Pruning: its dependency graph, built from our structure.
 
-The only file that imports ``torch_pruning``. Groups, dependencies and layer pruners are Torch-Pruning's;
-pruners of our own stand in where it has none (buffers, parameters of arbitrary modules, depthwise
-convolutions with a channel multiplier, grouped transposed convolutions, instance norm with running
-statistics) or is wrong (its layer-norm pruner loses the order of the kept indices in 1.6.1).
+This is the only file that imports ``torch_pruning``. Groups, dependencies and layer pruners are
+Torch-Pruning's. Our own pruners are used where it has none (buffers, parameters of arbitrary modules,
+depthwise convolutions with a channel multiplier, grouped transposed convolutions, instance norm with
+running statistics) or is wrong (its layer-norm pruner loses the order of the kept indices in 1.6.1).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class TensorPruner(function.BasePruningFunc):  # type: ignore[misc]
         self.cuts = cuts
 
     def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
-        gone = set(idxs)
-        kept = [i for i in range(self.get_out_channels(layer)) if i not in gone]
+        removed = set(idxs)
+        kept = [i for i in range(self.get_out_channels(layer)) if i not in removed]
         for name, dim in self.cuts.items():
             tensor = getattr(layer, name)
             if tensor is None:
@@ -65,7 +65,7 @@ _LAYER_NORM = TensorPruner({"weight": 0, "bias": 0})
 
 
 class _LayerNormDependency(Dependency):  # type: ignore[misc]
-    """Named after Torch-Pruning's layer-norm pruner, which its importances look for; cuts in order."""
+    """Keeps the indices in order; named as Torch-Pruning's layer-norm pruner, for its importances."""
 
     def __call__(self, idxs: list[int]) -> nn.Module:
         layer: nn.LayerNorm = self.target.module
@@ -107,8 +107,8 @@ def _handler(module: nn.Module, tensor: str, dim: int) -> Handler:
 def _cut_by(handler: Handler, module: Any, dim: int) -> list[tuple[str, int]]:
     """The tensors, with dimensions, that Torch-Pruning's ``handler`` cuts at once.
 
-    It may serve only where all of them are the module's own and shrink alike: not where a weight is
-    computed from other parameters, or a bias is used apart from its layer.
+    It applies only if all of them are the module's own and shrink alike, not if a weight is computed
+    from other parameters, or a bias is used outside its layer.
     """
     if isinstance(getattr(handler, "__self__", None), TensorPruner):
         return []
@@ -147,12 +147,12 @@ _SCORED = (
 
 
 def _is_scored(cut: _Cut) -> bool:
-    """Whether Torch-Pruning's importances look at this cut."""
+    """Whether Torch-Pruning's importances use this cut."""
     return cut.handler in _SCORED and cut.node.module.weight is not None
 
 
 class StructureGroup(Group):  # type: ignore[misc]
-    """A Torch-Pruning group made of our units, in the coordinates of the model as it is now."""
+    """A Torch-Pruning group made of our units, in the coordinates of the current model."""
 
     def __init__(self, graph: StructureGraph, units: np.ndarray) -> None:
         super().__init__()
@@ -161,10 +161,10 @@ class StructureGroup(Group):  # type: ignore[misc]
         self._version = graph.version
 
     def prune(self, idxs: Sequence[int] | None = None, record_history: bool = True) -> None:
-        """Removes the group's units everywhere, or those that ``idxs`` of its root belong to.
+        """Remove the group's units everywhere, or those that ``idxs`` of its root belong to.
 
         Raises:
-            PlanError: the model was pruned since the group was made, so its indices are of another model.
+            PlanError: the model was pruned since the group was made, so its indices are outdated.
         """
         if self._version != self._DG.version:
             raise PlanError(
@@ -179,10 +179,10 @@ class StructureGroup(Group):  # type: ignore[misc]
 
 
 class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
-    """Torch-Pruning's dependency graph over our channel groups; ``model`` is what it cuts.
+    """Torch-Pruning's dependency graph over our channel groups; it prunes ``model``.
 
     ``get_all_groups``, ``get_pruning_group``, ``check_pruning_group``, ``Group.prune()`` and the
-    ``Importance`` classes work as on a traced graph. Indices are those of the model as it is now.
+    ``Importance`` classes work as on a traced graph. Indices are those of the current model.
     """
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:
@@ -217,7 +217,7 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
         ignored_layers: Sequence[nn.Module] = (),
         root_module_types: Sequence[type] = (nn.Module,),
     ) -> Iterator[StructureGroup]:
-        """One group for each channel group with units left, with all of them."""
+        """Yield one group for each channel group with units left, with all of them."""
         for group, cuts in zip(self.structure.groups, self._cuts, strict=True):
             units = np.flatnonzero(self._kept[group.slice]) + group.start
             layers = [cut.node.module for cut in cuts]
@@ -232,7 +232,7 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
     def get_pruning_group(
         self, module: nn.Module, pruning_fn: Handler, idxs: Sequence[int]
     ) -> StructureGroup:
-        """The units that own positions ``idxs`` of what ``pruning_fn`` cuts in ``module``."""
+        """Find the units that own positions ``idxs`` of what ``pruning_fn`` cuts in ``module``."""
         if module not in self.module2node:
             raise ValueError(
                 f"module {self._module2name.get(module, module)!r} owns nothing that can be pruned."
@@ -259,7 +259,7 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
         return self.units_group(np.unique(units))
 
     def check_pruning_group(self, group: StructureGroup) -> bool:
-        """Whether every channel group keeps at least one unit."""
+        """Return whether every channel group keeps at least one unit."""
         left = self._kept.copy()
         left[group._units] = False
         return all(left[each.slice].any() for each in self.structure.groups)
@@ -267,10 +267,10 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
     # What surgery uses.
 
     def units_group(self, units: np.ndarray) -> StructureGroup:
-        """The group that removes ``units`` (flat, dense numbering, ascending).
+        """Build the group that removes ``units`` (flat, dense numbering, ascending).
 
         ``root_idxs`` number the units of the group from 0. The importances size their result by the first
-        entry they know, so that one has one index a unit: where every slice is wider, a slice in parts.
+        entry they know, so that entry has one index per unit: a wider slice is split into parts.
         """
         result = StructureGroup(self, units)
         entries: dict[tuple[int, str], tuple[_Cut, list[np.ndarray], list[np.ndarray]]] = {}
@@ -322,9 +322,9 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
             )
         self._kept[units] = False
         for each, cuts in self._touched(units):
-            gone = ~self._kept[each.slice]
+            removed = ~self._kept[each.slice]
             for cut in cuts:
-                self._alive[cut.key][cut.positions[gone].reshape(-1)] = False
+                self._alive[cut.key][cut.positions[removed].reshape(-1)] = False
         self.version += 1
         self._follow_numbers()
         before.restore(self.model)
@@ -370,13 +370,13 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
         return [(self.structure.groups[i], self._cuts[i]) for i in owners.tolist()]
 
     def _current(self, cut: _Cut) -> np.ndarray:
-        """The cut's positions in the model as it is now; -1 where they are gone."""
+        """The cut's positions in the current model; -1 where they are removed."""
         alive = self._alive[cut.key]
         current = np.where(alive, np.cumsum(alive) - 1, -1)
         return np.asarray(current[cut.positions])
 
     def _follow_numbers(self) -> None:
-        """Sets the numbers that the modules' own ``forward`` computes with."""
+        """Updates the numbers that the modules' own ``forward`` computes with."""
         widths = self.structure.cost.widths(self._kept)
         for update in self.structure.attributes:
             update.attribute.write(self.model, round(float(widths[update.row])))
@@ -384,7 +384,7 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
             _describe(node.module)
 
     def _keep_scales(self, before: np.ndarray) -> None:
-        """Makes up for attention scales that a cut changed; ``before`` are the widths until then."""
+        """Compensates for attention scales that a cut changed; ``before`` are the widths before it."""
         if not self.structure.scales:
             return
         after = self.structure.cost.widths(self._kept)
@@ -399,7 +399,7 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
 
 
 def _describe(module: nn.Module) -> None:
-    """A layer's channel counts, from its weight."""
+    """Sets a layer's channel counts from its weight."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Embedding):
@@ -413,7 +413,7 @@ def _describe(module: nn.Module) -> None:
 
 
 def _owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """For each tensor's canonical name, the modules that hold it and under which name."""
+    """For each tensor's canonical name, the modules that hold it and their names for it."""
     _, canonical = named_tensors(model)
     owners: dict[str, list[tuple[nn.Module, str]]] = {}
     for name, owner in canonical.items():
@@ -426,7 +426,7 @@ def _owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
 
 @dataclass(frozen=True)
 class _Traits:
-    """What cutting loses and a user expects to keep: requires_grad, memory format, ties."""
+    """What pruning loses but a user expects to keep: requires_grad, memory format, ties."""
 
     requires_grad: dict[str, bool]
     channels_last: frozenset[str]

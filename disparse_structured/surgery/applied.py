@@ -1,4 +1,4 @@
-"""What applying a plan hands back."""
+"""The result of applying a plan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from disparse_structured.verification.verifier import Refusal, Verification
 
 @dataclass(frozen=True)
 class Applied:
-    """What :func:`apply` hands back.
+    """What :func:`apply` returns.
 
     ``plan`` is the plan that was carried out: the given one without the groups of ``refused``.
     ``verification`` is None if verification was switched off.

@@ -38,14 +38,14 @@ class Left:
 
 @dataclass(frozen=True)
 class Extracted:
-    """What :func:`extract` hands back.
+    """What :func:`extract` returns.
 
     Args:
-        model: the smaller network; what the chosen tasks' selectors pick is where it was.
+        model: the smaller network; the chosen tasks' selectors still apply to its output.
         tasks: the chosen ones.
-        removed: the modules that are gone, by their names in the full model.
-        left: the modules that no chosen task needs but that had to stay.
-        units_removed: how many units went that no chosen task reaches.
+        removed: the removed modules, by their names in the full model.
+        left: the modules that no chosen task needs but that could not be removed.
+        units_removed: how many units were removed that no chosen task reaches.
         parameters, macs: of the full model, and of the smaller one; MACs for one example.
         deviation: per task, the largest relative difference from the full model in ``dtype``.
     """
@@ -64,7 +64,7 @@ class Extracted:
         yield Text(f"extracted: {', '.join(task.name for task in self.tasks)}", style="bold")
         for name, (before, after) in (("parameters", self.parameters), ("MACs", self.macs)):
             yield Text(f"{name}: {before:,} -> {after:,} ({after / max(before, 1):.1%})")
-        yield Text(f"taken out: {', '.join(self.removed) or 'no module'}, and {self.units_removed} units")
+        yield Text(f"removed: {', '.join(self.removed) or 'no module'}, and {self.units_removed} units")
         for each in self.left:
             yield Text(f"left in place: {each.module}: {each.reason}", style="yellow")
         worst = max(self.deviation.values())
@@ -83,24 +83,24 @@ def extract(
     tasks: Sequence[Task],
     keep: Sequence[str],
 ) -> Extracted:
-    """The smallest network for the tasks named in ``keep``, with the outputs that ``model`` gives them.
+    """Build the smallest network for the tasks named in ``keep``, with the same outputs as in ``model``.
 
-    Modules that the chosen outputs do not depend on are taken out: deleted from a ``ModuleDict``,
+    Modules that the chosen outputs do not depend on are removed: deleted from a ``ModuleDict``,
     ``ModuleList`` or ``Sequential``, else replaced by a stub that computes nothing and returns None (or, if
-    ``forward`` does not take that, its input, or zeros of the example's shape). Every such step is tried on
-    a copy with telling weights and kept only if the chosen outputs stay what they are. Then the units go
-    that no chosen task reaches, by the same surgery as in pruning. Outputs of other tasks may be missing,
-    None, or meaningless.
+    ``forward`` does not accept that, its input, or zeros of the example's shape). Every such step is tried
+    on a copy without constant weights and kept only if the chosen outputs do not change. Then the units that
+    no chosen task reaches are removed, by the same surgery as in pruning. Outputs of other tasks may be
+    missing, None, or meaningless.
 
     Args:
-        model: any module that ``torch.export`` can capture; left as it is.
+        model: any module that ``torch.export`` can capture; it is left unchanged.
         example_inputs: the positional arguments of one forward pass, batch first.
         tasks: all tasks, or at least the chosen ones.
         keep: names of the tasks to keep.
 
     Raises:
         TaskError: ``keep`` is empty or names no task.
-        VerificationError: the result is not the full model on the chosen outputs.
+        VerificationError: the result differs from the full model on the chosen outputs.
         CaptureError, UnsupportedModelError: as from :func:`disparse_structured.analyse`.
     """
     chosen = _chosen(check_tasks(tasks), keep)
@@ -109,19 +109,21 @@ def extract(
     needed = _needed(structure.capture)
     for name in reversed(list(_candidates(trial.model, needed))):
         trial.take_out(name)
-    lean = copied(model)
+    reduced = copied(model)
     for edit in trial.edits:
-        edit.apply(lean)
-    lean_structure = analyse(lean, example_inputs, chosen)
-    operation = apply(lean, Plan.from_keep(lean_structure, _reached(lean_structure)), lean_structure)
+        edit.apply(reduced)
+    reduced_structure = analyse(reduced, example_inputs, chosen)
+    operation = apply(
+        reduced, Plan.from_keep(reduced_structure, _reached(reduced_structure)), reduced_structure
+    )
     result = operation.model
-    deviation, dtype = _verify(model, result, trial.specimen, chosen)
+    deviation, dtype = _verify(model, result, trial.reference, chosen)
     return Extracted(
         model=result,
         tasks=chosen,
         removed=tuple(sorted(edit.name for edit in trial.edits)),
         left=tuple(sorted(trial.left, key=lambda each: each.module)),
-        units_removed=int((~operation.plan.keep(lean_structure)).sum()),
+        units_removed=int((~operation.plan.keep(reduced_structure)).sum()),
         parameters=(count_parameters(model), count_parameters(result)),
         macs=(count_macs(model, structure.example_inputs), count_macs(result, structure.example_inputs)),
         deviation=deviation,
@@ -168,7 +170,7 @@ def _candidates(model: nn.Module, needed: frozenset[str]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Edit:
-    """Takes the module called ``name`` out: deleted from its list, or ``stub`` in its place."""
+    """Removes the module ``name``: deletes it from its list, or puts ``stub`` in its place."""
 
     name: str
     stub: nn.Module | None
@@ -186,16 +188,16 @@ class _Edit:
 
 
 class _Trial:
-    """Tries edits on a copy of the specimen and keeps those that leave the chosen outputs as they are."""
+    """Tries edits on a copy of the reference and keeps those that do not change the chosen outputs."""
 
-    def __init__(self, specimen: VerificationCopy, tasks: tuple[Task, ...]) -> None:
-        self.specimen, self._tasks = specimen, tasks
-        self.model = copied(specimen.model)
+    def __init__(self, reference: VerificationCopy, tasks: tuple[Task, ...]) -> None:
+        self.reference, self._tasks = reference, tasks
+        self.model = copied(reference.model)
         self.edits: list[_Edit] = []
         self.left: list[Left] = []
 
     def take_out(self, name: str) -> None:
-        """Takes out the module called ``name``, else what of it can be, else notes why it stays."""
+        """Removes the module ``name``, or the parts that it can; notes why the rest stays."""
         reasons = []
         for edit in self._ways(name):
             reason = self._refused(edit)
@@ -223,15 +225,15 @@ class _Trial:
             yield _Edit(name, Zeros(shape))
 
     def _refused(self, edit: _Edit) -> str | None:
-        """Makes the edit; if the chosen outputs do not follow, undoes it and says what happened."""
+        """Makes the edit; if the chosen outputs change or fail, undoes it and says what happened."""
         parent = self.model.get_submodule(edit.name.rpartition(".")[0])
         before = dict(parent._modules)
         edit.apply(self.model)
         try:
-            deviation = self.specimen.deviation(
-                _outputs_of(self.model, self._tasks), _outputs_of(self.specimen.model, self._tasks)
+            deviation = self.reference.deviation(
+                _outputs_of(self.model, self._tasks), _outputs_of(self.reference.model, self._tasks)
             )
-            if max(deviation.values()) <= TOLERANCES[self.specimen.dtype]:
+            if max(deviation.values()) <= TOLERANCES[self.reference.dtype]:
                 return None
             reason = "the outputs of the chosen tasks change"
         except Exception as error:  # whatever the user's forward raises without the module
@@ -241,13 +243,13 @@ class _Trial:
         return reason
 
     def _shape(self, name: str) -> tuple[int, ...] | None:
-        """The shape of the one tensor that the module returns, without the batch; None if it is no such."""
+        """The shape of the one tensor that the module returns, without the batch; None for anything else."""
         seen: list[Any] = []
         handle = self.model.get_submodule(name).register_forward_hook(
             lambda _, __, result: seen.append(result)
         )
         try:
-            _outputs_of(self.model, self._tasks)(self.specimen.inputs)
+            _outputs_of(self.model, self._tasks)(self.reference.inputs)
         finally:
             handle.remove()
         found = seen[0] if len(seen) == 1 else None
@@ -255,37 +257,37 @@ class _Trial:
 
 
 class Stub(nn.Module, abc.ABC):
-    """Stands where a module was taken out."""
+    """Replaces a removed module."""
 
     @abc.abstractmethod
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """Nothing that a chosen task reads."""
+        """Return nothing that a chosen task reads."""
 
 
 class Absent(Stub):
     """Returns None."""
 
     def forward(self, *inputs: Any, **named: Any) -> None:
-        """None."""
+        """Return None."""
 
 
 class PassThrough(Stub):
     """Returns its first input."""
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """The first input."""
+        """Return the first input."""
         return (*inputs, *named.values())[0]
 
 
 class Zeros(Stub):
-    """Returns zeros of the shape that the module had for the example inputs, batch first."""
+    """Returns zeros of the module's output shape for the example inputs, batch first."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.shape = shape
 
     def forward(self, *inputs: Any, **named: Any) -> torch.Tensor:
-        """Zeros ``[B, *shape]``, of the type and on the device of the first tensor."""
+        """Return zeros ``[B, *shape]``, of the type and on the device of the first tensor."""
         first = next(leaf for leaf in pytree.tree_leaves((inputs, named)) if isinstance(leaf, torch.Tensor))
         return first.new_zeros((first.shape[0], *self.shape))
 
@@ -300,7 +302,7 @@ def _outputs_of(model: nn.Module, tasks: Sequence[Task]) -> Callable[[tuple[Any,
 
 
 def _reached(structure: Structure) -> torch.Tensor:
-    """Bool ``[units]``: what a task reaches, and what the widths of layers cannot be without."""
+    """Bool ``[units]``: what a task reaches, and what the rules about layer widths require."""
     reached = structure.reach.any(dim=0)
     if not structure.groups:
         return reached
@@ -310,17 +312,17 @@ def _reached(structure: Structure) -> torch.Tensor:
 
 
 def _verify(
-    model: nn.Module, result: nn.Module, specimen: VerificationCopy, tasks: Sequence[Task]
+    model: nn.Module, result: nn.Module, reference: VerificationCopy, tasks: Sequence[Task]
 ) -> tuple[dict[str, float], torch.dtype]:
-    """How far ``result`` is from ``model``, with their own weights, in the specimen's precision."""
-    full, lean = (copied(each).to(specimen.dtype) for each in (model, result))
-    for module in (*full.modules(), *lean.modules()):
+    """How far ``result`` is from ``model``, with their own weights, in the reference's precision."""
+    full, reduced = (copied(each).to(reference.dtype) for each in (model, result))
+    for module in (*full.modules(), *reduced.modules()):
         module.training = False
-    deviation = specimen.deviation(_outputs_of(lean, tasks), _outputs_of(full, tasks))
+    deviation = reference.deviation(_outputs_of(reduced, tasks), _outputs_of(full, tasks))
     task, worst = max(deviation.items(), key=lambda item: item[1])
-    if not worst <= TOLERANCES[specimen.dtype]:
+    if not worst <= TOLERANCES[reference.dtype]:
         raise VerificationError(
-            f"the extracted {type(model).__name__} is not the full one: task {task!r} deviates by "
+            f"the extracted {type(model).__name__} differs from the full one: task {task!r} deviates by "
             f"{worst:.3g}. Your model is unchanged. Please report this model."
         )
-    return deviation, specimen.dtype
+    return deviation, reference.dtype

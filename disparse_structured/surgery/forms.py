@@ -1,4 +1,4 @@
-"""Plans fit the form of a structure, and its units of attention."""
+"""Checks that a plan fits the form of a structure and its units of attention."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from disparse_structured.structure.structure import attention_of, form_of
 
 
 def check_form(plan: Plan, structure: Structure) -> None:
-    """Raises :class:`PlanError` for a plan of another form of a structure, or of other units of attention."""
+    """Raise :class:`PlanError` for a plan of another form of a structure, or other units of attention."""
     made = form_of(plan.fingerprint)
     if made != structure.form:
         raise PlanError(
-            f"the plan was made for the {_FORMS[made]}, and the structure is that of the "
-            f"{_FORMS[structure.form]}: their units may differ. Analyse the model with form={made!r}, or "
+            f"the plan was made for the {_FORMS[made]}, but the structure is that of the "
+            f"{_FORMS[structure.form]}: their units may differ. Analyze the model with form={made!r}, or "
             "make a new plan from this structure."
         )
     units = attention_of(plan.fingerprint)
     if units != structure.attention:
         raise PlanError(
-            f"the plan was made for {_UNITS[units]} as the units of attention, and those of the structure "
-            f"are {_UNITS[structure.attention]}. Analyse the model with attention={units!r}, or make a new "
+            f"the plan was made for {_UNITS[units]} as the units of attention, but those of the structure "
+            f"are {_UNITS[structure.attention]}. Analyze the model with attention={units!r}, or make a new "
             "plan from this structure."
         )
 

@@ -1,6 +1,6 @@
-"""Applies a plan to the exported graph: the result for models whose own ``forward`` cannot follow.
+"""Applies a plan to the exported graph, for models whose own ``forward`` cannot follow.
 
-The integers that ``forward`` computes with are literals of the graph, so that all of them can be rewritten.
+The integers that ``forward`` computes with are literals of the graph, so all of them can be rewritten.
 The result runs, trains and exports like any module; it is not an instance of the user's class.
 """
 
@@ -30,14 +30,14 @@ from disparse_structured.verification.verifier import Verification, mismatch_in
 
 
 def apply_graph(model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = True) -> Applied:
-    """Removes what ``plan`` removes from the exported graph of ``model``, which stays as it is.
+    """Remove what ``plan`` removes from the exported graph of ``model``, which is left unchanged.
 
-    ``structure`` is of either form: with ``form="graph"`` more can be removed; with ``form="module"`` the
+    ``structure`` is of either form: with ``form="graph"``, more can be removed; with ``form="module"``, the
     groups that :func:`~disparse_structured.surgery.module.apply` refused can be removed after all.
 
-    With ``verify`` the result is compared with the masked twin in float64 before it is handed back, and
-    takes batches of any size if it is right on one of another size as well; otherwise it takes batches
-    as large as that of the structure's example inputs.
+    With ``verify``, the result is compared with the masked twin in float64 before it is returned. If it is
+    also right on a batch of another size, it takes batches of any size; otherwise, it takes only batches
+    as large as the structure's example inputs.
 
     Raises:
         PlanError: the plan is not for this model, or for the other form of it.
@@ -54,10 +54,10 @@ def apply_graph(model: nn.Module, plan: Plan, structure: Structure, *, verify: b
 def rebuild_graph(
     model: nn.Module, plan: Plan, structure: Structure, *, examples: int, any_batch: bool
 ) -> PrunedGraph:
-    """The graph that :func:`apply_graph` made from ``plan`` earlier; nothing is verified.
+    """Rebuild the graph that :func:`apply_graph` made from ``plan``; nothing is verified.
 
     Raises:
-        PlanError: the plan is not for this structure, or its example inputs are of another batch.
+        PlanError: the plan is not for this structure, or its example inputs have another batch size.
     """
     keep = plan.keep(structure)
     made_from: Structure | None = structure
@@ -78,16 +78,16 @@ def _verified(
 
     Also returns a structure whose graph can be resized for batches of any size, or None.
     """
-    specimen = VerificationCopy.of(model, structure)
-    twin = masked_twin(specimen.structure, keep)
+    reference = VerificationCopy.of(model, structure)
+    twin = masked_twin(reference.structure, keep)
 
     def expected(inputs: tuple[Any, ...]) -> Outputs:
-        return specimen.run(inputs, twin)
+        return reference.run(inputs, twin)
 
     try:
-        fixed = _runner(specimen, specimen.structure, keep, any_batch=False)
-        deviation = specimen.deviation(fixed, expected)
-        found = mismatch_in(deviation, specimen.dtype)
+        fixed = _runner(reference, reference.structure, keep, any_batch=False)
+        deviation = reference.deviation(fixed, expected)
+        found = mismatch_in(deviation, reference.dtype)
     except VerificationError:
         raise
     except Exception as error:
@@ -98,17 +98,17 @@ def _verified(
             "unchanged. If its forward draws random numbers in eval mode, make it repeatable; otherwise "
             "please report this model."
         )
-    verification = Verification(str(specimen.dtype), TOLERANCES[specimen.dtype], deviation)
-    if _takes_other_batches(specimen, specimen.structure, keep, expected):
+    verification = Verification(str(reference.dtype), TOLERANCES[reference.dtype], deviation)
+    if _takes_other_batches(reference, reference.structure, keep, expected):
         return verification, structure
-    twice = _with_two_examples(specimen.model, specimen.structure)
-    if twice is not None and _takes_other_batches(specimen, twice, keep, expected):
+    twice = _with_two_examples(reference.model, reference.structure)
+    if twice is not None and _takes_other_batches(reference, twice, keep, expected):
         return verification, _with_two_examples(model, structure)
     return verification, None
 
 
 def _with_two_examples(model: nn.Module, structure: Structure) -> Structure | None:
-    """The structure with a batch of two, which shows what is the batch, if ``structure`` has one of one."""
+    """The structure with a batch of two, to tell the batch dimension, if ``structure`` has a batch of one."""
     if structure.resizing.batch != 1:
         return None
     inputs = pytree.tree_map(lambda leaf: _longer(leaf, 1), structure.example_inputs)
@@ -120,17 +120,17 @@ def _with_two_examples(model: nn.Module, structure: Structure) -> Structure | No
 
 
 def _longer(leaf: Any, batch: int) -> Any:
-    """A batch of ``batch`` examples followed by another one."""
+    """A batch of ``batch`` examples followed by one more."""
     if not isinstance(leaf, torch.Tensor) or not leaf.ndim or leaf.shape[0] != batch:
         return leaf
     return torch.cat([leaf, leaf[:1].flip(tuple(range(1, leaf.ndim)))])
 
 
 def _runner(
-    specimen: VerificationCopy, structure: Structure, keep: torch.Tensor, *, any_batch: bool
+    reference: VerificationCopy, structure: Structure, keep: torch.Tensor, *, any_batch: bool
 ) -> Callable[[tuple[Any, ...]], Outputs]:
     """The pruned graph of a verification copy, its constants in the precision of the copy."""
-    graph = PrunedGraph(specimen.model, structure, keep, any_batch=any_batch).to(specimen.dtype)
+    graph = PrunedGraph(reference.model, structure, keep, any_batch=any_batch).to(reference.dtype)
 
     def run(inputs: tuple[Any, ...]) -> Outputs:
         outputs = graph(*pytree.tree_map(clone_if_tensor, inputs))
@@ -142,18 +142,18 @@ def _runner(
 
 
 def _takes_other_batches(
-    specimen: VerificationCopy,
+    reference: VerificationCopy,
     structure: Structure,
     keep: torch.Tensor,
     expected: Callable[[tuple[Any, ...]], Outputs],
 ) -> bool:
-    """Whether one example more changes nothing: each run of examples comes out as in a batch of its own."""
-    batch = specimen.structure.resizing.batch
-    inputs = pytree.tree_map(lambda leaf: _longer(leaf, batch), specimen.inputs)
+    """Whether one more example changes nothing: each window of examples gives what it gives alone."""
+    batch = reference.structure.resizing.batch
+    inputs = pytree.tree_map(lambda leaf: _longer(leaf, batch), reference.inputs)
     worst = 0.0
     try:
         with torch.no_grad():
-            outputs = _runner(specimen, structure, keep, any_batch=True)(inputs)
+            outputs = _runner(reference, structure, keep, any_batch=True)(inputs)
             for window in (slice(0, batch), slice(1, batch + 1)):
                 for task, wanted in expected(take(inputs, window)).items():
                     for found, tensor in zip(outputs[task], wanted, strict=True):
@@ -161,4 +161,4 @@ def _takes_other_batches(
                         worst = max(worst, difference(found[window] if whole else found, tensor))
     except Exception:  # whatever it raises, it cannot take this batch
         return False
-    return worst <= TOLERANCES[specimen.dtype]
+    return worst <= TOLERANCES[reference.dtype]

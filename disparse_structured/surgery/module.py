@@ -18,15 +18,15 @@ from disparse_structured.verification.verifier import Refusal, Verification, Ver
 
 
 def apply(model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = True) -> Applied:
-    """Removes what ``plan`` removes, by Torch-Pruning, from a copy of ``model``: the last of the four steps.
+    """Remove what ``plan`` removes from a copy of ``model``, by Torch-Pruning: the last of the four steps.
 
-    With ``verify`` the result is compared with the masked twin in float64 before it is handed back. Groups
+    With ``verify``, the result is compared with the masked twin in float64 before it is returned. Groups
     that the module's own ``forward`` cannot follow are found, named and left whole. For a structure of form
-    ``"graph"`` this is :func:`~disparse_structured.surgery.graph.apply_graph`.
+    ``"graph"``, this is :func:`~disparse_structured.surgery.graph.apply_graph`.
 
     Raises:
         PlanError: the plan is not for this model, or it is for the other form of it.
-        VerificationError: the result differs from the twin, and no group can be named for it.
+        VerificationError: the result differs from the twin, and no group is found at fault.
     """
     if structure.form == "graph":
         return apply_graph(model, plan, structure, verify=verify)
@@ -45,8 +45,8 @@ def apply(model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = 
 
 
 def cut(model: nn.Module, structure: Structure, keep: torch.Tensor) -> nn.Module:
-    """A copy of ``model`` that has only the units of ``keep`` (bool ``[units]``); nothing is checked."""
-    # Here rather than at the top: Torch-Pruning imports torchvision and timm where they are installed.
+    """Copy ``model`` with only the units of ``keep`` (bool ``[units]``); nothing is checked."""
+    # Here rather than at the top: Torch-Pruning imports torchvision and timm if they are installed.
     from disparse_structured.surgery._torch_pruning import StructureGraph
 
     removed = np.flatnonzero(~np.asarray(keep, dtype=bool))

@@ -25,10 +25,10 @@ class PrunedGraph(nn.Module):
     """The exported graph of ``model`` with only the units of ``keep`` (bool ``[units]``); nothing is checked.
 
     It owns copies of the parameters and buffers, under their names in ``model``; what was tied or frozen
-    (``requires_grad``) is so again. It computes as ``model`` does in eval mode, whichever mode it is in, and
+    (``requires_grad``) remains so. It computes as ``model`` does in eval mode, whichever mode it is in, and
     returns ``{task: tensor}``, or the tuple of a task's tensors. Its inputs are shaped like the structure's
-    example inputs, because sizes are literals of the graph; with ``any_batch`` the first dimension of those
-    that are batched is free.
+    example inputs, because sizes are literals of the graph; with ``any_batch``, the first dimension of
+    batched inputs is free.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class PrunedGraph(nn.Module):
 
     @property
     def any_batch(self) -> bool:
-        """Whether it takes any other number of them as well."""
+        """Whether it takes any other number of examples as well."""
         return self._any_batch
 
     def forward(self, *inputs: Any) -> dict[str, torch.Tensor | tuple[torch.Tensor, ...]]:
-        """The tasks' outputs; raises ``ValueError`` for inputs that the graph was not made for."""
+        """Compute the tasks' outputs; raise ``ValueError`` for inputs that the graph was not made for."""
         leaves = pytree.tree_leaves((inputs, {}))
         self._check(leaves)
         given = iter(leaves)
@@ -75,7 +75,7 @@ class PrunedGraph(nn.Module):
         return self._objects[name] if name in self._objects else operator.attrgetter(name)(self)
 
     def _check(self, leaves: Sequence[Any]) -> None:
-        # No DisparseError: who tries other sizes, as the ONNX export does, takes it for a module's refusal.
+        # No DisparseError: callers that try other sizes, as the ONNX export does, expect a module's error.
         if len(leaves) != len(self._example):
             raise ValueError(f"the graph takes {len(self._example)} inputs, found {len(leaves)}.")
         for position, (leaf, expected) in enumerate(zip(leaves, self._example, strict=True)):
@@ -85,12 +85,12 @@ class PrunedGraph(nn.Module):
                 wanted = f"(any, {', '.join(map(str, expected[1:]))})" if free else expected
                 raise ValueError(
                     f"input {position} is {found}, but the graph was made for {wanted}: its sizes are fixed. "
-                    "Analyse the model with example inputs of the new shape and apply the plan again."
+                    "Analyze the model with example inputs of the new shape and apply the plan again."
                 )
 
 
 def _shape(leaf: Any) -> Any:
-    """What of an input is part of the graph: a tensor's shape, anything else as it is."""
+    """The part of an input that the graph fixes: a tensor's shape, or any other value."""
     return tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else leaf
 
 
@@ -127,7 +127,7 @@ def _own(owner: nn.Module, model: nn.Module, left: dict[str, dict[int, np.ndarra
 
 
 def _holder(owner: nn.Module, path: str) -> nn.Module:
-    """The module at ``path`` of ``owner``, made where there is none."""
+    """The module at ``path`` of ``owner``, created if missing."""
     for name in path.split(".") if path else ():
         children = dict(owner.named_children())
         if name not in children:
@@ -137,7 +137,7 @@ def _holder(owner: nn.Module, path: str) -> nn.Module:
 
 
 def _sliced(tensor: torch.Tensor, left: dict[int, np.ndarray]) -> torch.Tensor:
-    """A copy of ``tensor`` with the positions of ``left`` only; still a parameter if it is one."""
+    """A copy of ``tensor`` with only the positions of ``left``; a parameter if ``tensor`` is one."""
     channels_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     result = tensor.detach()
     for dim, positions in left.items():
@@ -188,7 +188,7 @@ class _BatchSize:
         self._size = self._insert(graph.call_method, "size", (source, 0))
 
     def times(self, size: int) -> fx.Node:
-        """``size``, which holds all examples of the batch that was exported, for the batch at hand."""
+        """``size``, a multiple of the exported batch size, for the current batch."""
         factor = size // self._batch
         if factor == 1:
             return self._size

@@ -30,7 +30,7 @@ _PLAIN = int | float | str | None
 
 
 def save(folder: str | Path, model: nn.Module, plan: Plan, report: PruningReport) -> None:
-    """Writes ``model`` (the result of ``plan``) into ``folder``, which is made if need be.
+    """Write ``model`` (the result of ``plan``) into ``folder``, which is created if needed.
 
     Tied tensors are written once. Each file is replaced only when it is complete.
     """
@@ -47,10 +47,10 @@ def save(folder: str | Path, model: nn.Module, plan: Plan, report: PruningReport
 
 
 def extend_report(folder: str | Path, entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds ``entries``, plain data, to the ``report.json`` of a folder that :func:`save` wrote.
+    """Add ``entries``, plain data, to the ``report.json`` of a folder that :func:`save` wrote.
 
     Returns:
-        All that the report holds now.
+        The complete updated report.
 
     Raises:
         LoadError: there is no such report, or it is not JSON.
@@ -68,22 +68,22 @@ def load(
     tasks: Sequence[Task | str] | None = None,
     example_inputs: tuple[Any, ...] | None = None,
 ) -> nn.Module:
-    """The pruned model of ``folder``, in eval mode.
+    """Load the pruned model of ``folder``, in eval mode.
 
     ``factory`` builds the dense model, the plan is replayed on it, and the weights are loaded.
 
-    A pruned graph comes back as one: it returns ``{task: tensor}`` and takes the batches that it took. A
-    model that was pruned twice takes ``lambda: load(first_folder, factory)`` as the second's factory.
+    A pruned graph is loaded as one: it returns ``{task: tensor}`` and takes the same batches as before. For a
+    model that was pruned twice, pass ``lambda: load(first_folder, factory)`` as the second's factory.
 
     Args:
-        example_inputs: the arguments of one forward pass, where the report could not describe them.
-        tasks: the tasks as given to ``prune``, needed where the model is a pruned graph and the output of one
+        example_inputs: the arguments of one forward pass, if the report could not describe them.
+        tasks: the tasks as given to ``prune``, needed if the model is a pruned graph and the output of one
             of them is picked by a callable: the folder holds keys, indices and paths, but no code.
 
     Raises:
         LoadError: a file is missing or does not belong to the others, or the weights or tasks do not fit.
-        PlanError: the factory builds another model than the plan was made for.
-        TaskError: a task picks nothing of what the factory's model returns.
+        PlanError: the factory builds a different model from the one the plan was made for.
+        TaskError: a task picks nothing from what the factory's model returns.
     """
     folder = Path(folder)
     for name in (PLAN, WEIGHTS, REPORT):
@@ -94,7 +94,7 @@ def load(
     try:
         weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
-        raise LoadError(f"{str(folder / WEIGHTS)!r} is not a whole safetensors file: {error}.") from None
+        raise LoadError(f"{str(folder / WEIGHTS)!r} is not a complete safetensors file: {error}.") from None
     if report.get("plan") != plan.hash:
         raise LoadError(
             f"{REPORT} in {str(folder)!r} belongs to plan {str(report.get('plan'))[:12]}…, {PLAN} is plan "
@@ -112,8 +112,8 @@ def load(
 
 
 def _pruned_module(dense: nn.Module, plan: Plan, inputs: tuple[Any, ...]) -> nn.Module:
-    everything = [Task("output", ())]  # a module is cut alike whatever its tasks
-    structure = analyse(dense, inputs, everything, attention=attention_of(plan.fingerprint))
+    tasks = [Task("output", ())]  # the cut of a module does not depend on its tasks
+    structure = analyse(dense, inputs, tasks, attention=attention_of(plan.fingerprint))
     return apply(dense, plan, structure, verify=False).model
 
 
@@ -126,7 +126,7 @@ def _pruned_graph(
 ) -> nn.Module:
     chosen = _saved_tasks(facts) if tasks is None else _in_order(check_tasks(tasks), plan)
     structure = analyse(dense, inputs, chosen, form="graph", attention=attention_of(plan.fingerprint))
-    plan.check(structure)  # that all its groups are there
+    plan.check(structure)  # all its groups must be there
     reach = {group.name: group.reach for group in structure.groups}
     for group in plan.groups:
         if group.reach != reach[group.name]:
@@ -164,7 +164,7 @@ def _saved_tasks(facts: GraphFacts) -> list[Task]:
 
 
 def _in_order(tasks: Sequence[Task], plan: Plan) -> list[Task]:
-    """``tasks`` as the plan has them, so that the outputs come in that order."""
+    """``tasks`` in the order of the plan, which is that of the outputs."""
     given = {task.name: task for task in tasks}
     if set(given) != set(plan.tasks):
         raise LoadError(
@@ -179,18 +179,18 @@ def _listed(tasks: Sequence[str]) -> str:
 
 
 def describe_inputs(inputs: tuple[Any, ...]) -> dict[str, Any]:
-    """Example inputs as JSON: shapes and types of tensors, other values as they are.
+    """Describe example inputs as JSON: shapes and types of tensors, other values unchanged.
 
-    Types that JSON has no word for are named instead; :func:`described_inputs` then asks for the inputs.
+    Types that JSON cannot express are named instead; :func:`described_inputs` then asks for the inputs.
     """
     leaves, spec = pytree.tree_flatten(inputs)
-    odd = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, torch.Tensor | _PLAIN)]
+    unknown = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, torch.Tensor | _PLAIN)]
     try:
         tree = pytree.treespec_dumps(spec)
-    except NotImplementedError as error:  # torch's answer for containers that it cannot write down
-        odd.append(str(error).partition(" because ")[0])
-    if odd:
-        return {"unknown": odd}
+    except NotImplementedError as error:  # torch raises it for containers that it cannot serialize
+        unknown.append(str(error).partition(" because ")[0])
+    if unknown:
+        return {"unknown": unknown}
     described = [
         {"shape": list(leaf.shape), "dtype": str(leaf.dtype).removeprefix("torch.")}
         if isinstance(leaf, torch.Tensor)
@@ -201,10 +201,10 @@ def describe_inputs(inputs: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def described_inputs(description: dict[str, Any]) -> tuple[Any, ...]:
-    """Inputs of the shapes and types that :func:`describe_inputs` wrote; tensors are zeros."""
+    """Build inputs of the shapes and types that :func:`describe_inputs` wrote; tensors are zeros."""
     if "unknown" in description:
         raise LoadError(
-            f"the model's inputs could not be written down ({', '.join(description['unknown'])}). "
+            f"the model's inputs could not be saved ({', '.join(description['unknown'])}). "
             "Pass example_inputs=, the arguments of one forward pass, to load()."
         )
     leaves = [

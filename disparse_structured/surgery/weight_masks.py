@@ -1,8 +1,8 @@
-"""Removed units held at zero in a model that goes on training, so that they can come back.
+"""Removed units held at zero in a model that continues to train, so that they can be regrown.
 
 A unit is off when nothing reads it: the slices of the weights that read it (the consumers of its channel
-group) are zero, in the model itself. So the model runs, trains, exports and compiles as it always does,
-and is the masked twin. What the slices held is remembered and returns with the unit.
+group) are zero in the model itself. So the model runs, trains, exports and compiles as usual, and is the
+masked twin. The slices' values are saved and return with the unit.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Slices:
     units: torch.Tensor
 
     def of(self, chosen: torch.Tensor) -> torch.Tensor:
-        """int64: the positions that read the units of ``chosen``, bool ``[units]``."""
+        """Return the positions, int64, that read the units of ``chosen``, bool ``[units]``."""
         return self.positions[chosen[self.units]]
 
 
 class WeightMasks:
     """Switches units of ``model`` off and on, in place.
 
-    After every optimizer step, :meth:`enforce` puts the slices that are off back to zero.
+    After every optimizer step, :meth:`enforce` resets the slices that are off to zero.
 
     Args:
         model: the dense model; its parameters keep their identity and shape.
@@ -58,47 +58,47 @@ class WeightMasks:
         readers = _readers(structure)
         self.held = _held(model, structure, readers)
         self._slices = _slices(structure, readers, self.held)
-        # Owners rather than tensors: a module may be given others (another device, another type).
+        # Owners rather than tensors: a module's tensors may be replaced (another device or type).
         self._owners = {name: _owner(model, name) for name in self._slices}
-        self._vault = {name: self._weight(name).detach().clone() for name in self._slices}
+        self._saved = {name: self._weight(name).detach().clone() for name in self._slices}
         self.keep = torch.ones(structure.units, dtype=torch.bool)
         self._structure = structure
         self._off = self._find_off()
 
     def switch(self, keep: torch.Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Makes ``keep`` (bool ``[units]``) the units that are on.
+        """Make ``keep`` (bool ``[units]``) the units that are on.
 
-        A unit that goes leaves its reading weights behind; one that returns finds them again, with no
-        memory of the optimizer's at them.
+        The weights that read a removed unit are saved; a regrown unit gets them back, with their
+        optimizer state reset.
 
         Raises:
-            PlanError: a unit of a held group would go.
+            PlanError: a unit of a held group would be removed.
         """
         for group in self._structure.groups:
             removed = int((~keep[group.slice]).sum())
             if group.name in self.held and removed:
                 raise PlanError(
-                    f"group {group.name!r} cannot be masked, and the mask removes {removed} of its units. "
+                    f"group {group.name!r} cannot be masked, but the mask removes {removed} of its units. "
                     "Leave the groups of WeightMasks.held whole."
                 )
         with torch.no_grad():
             for name, slices in self._slices.items():
                 weight = self._weight(name)
-                vault = self._vault[name] = self._vault[name].to(weight)
-                gone = slices.of(self.keep & ~keep).to(weight.device)
-                back = slices.of(keep & ~self.keep).to(weight.device)
-                if len(gone):
-                    vault.index_copy_(slices.dim, gone, weight.index_select(slices.dim, gone))
-                    weight.index_fill_(slices.dim, gone, 0)
-                if len(back):
-                    weight.index_copy_(slices.dim, back, vault.index_select(slices.dim, back))
+                saved = self._saved[name] = self._saved[name].to(weight)
+                off = slices.of(self.keep & ~keep).to(weight.device)
+                on = slices.of(keep & ~self.keep).to(weight.device)
+                if len(off):
+                    saved.index_copy_(slices.dim, off, weight.index_select(slices.dim, off))
+                    weight.index_fill_(slices.dim, off, 0)
+                if len(on):
+                    weight.index_copy_(slices.dim, on, saved.index_select(slices.dim, on))
                     if optimizer is not None:
-                        _forget(optimizer, weight, slices.dim, back)
+                        _reset_state(optimizer, weight, slices.dim, on)
         self.keep = keep.clone()
         self._off = self._find_off()
 
     def enforce(self) -> None:
-        """Zero what reads units that are off: call it after whatever changed the weights."""
+        """Zero what reads units that are off; call it after anything that changes the weights."""
         with torch.no_grad():
             for name in self._off:
                 weight = self._weight(name)
@@ -106,12 +106,12 @@ class WeightMasks:
 
     @contextmanager
     def revealed(self) -> Iterator[None]:
-        """Within, weights are as if every unit were on: for scoring with ``keep=``, which masks itself."""
+        """Restore all weights temporarily, for scoring with ``keep=``, which masks itself."""
         with torch.no_grad():
             for name in self._off:
                 weight = self._weight(name)
                 part = self._part(name, weight)
-                values = self._vault[name].to(weight).index_select(part.dim, part.positions)
+                values = self._saved[name].to(weight).index_select(part.dim, part.positions)
                 weight.index_copy_(part.dim, part.positions, values)
         try:
             yield
@@ -119,14 +119,14 @@ class WeightMasks:
             self.enforce()
 
     def state_dict(self) -> dict[str, Any]:
-        """What is on, and what the slices that are off held; the model's weights are not in it."""
-        return {"keep": self.keep, "vault": dict(self._vault)}
+        """Return what is on, and the saved slices; the model's weights are not included."""
+        return {"keep": self.keep, "vault": dict(self._saved)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over :meth:`state_dict`; the model's weights are loaded separately."""
+        """Load :meth:`state_dict`; the model's weights are loaded separately."""
         self.keep = state["keep"].cpu().clone()
-        for name, vault in self._vault.items():
-            vault.copy_(state["vault"][name])
+        for name, saved in self._saved.items():
+            saved.copy_(state["vault"][name])
         self._off = self._find_off()
 
     def _weight(self, name: str) -> torch.Tensor:
@@ -135,7 +135,7 @@ class WeightMasks:
         return weight
 
     def _part(self, name: str, weight: torch.Tensor) -> _Off:
-        """What is off of a weight, on the device and in the type that it has now."""
+        """What is off in a weight, on its current device and in its current type."""
         part = self._off[name]
         if part.factor.device != weight.device or part.factor.dtype != weight.dtype:
             part = _Off(part.dim, part.positions.to(weight.device), part.factor.to(weight))
@@ -159,7 +159,7 @@ class WeightMasks:
 class _Off:
     """The positions of a weight that are off; ``factor`` broadcasts to 0 there and to 1 elsewhere.
 
-    A product with it takes half as long as filling the positions, as rows of a convolution are short.
+    Multiplying by it takes half as long as filling the positions: rows of a convolution are short.
     """
 
     dim: int
@@ -193,7 +193,7 @@ def _readers(structure: Structure) -> dict[str, list[_Reader]]:
 
 
 def _along_one_dimension(readers: Mapping[str, list[_Reader]]) -> dict[str, list[_Reader]]:
-    """Without the groups that read a weight of which another reads the other dimension (tied weights)."""
+    """Leaves out groups read by a weight that is read along both dimensions (tied weights)."""
     dims: dict[str, set[int]] = defaultdict(set)
     for found in readers.values():
         for reader in found:
@@ -239,25 +239,25 @@ def _slices(
 
 
 def _held(model: nn.Module, structure: Structure, readers: Mapping[str, list[_Reader]]) -> frozenset[str]:
-    """The groups for which zeros in weights are not the masked twin, found by trying on a specimen."""
+    """The groups for which zeros in weights are not the masked twin, tested on a verification copy."""
     candidates = [group for group in structure.groups if readers.get(group.name)]
-    specimen = VerificationCopy.of(model, structure)
+    reference = VerificationCopy.of(model, structure)
 
     def agrees(groups: list[ChannelGroup]) -> bool:
         keep = torch.ones(structure.units, dtype=torch.bool)
         for group in groups:
             keep[group.start : group.slice.stop : 2] = False
         off = _slices(structure, readers, [g.name for g in structure.groups if g not in groups])
-        twin = masked_twin(specimen.structure, keep)
-        state = detached_tensors(specimen.model)
+        twin = masked_twin(reference.structure, keep)
+        state = detached_tensors(reference.model)
         for name, slices in off.items():
             positions = slices.of(~keep).to(state[name].device)
             state[name] = state[name].index_fill(slices.dim, positions, 0)
-        deviation = specimen.deviation(
-            lambda inputs: specimen.structure.capture.run(state, inputs),
-            lambda inputs: specimen.run(inputs, twin),
+        deviation = reference.deviation(
+            lambda inputs: reference.structure.capture.run(state, inputs),
+            lambda inputs: reference.run(inputs, twin),
         )
-        return max(deviation.values()) <= TOLERANCES[specimen.dtype]
+        return max(deviation.values()) <= TOLERANCES[reference.dtype]
 
     def wrong(groups: list[ChannelGroup]) -> list[ChannelGroup]:
         if not groups or agrees(groups):
@@ -272,7 +272,7 @@ def _held(model: nn.Module, structure: Structure, readers: Mapping[str, list[_Re
     return frozenset(group.name for group in structure.groups if group.name not in fine)
 
 
-def _forget(
+def _reset_state(
     optimizer: torch.optim.Optimizer, weight: torch.Tensor, dim: int, positions: torch.Tensor
 ) -> None:
     for value in optimizer.state.get(weight, {}).values():

@@ -19,10 +19,10 @@ from disparse_structured.structure.at_shape import structure_at
 from disparse_structured.verification.precision import double_precision, has_narrow_dtypes
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""Largest deviation of two networks that are to be one, relative as in :func:`difference`."""
+"""Largest deviation between networks that must agree, relative as in :func:`difference`."""
 
 _SMALL = 1e-3
-"""Differences are relative to the expected output's largest value, or to this if it is larger."""
+"""Differences are relative to the larger of this and the expected output's largest value."""
 
 Outputs = Mapping[str, Sequence[torch.Tensor]]
 """The tensors of each task."""
@@ -30,10 +30,10 @@ Outputs = Mapping[str, Sequence[torch.Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class VerificationCopy:
-    """A deep copy of a model in eval mode, its structure, and inputs of its own.
+    """A deep copy of a model in eval mode, with its structure and its own inputs.
 
-    The copy has other values where the model's own would hide a mistake: a branch that is scaled by
-    zero, or a normalization as it was initialized, which is the same for all channels.
+    The copy has different values where the model's own would hide a mistake: in a branch scaled by
+    zero, or in a freshly initialized normalization, which is the same for all channels.
     """
 
     model: nn.Module
@@ -45,7 +45,7 @@ class VerificationCopy:
     def of(
         cls, model: nn.Module, structure: Structure, dtype: torch.dtype = torch.float64
     ) -> VerificationCopy:
-        """In ``dtype``, or in float32 where the model cannot run in double precision.
+        """Copy ``model`` in ``dtype``, or in float32 if it cannot run in ``dtype``.
 
         Raises:
             PlanError: ``structure`` does not describe the model.
@@ -62,18 +62,18 @@ class VerificationCopy:
         dense = copied(model).to(dtype)
         for module in dense.modules():
             module.training = False
-        _reveal(dense)
+        _randomize_constants(dense)
         inputs = _cast(structure.example_inputs, dtype)
         found = structure_at(structure, dense, inputs)
         if found.fingerprint != structure.fingerprint:
             raise PlanError(
                 f"the model's structure in {dtype} is not the one that was analyzed. "
-                "Analyse the model as it is now and make a new plan."
+                "Analyze the model as it is now and make a new plan."
             )
         return cls(dense, found, inputs, dtype)
 
     def run(self, inputs: tuple[Any, ...], module: Callable[..., Any] | None = None) -> Outputs:
-        """The exported graph's outputs, or those of ``module``, which was made from it."""
+        """Run the exported graph, or ``module``, which was made from it."""
         return self.structure.capture.run(detached_tensors(self.model), inputs, module)
 
     def deviation(
@@ -81,7 +81,7 @@ class VerificationCopy:
         actual: Callable[[tuple[Any, ...]], Outputs],
         expected: Callable[[tuple[Any, ...]], Outputs],
     ) -> dict[str, float]:
-        """Per task, the largest relative difference on the example inputs and on others of their shape.
+        """Return each task's largest relative difference on the example inputs and others of their shape.
 
         Raises:
             VerificationError: a task's expected output holds no finite number.
@@ -97,7 +97,7 @@ class VerificationCopy:
         for name, differences in found.items():
             if not differences:
                 raise VerificationError(
-                    f"task {name!r}: the dense model's output holds no finite number, so that nothing can be "
+                    f"task {name!r}: the dense model's output holds no finite number, so nothing can be "
                     "compared. Pass example inputs that the model was made for."
                 )
         return {name: max(differences) for name, differences in found.items()}
@@ -108,8 +108,8 @@ class VerificationCopy:
         return nullcontext()
 
 
-def _reveal(model: nn.Module) -> None:
-    """Gives parameters and running statistics that are all one number, or zero, random positive values."""
+def _randomize_constants(model: nn.Module) -> None:
+    """Adds random positive noise to parameters and running statistics that are constant, or a scalar 0."""
     generator = torch.Generator().manual_seed(0)
     statistics = {
         id(tensor)
@@ -129,7 +129,7 @@ def _reveal(model: nn.Module) -> None:
 
 
 def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Relative; infinite for other shapes, or where one is not finite and the other is not the same."""
+    """Return the relative difference: infinite if the shapes or the non-finite values differ."""
     if actual.shape != expected.shape:
         return float("inf")
     if not expected.numel():
@@ -153,7 +153,7 @@ def _cast(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
 
 
 def _other_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Other values of the same shape, so that agreement on the example cannot be an accident."""
+    """Other values of the same shape, so that the networks cannot agree by accident."""
     generator = torch.Generator().manual_seed(0)
 
     def other(leaf: Any) -> Any:

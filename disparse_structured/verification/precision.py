@@ -1,4 +1,4 @@
-"""Double precision also in a ``forward`` that asks for less, as norms in float32 do."""
+"""Double precision even where ``forward`` asks for less, as norms in float32 do."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 @contextmanager
 def double_precision() -> Iterator[None]:
-    """Gives float64 to whatever asks for a narrower floating type: casts, sums, new tensors.
+    """Use float64 wherever a narrower floating type is requested: casts, sums, new tensors.
 
-    Two networks that are one up to the order of their sums are so to 1e-9 in float64 alone. Where they
-    round to float32 in between, a last digit of float64 may decide which way. Torch's default type is the
-    whole process's, and is float64 meanwhile.
+    Two networks that differ only in the order of their sums agree to 1e-9 only in pure float64. Where they
+    round to float32 in between, the last digit of float64 may decide which way. Torch's default type, which
+    is process-wide, is float64 meanwhile.
     """
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _Widening():  # type: ignore[no-untyped-call]  # torch gives its __init__ no types
+        with _Widening():  # type: ignore[no-untyped-call]  # its __init__ has no types
             yield
     finally:
         torch.set_default_dtype(default)
 
 
 def has_narrow_dtypes(graph: fx.Graph) -> bool:
-    """Whether operators of ``graph`` name floating types narrower than float64, and all are plain ones."""
+    """Return whether ``graph`` names floating types below float64 and has no higher-order operators."""
     if any(isinstance(node.target, HigherOrderOperator) for node in graph.nodes):
         return False
     arguments = (each for node in graph.nodes for each in (*node.args, *node.kwargs.values()))

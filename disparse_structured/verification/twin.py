@@ -1,6 +1,6 @@
 """The masked twin: the dense network that reads zeros where a plan removes.
 
-It is the specification of "removed". Channel normalizers leave removed channels out of their
+It specifies what "removed" means. Channel normalizers leave removed channels out of their
 statistics, because the smaller network will not have them.
 """
 
@@ -22,7 +22,7 @@ from disparse_structured.structure import Consumer, Structure
 
 
 def masked_twin(structure: Structure, keep: torch.Tensor) -> fx.GraphModule:
-    """The exported dense graph with masks, for ``structure.capture.run(state, inputs, twin)``.
+    """Return the exported dense graph with masks, for ``structure.capture.run(state, inputs, twin)``.
 
     ``keep`` is bool ``[units]``, True = keep.
     """
@@ -33,26 +33,26 @@ def masked_twin(structure: Structure, keep: torch.Tensor) -> fx.GraphModule:
 
 
 _Removed = tuple[Consumer, np.ndarray]
-"""What reads units that are removed, and at which of its positions."""
+"""A consumer of removed units, and the positions where it reads them."""
 
 
 def removed_reads(structure: Structure, keep: torch.Tensor) -> dict[tuple[Place, int], np.ndarray]:
-    """The places and dimensions that read units which ``keep`` removes, and at which positions (sorted)."""
+    """Find the places and dimensions that read units ``keep`` removes, and their sorted positions."""
     return _reads(_removed(structure, keep))
 
 
 def kept_statistics(structure: Structure, keep: torch.Tensor) -> dict[str, nn.Module]:
-    """Replacements for what takes statistics over units that ``keep`` removes, by node."""
+    """Build replacements, by node, for what takes statistics over units ``keep`` removes."""
     return _statistics(structure.capture, _removed(structure, keep))
 
 
 def _removed(structure: Structure, keep: torch.Tensor) -> Iterator[_Removed]:
     keep_units = np.asarray(keep, dtype=bool)
     for group in structure.groups:
-        gone = ~keep_units[group.slice]
-        if gone.any():
+        dropped = ~keep_units[group.slice]
+        if dropped.any():
             for consumer in group.consumers:
-                yield consumer, consumer.index[gone].reshape(-1)
+                yield consumer, consumer.index[dropped].reshape(-1)
 
 
 def _reads(removed: Iterable[_Removed]) -> dict[tuple[Place, int], np.ndarray]:
@@ -75,7 +75,7 @@ def _statistics(capture: Capture, removed: Iterable[_Removed]) -> dict[str, nn.M
 
 
 class MaskedReads:
-    """What the masked twin of ``keep`` (bool ``[units]``) reads and computes, to run it by operator."""
+    """What each operator of the masked twin of ``keep`` (bool ``[units]``) reads and computes."""
 
     def __init__(self, structure: Structure, keep: torch.Tensor) -> None:
         self._structure = structure
@@ -89,7 +89,7 @@ class MaskedReads:
         self._mask(self._consumers)
 
     def under(self, keep: torch.Tensor) -> MaskedReads:
-        """The same of another ``keep``; the two share what reads none of the units that differ."""
+        """Return the same for another ``keep``, sharing what reads none of the units that differ."""
         other = copy.copy(self)
         other._keep = np.asarray(keep, dtype=bool)
         other._masked, other._replaced = dict(self._masked), dict(self._replaced)
@@ -97,25 +97,25 @@ class MaskedReads:
         return other
 
     def _mask(self, nodes: Iterable[str]) -> None:
-        """Masks what ``nodes`` read, and nothing that they may have been masked by before."""
+        """Masks what ``nodes`` read, and discards their earlier masks."""
         removed: list[_Removed] = []
         for node in nodes:
             self._masked.pop(node, None)
             self._replaced.pop(node, None)
             for units, consumer in self._consumers[node]:
-                gone = ~self._keep[units]
-                if gone.any():
-                    removed.append((consumer, consumer.index[gone].reshape(-1)))
+                dropped = ~self._keep[units]
+                if dropped.any():
+                    removed.append((consumer, consumer.index[dropped].reshape(-1)))
         for ((node, place), dim), positions in _reads(removed).items():
             self._masked.setdefault(node, []).append((place, ZeroAt(dim, positions)))
         self._replaced.update(_statistics(self._structure.capture, removed))
 
     def touches(self, node: fx.Node) -> bool:
-        """Whether ``node`` itself reads or computes anything else than in the dense network."""
+        """Return whether ``node`` itself reads or computes anything different from the dense network."""
         return node.name in self._masked or node.name in self._replaced
 
     def differs(self, other: MaskedReads) -> set[str]:
-        """Operators that read or normalize units which only one of two masked twins of a network keeps."""
+        """Return the operators that read or normalize units that only one of the two twins keeps."""
         changed = self._keep != other._keep
         return {
             consumer.node
@@ -126,26 +126,26 @@ class MaskedReads:
         }
 
     def arguments(self, node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[list[Any], dict[str, Any]]:
-        """What ``node`` reads when ``value`` gives what other nodes computed."""
+        """Return what ``node`` reads; ``value`` gives the results of other nodes."""
         args, kwargs = arguments(node, value)
         for place, zero in self._masked.get(node.name, ()):
             put(args, place, zero(argument(args, place)))
         return args, kwargs
 
     def target(self, node: fx.Node) -> Callable[..., Any]:
-        """What ``node`` computes from that."""
+        """Return the callable that ``node`` applies to them."""
         replaced: Mapping[str, Any] = self._replaced
         target: Callable[..., Any] = replaced.get(node.name, node.target)
         return target
 
 
 def arguments(node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[list[Any], dict[str, Any]]:
-    """What ``node`` reads in the dense network when ``value`` gives what other nodes computed."""
+    """Return what ``node`` reads in the dense network; ``value`` gives the results of other nodes."""
     return list(fx.map_arg(node.args, value)), dict(fx.map_arg(node.kwargs, value))
 
 
 class ZeroAt(nn.Module):
-    """Reads zeros at ``index`` along ``dim``, whatever stands there, NaN included."""
+    """Reads zeros at ``index`` along ``dim``, whatever the values there, even NaN."""
 
     index: torch.Tensor
 
@@ -155,7 +155,7 @@ class ZeroAt(nn.Module):
         self.register_buffer("index", torch.from_numpy(index))
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
-        """``value`` with zeros."""
+        """Fill ``value`` with zeros there."""
         return value.index_fill(self.dim, self.index.to(value.device), 0)
 
 
@@ -169,7 +169,7 @@ def _kept_only(node: fx.Node, dim: int, removed: np.ndarray) -> nn.Module:
 
 
 class _Kept(nn.Module):
-    """An operator without the ``removed`` positions of dimension ``dim`` of what it reads."""
+    """An operator that skips the ``removed`` positions along dimension ``dim`` of its input."""
 
     def __init__(self, operator: Any, dim: int, removed: np.ndarray) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class _Kept(nn.Module):
         self.removed = set(removed.tolist())
 
     def _kept(self, value: torch.Tensor) -> torch.Tensor:
-        """int64: the positions that stay."""
+        """int64: the kept positions."""
         kept = [i for i in range(value.shape[self.dim]) if i not in self.removed]
         return torch.tensor(kept, device=value.device)
 
@@ -187,7 +187,7 @@ class KeptAverage(_Kept):
     """A mean, a maximum or another statistic of the kept positions of dimension ``dim``."""
 
     def forward(self, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The statistic."""
+        """Compute the statistic."""
         kept = self._kept(value)
         return self.operator(value.index_select(self.dim, kept), *args, **kwargs)
 
@@ -196,7 +196,7 @@ class KeptPositions(_Kept):
     """A batch or instance normalization whose statistics leave out positions of dimension ``dim``."""
 
     def forward(self, value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The normalization of the kept positions of ``value``; zeros elsewhere."""
+        """Normalize the kept positions of ``value``; return zeros elsewhere."""
         kept = self._kept(value)
         result = self.operator(value.index_select(self.dim, kept), *args, **kwargs)
         return torch.zeros_like(value).index_copy(self.dim, kept, result)
@@ -214,7 +214,7 @@ class KeptOnly(_Kept):
         *rest: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """The normalization of the kept channels of ``value``, with the operator's own arguments."""
+        """Normalize the kept channels of ``value``, with the operator's own arguments."""
         kept = self._kept(value)
         if isinstance(shape_or_groups, list | tuple):
             shape_or_groups = [len(kept)]

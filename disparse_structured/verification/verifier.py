@@ -1,4 +1,4 @@
-"""Whether a pruned copy of a model is its masked twin, and which groups are at fault where it is not."""
+"""Compares a pruned copy of a model with its masked twin and finds the groups at fault."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A group that was left alone because ``forward`` cannot follow, and what happened when it was cut."""
+    """A group left unpruned because ``forward`` cannot follow, and what happened when it was cut."""
 
     group: str
     reason: str
@@ -39,7 +39,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class _Verdict:
-    """How far a pruned copy is from its twin, and what is wrong with that or with running it."""
+    """How far a pruned copy is from its twin, and why it fails, if it does."""
 
     deviation: dict[str, float]
     mismatch: str | None
@@ -50,36 +50,36 @@ class Verifier:
 
     def __init__(self, model: nn.Module, structure: Structure, cut: Cut) -> None:
         self._model, self._given, self._cut = model, structure, cut
-        self._examine(VerificationCopy.of(model, structure))
+        self._compare_with(VerificationCopy.of(model, structure))
 
-    def _examine(self, specimen: VerificationCopy) -> None:
-        self._specimen = specimen
+    def _compare_with(self, reference: VerificationCopy) -> None:
+        self._reference = reference
         self._verdicts: dict[bytes, _Verdict] = {}
 
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the comparison."""
-        return self._specimen.dtype
+        return self._reference.dtype
 
     def deviation(self, keep: torch.Tensor) -> dict[str, float]:
-        """Per task, the largest relative difference from the twin; raises what ``forward`` raises."""
-        specimen = self._specimen
-        pruned = self._cut(specimen.model, specimen.structure, keep)
-        twin = masked_twin(specimen.structure, keep)
-        tasks = specimen.structure.task_objects
+        """Return each task's largest relative difference from the twin; raise what ``forward`` raises."""
+        reference = self._reference
+        pruned = self._cut(reference.model, reference.structure, keep)
+        twin = masked_twin(reference.structure, keep)
+        tasks = reference.structure.task_objects
 
         def run(inputs: tuple[Any, ...]) -> dict[str, Sequence[torch.Tensor]]:
             output = pruned(*pytree.tree_map(clone_if_tensor, inputs))
             return {task.name: task.tensors(output) for task in tasks}
 
-        return specimen.deviation(run, lambda inputs: specimen.run(inputs, twin))
+        return reference.deviation(run, lambda inputs: reference.run(inputs, twin))
 
     def mismatch(self, keep: torch.Tensor) -> str | None:
-        """Why the pruned module is not the twin; None if it is."""
+        """Say why the pruned module is not the twin; None if it is."""
         return self._verdict(keep).mismatch
 
     def _verdict(self, keep: torch.Tensor) -> _Verdict:
-        """Each ``keep`` is judged once: the runs in float64 are the cost of a verification."""
+        """Compares each ``keep`` once, because the float64 runs are most of the cost."""
         key = keep.numpy().tobytes()
         if key not in self._verdicts:
             try:
@@ -92,7 +92,7 @@ class Verifier:
         return self._verdicts[key]
 
     def resolve(self, keep: torch.Tensor) -> tuple[torch.Tensor, Verification, tuple[Refusal, ...]]:
-        """``keep`` with the removals that the module follows, its verification, and the groups left alone."""
+        """Restore the groups that ``forward`` cannot follow; return ``keep``, its verification and them."""
         refused: list[Refusal] = []
         if self.mismatch(keep) is not None:
             self._check_repeatable()
@@ -102,7 +102,7 @@ class Verifier:
                 raise VerificationError(
                     f"the pruned {type(self._model).__name__} is not the masked twin: "
                     f"{self.mismatch(keep)}. "
-                    "No group could be named for it; your model is unchanged. Please report this model."
+                    "No group was found at fault; your model is unchanged. Please report this model."
                 )
             refused.extend(found)
             keep = self._with(keep, [refusal.group for refusal in found])
@@ -110,12 +110,12 @@ class Verifier:
         return keep, verification, tuple(refused)
 
     def _check_repeatable(self) -> None:
-        """Before a group is blamed: the model itself, with nothing removed, must agree with its own graph."""
-        everything = torch.ones(self._given.units, dtype=torch.bool)
-        reason = self.mismatch(everything)
+        """Raises unless the model, with nothing removed, agrees with its own graph."""
+        keep_all = torch.ones(self._given.units, dtype=torch.bool)
+        reason = self.mismatch(keep_all)
         if reason is not None and self.dtype is torch.float64:
-            self._examine(VerificationCopy.of(self._model, self._given, torch.float32))
-            reason = self.mismatch(everything)
+            self._compare_with(VerificationCopy.of(self._model, self._given, torch.float32))
+            reason = self.mismatch(keep_all)
         if reason is not None:
             raise VerificationError(
                 f"{type(self._model).__name__} does not agree with its own exported graph, with nothing "
@@ -124,13 +124,13 @@ class Verifier:
             )
 
     def _changed(self, keep: torch.Tensor) -> list[tuple[str, ...]]:
-        """The groups that lose units; those that a count constraint binds can only be cut together."""
+        """The groups that lose units; those bound by a count constraint can only be cut together."""
         names = [group.name for group in self._given.groups if not keep[group.slice].all()]
         bound = [frozenset(self._given.bound_to([name])) for name in names]
         return [tuple(name for name in names if name in each) for each in dict.fromkeys(bound)]
 
     def _failing_groups(self, keep: torch.Tensor, suspects: list[tuple[str, ...]]) -> list[Refusal]:
-        """Groups of ``suspects`` that fail when cut: by halves, each half without the rest."""
+        """Groups of ``suspects`` that fail when cut: by bisection, cutting each half alone."""
         others = [name for names in self._changed(keep) if names not in suspects for name in names]
         reason = self.mismatch(self._with(keep, others))
         if reason is None:
@@ -150,7 +150,7 @@ class Verifier:
 
 
 def mismatch_in(deviation: Mapping[str, float], dtype: torch.dtype) -> str | None:
-    """What is wrong with the largest of the tasks' deviations; None if all are within tolerance."""
+    """Describe the largest of the tasks' deviations; None if all are within tolerance."""
     task, worst = max(deviation.items(), key=lambda item: item[1])
     if not worst <= TOLERANCES[dtype]:
         return f"task {task!r} deviates from the masked twin by {worst:.3g}"

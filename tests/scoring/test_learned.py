@@ -212,7 +212,7 @@ def structure_for(loss: Any) -> tuple[nn.Module, Structure, list[dict[str, Tenso
 
 def test_what_cannot_be_learned_from_is_named() -> None:
     model, structure, batches = structure_for(lambda output, batch: (output - output).sqrt().sum())
-    with pytest.raises(GradientError, match="task 'left': the gradient of its loss by the gates is NaN"):
+    with pytest.raises(GradientError, match="task 'left': the gate gradient of its loss is NaN"):
         score(model, structure, batches, QUICK)
     model, structure, batches = structure_for(lambda output, batch: output.detach().mean())
     with pytest.raises(TaskError, match="'left': its loss does not depend on its output"):

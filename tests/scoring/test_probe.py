@@ -249,13 +249,13 @@ def test_without_a_loss_the_gradient_is_of_a_random_projection_of_the_output() -
 
 def test_a_gradient_that_is_not_finite_is_named() -> None:
     bad = (Task("left", "left", lambda out, batch: (out - out.detach()).abs().sqrt().sum()),)
-    with pytest.raises(GradientError, match=r"task 'left': the gradient by '.*' is NaN or infinite"):
+    with pytest.raises(GradientError, match=r"task 'left': the gradient of '.*' is NaN or infinite"):
         list(probe(bad).weight_gradients())
 
 
 def test_a_loss_that_is_cut_off_from_its_output_is_named() -> None:
     cut_off = (Task("left", "left", lambda out, batch: out.detach().square().mean()),)
-    with pytest.raises(TaskError, match="does not depend on its output by way of autograd"):
+    with pytest.raises(TaskError, match="does not depend on its output through autograd"):
         list(probe(cut_off).weight_gradients())
 
 

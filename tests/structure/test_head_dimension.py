@@ -569,7 +569,7 @@ def test_a_plan_of_the_other_units_is_refused(made: Any) -> None:
 
     for act in (surgery.apply, apply_graph):
         with pytest.raises(
-            PlanError, match=rf"units of attention.*Analyse the model with attention='{made}'"
+            PlanError, match=rf"units of attention.*Analyze the model with attention='{made}'"
         ):
             act(model, Plan.from_json(plan.to_json()), structure)
     assert surgery.apply(model, random_plan(structure, 0), structure).verification is not None

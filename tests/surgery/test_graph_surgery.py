@@ -242,7 +242,7 @@ def test_a_plan_of_the_other_form_is_refused(form: str) -> None:
         else (random_plan(graph.structure, 0), module)
     )
 
-    with pytest.raises(PlanError, match=rf"made for the .*Analyse the model with form='{form}'"):
+    with pytest.raises(PlanError, match=rf"made for the .*Analyze the model with form='{form}'"):
         apply_graph(graph.model, Plan.from_json(plan.to_json()), structure)
     with pytest.raises(PlanError, match="graph"):
         apply(graph.model, plan, structure)

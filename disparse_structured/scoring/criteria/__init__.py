@@ -1,4 +1,4 @@
-"""Criteria: how much a task would lose with each unit. One criterion a file."""
+"""Criteria: how much a task would lose with each unit removed. One criterion per file."""
 
 from disparse_structured.scoring.criteria.fisher import Fisher
 from disparse_structured.scoring.criteria.hessian import DiagonalHessian

@@ -13,11 +13,11 @@ from disparse_structured.scoring.probe import Probe
 class Fisher:
     """Half the mean over the samples of the squared gate gradient of each sample's own loss.
 
-    The rise of a negative log-likelihood at an optimum when the gate closes, to second order with the
-    Fisher information in place of the Hessian (Theis et al., "Faster gaze prediction with dense networks
-    and Fisher pruning", 2018, section 2.2; Liu et al., "Group Fisher Pruning", ICML 2021).
+    It is the rise of a negative log-likelihood at an optimum when the gate closes, to second order, with
+    the Fisher information in place of the Hessian (Theis et al., "Faster gaze prediction with dense
+    networks and Fisher pruning", 2018, section 2.2; Liu et al., "Group Fisher Pruning", ICML 2021).
 
-    Of a label-free task: half the mean, over samples and elements of its output, of the squared
+    For a label-free task, it is half the mean, over samples and output elements, of the squared
     first-order response of the output to closing the gate.
     """
 

@@ -1,4 +1,4 @@
-"""Diagonal of the Hessian by the gates: optimal brain damage."""
+"""Diagonal of the Hessian with respect to the gates: optimal brain damage."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from disparse_structured.scoring.probe import Probe
 
 @dataclass(frozen=True)
 class DiagonalHessian:
-    """Half the second derivative of the loss by each gate, at least 0.
+    """Half the second derivative of the loss with respect to each gate, at least 0.
 
     LeCun, Denker, Solla, "Optimal brain damage", NIPS 1989, equation 5: the rise of the loss when a
-    parameter (here: a gate, of value 1) is set to zero, at a minimum, off-diagonal terms left out. The
+    parameter (here: a gate of value 1) is set to zero at a minimum, without off-diagonal terms. The
     diagonal is estimated as the mean of ``v * (H v)`` over random sign vectors ``v`` (Hutchinson's
     estimator; Bekas, Kokiopoulou, Saad, 2007). Where the curvature, or the noise of the estimate, is
     negative, the second-order estimate of the rise is below zero and the saliency is 0.
 
-    Of a label-free task: the same of half the mean squared distance of its output from the dense one,
+    For a label-free task, the loss is half the mean squared distance of its output from the dense one,
     whose Hessian is the Gauss-Newton matrix.
 
     Args:
-        directions: sign vectors a sample. The cost and the memory are those of double backward passes,
-            several times those of the other criteria; the noise falls with the root of directions
-            times samples.
+        directions: sign vectors per sample. Time and memory are those of double backward passes,
+            several times those of the other criteria; the noise falls with the square root of
+            directions times samples.
     """
 
     directions: int = 1

@@ -13,39 +13,39 @@ from disparse_structured.scoring.probe import Probe
 from disparse_structured.structure import Structure
 
 _START = 1e-3
-"""The first pressure, as a share of the last."""
+"""The first pressure, as a fraction of the last."""
 
 _THRESHOLD = -4.0
-"""Where thresholds start, before the sigmoid: at 0.018, gates nearly open."""
+"""Initial thresholds before the sigmoid, which makes them 0.018: gates nearly open."""
 
 
 @dataclass(frozen=True)
 class Learned:
-    """How long a task's own gate stays open while a sparsity pressure grows: its mean over the training.
+    """How long a task's own gate stays open while a sparsity pressure grows: its mean over training.
 
-    Each task k has a gate ``g = relu(z - sigmoid(s))`` on every unit, open (1) at first: ``z`` is the
-    unit's, the threshold ``s`` common to a component, which is all units that the same tasks reach (the
-    shared trunk, each head). With the network's weights frozen, Adam lowers ::
+    Each task k has a gate ``g = relu(z - sigmoid(s))`` on every unit, open (1) at first. Each unit has its
+    own ``z``; the threshold ``s`` is shared by a component: all units that the same tasks reach (the
+    shared trunk, each head). With the network's weights frozen, Adam minimizes ::
 
         loss_k(g) / |loss_k(all closed) - loss_k(as it is)|  +  pressure * mean(g)
 
     over the gates that the task reaches. The pressure rises geometrically to ``pressure`` over the
-    steps, so that units give way in the order of what they are worth to the task. At pressure 1, closing
+    steps, so that units close in the order of their worth to the task. At pressure 1, closing
     everything costs as much as it gains.
 
-    Soft thresholds learned a component are AdapMTL's (Xiang et al., "AdapMTL: adaptive pruning framework
-    for multitask learning model", ACM MM 2024). There they act on weights, which are trained
-    along with them, and one threshold serves all tasks; here on gates of units, for each task by itself,
-    and the weights stay. The path of growing pressure is that of the lasso (Tibshirani, 1996).
+    Soft thresholds learned per component are AdapMTL's (Xiang et al., "AdapMTL: adaptive pruning framework
+    for multitask learning model", ACM MM 2024). There, they act on weights, which are trained along with
+    them, and all tasks share one threshold. Here, they act on gates of units, for each task separately,
+    and the weights are frozen. The path of growing pressure is that of the lasso (Tibshirani, 1996).
 
-    Of a label-free task, the loss is the squared distance of its output from what it is now, relative to
+    The loss of a label-free task is the squared distance of its output from the current one, relative to
     its squared norm.
 
     Args:
-        steps: mini-batches in all, however many the data has: it is read as often as needed, so it must
-            be a loader or a list where it has fewer. Each is one forward and one backward pass a task.
-        lr: Adam's; a gate under pressure alone closes in about 1 / lr steps.
-        pressure: the last one, see above.
+        steps: mini-batches in all, however many the data has. It is read as often as needed, so it must
+            be a loader or a list if it has fewer. Each is one forward and one backward pass per task.
+        lr: Adam's learning rate; a gate under pressure alone closes in about 1 / lr steps.
+        pressure: the final pressure, see above.
     """
 
     steps: int = 200
@@ -89,25 +89,25 @@ class _Learner:
         self.name = structure.tasks[row]
         self.component = components.to(device)
         self.on = on.to(device)
-        self.taught = (structure.reach[row] & on).to(device)
-        self.count = max(int(self.taught.sum()), 1)
+        self.trained = (structure.reach[row] & on).to(device)
+        self.count = max(int(self.trained.sum()), 1)
         self.thresholds = torch.full((int(components.max()) + 1,), _THRESHOLD, device=device)
         self.heights = 1 + self._thresholds()
         self.total = torch.zeros(structure.units, device=device)
         self.optimizer = torch.optim.Adam(
             [self.heights.requires_grad_(), self.thresholds.requires_grad_()], lr=lr
         )
-        self.scale = self._at_stake(first)
+        self.scale = self._closing_cost(first)
 
     def step(self, losses: BatchLosses, pressure: float) -> None:
         """One step of Adam on one batch."""
         gates = self._gates()
-        loss = losses.of(self.row, gates) / self.scale + pressure * gates[self.taught].sum() / self.count
+        loss = losses.of(self.row, gates) / self.scale + pressure * gates[self.trained].sum() / self.count
         leaves = (self.heights, self.thresholds)
         gradients = torch.autograd.grad(loss, leaves)
         if not all(gradient.isfinite().all() for gradient in gradients):
             raise GradientError(
-                f"task {self.name!r}: the gradient of its loss by the gates is NaN or infinite while gates "
+                f"task {self.name!r}: the gate gradient of its loss is NaN or infinite while gates "
                 "close. Look for a square root, logarithm or division at 0 in the loss or the network, or "
                 "use Fisher(), which leaves the gates open."
             )
@@ -115,22 +115,22 @@ class _Learner:
             leaf.grad = gradient
         self.optimizer.step()
         with torch.no_grad():
-            # Gates only close: one that amplified would be scored above one that is needed as it is.
+            # Gates only close: a gate that amplified would score above one that is merely needed.
             self.heights.copy_(torch.minimum(self.heights, 1 + self._thresholds()))
-            self.total += self._gates() * self.taught
+            self.total += self._gates() * self.trained
 
     def _gates(self) -> torch.Tensor:
-        """``[units]``; those of units that the task does not reach are not trained, and do not matter."""
+        """``[units]``; gates of units that the task does not reach are not trained and do not matter."""
         return torch.relu(self.heights - self._thresholds()) * self.on
 
     def _thresholds(self) -> torch.Tensor:
         return self.thresholds.sigmoid()[self.component]
 
-    def _at_stake(self, losses: BatchLosses) -> torch.Tensor:
-        """What closing all gates costs, so that the scale of a loss does not matter."""
+    def _closing_cost(self, losses: BatchLosses) -> torch.Tensor:
+        """The cost of closing all gates, by which losses are divided so that their scale is irrelevant."""
         gates = self._gates()
         dense = losses.of(self.row, gates).detach()
-        closed = losses.of(self.row, gates * ~self.taught).detach()
-        # The loss of an untrained network may not care at all.
+        closed = losses.of(self.row, gates * ~self.trained).detach()
+        # An untrained network's loss may not change at all.
         least = torch.maximum(dense.abs() * 1e-3, torch.full_like(dense, torch.finfo(dense.dtype).tiny))
         return torch.maximum((closed - dense).abs(), least)

@@ -12,11 +12,11 @@ from disparse_structured.scoring.probe import Probe
 
 @dataclass(frozen=True)
 class Magnitude:
-    """L1 or L2 norm of all weights that go with a unit, those that make it and those that read it.
+    """L1 or L2 norm of all weights of a unit, those that produce it and those that read it.
 
     Li et al., "Pruning filters for efficient ConvNets", ICLR 2017, taken over the whole channel group
     (Fang et al., "DepGraph", CVPR 2023). Weights are the parameters with at least two dimensions: biases
-    and the scales and shifts of normalizations are left out, being of another order. No data is read;
+    and the scales and shifts of normalizations differ in magnitude and are left out. No data is read;
     every task that reaches a unit gives it the same score.
 
     Args:

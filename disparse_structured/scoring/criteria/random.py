@@ -1,4 +1,4 @@
-"""Scores by chance: what every other criterion must beat."""
+"""Random scores: what every other criterion must beat."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from disparse_structured.scoring.probe import Probe
 
 @dataclass(frozen=True)
 class Random:
-    """Uniform scores in [0, 1), drawn for each task by itself from the seed and the group's name."""
+    """Uniform scores in [0, 1), drawn separately for each task from the seed and the group's name."""
 
     def __call__(self, probe: Probe) -> torch.Tensor:
         """float64 ``[tasks, units]``; no data is read."""

@@ -16,8 +16,8 @@ class SNIP:
     Lee et al., "SNIP: single-shot network pruning based on connection sensitivity", ICLR 2019, equation
     5, for gates of units instead of single weights. What helps one sample and hurts another cancels.
 
-    Of a label-free task it is the response of one random projection of all outputs together, a noisy
-    figure; :class:`~disparse_structured.scoring.criteria.Fisher` averages over the samples instead.
+    For a label-free task, it is the response of one random projection of all outputs together, a noisy
+    value; :class:`~disparse_structured.scoring.criteria.Fisher` averages over the samples instead.
     """
 
     def __call__(self, probe: Probe) -> torch.Tensor:

@@ -13,10 +13,10 @@ from disparse_structured.scoring.probe import Probe
 class Taylor:
     """Mean over the samples of the absolute gate gradient of each sample's own loss.
 
-    The first-order change of a sample's loss when the gate closes, its absolute value averaged over the
-    samples (Molchanov et al., "Pruning convolutional neural networks for resource efficient inference",
-    ICLR 2017, section 2.2), without that paper's division by the size of the map and by the layer's norm:
-    what is compared is the change of the loss itself.
+    It is the first-order change of a sample's loss when the gate closes, its absolute value averaged over
+    the samples (Molchanov et al., "Pruning convolutional neural networks for resource efficient
+    inference", ICLR 2017, section 2.2). It omits that paper's division by the size of the map and by the
+    layer's norm, to compare the change of the loss itself.
     """
 
     def __call__(self, probe: Probe) -> torch.Tensor:
