@@ -22,6 +22,7 @@ from disparse_structured.graph.effects import Effects
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.graph.provenance import Expression, traced_integers
 from disparse_structured.graph.regions import inline_regions
+from disparse_structured.graph.side_effects import undone
 from disparse_structured.tasks import Task
 
 _PREFIX = "model"
@@ -135,6 +136,7 @@ def capture(
     check_supported(model)
     wrapper = _TaskOutputs(model, tasks)
     with (
+        undone(model),
         eval_mode(model),
         _quiet(),
         torch.enable_grad(),
@@ -246,13 +248,16 @@ class _TaskOutputs(nn.Module):
             layer.register_forward_hook(lambda _, __, result: computed.extend(tensor_leaves(result)))
             for layer in layers
         ]
-        try:
-            output = getattr(self, _PREFIX)(*inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        picked = [task.tensors(output) for task in self.tasks]
-        returned = [tensor for tensors in [*picked, tensor_leaves(output)] for tensor in tensors]
+        model = getattr(self, _PREFIX)
+        # torch.export refuses tensors that are new attributes afterwards.
+        with undone(model):
+            try:
+                output = model(*inputs)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            picked = [task.tensors(output) for task in self.tasks]
+            returned = [tensor for tensors in [*picked, tensor_leaves(output)] for tensor in tensors]
         self.layout.widths = tuple(len(tensors) for tensors in picked)
         self.layout.returned = len(returned)
         return (*returned, *computed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -44,10 +45,76 @@ def _alias(tensor: torch.Tensor) -> torch.Tensor:
 
 def _copied(model: nn.Module, instead: Mapping[int, torch.Tensor]) -> nn.Module:
     """A deep copy in which ``instead`` replaces tensors, by id."""
+    modules = list(model.modules())
     non_leaf = {
         id(leaf): leaf.detach().clone()
-        for module in model.modules()
+        for module in modules
         for leaf in pytree.tree_leaves(vars(module))
         if isinstance(leaf, torch.Tensor) and not leaf.is_leaf
     }
-    return copy.deepcopy(model, {**non_leaf, **instead})
+    functions = [found for module in modules for found in _functions(module)]
+    # What a hook knows as a global variable is one object for all models.
+    shared = {id(each): each for function in functions for each in _global_containers(function)}
+    memo: dict[int, Any] = {**non_leaf, **shared, **instead}
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        for holder in _holders(module):
+            for name, value in holder.items():
+                if isinstance(value, types.FunctionType) and _closes_over(value, memo):
+                    holder[name] = _rebound(value, memo)
+    return copied
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _holders(module: nn.Module) -> Iterator[dict[Any, Any]]:
+    """Where a module holds functions: among its attributes, such as another ``forward``, and as hooks."""
+    yield vars(module)
+    yield from (getattr(module, name) for name in _HOOKS)
+
+
+def _functions(module: nn.Module) -> Iterator[types.FunctionType]:
+    for holder in _holders(module):
+        yield from (value for value in holder.values() if isinstance(value, types.FunctionType))
+
+
+def _global_containers(function: types.FunctionType) -> Iterator[Any]:
+    for name in function.__code__.co_names:
+        value = function.__globals__.get(name)
+        if isinstance(value, dict | list | set):
+            yield value
+
+
+def _contents(function: types.FunctionType) -> list[Any]:
+    """What ``function`` closes over; nothing if a variable has no value yet."""
+    try:
+        return [cell.cell_contents for cell in function.__closure__ or ()]
+    except ValueError:
+        return []
+
+
+def _closes_over(function: types.FunctionType, copies: Mapping[int, Any]) -> bool:
+    """Whether ``function`` closes over something of the model, of which there are ``copies``."""
+    return any(
+        id(each) in copies or (isinstance(each, types.FunctionType) and _closes_over(each, copies))
+        for each in _contents(function)
+    )
+
+
+def _rebound(function: types.FunctionType, copies: dict[int, Any]) -> types.FunctionType:
+    """``function`` closing over copies, as a copy of a bound method is bound to one."""
+    cells = tuple(
+        types.CellType(
+            _rebound(each, copies)
+            if isinstance(each, types.FunctionType) and _closes_over(each, copies)
+            else copies.get(id(each), each)
+        )
+        for each in _contents(function)
+    )
+    rebound = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, cells
+    )
+    rebound.__kwdefaults__ = function.__kwdefaults__
+    rebound.__dict__.update(vars(function))
+    return rebound

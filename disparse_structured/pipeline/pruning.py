@@ -14,6 +14,7 @@ from disparse_structured.decision.budget import Budget
 from disparse_structured.errors import CaptureError
 from disparse_structured.graph.capture import check_supported
 from disparse_structured.graph.outputs import output_of
+from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.pipeline.compensated import Compensated
 from disparse_structured.pipeline.inputs import Data
 from disparse_structured.pipeline.method import Method, Problem
@@ -35,6 +36,7 @@ _COMPENSATED: Method = Compensated()
 _LEAST_SQUARES: RefitMethod = LeastSquares()
 
 
+@leaves_no_trace
 def prune(
     model: nn.Module,
     data: torch.Tensor | Iterable[Any] | Calibration,

@@ -23,6 +23,7 @@ from disparse_structured.graph.capture import Capture, capture, check_supported
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.graph.outputs import resolve_tasks
 from disparse_structured.graph.provenance import Attribute
+from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.graph.signature import Signature
 from disparse_structured.structure.captures import Captures
 from disparse_structured.structure.cost import AnalyticCosts, Products, WidthTable
@@ -46,6 +47,7 @@ _Reach = Mapping[str, frozenset[str]]
 """The tasks whose outputs depend on each node, by the node's name."""
 
 
+@leaves_no_trace
 def analyse(
     model: nn.Module,
     example_inputs: tuple[Any, ...] | torch.Tensor,

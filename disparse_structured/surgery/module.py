@@ -9,6 +9,7 @@ from torch import nn
 from disparse_structured.decision.plan import Plan
 from disparse_structured.graph.copies import borrowing
 from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.structure import Structure
 from disparse_structured.structure.structure import check_described
 from disparse_structured.surgery.applied import Applied
@@ -17,6 +18,7 @@ from disparse_structured.surgery.graph import apply_graph
 from disparse_structured.verification.verifier import Refusal, Verification, Verifier
 
 
+@leaves_no_trace
 def apply(model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = True) -> Applied:
     """Remove what ``plan`` removes from a copy of ``model``, by Torch-Pruning: the last of the four steps.
 

@@ -1,0 +1,271 @@
+"""Undoing what a run of a model leaves behind: on the model, and on what its code reads and writes.
+
+A ``forward`` may keep an attention map on ``self``, fill a cache, count its calls, or write to a dict that a
+hook shares with it. ``torch.export`` runs ``forward`` with tensors that hold no data, and none of these may
+stay. The state of a model is whatever its modules refer to: attributes, containers in them, the variables that
+its hooks and methods close over, the globals that they name, and the caches of the functions that they call.
+Everything is put back by identity: a dict is the same dict with the same entries.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+from torch import nn
+
+_FOREIGN = frozenset({"torch", "numpy", "scipy", "disparse_structured", *sys.stdlib_module_names}) - {"__main__"}
+"""Packages whose functions and classes are not looked into: they hold no state of a model."""
+
+_CACHED = type(functools.lru_cache(lambda: None))
+
+_LEAVES = (
+    int, float, complex, str, bytes, type(None), torch.Tensor, torch.dtype, torch.device, torch.Generator,
+    types.BuiltinFunctionType, types.CodeType,
+)  # fmt: skip
+"""Types that lead to no further state."""
+
+_Undo = Callable[[], None]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def leaves_no_trace(function: Callable[Concatenate[nn.Module, P], T]) -> Callable[Concatenate[nn.Module, P], T]:
+    """Lets ``function(model, ...)`` run the model, or copies of it that share its globals, within :func:`undone`."""
+
+    @functools.wraps(function)
+    def wrapped(model: nn.Module, *args: P.args, **kwargs: P.kwargs) -> T:
+        with undone(model):
+            return function(model, *args, **kwargs)
+
+    return wrapped
+
+
+@contextmanager
+def undone(model: nn.Module) -> Iterator[None]:
+    """Within it ``model`` may run; afterwards its state is what it was, also if an error was raised.
+
+    The values of parameters and buffers are not looked at: who writes to these must put them back.
+    """
+    state = _State()
+    state.visit([model])
+    try:
+        yield
+    finally:
+        state.restore()
+
+
+class _State:
+    """Every mutable object that a model leads to, with what it holds."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, Any] = {}  # keeps the objects alive, so that no identity is used twice
+        self._undo: list[_Undo] = []
+
+    def visit(self, found: Iterable[Any]) -> None:
+        """Remembers all that ``found`` leads to."""
+        pending = list(found)
+        while pending:
+            item = pending.pop()
+            if isinstance(item, _LEAVES) or id(item) in self._seen:
+                continue
+            self._seen[id(item)] = item
+            pending.extend(self._inside(item))
+
+    def restore(self) -> None:
+        """Puts everything back that has changed."""
+        for undo in reversed(self._undo):
+            undo()
+
+    def _inside(self, item: Any) -> Iterable[Any]:
+        """Remembers what ``item`` itself holds; returns it."""
+        if isinstance(item, dict):
+            return self._entries(item)
+        if isinstance(item, list | deque):
+            return self._items(item)
+        if isinstance(item, set):
+            return self._members(item)
+        if isinstance(item, tuple | frozenset):
+            return item
+        if isinstance(item, types.ModuleType):
+            return ()
+        if isinstance(item, type):
+            return self._of_class(item)
+        if isinstance(item, types.FunctionType):
+            return self._of_function(item)
+        if isinstance(item, types.MethodType):
+            return (item.__self__, item.__func__)
+        if isinstance(item, types.CellType):
+            return self._contents(item)
+        if isinstance(item, _CACHED):
+            return self._cache(item)
+        if isinstance(item, functools.partial):
+            return (item.func, *item.args, *item.keywords.values())
+        if isinstance(item, staticmethod | classmethod):
+            return (item.__func__,)
+        if isinstance(item, property):
+            return [each for each in (item.fget, item.fset) if each is not None]
+        return (*self._attributes(item), type(item))
+
+    def _entries(self, item: dict[Any, Any]) -> Iterable[Any]:
+        # The methods of the built-in types, as a class of the user's may do something else in its own.
+        kind: Any = OrderedDict if isinstance(item, OrderedDict) else dict
+        before = list(kind.items(item))
+
+        def undo() -> None:
+            now = list(kind.items(item))
+            if len(now) != len(before) or any(
+                key is not old_key or value is not old
+                for (key, value), (old_key, old) in zip(now, before, strict=True)
+            ):
+                kind.clear(item)
+                for key, value in before:
+                    kind.__setitem__(item, key, value)
+
+        self._undo.append(undo)
+        return [each for entry in before for each in entry]
+
+    def _items(self, item: list[Any] | deque[Any]) -> Iterable[Any]:
+        before = list(item)
+
+        def undo() -> None:
+            if len(item) != len(before) or any(now is not then for now, then in zip(item, before, strict=True)):
+                item.clear()
+                item.extend(before)
+
+        self._undo.append(undo)
+        return before
+
+    def _members(self, item: set[Any]) -> Iterable[Any]:
+        before = set(item)
+
+        def undo() -> None:
+            if {id(each) for each in item} != {id(each) for each in before}:
+                item.clear()
+                item.update(before)
+
+        self._undo.append(undo)
+        return before
+
+    def _attributes(self, item: Any) -> Iterable[Any]:
+        try:
+            yield vars(item)
+        except Exception:  # none, or an object that stands for another one that is gone
+            pass
+        for cls in type(item).__mro__:
+            for name, slot in vars(cls).items():
+                if isinstance(slot, types.MemberDescriptorType) and not _is_foreign(cls):
+                    value = _held(item, slot)
+                    self._undo.append(functools.partial(_put_back, item, slot, value))
+                    if value is not _ABSENT:
+                        yield value
+
+    def _of_class(self, item: type) -> Iterable[Any]:
+        if _is_foreign(item):
+            return ()
+        before = {name: value for name, value in vars(item).items() if not name.startswith("__")}
+
+        def undo() -> None:
+            for name in set(vars(item)) - set(before):
+                if not name.startswith("__"):
+                    delattr(item, name)
+            for name, value in before.items():
+                if vars(item).get(name, _ABSENT) is not value:
+                    setattr(item, name, value)
+
+        self._undo.append(undo)
+        return (*before.values(), *item.__mro__[1:])
+
+    def _of_function(self, item: types.FunctionType) -> Iterable[Any]:
+        if _is_foreign(item):
+            return ()
+        found: list[Any] = [vars(item), *(item.__closure__ or ()), *(item.__defaults__ or ())]
+        found.extend((item.__kwdefaults__ or {}).values())
+        wrapped = getattr(item, "__wrapped__", None)
+        if wrapped is not None:
+            found.append(wrapped)
+        names = frozenset(_names(item.__code__))
+        found.extend(self._globals(item.__globals__, names))
+        return found
+
+    def _globals(self, namespace: dict[str, Any], names: frozenset[str]) -> Iterable[Any]:
+        """The variables of a Python module that ``names`` mean, and those of modules among them."""
+        before = {name: namespace.get(name, _ABSENT) for name in names}
+
+        def undo() -> None:
+            for name, value in before.items():
+                if value is _ABSENT:
+                    namespace.pop(name, None)
+                elif namespace.get(name, _ABSENT) is not value:
+                    namespace[name] = value
+
+        self._undo.append(undo)
+        for value in before.values():
+            if value is _ABSENT:
+                continue
+            if isinstance(value, types.ModuleType):
+                if value.__name__.partition(".")[0] not in _FOREIGN and vars(value) is not namespace:
+                    yield from (vars(value)[name] for name in names & vars(value).keys())
+            else:
+                yield value
+
+    def _contents(self, item: types.CellType) -> Iterable[Any]:
+        try:
+            before = item.cell_contents
+        except ValueError:  # nothing was assigned yet
+            return ()
+
+        def undo() -> None:
+            item.cell_contents = before
+
+        self._undo.append(undo)
+        return (before,)
+
+    def _cache(self, item: Any) -> Iterable[Any]:
+        misses = item.cache_info().misses
+
+        def undo() -> None:
+            if item.cache_info().misses != misses:
+                item.cache_clear()  # one entry alone cannot be dropped
+
+        self._undo.append(undo)
+        return (item.__wrapped__,)
+
+
+_ABSENT = object()
+
+
+def _held(item: Any, slot: types.MemberDescriptorType) -> Any:
+    try:
+        return slot.__get__(item)
+    except AttributeError:  # nothing was assigned
+        return _ABSENT
+
+
+def _put_back(item: Any, slot: types.MemberDescriptorType, before: Any) -> None:
+    now = _held(item, slot)
+    if now is before:
+        return
+    if before is _ABSENT:
+        slot.__delete__(item)
+    else:
+        slot.__set__(item, before)
+
+
+def _is_foreign(item: Any) -> bool:
+    return (getattr(item, "__module__", None) or "builtins").partition(".")[0] in _FOREIGN
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The global variables and attributes that ``code`` and the functions within it name."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
