@@ -13,7 +13,7 @@ from disparse_structured.export.plain import Inputs, TaskOutputs, TaskTensors, r
 from disparse_structured.export.session import shapes_text
 
 _BATCHES = (1, 2, 3)
-_STEPS = (32, 64)
+_STEPS = (32, 64, 8, 2)
 _AXES = {1: ("length",), 2: ("height", "width"), 3: ("frames", "height", "width")}
 
 
@@ -43,7 +43,8 @@ class Layout:
     """Which dimensions of the example inputs are the batch and the size.
 
     An input whose first dimension is as long as the first input's is batched; the dimensions of a
-    batched input from the third on (at most three) are its size.
+    batched input from the third on (at most three) are its size. The second dimension of token ids is their
+    length, and so is that of other inputs of two dimensions that are as long.
     """
 
     example: Inputs
@@ -55,10 +56,21 @@ class Layout:
 
     def axes(self, position: int) -> dict[int, str]:
         """The size dimensions of input ``position`` with their names."""
-        extra = self.example[position].ndim - 2
+        tensor = self.example[position]
+        extra = tensor.ndim - 2
+        if self.batched(position) and extra == 0 and tensor.shape[1] in self._lengths():
+            return {1: "length"}
         if not self.batched(position) or extra not in _AXES:
             return {}
         return dict(enumerate(_AXES[extra], start=2))
+
+    def _lengths(self) -> set[int]:
+        """The lengths of the token ids among the inputs: integers of two dimensions."""
+        return {
+            tensor.shape[1]
+            for position, tensor in enumerate(self.example)
+            if self.batched(position) and tensor.ndim == 2 and not tensor.is_floating_point()
+        }
 
     def free(self, form: Form) -> tuple[dict[int, str], ...]:
         """For each input the free dimensions of ``form`` by name; axes of equal length share a name."""
@@ -117,7 +129,7 @@ def wanted_forms(layout: Layout, *, batch: bool, size: bool) -> tuple[list[Form]
     if not size:
         lines.append("size: not requested")
     elif not any(layout.axes(position) for position in range(len(layout.example))):
-        lines.append("size: no input has more than a batch and a channel dimension")
+        lines.append("size: no input has more than a batch and a channel dimension, or holds token ids")
         size = False
     forms = [Form(batch, size), Form(batch, False), Form(False, False)]
     return list(dict.fromkeys(forms)), lines

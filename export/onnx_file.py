@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -24,11 +25,11 @@ from disparse_structured.export.attention import TRANSLATIONS
 from disparse_structured.export.forms import CheckCase, Form, Layout, cases_of, fitting, wanted_forms
 from disparse_structured.export.parity import compare
 from disparse_structured.export.plain import (
+    Binding,
     Inputs,
     Outputs,
     TaskOutputs,
     checked_inputs,
-    input_names,
     output_names,
     plain_copy,
     reference,
@@ -56,14 +57,14 @@ class _Job:
 
 def export_onnx(
     model: nn.Module,
-    example_inputs: tuple[torch.Tensor, ...],
+    example_inputs: tuple[Any, ...] | torch.Tensor | Mapping[str, Any],
     path: str | os.PathLike[str],
     *,
     outputs: Outputs,
     metadata: Mapping[str, str] | None = None,
     dynamic_batch: bool = True,
     dynamic_size: bool = True,
-    check_inputs: Sequence[tuple[torch.Tensor, ...]] | None = None,
+    check_inputs: Sequence[tuple[Any, ...]] | None = None,
     tolerance: float = 1e-4,
     single_file_bytes: int = 1_800_000_000,
 ) -> ExportFacts:
@@ -79,9 +80,11 @@ def export_onnx(
     name only once it is verified; an earlier file is kept if the export fails.
 
     Args:
-        model: any module whose ``forward`` takes the example inputs by position.
-        example_inputs: tensors of any types; the first dimension of the first one is the batch, and the
-            dimensions from the third on of batched inputs are the size. One sample is enough.
+        model: any module.
+        example_inputs: the arguments of ``forward``: a tensor, a tuple, or a dict of them by name. Every tensor
+            in them is an input of the file, everything else is fixed in it. The first dimension of the first
+            tensor is the batch; the dimensions from the third on of batched inputs are the size, and the second
+            one of token ids and of what is as long. One sample is enough.
         path: the file to write; its folder is created.
         outputs: task name -> function that picks the task's tensor, or list of tensors, from what the
             model returns. A task of one tensor names its output; several are ``name.0``, ``name.1``, ….
@@ -102,14 +105,15 @@ def export_onnx(
     path = Path(path)
     example = checked_inputs(example_inputs, "example_inputs")
     checks = _checked_batches(check_inputs or (), example)
-    own = plain_copy(model, outputs)
+    binding = Binding.of(model, example_inputs, "example_inputs")
+    own = plain_copy(model, outputs, binding)
     names = output_names(reference(own, example))
     layout = Layout(example)
     job = _Job(
         model=own,
         layout=layout,
         checks=checks,
-        inputs=_input_names(model, len(example), names),
+        inputs=_input_names(binding, names),
         outputs=names,
         metadata=_checked_metadata(metadata or {}, names),
         tolerance=tolerance,
@@ -128,7 +132,7 @@ def export_onnx(
                 if form is forms[-1]:
                     raise ExportError(_failure(model, path, error, narrowed)) from error
                 narrowed.append(f"{form.name}: {error}".removesuffix("."))
-        facts = _facts(draft, path, form, parity, narrowed, unchecked)
+        facts = _facts(draft, path, form, parity, narrowed, unchecked, binding.constants)
         # The data first, so that the file finds its weights as soon as it exists.
         for finished in sorted(draft.parent.iterdir(), key=lambda file: file == draft):
             os.replace(finished, path.parent / finished.name)
@@ -196,6 +200,7 @@ def _facts(
     parity: tuple[ParityFact, ...],
     narrowed: Sequence[str],
     unchecked: Sequence[str],
+    constants: Mapping[str, Any],
 ) -> ExportFacts:
     files = list(draft.parent.iterdir())
     model = onnx.load(draft, load_external_data=False)
@@ -212,6 +217,7 @@ def _facts(
         metadata={entry.key: entry.value for entry in model.metadata_props},
         parity=parity,
         unchecked=tuple(unchecked),
+        constants={name: repr(value) for name, value in constants.items()},
     )
 
 
@@ -224,7 +230,7 @@ def _tensor_fact(value: onnx.ValueInfoProto) -> TensorFact:
     )
 
 
-def _checked_batches(batches: Sequence[tuple[torch.Tensor, ...]], example: Inputs) -> list[Inputs]:
+def _checked_batches(batches: Sequence[tuple[Any, ...]], example: Inputs) -> list[Inputs]:
     checked = [checked_inputs(batch, f"check_inputs[{number}]") for number, batch in enumerate(batches)]
     kinds = [tensor.dtype for tensor in example]
     for number, batch in enumerate(checked):
@@ -234,12 +240,12 @@ def _checked_batches(batches: Sequence[tuple[torch.Tensor, ...]], example: Input
     return checked
 
 
-def _input_names(model: nn.Module, count: int, outputs: Mapping[str, Sequence[str]]) -> list[str]:
+def _input_names(binding: Binding, outputs: Mapping[str, Sequence[str]]) -> list[str]:
     names = [name for task_names in outputs.values() for name in task_names]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ExportError(f"two tasks give an output named {twice[0]!r}. Rename one of them.")
-    return [f"{name}_input" if name in names else name for name in input_names(model, count)]
+    return [f"{name}_input" if name in names else name for name in binding.names]
 
 
 def _checked_metadata(metadata: Mapping[str, str], outputs: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Sequence, Set
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -14,6 +15,7 @@ from torch import nn
 
 from disparse_structured.errors import ExportError
 from disparse_structured.export.plain import (
+    Binding,
     Inputs,
     Outputs,
     TaskOutputs,
@@ -30,7 +32,7 @@ from disparse_structured.report.facts import ParityFact
 def check_parity(
     model: nn.Module,
     path: str | os.PathLike[str],
-    inputs: Sequence[tuple[torch.Tensor, ...]],
+    inputs: Sequence[tuple[Any, ...]],
     *,
     outputs: Outputs,
     tolerance: float = 1e-4,
@@ -45,7 +47,7 @@ def check_parity(
     Args:
         model: the module that the file came from; it is copied, not changed.
         path: the ONNX file.
-        inputs: batches, each the tuple of tensors that the model takes.
+        inputs: batches, each the arguments of the model. What of them is no tensor is the same in all.
         outputs: task name -> function that picks the task's tensor, or list of tensors, from what the
             model returns, in the order of the file's outputs.
         tolerance: largest relative error that passes.
@@ -62,7 +64,7 @@ def check_parity(
     if not batches:
         raise ExportError("there is no batch to compare on. Pass at least one tuple of tensors.")
     session = open_session(Path(path), threads=torch.get_num_threads())
-    own = plain_copy(model, outputs)
+    own = plain_copy(model, outputs, Binding.of(model, inputs[0], "batch 0"))
     return tuple(
         fact for batch in batches for fact in compare(session, own, batch, reference(own, batch), tolerance)
     )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
-from disparse_structured.errors import DisparseError, ExportError
+from disparse_structured.data.batches import as_arguments
+from disparse_structured.data.call import call, named_leaves
+from disparse_structured.errors import BatchError, DisparseError, ExportError
 from disparse_structured.export.reasons import reason
 from disparse_structured.export.session import shapes_text
+from disparse_structured.graph.copies import copied
 
 Outputs = Mapping[str, Callable[[Any], Any]]
 """Task name -> function that picks the task's tensor, or list of tensors, from what the model returns."""
@@ -23,13 +26,56 @@ TaskTensors = Mapping[str, Sequence[torch.Tensor]]
 """Task name -> its tensors."""
 
 
+@dataclass(frozen=True)
+class Binding:
+    """How the tensors that a file takes become the arguments of ``forward``.
+
+    Args:
+        names: of the tensors: parameters of ``forward``, and what leads to a tensor inside of one.
+        constants: everything else among the arguments, by the same kind of name. The file holds it fixed.
+    """
+
+    names: tuple[str, ...]
+    constants: Mapping[str, Any]
+    _leaves: tuple[Any, ...]
+    _spec: pytree.TreeSpec
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Any, what: str) -> Binding:
+        """That of the arguments ``inputs``; raises :class:`ExportError` where ``forward`` does not take them."""
+        try:
+            given = as_arguments(model, tuple(inputs) if isinstance(inputs, list) else inputs)
+        except BatchError as error:
+            raise ExportError(f"{what}: {error}") from None
+        leaves, spec = pytree.tree_flatten(given)
+        named = named_leaves(model.forward, given)
+        tensors = tuple(name for name, leaf in named if isinstance(leaf, torch.Tensor))
+        constants = {name: leaf for name, leaf in named if not isinstance(leaf, torch.Tensor)}
+        return cls(tensors, constants, tuple(_constant(leaf) for leaf in leaves), spec)
+
+    def arguments(self, tensors: Iterable[torch.Tensor]) -> tuple[Any, ...]:
+        """The arguments of ``forward`` that hold ``tensors``."""
+        given = iter(tensors)
+        leaves = [next(given) if leaf is _TENSOR else leaf for leaf in self._leaves]
+        arguments: tuple[Any, ...] = pytree.tree_unflatten(leaves, self._spec)
+        return arguments
+
+
+_TENSOR = object()
+
+
+def _constant(leaf: Any) -> Any:
+    return _TENSOR if isinstance(leaf, torch.Tensor) else leaf
+
+
 class TaskOutputs(nn.Module):
     """Returns exactly the tensors of the tasks, in the order of ``outputs``, as a flat tuple."""
 
-    def __init__(self, model: nn.Module, outputs: Outputs) -> None:
+    def __init__(self, model: nn.Module, outputs: Outputs, binding: Binding) -> None:
         super().__init__()
         self.model = model
         self.pickers = dict(outputs)
+        self.binding = binding
 
     def forward(self, *inputs: torch.Tensor) -> Inputs:
         """The tensors of all tasks, in order."""
@@ -37,11 +83,11 @@ class TaskOutputs(nn.Module):
 
     def by_task(self, *inputs: torch.Tensor) -> dict[str, list[torch.Tensor]]:
         """The tensors of each task."""
-        returned = self.model(*inputs)
+        returned = call(self.model, self.binding.arguments(inputs))
         return {task: _tensors(task, pick(returned)) for task, pick in self.pickers.items()}
 
 
-def plain_copy(model: nn.Module, outputs: Outputs) -> TaskOutputs:
+def plain_copy(model: nn.Module, outputs: Outputs, binding: Binding) -> TaskOutputs:
     """A copy of ``model`` on the CPU in eval mode that returns the tensors of its tasks.
 
     Everything else works on this copy, so nothing can change the user's model: its weights, buffers,
@@ -53,26 +99,23 @@ def plain_copy(model: nn.Module, outputs: Outputs) -> TaskOutputs:
     if not outputs:
         raise ExportError("no output was named. Pass outputs={task name: function that picks its tensors}.")
     try:
-        own = copy.deepcopy(model)
+        own = copied(model)
     except Exception as error:
         raise ExportError(f"{type(model).__name__} cannot be copied: {reason(error)}") from error
     refuse_bfloat16([*own.parameters(), *own.buffers()], "the model holds")
-    return TaskOutputs(own.cpu(), outputs).eval()
+    return TaskOutputs(own.cpu(), outputs, binding).eval()
 
 
 def checked_inputs(inputs: Any, what: str) -> Inputs:
-    """``inputs`` as CPU tensors, refused with ``what`` in the message unless it is a tuple of tensors."""
-    if not isinstance(inputs, tuple | list) or not inputs:
-        raise ExportError(
-            f"{what} must be a tuple of tensors, found {type(inputs).__name__}. Write (x,) for one input."
-        )
-    for position, tensor in enumerate(inputs):
-        if not isinstance(tensor, torch.Tensor):
-            raise ExportError(f"{what}: input {position} is a {type(tensor).__name__}. Pass tensors only.")
+    """The tensors in ``inputs``, on the CPU; refused with ``what`` in the message if there are none."""
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+    if not tensors:
+        raise ExportError(f"{what} must hold a tensor, found {type(inputs).__name__} {inputs!r:.80}.")
+    for position, tensor in enumerate(tensors):
         if not tensor.numel():
             raise ExportError(f"{what}: input {position} of shape {tuple(tensor.shape)} is empty.")
-    refuse_bfloat16(inputs, f"{what} has")
-    return tuple(tensor.detach().cpu().contiguous() for tensor in inputs)
+    refuse_bfloat16(tensors, f"{what} has")
+    return tuple(tensor.detach().cpu().contiguous() for tensor in tensors)
 
 
 def reference(model: TaskOutputs, inputs: Inputs) -> TaskTensors:
@@ -109,13 +152,6 @@ def output_names(tensors: TaskTensors) -> dict[str, list[str]]:
         task: [task] if len(found) == 1 else [f"{task}.{position}" for position in range(len(found))]
         for task, found in tensors.items()
     }
-
-
-def input_names(model: nn.Module, count: int) -> list[str]:
-    """The names of the first ``count`` parameters of ``forward``; ``input.0``, … where it takes ``*args``."""
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    fixed = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return (fixed + [f"input.{position}" for position in range(len(fixed), count)])[:count]
 
 
 def _tensors(task: str, picked: Any) -> list[torch.Tensor]:

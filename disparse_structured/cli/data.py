@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,8 +17,8 @@ from torch.utils.data import DataLoader
 from disparse_structured.cli.lookup import find, user_code
 from disparse_structured.cli.options import TENSOR_FILES
 from disparse_structured.cli.usage import UsageError, reason
-from disparse_structured.data.batches import batches, model_inputs, take, to_device
-from disparse_structured.errors import BatchError
+from disparse_structured.data.arguments import arguments
+from disparse_structured.data.batches import batches, take, to_device
 
 CHECK_SAMPLES = 8
 """How many samples of the first batch an ONNX file is checked on."""
@@ -45,22 +44,13 @@ def as_batches(data: Any, limit: int | None = None) -> Iterable[Any]:
 
 
 def first_inputs(model: nn.Module, data: Any, samples: int | None = None) -> tuple[Any, ...]:
-    """The positional arguments of ``forward`` that the first batch holds, where the model's weights are.
+    """The arguments of ``forward`` that the first batch holds, where the model's weights are.
 
     Raises:
         BatchError: there is no batch, or it does not hold the arguments.
     """
-    positional, named = model_inputs(model, next(batches(as_batches(data))))
-    if named:
-        bound = inspect.signature(model.forward).bind(*positional, **named)
-        bound.apply_defaults()
-        if bound.kwargs:
-            raise BatchError(
-                f"{type(model).__name__}.forward takes {list(bound.kwargs)} by name only, but exporting "
-                "passes arguments by position. Let it take them by position too."
-            )
-        positional = bound.args
-    return _placed(model, positional if samples is None else take(positional, slice(samples)))
+    inputs = arguments(model, next(batches(as_batches(data))), None)
+    return _placed(model, inputs if samples is None else take(inputs, slice(samples)))
 
 
 def random_example(model: nn.Module, shapes: Iterable[tuple[int, ...]], seed: int) -> tuple[Any, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,33 +10,20 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from disparse_structured.data.batches import ToInputs, model_inputs
+from disparse_structured.data.call import Keywords, bound
 from disparse_structured.errors import BatchError
 
 
 def arguments(model: nn.Module, batch: Any, to_inputs: ToInputs | None) -> tuple[Any, ...]:
-    """The positional arguments of ``forward`` that ``batch`` holds, detached."""
-    if to_inputs is not None:
-        given = to_inputs(batch)
-        if not isinstance(given, tuple):
-            raise BatchError(
-                f"to_inputs= returned a {type(given).__name__}; expected the tuple of forward's positional "
-                "arguments. For a single tensor return (tensor,)."
-            )
-    else:
-        positional, named = model_inputs(model, batch)
-        try:
-            bound = inspect.signature(model.forward).bind(*positional, **named)
-        except TypeError as error:
-            raise BatchError(
-                f"the batch does not fit {type(model).__name__}.forward: {error}. "
-                "Pass to_inputs=, a function from a batch to the tuple of forward's arguments."
-            ) from None
-        if bound.kwargs:
-            raise BatchError(
-                f"{type(model).__name__}.forward would get {sorted(bound.kwargs)} by name only. "
-                "Pass to_inputs=, a function from a batch to the tuple of forward's positional arguments."
-            )
-        given = bound.args
+    """The arguments of ``forward`` that ``batch`` holds, detached, by position where that is possible."""
+    given = model_inputs(model, batch, to_inputs)
+    try:
+        given = bound(model.forward, given)
+    except TypeError as error:
+        raise BatchError(
+            f"the batch does not fit {type(model).__name__}.forward: {error}. "
+            "Pass to_inputs=, a function from a batch to the arguments of forward."
+        ) from None
     return pytree.tree_map(  # type: ignore[no-any-return]
         lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, given
     )
@@ -65,7 +51,8 @@ def _example(batch: Any, number: int, size: int) -> Any:
     if isinstance(batch, torch.Tensor):
         return batch[number : number + 1] if batch.ndim and batch.shape[0] == size else batch
     if isinstance(batch, Mapping):
-        return {key: _example(value, number, size) for key, value in batch.items()}
+        one = {key: _example(value, number, size) for key, value in batch.items()}
+        return Keywords(one) if isinstance(batch, Keywords) else one
     if isinstance(batch, list | tuple):
         whole = any(isinstance(t, torch.Tensor) and t.ndim and t.shape[0] == size for t in batch)
         if len(batch) == size and not whole:

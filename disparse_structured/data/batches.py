@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from disparse_structured.data.call import Keywords, bound, call, joined, split
 from disparse_structured.errors import BatchError, DisparseError
 
-ToInputs = Callable[[Any], tuple[Any, ...]]
-"""A user's function from a batch to the positional arguments of ``forward``."""
+ToInputs = Callable[[Any], "tuple[Any, ...] | Mapping[str, Any]"]
+"""A user's function from a batch to the arguments of ``forward``: a tuple, or a dict of them by name."""
 
 SCORED_TOGETHER = 32
 """Examples of a tensor that are scored as one batch."""
@@ -22,20 +23,23 @@ INPUT_KEYS = ("image", "images", "input", "inputs", "pixel_values", "x")
 """Dict keys that mean "the model's input" even where ``forward`` calls it something else."""
 
 
-def model_inputs(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and keyword arguments that ``batch`` holds for ``model.forward``.
+def model_inputs(model: nn.Module, batch: Any, to_inputs: ToInputs | None = None) -> tuple[Any, ...]:
+    """The arguments that ``batch`` holds for ``model.forward``; ``to_inputs`` replaces these rules.
 
     - A tensor is the only argument.
     - In a tuple or list, the first element is the input (the rest is ground truth). If it is a tuple,
       its elements are the arguments; if it is a dict, the next rule applies to it.
-    - In a dict, the entries named like parameters of ``forward`` are passed by name. If ``forward``'s
-      first parameter is not among the keys, and exactly one key of :data:`INPUT_KEYS` names no
-      parameter, that entry is the first argument: ``{"image": ..., "depth": ...}`` fits ``forward(x)``.
+    - In a dict, the entries named like parameters of ``forward`` are passed by name, and all entries if it has
+      ``**kwargs``. If ``forward``'s first parameter is not among the keys, and exactly one key of
+      :data:`INPUT_KEYS` names no parameter, that entry is the first argument: ``{"image": ..., "depth": ...}``
+      fits ``forward(x)``.
 
     Raises :class:`BatchError` for any other ``batch``, and if a required parameter gets no value.
     """
+    if to_inputs is not None:
+        return _chosen_inputs(to_inputs(batch))
     if isinstance(batch, Tensor):
-        return (batch,), {}
+        return (batch,)
     if isinstance(batch, tuple | list):
         if not batch:
             raise BatchError(
@@ -43,19 +47,49 @@ def model_inputs(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[st
             )
         first = batch[0]
         if isinstance(first, tuple):
-            return tuple(first), {}
-        return _from_mapping(model, first) if isinstance(first, Mapping) else ((first,), {})
+            return tuple(first)
+        return _from_mapping(model, first) if isinstance(first, Mapping) else (first,)
     if isinstance(batch, Mapping):
         return _from_mapping(model, batch)
     raise BatchError(
         f"the batch is a {type(batch).__name__}; expected a tensor, a tuple or list that starts with the "
-        "input, or a dict. Pass to_inputs=, a function from a batch to the tuple of forward's arguments."
+        "input, or a dict. Pass to_inputs=, a function from a batch to the arguments of forward."
     )
 
 
-def as_arguments(inputs: tuple[Any, ...] | Tensor) -> tuple[Any, ...]:
-    """Example inputs as the tuple of ``forward``'s arguments; a single tensor is the only argument."""
-    return inputs if isinstance(inputs, tuple) else (inputs,)
+def _chosen_inputs(given: Any) -> tuple[Any, ...]:
+    if isinstance(given, Mapping):
+        return joined((), given)
+    if isinstance(given, tuple):
+        return given
+    raise BatchError(
+        f"to_inputs= returned a {type(given).__name__}; expected the tuple of forward's arguments, or a dict of "
+        "them by name. For a single tensor return (tensor,)."
+    )
+
+
+def as_arguments(model: nn.Module, inputs: tuple[Any, ...] | Tensor | Mapping[str, Any]) -> tuple[Any, ...]:
+    """Example inputs as the tuple of ``forward``'s arguments.
+
+    A single tensor is the only argument. A dict holds the arguments by name, unless ``forward`` knows none of
+    the names: then the dict is the only argument.
+
+    Raises:
+        BatchError: ``forward`` does not take them.
+    """
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    if isinstance(inputs, Mapping):
+        parameters = inspect.signature(model.forward).parameters.values()
+        known = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.POSITIONAL_ONLY)}
+        if known & inputs.keys() or any(p.kind is p.VAR_KEYWORD for p in parameters):
+            given = joined((), inputs)
+    try:
+        return bound(model.forward, given)
+    except TypeError as error:
+        raise BatchError(
+            f"the example inputs do not fit {type(model).__name__}.forward: {error}. Pass a tensor, the tuple of "
+            "its arguments, or a dict of them by name."
+        ) from None
 
 
 def batch_size(inputs: tuple[Any, ...]) -> int:
@@ -77,24 +111,17 @@ def take(inputs: tuple[Any, ...], which: slice) -> tuple[Any, ...]:
 
 
 def call_model(model: nn.Module, batch: Any, to_inputs: ToInputs | None = None) -> Any:
-    """``model``'s output for ``batch``; ``to_inputs`` replaces :func:`model_inputs`.
+    """``model``'s output for ``batch``, by the rules of :func:`model_inputs`.
 
     Raises :class:`BatchError` when the model refuses the batch, with the model's own reason.
     """
-    if to_inputs is None:
-        positional, named = model_inputs(model, batch)
-    else:
-        positional, named = to_inputs(batch), {}
-        if not isinstance(positional, tuple):
-            raise BatchError(
-                f"to_inputs= returned a {type(positional).__name__}; expected the tuple of forward's "
-                "positional arguments. For a single tensor return (tensor,)."
-            )
+    inputs = model_inputs(model, batch, to_inputs)
     try:
-        return model(*positional, **named)
+        return call(model, inputs)
     except (DisparseError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        positional, named = split(inputs)
         given = ", ".join(
             [_shape(value) for value in positional] + [f"{k}={_shape(v)}" for k, v in named.items()]
         )
@@ -137,7 +164,8 @@ def to_device(batch: Any, device: torch.device | str, dtype: torch.dtype | None 
     if isinstance(batch, Tensor):
         return batch.to(device, dtype if dtype is not None and batch.is_floating_point() else None)
     if isinstance(batch, Mapping):
-        return {key: to_device(value, device, dtype) for key, value in batch.items()}
+        placed = {key: to_device(value, device, dtype) for key, value in batch.items()}
+        return Keywords(placed) if isinstance(batch, Keywords) else placed
     if isinstance(batch, tuple | list):
         moved = [to_device(value, device, dtype) for value in batch]
         if isinstance(batch, list):
@@ -147,7 +175,7 @@ def to_device(batch: Any, device: torch.device | str, dtype: torch.dtype | None 
     return batch
 
 
-def _from_mapping(model: nn.Module, batch: Mapping[Any, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _from_mapping(model: nn.Module, batch: Mapping[Any, Any]) -> tuple[Any, ...]:
     kind = inspect.Parameter
     parameters = list(inspect.signature(model.forward).parameters.values())
     names = [p.name for p in parameters if p.kind in (kind.POSITIONAL_OR_KEYWORD, kind.KEYWORD_ONLY)]
@@ -165,14 +193,17 @@ def _from_mapping(model: nn.Module, batch: Mapping[Any, Any]) -> tuple[tuple[Any
     variadic = (kind.VAR_POSITIONAL, kind.VAR_KEYWORD)
     required = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
     missing = [name for name in required if name not in covered]
+    if any(p.kind is kind.VAR_KEYWORD for p in parameters):
+        used = {*named, *(inputs if positional else ())}
+        named |= {key: value for key, value in batch.items() if key not in used and isinstance(key, str)}
     if missing or not (named or positional):
         raise BatchError(
             f"the batch is a dict with keys {list(batch)}, but {type(model).__name__}.forward takes "
             f"{[p.name for p in parameters]} and gets no {missing[0] if missing else 'argument'!r}. "
             f"Name the entries like forward's parameters, give exactly one of the keys {list(INPUT_KEYS)}, "
-            "or pass to_inputs=, a function from a batch to the tuple of forward's arguments."
+            "or pass to_inputs=, a function from a batch to the arguments of forward."
         )
-    return positional, named
+    return joined(positional, named)
 
 
 def as_they_are(batch: tuple[Any, ...]) -> tuple[Any, ...]:

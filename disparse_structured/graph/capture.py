@@ -16,6 +16,7 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from disparse_structured.data.call import split
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.errors import CaptureError, TaskError, UnsupportedModelError
 from disparse_structured.graph.effects import Effects
@@ -113,7 +114,7 @@ class Capture:
 
         Constants move to the device of ``state``, and to its dtype if both are floating-point.
         """
-        leaves = iter(pytree.tree_leaves((inputs, {})))
+        leaves = iter(pytree.tree_leaves(inputs))
         first = next((each for each in state.values() if each.is_floating_point()), None)
         return {
             node: _like(self.constants[node.name], first)
@@ -172,7 +173,8 @@ def capture(
 
 def _exported(wrapper: nn.Module, example_inputs: tuple[Any, ...], name: str) -> torch.export.ExportedProgram:
     try:
-        return torch.export.export(wrapper, example_inputs, strict=False)
+        positional, named = split(example_inputs)
+        return torch.export.export(wrapper, positional, named, strict=False)
     except TaskError:
         raise
     except Exception as error:
@@ -239,7 +241,7 @@ class _TaskOutputs(nn.Module):
         self.tasks = tasks
         self.layout = _Layout()
 
-    def forward(self, *inputs: Any) -> tuple[torch.Tensor, ...]:
+    def forward(self, *inputs: Any, **named: Any) -> tuple[torch.Tensor, ...]:
         computed: list[torch.Tensor] = []
         layers = [
             module for module in self.modules() if next(module.parameters(recurse=False), None) is not None
@@ -252,7 +254,7 @@ class _TaskOutputs(nn.Module):
         # torch.export refuses tensors that are new attributes afterwards.
         with undone(model):
             try:
-                output = model(*inputs)
+                output = model(*inputs, **named)
             finally:
                 for hook in hooks:
                     hook.remove()

@@ -23,7 +23,7 @@ _NUDGE = 0.1
 """How far parameters are moved, relative to their mean magnitude, to see which outputs change."""
 
 
-def tasks_from_outputs(model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor) -> tuple[Task, ...]:
+def tasks_from_outputs(model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor | Mapping[str, Any]) -> tuple[Task, ...]:
     """Infer label-free tasks from what ``model`` returns for ``example_inputs`` in eval mode.
 
     A dict gives one task per key; a tuple or list, one per position (``output0``, ``output1``, ...); a named
@@ -36,7 +36,7 @@ def tasks_from_outputs(model: nn.Module, example_inputs: tuple[Any, ...] | torch
         TaskError: no entry is left; the message says what the model returns.
         BatchError: the model refuses the inputs.
     """
-    inputs = as_arguments(example_inputs)
+    inputs = as_arguments(model, example_inputs)
     copy = copied(model)
     output = _run(copy, inputs)
     entries = tuple(_entries(output))
@@ -60,7 +60,7 @@ def tasks_from_outputs(model: nn.Module, example_inputs: tuple[Any, ...] | torch
 
 
 def resolve_tasks(
-    model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor, tasks: Sequence[Task | str] | None
+    model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor | Mapping[str, Any], tasks: Sequence[Task | str] | None
 ) -> tuple[Task, ...]:
     """Resolve each name in ``tasks`` to the output entry with that name; None means every entry.
 
@@ -75,7 +75,7 @@ def resolve_tasks(
     tasks = tuple(tasks)
     if not any(isinstance(task, str) for task in tasks):
         return check_tasks(tasks)
-    output = output_of(model, as_arguments(example_inputs))
+    output = output_of(model, as_arguments(model, example_inputs))
     known = {task.name: task for task in _entries(output)}
     return check_tasks([known.get(task, task) if isinstance(task, str) else task for task in tasks])
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from disparse_structured.data.batches import ToInputs, as_arguments
+from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.rankings import LayerRanking, Ranking
 from disparse_structured.errors import OptionError, TaskError
 from disparse_structured.relatedness.overlap import KeptSets, overlap, shared_layers
@@ -75,7 +75,6 @@ def relate(
             f"ratio={ratio}, seeds={list(seeds)}, level={level!r}: pass a ratio between 0 and 1, at least "
             f"one seed, and one of the levels {get_args(Level)}."
         )
-    example_inputs = as_arguments(example_inputs)
 
     def kept_sets(subject: nn.Module, seed: int) -> KeptSets:
         reading: dict[str, Any] = {

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from disparse_structured.data.arguments import arguments, described
-from disparse_structured.data.batches import ToInputs, batch_size, batches, to_device
+from disparse_structured.data.batches import ToInputs, as_arguments, batch_size, batches, to_device
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import BatchError, DisparseError, GradientError, TaskError
@@ -57,7 +57,7 @@ def weight_sets(
     """
     tasks = check_tasks(tasks)
     state, _ = named_tensors(model)
-    names = _in_order(capture(model, example_inputs, tasks), state)
+    names = _in_order(capture(model, as_arguments(model, example_inputs), tasks), state)
     if not names:
         raise TaskError("the tasks reach no weight of two dimensions or more. Use units: level='unit'.")
     subject = _WeightGradients(model, names, seed, batch_statistics, to_inputs)

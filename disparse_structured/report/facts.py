@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class ExportFacts:
     ``dynamic`` says which dimensions are free (``"batch+size"``, ``"size"``, ``"batch"`` or
     ``"static"``); ``narrowed`` has one line for each wider form that was not used, with the reason.
     ``unchecked`` names the check inputs, or the samples at their end, that do not fit the file's
-    shapes. ``bytes`` counts the file and its external data, ``sha256`` is of the file.
+    shapes. ``constants`` are the arguments of ``forward`` that are no tensors, which the file holds fixed.
+    ``bytes`` counts the file and its external data, ``sha256`` is of the file.
     """
 
     path: str
@@ -53,6 +54,7 @@ class ExportFacts:
     metadata: dict[str, str]
     parity: tuple[ParityFact, ...]
     unchecked: tuple[str, ...]
+    constants: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from disparse_structured.data.arguments import arguments, described, examples
 from disparse_structured.data.batches import ToInputs, batch_size, batches, to_device
+from disparse_structured.data.call import call
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation, generator, signs
 from disparse_structured.errors import BatchError, DisparseError, PlanError
@@ -375,9 +376,9 @@ class Probe:
         inputs = to_device(self.structure.example_inputs, self._device, self._dtype)
         with eval_mode(self.model), torch.no_grad():
             try:
-                output = self.model(*next(examples(inputs, batch_size(inputs))))
+                output = call(self.model, next(examples(inputs, batch_size(inputs))))
             except Exception:  # some networks reject a batch of one
-                output = self.model(*inputs)
+                output = call(self.model, inputs)
         return {task.name: Packing(task, output) for task in tasks}
 
     def _one_at_a_time(

@@ -50,7 +50,7 @@ _Reach = Mapping[str, frozenset[str]]
 @leaves_no_trace
 def analyse(
     model: nn.Module,
-    example_inputs: tuple[Any, ...] | torch.Tensor,
+    example_inputs: tuple[Any, ...] | torch.Tensor | Mapping[str, Any],
     tasks: Sequence[Task | str] | None = None,
     *,
     form: Form = "module",
@@ -59,7 +59,8 @@ def analyse(
     """Read the structure of ``model`` from its exported graph; never change the model.
 
     Args:
-        example_inputs: the positional arguments of one forward pass, batch first; or a single tensor.
+        example_inputs: the arguments of one forward pass, batch first: a tuple, a dict of them by name, or the
+            only one, a tensor.
         tasks: the tasks, or the names of outputs; by default every entry of the output is a task. Each must
             depend on at least one parameter.
         form: what to prune. A ``"module"`` computes with its own numbers. Widths that these numbers do not
@@ -82,7 +83,7 @@ def analyse(
             allowed = " or ".join(map(repr, get_args(known)))
             raise OptionError(f"{name} must be {allowed}, got {given!r}.")
     check_supported(model)  # before anything else inspects it
-    inputs = as_arguments(example_inputs)
+    inputs = as_arguments(model, example_inputs)
     subject = Subject(model, inputs, resolve_tasks(model, inputs, tasks), form, attention)
     signature = Signature.of(model, subject.inputs)
     return solved(subject, subject.captured(), signature, Captures())

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from disparse_structured.data.batches import batch_size
+from disparse_structured.data.call import call
 from disparse_structured.data.modes import eval_mode
 
 
@@ -23,7 +24,7 @@ def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
     """
     counter = FlopCounterMode(display=False)
     with eval_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _products_of(model), counter:
-        model(*example_inputs)
+        call(model, example_inputs)
     return round(counter.get_total_flops() / 2 / batch_size(example_inputs))
 
 

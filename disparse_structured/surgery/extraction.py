@@ -13,6 +13,7 @@ from rich.text import Text
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from disparse_structured.data.call import call
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.budget.widths import Widths
 from disparse_structured.decision.plan import Plan
@@ -295,7 +296,7 @@ class Zeros(Stub):
 def _outputs_of(model: nn.Module, tasks: Sequence[Task]) -> Callable[[tuple[Any, ...]], Outputs]:
     def run(inputs: tuple[Any, ...]) -> Outputs:
         with torch.no_grad():
-            output = model(*pytree.tree_map(clone_if_tensor, inputs))
+            output = call(model, pytree.tree_map(clone_if_tensor, inputs))
         return {task.name: task.tensors(output) for task in tasks}
 
     return run

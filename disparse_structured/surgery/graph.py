@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from disparse_structured.data.batches import take
+from disparse_structured.data.call import call
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import DisparseError, PlanError, VerificationError
 from disparse_structured.graph.capture import clone_if_tensor
@@ -133,7 +134,7 @@ def _runner(
     graph = PrunedGraph(reference.model, structure, keep, any_batch=any_batch).to(reference.dtype)
 
     def run(inputs: tuple[Any, ...]) -> Outputs:
-        outputs = graph(*pytree.tree_map(clone_if_tensor, inputs))
+        outputs = call(graph, pytree.tree_map(clone_if_tensor, inputs))
         return {
             task: (found,) if isinstance(found, torch.Tensor) else found for task, found in outputs.items()
         }

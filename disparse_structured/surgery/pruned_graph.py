@@ -48,7 +48,7 @@ class PrunedGraph(nn.Module):
         self._sources = tuple(_sources(structure))
         self._tasks = tuple(zip(capture.tasks, capture.widths, strict=True))
         self._examples, self._any_batch = structure.resizing.batch, any_batch
-        self._example = tuple(_shape(leaf) for leaf in pytree.tree_leaves((structure.example_inputs, {})))
+        self._example = tuple(_shape(leaf) for leaf in pytree.tree_leaves(structure.example_inputs))
         self._program = _resized(structure, keep, any_batch)
 
     @property
@@ -61,9 +61,9 @@ class PrunedGraph(nn.Module):
         """Whether it takes any other number of examples as well."""
         return self._any_batch
 
-    def forward(self, *inputs: Any) -> dict[str, torch.Tensor | tuple[torch.Tensor, ...]]:
+    def forward(self, *inputs: Any, **named: Any) -> dict[str, torch.Tensor | tuple[torch.Tensor, ...]]:
         """Compute the tasks' outputs; raise ``ValueError`` for inputs that the graph was not made for."""
-        leaves = pytree.tree_leaves((inputs, {}))
+        leaves = pytree.tree_leaves((inputs, named))
         self._check(leaves)
         given = iter(leaves)
         arguments = [self._argument(name) if name else next(given) for name in self._sources]

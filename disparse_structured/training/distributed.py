@@ -70,7 +70,7 @@ def share(
     """
     if count == 1:
         return batch, 1.0
-    given = model_inputs(model, batch) if to_inputs is None else to_inputs(batch)
+    given = model_inputs(model, batch, to_inputs)
     sizes = [leaf.shape[0] for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor) and leaf.dim()]
     if not sizes or not sizes[0]:
         raise BatchError(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from disparse_structured.data.call import call
 from disparse_structured.errors import VerificationError
 from disparse_structured.graph.capture import clone_if_tensor
 from disparse_structured.structure import Structure
@@ -69,7 +70,7 @@ class Verifier:
         tasks = reference.structure.task_objects
 
         def run(inputs: tuple[Any, ...]) -> dict[str, Sequence[torch.Tensor]]:
-            output = pruned(*pytree.tree_map(clone_if_tensor, inputs))
+            output = call(pruned, pytree.tree_map(clone_if_tensor, inputs))
             return {task.name: task.tensors(output) for task in tasks}
 
         return reference.deviation(run, lambda inputs: reference.run(inputs, twin))
