@@ -23,7 +23,9 @@ _NUDGE = 0.1
 """How far parameters are moved, relative to their mean magnitude, to see which outputs change."""
 
 
-def tasks_from_outputs(model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor | Mapping[str, Any]) -> tuple[Task, ...]:
+def tasks_from_outputs(
+    model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor | Mapping[str, Any]
+) -> tuple[Task, ...]:
     """Infer label-free tasks from what ``model`` returns for ``example_inputs`` in eval mode.
 
     A dict gives one task per key; a tuple or list, one per position (``output0``, ``output1``, ...); a named
@@ -60,7 +62,9 @@ def tasks_from_outputs(model: nn.Module, example_inputs: tuple[Any, ...] | torch
 
 
 def resolve_tasks(
-    model: nn.Module, example_inputs: tuple[Any, ...] | torch.Tensor | Mapping[str, Any], tasks: Sequence[Task | str] | None
+    model: nn.Module,
+    example_inputs: tuple[Any, ...] | torch.Tensor | Mapping[str, Any],
+    tasks: Sequence[Task | str] | None,
 ) -> tuple[Task, ...]:
     """Resolve each name in ``tasks`` to the output entry with that name; None means every entry.
 

@@ -20,7 +20,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import nn
 
-_FOREIGN = frozenset({"torch", "numpy", "scipy", "disparse_structured", *sys.stdlib_module_names}) - {"__main__"}
+_FOREIGN = frozenset({"torch", "numpy", "scipy", "disparse_structured", *sys.stdlib_module_names}) - {
+    "__main__"
+}
 """Packages whose functions and classes are not looked into: they hold no state of a model."""
 
 _CACHED = type(functools.lru_cache(lambda: None))
@@ -37,7 +39,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def leaves_no_trace(function: Callable[Concatenate[nn.Module, P], T]) -> Callable[Concatenate[nn.Module, P], T]:
+def leaves_no_trace(
+    function: Callable[Concatenate[nn.Module, P], T],
+) -> Callable[Concatenate[nn.Module, P], T]:
     """Lets ``function(model, ...)`` run the model, or copies of it that share its globals, within :func:`undone`."""
 
     @functools.wraps(function)
@@ -136,7 +140,9 @@ class _State:
         before = list(item)
 
         def undo() -> None:
-            if len(item) != len(before) or any(now is not then for now, then in zip(item, before, strict=True)):
+            if len(item) != len(before) or any(
+                now is not then for now, then in zip(item, before, strict=True)
+            ):
                 item.clear()
                 item.extend(before)
 

@@ -71,7 +71,7 @@ def position(trace: Trace, call: Call) -> Value:
     return result()
 
 
-@rule(aten.max, aten.min)
+@rule(aten.max, aten.min, aten.median, aten.nanmedian, aten.mode)
 def extreme(trace: Trace, call: Call) -> list[Value] | Value:
     """Apply :func:`position` if a dimension is given, else :func:`statistic`; two tensors broadcast."""
     if call.raw.get("other") is not None:
