@@ -206,9 +206,14 @@ def packet(node: fx.Node) -> Any:
     return getattr(node.target, "overloadpacket", node.target)
 
 
+def qualified_name(node: fx.Node) -> str:
+    """Return the name of the node's operator with its namespace (``"aten::relu"``); empty for a function."""
+    return str(getattr(packet(node), "_qualified_op_name", ""))
+
+
 def operator_of(node: fx.Node) -> Operator:
     """Return the record of what ``node`` calls, or an empty record if there is none."""
-    return OPERATORS.get(packet(node), _UNKNOWN)
+    return OPERATORS.get(packet(node)) or OPERATORS.get(qualified_name(node), _UNKNOWN)
 
 
 def schema_arguments(node: fx.Node) -> tuple[Any, ...]:

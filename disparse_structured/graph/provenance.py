@@ -91,7 +91,12 @@ class Arithmetic:
     right: Expression
 
 
-Expression = int | Attribute | Size | Arithmetic
+@dataclass(frozen=True)
+class Derived:
+    """A number that torch itself computes from shapes, so that it follows whatever these become."""
+
+
+Expression = int | Attribute | Size | Arithmetic | Derived
 
 
 class TracedInt(int):
@@ -209,11 +214,14 @@ class Annotator(TorchFunctionMode):
             for leaf in _leaves((args, kwargs))
             if isinstance(leaf, int) and not isinstance(leaf, bool)
         ]
-        if integers:
+        indexes = func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
+        if integers or indexes:
             for node in reversed(tracer.graph.nodes):
                 if node is last:
                     break
-                node.meta.setdefault("custom", {}).setdefault("integers", integers)
+                custom = node.meta.setdefault("custom", {})
+                if "integers" not in custom:
+                    custom["integers"], custom["indexes"] = integers, indexes
         return result
 
     def _sizes(self, tracer: Any, tensor: torch.Tensor, sizes: Any) -> list[int]:
@@ -284,7 +292,8 @@ def expressions(node: fx.Node, literals: list[int]) -> list[Expression]:
 
     ``literals`` are matched to one contiguous run of equal integers in the Python call.
     """
-    called = (node.meta.get("custom") or {}).get("integers", [])
+    custom = node.meta.get("custom") or {}
+    called = custom.get("integers", [])
     values = [value for value, _ in called]
     runs = [
         start
@@ -294,4 +303,7 @@ def expressions(node: fx.Node, literals: list[int]) -> list[Expression]:
     candidates = {tuple(expression for _, expression in called[run : run + len(literals)]) for run in runs}
     if len(candidates) == 1:
         return list(candidates.pop())
+    shapes = str(node.target).startswith(("aten.view", "aten.reshape", "aten.expand"))
+    if not candidates and shapes and custom.get("indexes"):
+        return [Derived()] * len(literals)  # an index broadcasts to a shape that forward does not state
     return list(literals)

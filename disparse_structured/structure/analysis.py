@@ -268,6 +268,7 @@ def _assembled(
         attributes=attributes,
         resizing=resizing_of(trace, grouping.units, count, batch),
         scales=scales,
+        weight_scales=tuple(trace.weight_scales),
         form=subject.form,
         attention=subject.attention,
         fingerprint=fingerprint_of(subject.tensors[0], grouping.groups, subject.form, subject.attention),

@@ -19,6 +19,7 @@ from disparse_structured.structure.cost import AnalyticCosts
 from disparse_structured.structure.groups import Attention, ChannelGroup, Pin, RatioConstraint
 from disparse_structured.structure.resizing import Resizing
 from disparse_structured.structure.scales import AttentionScale
+from disparse_structured.structure.weight_scales import WeightScale
 from disparse_structured.tasks import Task
 
 Form = Literal["module", "graph"]
@@ -58,6 +59,7 @@ class Structure:
     attributes: tuple[AttributeUpdate, ...]
     resizing: Resizing
     scales: tuple[AttentionScale, ...]
+    weight_scales: tuple[WeightScale, ...]
     form: Form
     attention: Attention
     fingerprint: str

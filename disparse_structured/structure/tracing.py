@@ -20,23 +20,27 @@ from disparse_structured.graph.operators import (
     named_arguments,
     operator_of,
     packet,
+    qualified_name,
     schema_arguments,
 )
-from disparse_structured.graph.provenance import Attribute, Expression, annotation, expressions
+from disparse_structured.graph.provenance import Attribute, Derived, Expression, annotation, expressions
 from disparse_structured.structure.entry_points import load_rules
 from disparse_structured.structure.groups import Attention, Kind
 from disparse_structured.structure.labels import PINNED, Axis, Labels, Value
+from disparse_structured.structure.weight_scales import WeightScale
 
 Rule = Callable[["Trace", "Call"], Any]
 RULES: dict[Any, Rule] = {}
-"""Maps an operator (an ATen overload packet or a Python function of the graph) to its rule."""
+"""Maps an operator (an ATen overload packet, a name, or a Python function of the graph) to its rule."""
 
 
 def rule(*operators: Any, record: Operator | None = None) -> Callable[[Rule], Rule]:
     """Register a rule for one family of operators; it replaces an earlier rule of the same operator.
 
     Args:
-        operators: overload packets, such as ``torch.ops.aten.relu``, or Python functions of a graph.
+        operators: overload packets, such as ``torch.ops.aten.relu``, or Python functions of a graph. An
+            operator of a library that may not be imported goes by its name: ``"torchvision::roi_align"``.
+            The rule is also that of the in-place variant, unless it has its own.
         record: what else is known about them, for the table of
             :mod:`disparse_structured.graph.operators`. If omitted, their records are unchanged.
     """
@@ -201,6 +205,7 @@ class Trace:
     multiplies: list[Multiply] = field(default_factory=list)
     kinds: list[tuple[np.ndarray, Kind]] = field(default_factory=list)
     scaled: list[Scaled] = field(default_factory=list)
+    weight_scales: list[WeightScale] = field(default_factory=list)
 
     def run(self) -> Trace:
         """Load the rules of installed packages, then visit every node in order."""
@@ -262,6 +267,8 @@ class Trace:
 
     def literal(self, call: Call, expression: Expression, axis: Axis) -> None:
         """Record that the number given by ``expression`` is the size of ``axis``."""
+        if isinstance(expression, Derived):
+            return
         if axis.labels is not None or not isinstance(expression, int):
             self.literals.append(SizeLiteral(expression, axis.atoms(), call.operator, call.module))
 
@@ -331,7 +338,7 @@ class Trace:
         if node.target is operator.getitem:
             container, index = self._convert(node.args[0]), cast(int, node.args[1])
             return container[index] if isinstance(container, list) else plain(_shape(node))
-        known = RULES.get(packet(node))
+        known = _rule_of(node)
         if known is None:
             return self.unknown(call, f"no rule for {call.operator}")
         value = known(self, call)
@@ -391,6 +398,15 @@ class Trace:
         if isinstance(argument, list | tuple):
             return [self._convert(item) for item in argument]
         return argument
+
+
+def _rule_of(node: fx.Node) -> Rule | None:
+    name = qualified_name(node)
+    if (found := RULES.get(packet(node)) or RULES.get(name)) is not None:
+        return found
+    in_place = name.startswith("aten::") and name.endswith("_")
+    plain_variant = name.removeprefix("aten::").removesuffix("_")
+    return RULES.get(getattr(torch.ops.aten, plain_variant, None)) if in_place else None
 
 
 def _sample(value: Value, dim: int) -> tuple[int, np.ndarray] | None:

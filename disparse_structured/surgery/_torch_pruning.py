@@ -25,6 +25,7 @@ from disparse_structured.errors import PlanError
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import ChannelGroup, Structure
 from disparse_structured.structure.groups import positions_left
+from disparse_structured.structure.weight_scales import WeightScale
 
 Handler = Callable[..., Any]
 
@@ -305,6 +306,7 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
 
     def _execute(self, group: StructureGroup, units: np.ndarray, record_history: bool) -> None:
         before, widths = _Traits.of(self.model), self.structure.cost.widths(self._kept)
+        scales = self._weight_scales(units)
         whole: dict[tuple[int, Handler], tuple[Any, list[int]]] = {}
         for dependency, idxs in group:
             key = (id(dependency.target.module), dependency.handler)
@@ -329,6 +331,9 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
         self._follow_numbers()
         before.restore(self.model)
         self._keep_scales(widths)
+        tensors, _ = named_tensors(self.model)
+        for each, scale in scales:
+            each.restore(tensors, scale)
 
     # Building.
 
@@ -383,6 +388,18 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
         for node in self.module2node.values():
             _describe(node.module)
 
+    def _weight_scales(self, units: np.ndarray) -> list[tuple[WeightScale, torch.Tensor]]:
+        """The scales that the removal of ``units`` would change, as they are now."""
+        shrinking = {
+            (member.parameter, member.dim) for group, _ in self._touched(units) for member in group.members
+        }
+        tensors, _ = named_tensors(self.model)
+        return [
+            (each, each.measure(tensors))
+            for each in self.structure.weight_scales
+            if any(name == each.weight and dim != each.dim for name, dim in shrinking)
+        ]
+
     def _keep_scales(self, before: np.ndarray) -> None:
         """Compensates for attention scales that a cut changed; ``before`` are the widths before it."""
         if not self.structure.scales:
@@ -398,8 +415,14 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
                 tensors[name].data = tensor.index_copy(0, index, factor * tensor.index_select(0, index))
 
 
+_COMPUTES_WEIGHT = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
+
+
 def _describe(module: nn.Module) -> None:
     """Sets a layer's channel counts from its weight."""
+    for hook in module._forward_pre_hooks.values():
+        if type(hook).__module__ in _COMPUTES_WEIGHT:
+            hook(module, ())  # a weight that is only an attribute would keep the dense shape
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Embedding):

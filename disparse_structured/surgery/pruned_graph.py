@@ -17,6 +17,7 @@ from disparse_structured.graph.operators import schema_arguments
 from disparse_structured.structure import Structure
 from disparse_structured.structure.groups import positions_left
 from disparse_structured.structure.resizing import Resize
+from disparse_structured.structure.weight_scales import WeightScale
 
 _CONSTANTS = "_constants"
 
@@ -36,7 +37,7 @@ class PrunedGraph(nn.Module):
     ) -> None:
         super().__init__()
         capture = structure.capture
-        _own(self, model, positions_left(structure.groups, capture.shapes(), keep))
+        _own(self, model, positions_left(structure.groups, capture.shapes(), keep), structure.weight_scales)
         constants = nn.Module()
         self._objects: dict[str, Any] = {}
         for name, value in capture.constants.items():
@@ -110,10 +111,21 @@ def _sources(structure: Structure) -> list[str]:
 # Tensors.
 
 
-def _own(owner: nn.Module, model: nn.Module, left: dict[str, dict[int, np.ndarray]]) -> None:
+def _own(
+    owner: nn.Module,
+    model: nn.Module,
+    left: dict[str, dict[int, np.ndarray]],
+    weight_scales: Sequence[WeightScale],
+) -> None:
     """Gives ``owner`` what is left of the tensors of ``model``, in plain modules of the same names."""
     tensors, canonical = named_tensors(model)
     made = {name: _sliced(tensor, left.get(name, {})) for name, tensor in tensors.items()}
+    for each in weight_scales:
+        if any(dim != each.dim for dim in left.get(each.weight, {})):
+            whole = {name: tensor.detach() for name, tensor in tensors.items()}
+            scale = each.measure(whole)
+            made[each.rescaled].data = _sliced(whole[each.rescaled], left.get(each.rescaled, {}))
+            each.restore(made, scale)
     persistent = model.state_dict(keep_vars=True).keys()
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""

@@ -51,6 +51,33 @@ def transposed(trace: Trace, call: Call) -> Value:
     return _finish(trace, call, value, weight, outputs)
 
 
+@rule("torchvision::deform_conv2d")
+def deformable(trace: Trace, call: Call) -> Value:
+    """Apply :func:`convolution`; offsets and masks hold positions, so they are pinned."""
+    value, weight, groups = call["input"], call["weight"], call["groups"]
+    inputs, outputs = value[1], weight[0]
+    if groups == 1:
+        trace.unite(call, inputs.atoms(), weight[1].atoms(), "the network's input")
+        trace.consume(call, "input", 1, inputs)
+    elif weight[1].size == 1:
+        _depthwise(trace, call, inputs, outputs, groups)
+    else:
+        _same_in_every_group(trace, call, inputs.atoms(), groups, weight[1].atoms())
+        _same_in_every_group(trace, call, outputs.atoms(), groups)
+        trace.consume(call, "input", 1, inputs)
+    if call["offset_groups"] > 1:
+        _same_in_every_group(trace, call, inputs.atoms(), call["offset_groups"])
+    trace.pin(call, [*call["offset"], *call["mask"]], "used as sampling positions")
+    trace.pin(call, [*value[2:], *weight[2:]], "spatial dimension of a convolution")
+    trace.unite(call, outputs.atoms(), call["bias"][0].atoms())
+    for name, axis in (("in_channels", inputs), ("out_channels", outputs)):
+        trace.module_number(call, name, axis)
+    shape = call.shapes[0]
+    sides = math.prod(axis.size for axis in weight[2:]) * math.prod(shape[2:])
+    trace.multiply(call, shape[0] * sides, outputs, weight[1])
+    return (value[0], Axis(shape[1], outputs.labels), *plain(shape[2:]))
+
+
 def _depthwise(trace: Trace, call: Call, inputs: Axis, outputs: Axis, groups: int) -> None:
     slabs = outputs.atoms().reshape(groups, -1)
     trace.unite(call, inputs.atoms()[:, None], slabs)

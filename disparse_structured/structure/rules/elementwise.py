@@ -19,13 +19,13 @@ _SAME_SHAPE = (
     "sin sinh softplus softshrink sqrt square tan tanh tanhshrink threshold zeros_like "
     "full_like isfinite isnan bitwise_not hardsigmoid_ hardswish_ hardtanh_ relu_ silu_ leaky_relu_ "
     "sigmoid_ gelu_ elu_ mish_ relu6_ _to_copy nan_to_num empty_like hardshrink float "
-    "half double lift_fresh fill"
+    "half double lift_fresh fill fill_ zero_ exp2 log10 trunc frac isinf sinc signbit rrelu"
 ).split()
 
 _BROADCASTING = (
     "add sub rsub mul div true_divide floor_divide remainder fmod pow maximum minimum where lerp addcmul "
     "addcdiv atan2 clamp eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or "
-    "masked_fill copysign hypot add_ sub_ mul_ div_ masked_fill_ clamp_ copy copy_ fmax fmin"
+    "masked_fill copysign hypot add_ sub_ mul_ div_ masked_fill_ clamp_ copy copy_ fmax fmin xlogy logaddexp heaviside"
 ).split()
 
 

@@ -90,6 +90,71 @@ def embedding(trace: Trace, call: Call) -> Value:
     return (*indices, weight[1])
 
 
+@rule(aten.index_put)
+def index_put(trace: Trace, call: Call) -> Value:
+    """Pin indexed dimensions; what is written meets the others, element by element."""
+    value, indices, values = call["self"], call["indices"], call["values"]
+    used = [i for i, item in enumerate(indices) if item is not None]
+    masks = any(_is_mask(item) for item in call.raw["indices"])
+    if masks or not used or used != list(range(used[0], used[-1] + 1)):
+        return trace.unknown(call, "written at a mask, or in dimensions that are not adjacent")  # type: ignore[no-any-return]
+    trace.pin(call, [value[i] for i in used], "indexed by a tensor")
+    for i in used:
+        trace.pin(call, indices[i], "used as an index")
+    indexed = trace.broadcast(call, [indices[i] for i in used])
+    written = (*value[: used[0]], *indexed, *value[used[-1] + 1 :])
+    trace.broadcast(call, [written, values])
+    return value  # type: ignore[no-any-return]
+
+
+def _is_mask(item: object) -> bool:
+    meta = getattr(item, "meta", {}).get("val")
+    return isinstance(meta, torch.Tensor) and meta.dtype in (torch.bool, torch.uint8)
+
+
+@rule(aten.gather, aten.scatter, aten.scatter_add, aten.scatter_reduce)
+def gather(trace: Trace, call: Call) -> Value:
+    """Pin the indexed dimension; the index meets what is read or written in the others."""
+    value, index = call["self"], call["index"]
+    if not value or not index:
+        return trace.unknown(call, "an index without dimensions")  # type: ignore[no-any-return]
+    dim, written = call["dim"] % len(value), call.get("src")
+    operands = [each for each in (value, index, written) if isinstance(each, tuple)]
+    joined = list(value if "gather" not in call.operator else index)
+    for i in range(len(value)):
+        axes = [each[i] for each in operands]
+        if i == dim or len({axis.size for axis in axes}) > 1:
+            trace.pin(call, axes, "indexed by a tensor")
+        else:
+            joined[i] = trace.join(call, axes)
+    return tuple(joined)
+
+
+@rule(aten.index_add, aten.index_copy)
+def index_add(trace: Trace, call: Call) -> Value:
+    """Pin the indexed dimension; the others meet, element by element."""
+    value, written = call["self"], call["source"]
+    dim = call["dim"] % len(value)
+    trace.pin(call, [value[dim], written[dim], *call["index"]], "indexed by a tensor")
+    return tuple(
+        axis if i == dim else trace.join(call, [axis, other])
+        for i, (axis, other) in enumerate(zip(value, written, strict=True))
+    )
+
+
+@rule(aten.index_fill, aten.diagonal)
+def filled(trace: Trace, call: Call) -> Value:
+    """Pin the dimensions that are indexed; pass on the others."""
+    value = call["self"]
+    if "dim" in call.raw:
+        trace.pin(call, [value[call["dim"]]], "indexed by a tensor")
+        return value  # type: ignore[no-any-return]
+    first, second = call["dim1"] % len(value), call["dim2"] % len(value)
+    trace.pin(call, [value[first], value[second]], "its diagonal is taken")
+    rest = tuple(axis for i, axis in enumerate(value) if i not in (first, second))
+    return (*rest, Axis(call.shapes[0][-1]))
+
+
 @rule(aten.roll, aten.flip)
 def moved(trace: Trace, call: Call) -> Value:
     """Pin dimensions whose positions move; pass on the others."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
+import torch
+from torch import fx
+
+from disparse_structured.graph.operators import named_arguments, operator_of, packet
 from disparse_structured.structure.labels import Axis, Value
 from disparse_structured.structure.tracing import Call, Trace, rule
+from disparse_structured.structure.weight_scales import SpectralNorm
 
 aten = torch.ops.aten
 
@@ -72,3 +77,63 @@ def einsum(trace: Trace, call: Call) -> Value:
         trace.pin(call, [joined[letter]], f"contracted by einsum {equation!r}")
     trace.multiply(call, 1.0 if len(terms) > 1 else 0.0, *joined.values())
     return tuple(joined[letter] for letter in right)
+
+
+@rule(aten.mv)
+def matrix_vector(trace: Trace, call: Call) -> Value:
+    """``matrix[n, k] vector[k]``: unite and read k; a spectral norm keeps its value instead."""
+    matrix, vector = call["self"], call["vec"]
+    trace.unite(call, matrix[1].atoms(), vector[0].atoms())
+    norm = _spectral_norm(trace, call.node)
+    if norm is None:
+        trace.consume(call, "self", 1, matrix[1])
+        trace.consume(call, "vec", 0, vector[0])
+    else:
+        trace.weight_scales.append(norm)
+    return (matrix[0],)
+
+
+@rule(aten.dot, aten.vdot)
+def inner(trace: Trace, call: Call) -> Value:
+    """``left[k] right[k]``: unite and read k; a spectral norm keeps its value instead."""
+    second = "other" if "other" in call.raw else "tensor"
+    left, right = call["self"], call[second]
+    trace.unite(call, left[0].atoms(), right[0].atoms())
+    product = call.raw[second]
+    if packet(product) is not aten.mv or _spectral_norm(trace, product) is None:
+        trace.consume(call, "self", 0, left[0])
+        trace.consume(call, second, 0, right[0])
+    return ()
+
+
+def _spectral_norm(trace: Trace, node: fx.Node) -> SpectralNorm | None:
+    """If ``node`` is ``weight @ right`` of ``left @ weight @ right``, all of them the model's own: that norm."""
+    products = [user for user in node.users if packet(user) in (aten.dot, aten.vdot)]
+    if len(node.users) != 1 or not products:
+        return None
+    weight, axis = _unfolded(named_arguments(node)["self"])
+    vectors = (products[0].args[0], named_arguments(node)["vec"])
+    names = [trace.capture.tensors.get(_kept(each).name) for each in (weight, *vectors)]
+    return None if None in names else SpectralNorm(*map(str, names), axis)
+
+
+def _unfolded(matrix: fx.Node) -> tuple[fx.Node, int]:
+    """The tensor that ``matrix`` holds, and its dimension that the rows are."""
+    source, axis = _kept(matrix), 0
+    while operator_of(source).moves in ("view", "reshape", "permutation"):
+        if operator_of(source).moves == "permutation":
+            axis = named_arguments(source)["dims"][0]
+        source = _kept(source.args[0])
+    return source, axis
+
+
+def _kept(node: Any) -> fx.Node:
+    while operator_of(node).keeps:
+        node = node.args[0]
+    return node  # type: ignore[no-any-return]
+
+
+@rule(aten.outer, aten.ger)
+def outer(trace: Trace, call: Call) -> Value:
+    """``left[n] right[m]``: pass on both."""
+    return (call["self"][0], call["vec2"][0])

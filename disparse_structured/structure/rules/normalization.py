@@ -6,6 +6,7 @@ import torch
 
 from disparse_structured.structure.labels import Value
 from disparse_structured.structure.tracing import Call, Trace, rule
+from disparse_structured.structure.weight_scales import WeightNorm
 
 aten = torch.ops.aten
 
@@ -79,3 +80,17 @@ def softmax(trace: Trace, call: Call) -> Value:
     value, dim = call["self"], call["dim"]
     trace.pin(call, [value[dim]], "softmax over it")
     return value  # type: ignore[no-any-return]
+
+
+@rule(aten._weight_norm)
+def weight_norm(trace: Trace, call: Call) -> Value:
+    """Unite the outputs of direction and magnitude; surgery rescales the magnitude of what remains."""
+    direction, magnitude, dim = call["v"], call["g"], call["dim"]
+    names = [trace.capture.tensors.get(getattr(call.raw[name], "name", "")) for name in ("v", "g")]
+    if None in names:
+        return trace.unknown(call, "weight norm of a tensor that is computed")  # type: ignore[no-any-return]
+    trace.weight_scales.append(WeightNorm(str(names[0]), str(names[1]), dim))
+    if dim < 0:
+        return direction  # type: ignore[no-any-return]
+    outputs = trace.join(call, [direction[dim], magnitude[dim]])
+    return (*direction[:dim], outputs, *direction[dim + 1 :])

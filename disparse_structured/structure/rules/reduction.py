@@ -71,13 +71,30 @@ def position(trace: Trace, call: Call) -> Value:
     return result()
 
 
-@rule(aten.max, aten.min, aten.median, aten.nanmedian, aten.mode)
+@rule(aten.max, aten.min, aten.median, aten.mode)
 def extreme(trace: Trace, call: Call) -> list[Value] | Value:
-    """Apply :func:`position` if a dimension is given, else :func:`statistic`; two tensors broadcast."""
+    """Apply :func:`statistic`, or :func:`position` if the positions are read; two tensors broadcast."""
     if call.raw.get("other") is not None:
         return trace.broadcast(call, call.values())
-    if isinstance(call.node.meta["val"], tuple | list):
-        values: Value = position(trace, call)
-        return [values] * 2
-    only: Value = statistic(trace, call)
-    return only
+    if not isinstance(call.node.meta["val"], tuple | list):
+        return statistic(trace, call)  # type: ignore[no-any-return]
+    positions_read = any(user.users for user in call.node.users if user.args[1] == 1)
+    values: Value = (position if positions_read else statistic)(trace, call)
+    return [values, values]
+
+
+@rule(aten.sort, aten.topk, aten.argsort, aten.cumsum, aten.cumprod, aten.logcumsumexp, aten.tril, aten.triu)
+def along(trace: Trace, call: Call) -> list[Value] | Value:
+    """Pin the dimensions whose order matters; pass on the others."""
+    value, shapes = call["self"], call.shapes
+    dim = call.get("dim")
+    ordered = {len(value) - 2, len(value) - 1} if dim is None else {dim % len(value)} if value else set()
+    trace.pin(call, [value[each] for each in ordered], "its order matters")
+    results = [
+        tuple(
+            Axis(size) if i in ordered else axis
+            for i, (axis, size) in enumerate(zip(value, shape, strict=True))
+        )
+        for shape in shapes
+    ]
+    return results if isinstance(call.node.meta["val"], tuple | list) else results[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from disparse_structured.structure.labels import Value
+from disparse_structured.structure.labels import Axis, Value
 from disparse_structured.structure.tracing import Call, Trace, plain, rule
 
 aten = torch.ops.aten
@@ -25,4 +25,23 @@ def resample(trace: Trace, call: Call) -> Value | list[Value]:
     spatial = next(count for count in (1, 2, 3) if f"{count}d" in call.operator)
     trace.pin(call, value[-spatial:], "spatial dimension of a resampling")
     results = [(*value[:-spatial], *plain(shape[-spatial:])) for shape in call.shapes]
+    return results if isinstance(call.node.meta["val"], tuple | list) else results[0]
+
+
+@rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)
+def grid_sampler(trace: Trace, call: Call) -> Value:
+    """Pass on batch and channels; pin spatial dimensions and the grid."""
+    value, grid = call["input"], call["grid"]
+    trace.pin(call, value[2:], "spatial dimension of a resampling")
+    trace.pin(call, grid[1:], "used as sampling positions")
+    return (trace.join(call, [value[0], grid[0]]), value[1], *plain(call.shapes[0][2:]))
+
+
+@rule("torchvision::roi_align", "torchvision::roi_pool")
+def region_pool(trace: Trace, call: Call) -> Value | list[Value]:
+    """Pass on channels; pin spatial dimensions and the regions."""
+    value = call["input"]
+    trace.pin(call, [*value[:1], *value[2:]], "spatial dimension of a resampling")
+    trace.pin(call, call["rois"], "used as sampling positions")
+    results: list[Value] = [(Axis(shape[0]), value[1], *plain(shape[2:])) for shape in call.shapes]
     return results if isinstance(call.node.meta["val"], tuple | list) else results[0]
