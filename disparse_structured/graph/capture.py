@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from disparse_structured.data.call import split
-from disparse_structured.data.modes import eval_mode
+from disparse_structured.data.modes import eval_mode, without_fast_path
 from disparse_structured.errors import CaptureError, TaskError, UnsupportedModelError
 from disparse_structured.graph.effects import Effects
 from disparse_structured.graph.named_tensors import named_tensors
@@ -141,6 +142,7 @@ def capture(
         eval_mode(model),
         _quiet(),
         torch.enable_grad(),
+        without_fast_path(),
         torch.random.fork_rng(devices=[]),
         traced_integers(model) as annotator,
         _recorded(model, methods, annotator.number) as results,
@@ -156,6 +158,7 @@ def capture(
         else:
             constants[spec.arg.name] = exported.constants.get(spec.target)
     inline_regions(exported.graph_module)
+    _name_sliced_layers(exported.graph_module.graph, model)
     captured = Capture(
         module=exported.graph_module,
         tensors=tensors,
@@ -188,6 +191,27 @@ def _exported(wrapper: nn.Module, example_inputs: tuple[Any, ...], name: str) ->
         ) from error
 
 
+_SLICED = re.compile(r"(?P<parent>.*?)\.?slice\((?P<bounds>[^)]*)\)\.(?P<number>\d+)")
+
+
+def _name_sliced_layers(graph: fx.Graph, model: nn.Module) -> None:
+    """Give layers that ``forward`` reaches through a slice of a ``Sequential`` their own names."""
+
+    def own(path: str) -> str:
+        while (found := _SLICED.match(path)) is not None:
+            parent = found["parent"]
+            layers: Any = model.get_submodule(parent.removeprefix(_PREFIX).removeprefix("."))
+            bounds = [None if each.strip() == "None" else int(each) for each in found["bounds"].split(",")]
+            number = range(len(layers))[slice(*bounds)][int(found["number"])]
+            path = f"{parent}.{number}{path[found.end() :]}"
+        return path
+
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        if any("slice(" in path for path, _ in stack.values()):
+            node.meta["nn_module_stack"] = {key: (own(path), kind) for key, (path, kind) in stack.items()}
+
+
 def _check_repeatable(captured: Capture, name: str) -> None:
     written = captured.effects.written & captured.tensors.keys()
     changed = sorted(captured.tensors[node] for node in written)
@@ -196,6 +220,9 @@ def _check_repeatable(captured: Capture, name: str) -> None:
             f"{name} changes its own {', '.join(map(repr, changed[:3]))} in eval mode, so "
             "two forward passes differ. Make such updates in train mode only."
         )
+
+
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
 def check_supported(model: nn.Module) -> None:
@@ -218,7 +245,9 @@ def check_supported(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"{where} was compiled by torch.compile. Use the original module: its ._orig_mod."
             )
-        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
+        # A FloatFunctional only marks where a float model will be quantized.
+        kind = type(module)
+        if kind.__module__.startswith(_QUANTIZED) and kind.__name__ != "FloatFunctional":
             raise UnsupportedModelError(
                 f"{where} is quantized ({type(module).__name__}). Prune the float model, then quantize."
             )

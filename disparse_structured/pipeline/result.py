@@ -130,7 +130,12 @@ def _report(
         deviation=deviation,
         refit=refit,
         verification=VerificationFacts(
-            True, verification.dtype, verification.tolerance, verification.deviation
+            True,
+            verification.dtype,
+            verification.tolerance,
+            verification.deviation,
+            verification.empty,
+            verification.beyond,
         )
         if verification
         else VerificationFacts(False),

@@ -61,12 +61,18 @@ class TaskFacts:
 
 @dataclass(frozen=True)
 class VerificationFacts:
-    """Deviation of the pruned module from the masked twin, per task, unless that was switched off."""
+    """Deviation of the pruned module from the masked twin, per task, unless that was switched off.
+
+    ``empty`` says why the comparison means nothing for a task, such as an output that is zero. ``beyond`` lists
+    what else the pruned module was seen to do as the dense one does: other batches and sizes, train mode.
+    """
 
     verified: bool
     dtype: str | None = None
     tolerance: float | None = None
     deviation: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    empty: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    beyond: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,6 +170,10 @@ class PruningReport:
             yield Text(
                 f"verified against the masked twin in {self.verification.dtype}: worst deviation {worst:.1e}"
             )
+            for task, reason in self.verification.empty.items():
+                yield Text(f"NOTHING WAS COMPARED for {task}: {reason}", style="bold yellow")
+            if self.verification.beyond:
+                yield Text(f"runs like the dense model with {', '.join(self.verification.beyond)}")
         else:
             yield Text("NOT VERIFIED: verification was switched off (verify=False)", style="bold yellow")
         for refused in self.refused:

@@ -21,11 +21,19 @@ from disparse_structured.verification.precision import double_precision, has_nar
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest deviation between networks that must agree, relative as in :func:`difference`."""
 
-_SMALL = 1e-3
-"""Differences are relative to the larger of this and the expected output's largest value."""
+_SMALL = {torch.float64: 1e-6, torch.float32: 1e-2}
+"""A channel is compared with its own largest value, or with this fraction of the whole output's."""
 
 Outputs = Mapping[str, Sequence[torch.Tensor]]
 """The tensors of each task."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The largest relative difference of each task, and of which tasks it says nothing, and why."""
+
+    deviation: Mapping[str, float]
+    empty: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,17 +89,28 @@ class VerificationCopy:
         actual: Callable[[tuple[Any, ...]], Outputs],
         expected: Callable[[tuple[Any, ...]], Outputs],
     ) -> dict[str, float]:
-        """Return each task's largest relative difference on the example inputs and others of their shape.
+        """Return what :meth:`compare` finds, without its remarks."""
+        return dict(self.compare(actual, expected).deviation)
+
+    def compare(
+        self,
+        actual: Callable[[tuple[Any, ...]], Outputs],
+        expected: Callable[[tuple[Any, ...]], Outputs],
+    ) -> Comparison:
+        """Compare each task's output on the example inputs and on others of their shape.
 
         Raises:
             VerificationError: a task's expected output holds no finite number.
         """
         found: dict[str, list[float]] = {name: [] for name in self.structure.tasks}
-        for inputs in (self.inputs, _other_inputs(self.inputs)):
+        seen: dict[str, list[Sequence[torch.Tensor]]] = {name: [] for name in self.structure.tasks}
+        others = _other_inputs(self.inputs)
+        for inputs in (self.inputs, others):
             with torch.no_grad(), torch.random.fork_rng(devices=[]), self._precision():
                 wanted = expected(inputs)
                 given = actual(inputs)
             for name in found:
+                seen[name].append(wanted[name])
                 pairs = zip(given[name], wanted[name], strict=True)
                 found[name] += [difference(a, b) for a, b in pairs if b.isfinite().any() or not b.numel()]
         for name, differences in found.items():
@@ -100,7 +119,13 @@ class VerificationCopy:
                     f"task {name!r}: the dense model's output holds no finite number, so nothing can be "
                     "compared. Pass example inputs that the model was made for."
                 )
-        return {name: max(differences) for name, differences in found.items()}
+        deviation = {name: max(differences) for name, differences in found.items()}
+        remarks = {
+            name: remark
+            for name, outputs in seen.items()
+            if (remark := _nothing_in(outputs, _differ(self.inputs, others)))
+        }
+        return Comparison(deviation, remarks)
 
     def _precision(self) -> AbstractContextManager[None]:
         if self.dtype is torch.float64 and has_narrow_dtypes(self.structure.capture.graph):
@@ -128,8 +153,29 @@ def _randomize_constants(model: nn.Module) -> None:
                 tensor.add_(noise.to(tensor.device), alpha=0.5)
 
 
+def _differ(inputs: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
+    pairs = zip(pytree.tree_leaves(inputs), pytree.tree_leaves(others), strict=True)
+    return any(isinstance(a, torch.Tensor) and not torch.equal(a, b) for a, b in pairs)
+
+
+def _nothing_in(outputs: Sequence[Sequence[torch.Tensor]], inputs_differ: bool) -> str | None:
+    """Why it means nothing that others agree with ``outputs``, which a task has on two inputs."""
+    if not any(tensor.any() for tensors in outputs for tensor in tensors):
+        return "its output is zero"
+    first, *rest = outputs
+    if inputs_differ and all(
+        len(other) == len(first) and all(map(torch.equal, first, other)) for other in rest
+    ):
+        return "its output is the same for other inputs"
+    return None
+
+
 def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return the relative difference: infinite if the shapes or the non-finite values differ."""
+    """Return the largest difference, relative to the largest value of its channel or column.
+
+    So large values, such as coordinates, hide nothing of small ones, such as scores, that one tensor also holds.
+    It is infinite if the shapes or the non-finite values differ.
+    """
     if actual.shape != expected.shape:
         return float("inf")
     if not expected.numel():
@@ -140,8 +186,16 @@ def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     same = (actual == expected) | (actual.isnan() & expected.isnan())
     if not same[~finite].all():
         return float("inf")
-    worst = (actual - expected)[finite].abs().max().nan_to_num(torch.inf)
-    return float(worst / expected[finite].abs().max().clamp_min(_SMALL))
+    error = torch.where(finite, (actual - expected).abs(), 0).nan_to_num(torch.inf)
+    size = torch.where(finite, expected.abs(), 0)
+    if not error.any():
+        return 0.0
+    least = _SMALL.get(expected.dtype, _SMALL[torch.float32]) * size.max()
+    worst = error.max() / size.max()
+    for dim in {1, expected.ndim - 1} if expected.ndim > 1 else set():
+        others = [each for each in range(expected.ndim) if each != dim]
+        worst = torch.maximum(worst, (error.amax(others) / size.amax(others).clamp_min(least)).max())
+    return float(worst.nan_to_num(torch.inf))
 
 
 def _cast(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
@@ -157,10 +211,12 @@ def _other_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(0)
 
     def other(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
+        if not isinstance(leaf, torch.Tensor) or leaf.numel() <= 1:
             return leaf
+        if not leaf.is_floating_point():
+            return leaf.flip(0)
         noise = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
-        return leaf.flip(0) + noise * leaf.std() if leaf.numel() > 1 else leaf
+        return leaf.flip(0) + noise * (leaf.std() or 1.0)
 
     found: tuple[Any, ...] = pytree.tree_map(other, inputs)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from disparse_structured.data.call import call
 from disparse_structured.errors import VerificationError
 from disparse_structured.graph.capture import clone_if_tensor
 from disparse_structured.structure import Structure
-from disparse_structured.verification.copy import TOLERANCES, VerificationCopy
+from disparse_structured.verification.beyond import Abilities
+from disparse_structured.verification.copy import TOLERANCES, Comparison, VerificationCopy
 from disparse_structured.verification.twin import masked_twin
 
 Cut = Callable[[nn.Module, Structure, torch.Tensor], nn.Module]
@@ -28,6 +29,8 @@ class Verification:
     dtype: str
     tolerance: float
     deviation: dict[str, float]
+    empty: Mapping[str, str] = field(default_factory=dict)
+    beyond: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Refusal:
 class _Verdict:
     """How far a pruned copy is from its twin, and why it fails, if it does."""
 
-    deviation: dict[str, float]
+    comparison: Comparison
     mismatch: str | None
 
 
@@ -56,6 +59,7 @@ class Verifier:
     def _compare_with(self, reference: VerificationCopy) -> None:
         self._reference = reference
         self._verdicts: dict[bytes, _Verdict] = {}
+        self._abilities: Abilities | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,6 +68,9 @@ class Verifier:
 
     def deviation(self, keep: torch.Tensor) -> dict[str, float]:
         """Return each task's largest relative difference from the twin; raise what ``forward`` raises."""
+        return dict(self._compared(keep)[0].deviation)
+
+    def _compared(self, keep: torch.Tensor) -> tuple[Comparison, nn.Module]:
         reference = self._reference
         pruned = self._cut(reference.model, reference.structure, keep)
         twin = masked_twin(reference.structure, keep)
@@ -73,7 +80,7 @@ class Verifier:
             output = call(pruned, pytree.tree_map(clone_if_tensor, inputs))
             return {task.name: task.tensors(output) for task in tasks}
 
-        return reference.deviation(run, lambda inputs: reference.run(inputs, twin))
+        return reference.compare(run, lambda inputs: reference.run(inputs, twin)), pruned
 
     def mismatch(self, keep: torch.Tensor) -> str | None:
         """Say why the pruned module is not the twin; None if it is."""
@@ -84,13 +91,20 @@ class Verifier:
         key = keep.numpy().tobytes()
         if key not in self._verdicts:
             try:
-                deviation = self.deviation(keep)
+                comparison, pruned = self._compared(keep)
             except Exception as error:
                 reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                self._verdicts[key] = _Verdict({}, reason)
+                self._verdicts[key] = _Verdict(Comparison({}, {}), reason)
             else:
-                self._verdicts[key] = _Verdict(deviation, mismatch_in(deviation, self.dtype))
+                mismatch = mismatch_in(comparison.deviation, self.dtype) or self._missing(pruned)
+                self._verdicts[key] = _Verdict(comparison, mismatch)
         return self._verdicts[key]
+
+    def _missing(self, pruned: nn.Module) -> str | None:
+        """What the pruned model cannot do beside the example, though the dense model can."""
+        if self._abilities is None:
+            self._abilities = Abilities.of(self._reference.model, self._reference.inputs)
+        return self._abilities.missing(pruned)
 
     def resolve(self, keep: torch.Tensor) -> tuple[torch.Tensor, Verification, tuple[Refusal, ...]]:
         """Restore the groups that ``forward`` cannot follow; return ``keep``, its verification and them."""
@@ -107,7 +121,14 @@ class Verifier:
                 )
             refused.extend(found)
             keep = self._with(keep, [refusal.group for refusal in found])
-        verification = Verification(str(self.dtype), TOLERANCES[self.dtype], self._verdict(keep).deviation)
+        comparison = self._verdict(keep).comparison
+        verification = Verification(
+            str(self.dtype),
+            TOLERANCES[self.dtype],
+            dict(comparison.deviation),
+            comparison.empty,
+            self._abilities.names if self._abilities is not None else (),
+        )
         return keep, verification, tuple(refused)
 
     def _check_repeatable(self) -> None:

@@ -1,0 +1,160 @@
+"""What the dense model can do beside the example: other batches, other sizes, train mode.
+
+A pruned model must do all of that too. Tables that were cut to the length of the example, heads that run in train
+mode only, and sizes that were fixed show here, though not on the example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from disparse_structured.data.batches import batch_size
+from disparse_structured.data.call import call
+from disparse_structured.graph.capture import clone_if_tensor, tensor_leaves
+from disparse_structured.graph.copies import copied
+
+Inputs = tuple[Any, ...]
+
+_STEP = 32
+"""By how much images are made larger: most networks halve them at most five times."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """A way of running a model.
+
+    Args:
+        name: for reports and messages, such as ``"a batch of 3"``.
+        run: runs a model that way, and returns what the dense and the pruned model must have in common.
+    """
+
+    name: str
+    run: Callable[[nn.Module], Any]
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """The situations that a dense model copes with, and what it returned."""
+
+    found: tuple[tuple[Situation, Any], ...]
+
+    @classmethod
+    def of(cls, dense: nn.Module, inputs: Inputs) -> Abilities:
+        """Try the situations on ``dense``, which must be in eval mode; what it refuses is left out."""
+        found: list[tuple[Situation, Any]] = []
+        for alternatives in _situations(inputs):
+            for situation in alternatives:
+                try:
+                    found.append((situation, situation.run(dense)))
+                except Exception:  # whatever the model raises: it does not cope
+                    continue
+                break
+        return cls(tuple(found))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the situations."""
+        return tuple(situation.name for situation, _ in self.found)
+
+    def missing(self, pruned: nn.Module) -> str | None:
+        """Say what ``pruned`` cannot do that the dense model can; None if there is nothing."""
+        for situation, expected in self.found:
+            try:
+                actual = situation.run(pruned)
+            except Exception as error:
+                reason = str(error).splitlines()[0] if str(error) else ""
+                return f"with {situation.name} it raises {type(error).__name__}: {reason}"
+            if actual != expected:
+                return f"with {situation.name} it returns {actual}, the dense model {expected}"
+        return None
+
+
+def _situations(inputs: Inputs) -> Iterator[Sequence[Situation]]:
+    """Alternatives, of which the first counts that the dense model copes with."""
+    size = batch_size(inputs)
+    yield [_shaped(f"a batch of {size + 1}", _resized(inputs, lambda leaf: {0: size + 1}, size))]
+    spatial = {tuple(leaf.shape[2:]) for leaf in _batched(inputs, size) if leaf.ndim > 2}
+    if spatial:
+        largest = max(spatial, key=sum)
+        yield [
+            _shaped(
+                f"the size {'x'.join(map(str, grown))}",
+                _resized(inputs, lambda leaf, grown=grown: _proportional(leaf, largest, grown), size),
+            )
+            for grown in (tuple(side + _STEP for side in largest), tuple(2 * side for side in largest))
+        ]
+    lengths = {leaf.shape[1] for leaf in _batched(inputs, size) if _is_sequence(leaf)}
+    for length in sorted(lengths):
+        yield [
+            _shaped(
+                f"the length {longer}",
+                _resized(inputs, lambda leaf, longer=longer: _of_length(leaf, length, longer), size),
+            )
+            for longer in (2 * length, length + 4, length + 1)
+        ]
+    yield [Situation("train mode", lambda model: _trained(model, inputs))]
+
+
+def _shaped(name: str, inputs: Inputs) -> Situation:
+    def run(model: nn.Module) -> list[tuple[int, ...]]:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            output = call(model, pytree.tree_map(clone_if_tensor, inputs))
+        return [tuple(tensor.shape) for tensor in tensor_leaves(output)]
+
+    return Situation(name, run)
+
+
+def _trained(model: nn.Module, inputs: Inputs) -> list[str]:
+    """The parameters that get a gradient in a training step, by name."""
+    student = copied(model).train()
+    for parameter in student.parameters():
+        parameter.grad = None
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        output = call(student, pytree.tree_map(clone_if_tensor, inputs))
+        losses = [tensor.mean() for tensor in tensor_leaves(output) if tensor.requires_grad]
+        sum(losses, torch.zeros(())).backward()
+    return [name for name, parameter in student.named_parameters() if parameter.grad is not None]
+
+
+def _batched(inputs: Inputs, size: int) -> list[torch.Tensor]:
+    leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in leaves if leaf.ndim and leaf.shape[0] == size]
+
+
+def _is_sequence(leaf: torch.Tensor) -> bool:
+    """Whether it holds token ids or a mask of tokens."""
+    return leaf.ndim == 2 and not leaf.is_floating_point() and leaf.shape[1] > 1
+
+
+def _of_length(leaf: torch.Tensor, length: int, longer: int) -> dict[int, int]:
+    return {1: longer} if leaf.ndim > 1 and leaf.shape[1] == length else {}
+
+
+def _proportional(leaf: torch.Tensor, sizes: tuple[int, ...], grown: tuple[int, ...]) -> dict[int, int]:
+    """The sizes of ``leaf`` when the largest input grows from ``sizes`` to ``grown``."""
+    sides = leaf.shape[2:]
+    if len(sides) != len(sizes):
+        return {}
+    return {2 + i: side * grown[i] // sizes[i] for i, side in enumerate(sides)}
+
+
+def _resized(inputs: Inputs, sizes: Callable[[torch.Tensor], dict[int, int]], batch: int) -> Inputs:
+    """``inputs`` repeated along dimensions, so that values stay in their range."""
+
+    def resized(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or not leaf.ndim or leaf.shape[0] != batch:
+            return leaf
+        for dim, size in sizes(leaf).items():
+            positions = torch.arange(size, device=leaf.device) % leaf.shape[dim]
+            leaf = leaf.index_select(dim, positions)
+        return leaf
+
+    found: Inputs = pytree.tree_map(resized, inputs)
+    return found
