@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,14 +11,27 @@ from torch import nn
 
 @contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """``models`` in eval mode; every module's own mode is restored afterward.
+    """Put ``models`` in eval mode; every module's own mode is restored afterward.
 
     The flags are set one by one, because a user's own ``train()`` may do more, such as merging weights.
     """
+    with _mode(False, models):
+        yield
+
+
+@contextmanager
+def train_mode(*models: nn.Module) -> Iterator[None]:
+    """Put ``models`` in train mode, as :func:`eval_mode` does."""
+    with _mode(True, models):
+        yield
+
+
+@contextmanager
+def _mode(training: bool, models: Iterable[nn.Module]) -> Iterator[None]:
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
         for module, _ in modes:
-            module.training = False
+            module.training = training
         yield
     finally:
         for module, mode in modes:

@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from disparse_structured.data.call import split
-from disparse_structured.data.modes import eval_mode, without_fast_path
+from disparse_structured.data.modes import eval_mode, train_mode, without_fast_path
 from disparse_structured.errors import CaptureError, TaskError, UnsupportedModelError
 from disparse_structured.graph.effects import Effects
 from disparse_structured.graph.named_tensors import named_tensors
@@ -28,6 +28,9 @@ from disparse_structured.graph.side_effects import undone
 from disparse_structured.tasks import Task
 
 _PREFIX = "model"
+
+_TRAINING = 10**9
+"""Added to the annotations of a graph in train mode, so that they differ from those of the graph in eval mode."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +130,14 @@ class Capture:
 
 
 def capture(
-    model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[Task], methods: Iterable[str] = ()
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    tasks: Sequence[Task],
+    methods: Iterable[str] = (),
+    *,
+    training: bool = False,
 ) -> Capture:
-    """Export ``model`` in eval mode; raise :class:`CaptureError` with torch's reason if that fails.
+    """Export ``model`` in eval or train mode; raise :class:`CaptureError` with torch's reason if that fails.
 
     What ``methods`` (dotted, from the model: ``"stem.forward"``) return is recorded. The model's mode and
     attributes and the random state are restored. Some torch layers compute differently without gradients, so
@@ -139,12 +147,12 @@ def capture(
     wrapper = _TaskOutputs(model, tasks)
     with (
         undone(model),
-        eval_mode(model),
+        train_mode(model) if training else eval_mode(model),
         _quiet(),
         torch.enable_grad(),
         without_fast_path(),
         torch.random.fork_rng(devices=[]),
-        traced_integers(model) as annotator,
+        traced_integers(model, _TRAINING if training else 0) as annotator,
         _recorded(model, methods, annotator.number) as results,
     ):
         exported = _exported(wrapper, example_inputs, type(model).__name__)
@@ -170,7 +178,8 @@ def capture(
         results=results,
         reals=frozenset(annotator.reals),
     )
-    _check_repeatable(captured, type(model).__name__)
+    if not training:
+        _check_repeatable(captured, type(model).__name__)
     return captured
 
 

@@ -186,9 +186,9 @@ class Annotator(TorchFunctionMode):
     ``reals`` collects the expressions that ``forward`` computed floats from.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, start: int = 0) -> None:
         super().__init__()
-        self._values = 0
+        self._values = start
         self.reals: set[Expression] = set()
 
     def __torch_function__(
@@ -248,9 +248,9 @@ class Annotator(TorchFunctionMode):
 
 
 @contextmanager
-def traced_integers(model: nn.Module) -> Iterator[Annotator]:
+def traced_integers(model: nn.Module, start: int = 0) -> Iterator[Annotator]:
     """Make ``torch.export`` of ``model`` annotate its graph; restore the attributes on exit."""
-    with Annotator() as annotator, traced_attributes(model, annotator.reals):
+    with Annotator(start) as annotator, traced_attributes(model, annotator.reals):
         yield annotator
 
 

@@ -18,8 +18,9 @@ from torch import fx, nn
 
 import disparse_structured.structure.rules  # noqa: F401  (registers the operator rules)
 from disparse_structured.data.batches import as_arguments, batch_size
-from disparse_structured.errors import OptionError, TaskError
-from disparse_structured.graph.capture import Capture, capture, check_supported
+from disparse_structured.errors import CaptureError, OptionError, TaskError
+from disparse_structured.graph.capture import Capture, capture, check_supported, tensor_leaves
+from disparse_structured.graph.modes import train_mode_adds
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.graph.outputs import resolve_tasks
 from disparse_structured.graph.provenance import Attribute
@@ -118,6 +119,16 @@ class Subject:
         """Export the graph; raise :class:`CaptureError` if that fails."""
         return capture(self.model, self.inputs, self.tasks, self.declared.methods)
 
+    def captured_in_train_mode(self) -> Capture | None:
+        """Return the graph in train mode if that runs something else; None too if it cannot be exported."""
+        if self.form == "graph" or not train_mode_adds(self.model, self.inputs):
+            return None
+        everything = (Task("output", tensor_leaves),)
+        try:
+            return capture(self.model, self.inputs, everything, training=True)
+        except CaptureError:
+            return None
+
     def reads(self, attribute: Attribute) -> int:
         """Read the integer ``attribute`` of the model."""
         return int(attribute.read(self.model))
@@ -153,9 +164,13 @@ def _traced(subject: Subject, captured: Capture) -> Trace:
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     rewritable = subject.form == "graph"
     trace = Trace(captured, shapes, subject.has, subject.attention, rewritable).run()
+    trained = subject.captured_in_train_mode()
     used = _used_tensors(captured)
+    if trained is not None:
+        trace.add(trained)
+        trace.train_only = _used_tensors(trained) - used
     for name, value in trace.tensors.items():
-        if name not in used:
+        if name not in used | trace.train_only:
             for axis in value:
                 trace.labels.pin(axis.atoms(), "never used by forward", "", name.rpartition(".")[0])
     subject.declared.pin(trace, canonical)
@@ -213,6 +228,7 @@ class _Solution:
 
 def _solution(subject: Subject, trace: Trace, reach: _Reach) -> _Solution:
     classes = trace.labels.solve()
+    _pin_train_only(trace, classes)
     pinned = trace.labels.pinned(classes, trace.labels.pins)
     numbers = SizeSolution()
     if subject.form == "module":
@@ -232,6 +248,19 @@ def _solution(subject: Subject, trace: Trace, reach: _Reach) -> _Solution:
         atoms = np.flatnonzero(np.isin(classes, unbound))
         numbers.pins.append(PinRecord(atoms, reason, "", "", number=True))
         pinned[unbound] = True
+
+
+def _pin_train_only(trace: Trace, classes: np.ndarray) -> None:
+    """Pin what only train mode uses, as no task can judge it in eval mode; it follows what it reads, though."""
+    shared = np.zeros(int(classes.max()) + 1, dtype=bool)
+    for name, value in trace.tensors.items():
+        if name not in trace.train_only:
+            for axis in value:
+                shared[classes[axis.atoms()]] = True
+    for name in sorted(trace.train_only):
+        for axis in trace.tensors[name]:
+            own = axis.atoms()[~shared[classes[axis.atoms()]]]
+            trace.labels.pin(own, "used in train mode only", "", name.rpartition(".")[0])
 
 
 # Assembling.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -206,6 +206,8 @@ class Trace:
     kinds: list[tuple[np.ndarray, Kind]] = field(default_factory=list)
     scaled: list[Scaled] = field(default_factory=list)
     weight_scales: list[WeightScale] = field(default_factory=list)
+    train_only: set[str] = field(default_factory=set)
+    _parts: dict[bytes, tuple[Call, set[int]]] = field(default_factory=dict)
 
     def run(self) -> Trace:
         """Load the rules of installed packages, then visit every node in order."""
@@ -221,11 +223,32 @@ class Trace:
             number = annotation(node)
             if number is not None and is_value(value):
                 self.annotated[number] = value
+        for labels, (call, read) in self._parts.items():
+            whole = np.frombuffer(labels, dtype=np.int64)
+            if not read.issuperset(whole[whole != PINNED].tolist()):
+                self.labels.pin(whole, "a table that is read in part", call.operator, call.module)
         for output in self.capture.outputs:
             if isinstance(output, fx.Node):
                 for axis in self.values[output.name] or ():
                     self.labels.pin(axis.atoms(), "the network's output", "output", "")
         return self
+
+    def add(self, capture: Capture) -> None:
+        """Visit another graph of the model, whose labels must be removed together with those of the first.
+
+        What that graph reads and multiplies does not count, as no task is measured on it.
+        """
+        other = replace(
+            self,
+            capture=capture,
+            values={},
+            annotated={},
+            reads=[],
+            multiplies=[],
+            scaled=[],
+            weight_scales=[],
+        )
+        self.annotated.update(other.run().annotated)
 
     # Called by rules.
 
@@ -264,6 +287,14 @@ class Trace:
             self.reads.append(
                 Read(call.node.name, position, dim, axis.labels, normalizes, record.averages, sample)
             )
+
+    def read_part(self, call: Call, whole: np.ndarray, part: np.ndarray) -> None:
+        """Record that ``call`` reads ``part`` of the labels ``whole`` of a parameter or buffer.
+
+        What no call reads is not dead: a longer input would reach the rest of a table.
+        """
+        _, read = self._parts.setdefault(whole.tobytes(), (call, set()))
+        read.update(part.tolist())
 
     def literal(self, call: Call, expression: Expression, axis: Axis) -> None:
         """Record that the number given by ``expression`` is the size of ``axis``."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 
 import torch
+from torch import fx
 
+from disparse_structured.graph.operators import operator_of
 from disparse_structured.structure.labels import Axis, Value
 from disparse_structured.structure.rules.concatenation import replaced
 from disparse_structured.structure.tracing import Call, Trace, plain, rule
@@ -30,6 +32,8 @@ def slice_(trace: Trace, call: Call) -> Value:
     if axis.labels is None:
         return replaced(value, dim, Axis(len(range(begin, stop, step)), None, sample))
     labels = axis.labels[cut]
+    if _is_tensor_of_the_model(trace, call.raw["self"]):
+        trace.read_part(call, axis.labels, labels)
     if step != 1:
         trace.pin(call, [axis], "slice with a step")
     if "length" in call.raw:
@@ -46,6 +50,12 @@ def slice_(trace: Trace, call: Call) -> Value:
         before = axis.labels[:begin]
         trace.literal(call, call.expressions([start])[0], Axis(len(before), before))
     return replaced(value, dim, Axis(len(labels), labels, sample))
+
+
+def _is_tensor_of_the_model(trace: Trace, node: fx.Node) -> bool:
+    while operator_of(node).keeps or operator_of(node).moves not in (None, "repetition"):
+        node = node.args[0]  # type: ignore[assignment]
+    return node.name in trace.capture.tensors
 
 
 @rule(aten.select)
