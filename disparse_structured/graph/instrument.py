@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from disparse_structured.graph.capture import Capture
+from disparse_structured.graph.operators import aliased, operator_of
 
 aten = torch.ops.aten
 
@@ -35,12 +36,17 @@ def put(args: list[Any], place: Argument, value: Any) -> None:
 
 
 def instrumented(
-    capture: Capture, readers: Mapping[Place, Sequence[nn.Module]], replacements: Mapping[str, nn.Module]
+    capture: Capture,
+    readers: Mapping[Place, Sequence[nn.Module]],
+    replacements: Mapping[str, nn.Module],
+    *,
+    differentiable: bool = False,
 ) -> fx.GraphModule:
     """Copy the graph with only the tasks' outputs.
 
     What a node reads at a place of ``readers`` passes through the modules given there, in order. A node
-    of ``replacements`` becomes a call of that module with the node's arguments.
+    of ``replacements`` becomes a call of that module with the node's arguments. If the copy is to be
+    ``differentiable``, nothing that a gradient needs is overwritten.
     """
     graph = fx.Graph()
     modules: dict[str, Any] = {}
@@ -60,8 +66,12 @@ def instrumented(
             continue
         if node.op == "get_attr":
             modules[str(node.target)] = getattr(capture.module, str(node.target))
-        args = list(fx.map_arg(node.args, copies.__getitem__))
-        kwargs = dict(fx.map_arg(node.kwargs, copies.__getitem__))
+        own = {
+            source: graph.call_function(aten.clone.default, (copies[source],))
+            for source in (_overwritten_reads(capture, node) if differentiable else ())
+        }
+        args = list(fx.map_arg(node.args, lambda each, own=own: own.get(each, copies[each])))
+        kwargs = dict(fx.map_arg(node.kwargs, lambda each, own=own: own.get(each, copies[each])))
         for place, found in places[node.name].items():
             value = argument(args, place)
             if (node, argument(node.args, place)) in capture.effects.overwritten:
@@ -74,8 +84,20 @@ def instrumented(
             copies[node] = call(replacements[node.name], tuple(args), kwargs)
         else:
             copies[node] = graph.create_node(node.op, node.target, tuple(args), kwargs, node.name)
+        if differentiable and operator_of(node).saves_result and node.name in capture.effects.written:
+            copies[node] = graph.call_function(aten.clone.default, (copies[node],))
     graph.output(fx.map_arg(_task_results(capture), copies.__getitem__))
     return fx.GraphModule(modules, graph)
+
+
+def _overwritten_reads(capture: Capture, node: fx.Node) -> list[fx.Node]:
+    """The arguments of ``node`` that are overwritten later, unless it returns or writes to their memory."""
+    same = {source for source, _ in aliased(node)}
+    return [
+        each
+        for each in node.all_input_nodes
+        if (node, each) in capture.effects.overwritten and each not in same
+    ]
 
 
 def _task_results(capture: Capture) -> tuple[Any, ...]:

@@ -75,6 +75,7 @@ class Operator:
         proportional_along: the dimension of the result along which ``weight`` and ``bias`` lie, if the result
             is proportional to both.
         sizes: the integer arguments that are sizes, by name, and what they count.
+        saves_result: whether its gradient is computed from its result, which must not be overwritten then.
         with_second_derivative: an equivalent function that can be differentiated twice, for an operator that
             cannot.
     """
@@ -89,6 +90,7 @@ class Operator:
     may_alias: bool = False
     proportional_along: int | None = None
     sizes: Mapping[str, Counts] = field(default_factory=dict)
+    saves_result: bool = False
     with_second_derivative: Callable[..., torch.Tensor] | None = None
 
 
@@ -182,6 +184,8 @@ _TABLE: tuple[tuple[str, Operator], ...] = (
      Operator(may_alias=True)),
     ("hardsigmoid hardsigmoid_",
      Operator(with_second_derivative=_hardsigmoid)),
+    ("sigmoid tanh exp sqrt rsqrt reciprocal softmax log_softmax relu elu selu celu",
+     Operator(saves_result=True)),
     ("broadcast_to zeros ones full empty rand randn new_zeros new_ones new_full new_empty",
      Operator(sizes={"size": "result"})),
     ("repeat",

@@ -106,7 +106,7 @@ def gated(
         if (place, dim) not in with_gate:
             readers[place].append(ZeroAt(dim, positions))
     replaced = {**_differentiable(structure), **(replacements or {}), **kept_statistics(structure, keep)}
-    return instrumented(structure.capture, readers, replaced)
+    return instrumented(structure.capture, readers, replaced, differentiable=True)
 
 
 def _differentiable(structure: Structure) -> dict[str, nn.Module]:
