@@ -36,7 +36,14 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
             example = first_inputs(model, load_data(arguments.data), EXAMPLE_SAMPLES)
         tasks = sources.load_tasks(arguments.tasks) if arguments.tasks else None
     with screen.step("reading its structure"):
-        structure = ds.analyse(model, example, tasks, form=arguments.form, attention=arguments.attention)
+        structure = ds.analyse(
+            model,
+            example,
+            tasks,
+            form=arguments.form,
+            attention=arguments.attention,
+            outputs=arguments.outputs,
+        )
     floors = FLOORS if arguments.budget_steps else (arguments.floor,)
     document = _document(type(model).__name__, structure)
     document["reachable"] = [_reachable(structure, floor, arguments) for floor in floors]

@@ -14,6 +14,7 @@ AS = "as package.module:name or path/to/file.py:name"
 TENSOR_FILES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
 FORMS = ("module", "graph")
 ATTENTION = ("heads", "head_dim")
+OUTPUTS = ("all", "tasks")
 FLOOR, MIN_WIDTH, ROUND_TO = 0.1, 1, 1
 """The defaults of :class:`~disparse_structured.decision.budget.Budget`."""
 
@@ -163,7 +164,7 @@ def add_rules(group: Options, *, criterion: str, arbiter: str) -> None:
 
 
 def add_structure(group: Options) -> None:
-    """``--form`` and ``--attention``."""
+    """``--form``, ``--attention`` and ``--outputs``."""
     group.add_argument(
         "--form",
         choices=FORMS,
@@ -177,6 +178,13 @@ def add_structure(group: Options) -> None:
         default="heads",
         help="what is removed from attention: whole heads, or one index of the head dimension in every head "
         "(default: heads)",
+    )
+    group.add_argument(
+        "--outputs",
+        choices=OUTPUTS,
+        default="all",
+        help="which outputs keep their widths: all that the model returns, or only those of the tasks "
+        "(default: all)",
     )
 
 

@@ -26,7 +26,14 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         tasks = sources.load_tasks(arguments.tasks) if arguments.tasks else None
         example = first_inputs(model, data, EXAMPLE_SAMPLES)
     with screen.step("reading the structure"):
-        structure = ds.analyse(model, example, tasks, form=arguments.form, attention=arguments.attention)
+        structure = ds.analyse(
+            model,
+            example,
+            tasks,
+            form=arguments.form,
+            attention=arguments.attention,
+            outputs=arguments.outputs,
+        )
     result = ds.prune(
         model,
         data,

@@ -16,6 +16,7 @@ from disparse_structured.decision.arbiters import Arbiter
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import Decision, decide
 from disparse_structured.decision.rankings import Ranking
+from disparse_structured.errors import BudgetError
 from disparse_structured.refit import RefitMethod, refit
 from disparse_structured.scoring import Saliency
 from disparse_structured.structure import Structure
@@ -98,15 +99,20 @@ def decide_in_rounds(
     for number in range(1, rounds + 1):
         last = number == rounds
         saliency = scored(model, keep)
-        decision = decide(
+        deciding = functools.partial(
+            decide,
             structure,
             saliency.scores,
-            budget if last else replace(budget, limit=share ** (number / rounds)),
             ranking=ranking,
             arbiter=arbiter,
             weights=task_weights(structure),
             left=keep if number > 1 else None,
         )
+        try:
+            decision = deciding(budget if last else replace(budget, limit=share ** (number / rounds)))
+        except BudgetError:
+            deciding(budget)  # what cannot be met is said of the budget that was asked for
+            raise
         keep = decision.keep
         if not last and between is not None:
             model = refit(problem.model, structure, keep, problem.calibration, method=between).model

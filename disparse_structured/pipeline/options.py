@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from rich.console import Console
+from torch import nn
 
 from disparse_structured.decision.budget import Budget
 from disparse_structured.errors import OptionError
@@ -66,8 +67,10 @@ def _check_object(name: str, choice: object) -> None:
         )
 
 
-def the_budget(macs: float | None, parameters: float | None, budget: Budget | None) -> Budget:
-    """The one budget that was given.
+def the_budget(
+    model: nn.Module, macs: float | None, parameters: float | None, budget: Budget | None
+) -> Budget:
+    """The one budget that was given, with the names that modules have in ``model``.
 
     Raises:
         OptionError: a limit stands beside ``budget``, or ``budget`` is something else.
@@ -86,7 +89,7 @@ def the_budget(macs: float | None, parameters: float | None, budget: Budget | No
         )
     if not isinstance(budget, Budget):
         raise OptionError(f"budget must be a Budget, got {budget!r}. Pass Budget(macs=0.5), or macs=0.5.")
-    return budget
+    return budget.named(model)
 
 
 @contextlib.contextmanager

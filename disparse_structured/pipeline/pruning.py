@@ -102,7 +102,7 @@ def prune(
             ``model`` is unchanged.
     """
     check_supported(model)
-    budget = the_budget(macs, parameters, budget)
+    budget = the_budget(model, macs, parameters, budget)
     check_method(method)
     check_refit(refit)
     check_structure(structure, tasks)

@@ -141,9 +141,12 @@ def _report(
         else VerificationFacts(False),
         refused=tuple(RefusedGroup(each.group, each.reason) for each in applied.refused),
         pinned=structure.pinned,
-        graph=_graph_facts(applied.model, structure),
+        graph=_graph_facts(applied.model),
         graph_only=GraphOnly.of(structure.graph_only, _held_by(refused, structure)),
         inputs=saving.describe_inputs(structure.example_inputs),
+        selectors={
+            task.name: None if callable(task.output) else task.output for task in structure.task_objects
+        },
         versions=dict(provenance.versions),
     )
 
@@ -154,11 +157,8 @@ def _cost_facts(cost: Cost, structure: Structure, keep: torch.Tensor, pruned: nn
     return CostFacts(cost.unit, model.dense, model.total(keep), counted)
 
 
-def _graph_facts(model: nn.Module, structure: Structure) -> GraphFacts | None:
-    if not isinstance(model, PrunedGraph):
-        return None
-    outputs = {task.name: None if callable(task.output) else task.output for task in structure.task_objects}
-    return GraphFacts(model.examples, model.any_batch, outputs)
+def _graph_facts(model: nn.Module) -> GraphFacts | None:
+    return GraphFacts(model.examples, model.any_batch) if isinstance(model, PrunedGraph) else None
 
 
 def _held_by(groups: Sequence[str], structure: Structure) -> float:

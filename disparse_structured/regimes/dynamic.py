@@ -12,7 +12,7 @@ from torch import nn
 
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.arbiters import Unanimous
-from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.budget import Budget, named
 from disparse_structured.decision.deciding import smallest
 from disparse_structured.errors import OptionError
 from disparse_structured.naming import rule_name
@@ -80,7 +80,7 @@ class Dynamic(MaskedRegime):
         structure = analyse(model, example_inputs, tasks)
         super().__init__(
             model,
-            DecisionSettings(structure, data, budget, method, to_inputs, seed, batches),
+            DecisionSettings(structure, data, named(budget, model), method, to_inputs, seed, batches),
         )
         self.every, self.fraction, self.last = every, fraction, until * steps
         self.grow = grow

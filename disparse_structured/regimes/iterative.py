@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from disparse_structured.data.batches import ToInputs
-from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.budget import Budget, named
 from disparse_structured.errors import OptionError
 from disparse_structured.pipeline import DiSparse, PruningResult
 from disparse_structured.regimes.masked import MaskedRegime
@@ -61,7 +61,7 @@ class Iterative(MaskedRegime):
         structure = analyse(model, example_inputs, tasks)
         super().__init__(
             model,
-            DecisionSettings(structure, data, budget, method, to_inputs, seed, batches),
+            DecisionSettings(structure, data, named(budget, model), method, to_inputs, seed, batches),
         )
         self.stages, self.every = stages, every
         # The last budget must be within reach before the first stage changes anything.

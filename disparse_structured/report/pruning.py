@@ -88,13 +88,11 @@ class GraphFacts:
     """What it takes to build a pruned exported graph again.
 
     It was exported with ``examples`` examples in the batch; with ``any_batch`` it takes any number of them,
-    else that one. ``outputs`` says by task what picks its part of the dense model's output; None where a
-    callable does, which is no data.
+    else that one.
     """
 
     examples: int
     any_batch: bool
-    outputs: Mapping[str, str | int | tuple[str | int, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,8 @@ class PruningReport:
 
     ``costs`` are by name, such as ``"macs"``. ``deviation`` is None where the model was trained after it was
     pruned, ``refit`` where the remaining weights were left unchanged, ``graph`` where the module itself was
-    pruned, ``graph_only`` where its exported graph could not shrink more.
+    pruned, ``graph_only`` where its exported graph could not shrink more. ``selectors`` says by task what picks
+    its part of the dense model's output; None where a callable does, which is no data.
     """
 
     model: str
@@ -152,6 +151,7 @@ class PruningReport:
     graph: GraphFacts | None
     graph_only: GraphOnly | None
     inputs: Mapping[str, Any]
+    selectors: Mapping[str, str | int | tuple[str | int, ...] | None]
     versions: Mapping[str, str]
 
     def to_json(self) -> str:

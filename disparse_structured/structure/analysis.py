@@ -37,7 +37,13 @@ from disparse_structured.structure.ratios import ratio_constraints
 from disparse_structured.structure.resizing import resizing_of
 from disparse_structured.structure.scales import AttentionScale
 from disparse_structured.structure.size_constraints import SizeSolution, follow, pin_reals
-from disparse_structured.structure.structure import AttributeUpdate, Form, Structure, fingerprint_of
+from disparse_structured.structure.structure import (
+    AttributeUpdate,
+    Form,
+    OutputKind,
+    Structure,
+    fingerprint_of,
+)
 from disparse_structured.structure.tracing import Trace
 from disparse_structured.tasks import Task
 
@@ -56,6 +62,7 @@ def analyse(
     *,
     form: Form = "module",
     attention: Attention = "heads",
+    outputs: OutputKind = "all",
 ) -> Structure:
     """Read the structure of ``model`` from its exported graph; never change the model.
 
@@ -73,19 +80,23 @@ def analyse(
             dense values. If that is impossible, the head dimension keeps its size. In a module, so does every
             width that ``forward`` computes a float from.
 
+        outputs: which outputs keep their widths: ``"all"`` that the model returns, or those of the ``"tasks"``.
+            What is returned beside them, such as hidden states or feature maps, holds much of some networks.
+
     Raises:
         TaskError: no task, a selector that misses, a task that reaches nothing.
         CaptureError: the model cannot be exported.
         UnsupportedModelError: wrapped, compiled, scripted or quantized models.
         OptionError: ``form`` or ``attention`` is invalid.
     """
-    for name, given, known in (("form", form, Form), ("attention", attention, Attention)):
+    options = (("form", form, Form), ("attention", attention, Attention), ("outputs", outputs, OutputKind))
+    for name, given, known in options:
         if given not in get_args(known):
             allowed = " or ".join(map(repr, get_args(known)))
             raise OptionError(f"{name} must be {allowed}, got {given!r}.")
     check_supported(model)  # before anything else inspects it
     inputs = as_arguments(model, example_inputs)
-    subject = Subject(model, inputs, resolve_tasks(model, inputs, tasks), form, attention)
+    subject = Subject(model, inputs, resolve_tasks(model, inputs, tasks), form, attention, outputs)
     signature = Signature.of(model, subject.inputs)
     return solved(subject, subject.captured(), signature, Captures())
 
@@ -99,6 +110,7 @@ class Subject:
     tasks: tuple[Task, ...]
     form: Form
     attention: Attention
+    outputs: OutputKind
 
     @functools.cached_property
     def declared(self) -> Declarations:
@@ -149,7 +161,7 @@ def solved(subject: Subject, captured: Capture, signature: Signature, captures: 
         TaskError: a task reaches nothing.
     """
     trace = _traced(subject, captured)
-    reach = _node_reach(captured)
+    reach = _node_reach(captured, subject.outputs)
     _check_reach(captured, reach)
     solution = _solution(subject, trace, reach)
     return _assembled(subject, trace, reach, solution, signature, captures)
@@ -163,7 +175,9 @@ def _traced(subject: Subject, captured: Capture) -> Trace:
     state, canonical = subject.tensors
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     rewritable = subject.form == "graph"
-    trace = Trace(captured, shapes, subject.has, subject.attention, rewritable).run()
+    trace = Trace(
+        captured, shapes, subject.has, subject.attention, rewritable, tasks_only=subject.outputs == "tasks"
+    ).run()
     trained = subject.captured_in_train_mode()
     used = _used_tensors(captured)
     if trained is not None:
@@ -187,10 +201,10 @@ def _used_tensors(captured: Capture) -> set[str]:
     }
 
 
-def _node_reach(captured: Capture) -> _Reach:
+def _node_reach(captured: Capture, outputs: OutputKind) -> _Reach:
     """The tasks whose output depends on each node; ``_NO_TASK`` if any returned tensor does."""
     reach: dict[str, frozenset[str]] = defaultdict(frozenset)
-    rest = captured.outputs[sum(captured.widths) :]
+    rest = captured.outputs[sum(captured.widths) :] if outputs == "all" else ()
     for task, nodes in [*captured.task_outputs(captured.outputs).items(), (_NO_TASK, rest)]:
         for node in nodes:
             if isinstance(node, fx.Node):
@@ -300,7 +314,10 @@ def _assembled(
         weight_scales=tuple(trace.weight_scales),
         form=subject.form,
         attention=subject.attention,
-        fingerprint=fingerprint_of(subject.tensors[0], grouping.groups, subject.form, subject.attention),
+        outputs=subject.outputs,
+        fingerprint=fingerprint_of(
+            subject.tensors[0], grouping.groups, subject.form, subject.attention, subject.outputs
+        ),
         capture=trace.capture,
         signature=signature,
         captures=captures,

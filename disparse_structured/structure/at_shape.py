@@ -39,7 +39,9 @@ def structure_at(structure: Structure, model: nn.Module, inputs: tuple[Any, ...]
     signature = Signature.of(model, inputs)
     if signature == structure.signature:
         return structure
-    subject = Subject(model, inputs, structure.task_objects, structure.form, structure.attention)
+    subject = Subject(
+        model, inputs, structure.task_objects, structure.form, structure.attention, structure.outputs
+    )
     known = structure.captures.recall(signature)
     if known is None:
         known = _captured(subject)

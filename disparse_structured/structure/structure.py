@@ -26,6 +26,10 @@ Form = Literal["module", "graph"]
 """What is pruned: the module itself, whose ``forward`` must follow, or its exported graph."""
 
 
+OutputKind = Literal["all", "tasks"]
+"""Which outputs must keep their widths: everything that the model returns, or what the tasks pick of it."""
+
+
 @dataclass(frozen=True)
 class AttributeUpdate:
     """``attribute`` of the module equals row ``row`` of the cost model's widths."""
@@ -62,6 +66,7 @@ class Structure:
     weight_scales: tuple[WeightScale, ...]
     form: Form
     attention: Attention
+    outputs: OutputKind
     fingerprint: str
     capture: Capture
     signature: Signature
@@ -101,7 +106,7 @@ def check_described(state: Mapping[str, torch.Tensor], structure: Structure) -> 
             )
 
 
-_GRAPH, _HEAD_DIM = "graph-", "head_dim-"
+_GRAPH, _HEAD_DIM, _TASKS = "graph-", "head_dim-", "tasks-"
 """Fingerprint prefixes of structures of the exported graph, and of those whose heads are kept whole."""
 
 
@@ -115,8 +120,17 @@ def attention_of(fingerprint: str) -> Attention:
     return "head_dim" if _HEAD_DIM in fingerprint else "heads"
 
 
+def outputs_of(fingerprint: str) -> OutputKind:
+    """Return which outputs the structure that ``fingerprint`` identifies keeps."""
+    return "tasks" if _TASKS in fingerprint else "all"
+
+
 def fingerprint_of(
-    state: Mapping[str, torch.Tensor], groups: tuple[ChannelGroup, ...], form: Form, attention: Attention
+    state: Mapping[str, torch.Tensor],
+    groups: tuple[ChannelGroup, ...],
+    form: Form,
+    attention: Attention,
+    outputs: OutputKind,
 ) -> str:
     """Compute the fingerprint of a structure; ``state`` holds the model's tensors by canonical name."""
     facts = {
@@ -135,5 +149,9 @@ def fingerprint_of(
         ],
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    marks = (_GRAPH if form == "graph" else "", _HEAD_DIM if attention == "head_dim" else "")
+    marks = (
+        _GRAPH if form == "graph" else "",
+        _HEAD_DIM if attention == "head_dim" else "",
+        _TASKS if outputs == "tasks" else "",
+    )
     return "".join(marks) + digest

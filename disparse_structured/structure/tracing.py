@@ -196,6 +196,7 @@ class Trace:
     has_attribute: Callable[[Attribute], bool] = lambda attribute: False
     attention: Attention = "heads"
     rewritable: bool = False
+    tasks_only: bool = False
     labels: Labels = field(default_factory=Labels)
     values: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Value] = field(default_factory=dict)
@@ -227,7 +228,8 @@ class Trace:
             whole = np.frombuffer(labels, dtype=np.int64)
             if not read.issuperset(whole[whole != PINNED].tolist()):
                 self.labels.pin(whole, "a table that is read in part", call.operator, call.module)
-        for output in self.capture.outputs:
+        outputs = self.capture.outputs
+        for output in outputs[: sum(self.capture.widths)] if self.tasks_only else outputs:
             if isinstance(output, fx.Node):
                 for axis in self.values[output.name] or ():
                     self.labels.pin(axis.atoms(), "the network's output", "output", "")
@@ -241,6 +243,7 @@ class Trace:
         other = replace(
             self,
             capture=capture,
+            tasks_only=False,
             values={},
             annotated={},
             reads=[],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from disparse_structured.errors import LoadError
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.report.pruning import GraphFacts, PruningReport
 from disparse_structured.structure import analyse
-from disparse_structured.structure.structure import attention_of, form_of
+from disparse_structured.structure.structure import attention_of, form_of, outputs_of
 from disparse_structured.surgery.graph import rebuild_graph
 from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Task, check_tasks
@@ -103,17 +102,25 @@ def load(
     dense = factory()
     inputs = example_inputs or described_inputs(report["inputs"])
     model = (
-        _pruned_graph(dense, plan, inputs, tasks, _graph_facts(report, plan, folder))
+        _pruned_graph(dense, plan, inputs, tasks, report, folder)
         if form_of(plan.fingerprint) == "graph"
-        else _pruned_module(dense, plan, inputs)
+        else _pruned_module(dense, plan, inputs, tasks, report)
     )
     _load_weights(model, weights, folder)
     return model.eval()
 
 
-def _pruned_module(dense: nn.Module, plan: Plan, inputs: tuple[Any, ...]) -> nn.Module:
-    tasks = [Task("output", ())]  # the cut of a module does not depend on its tasks
-    structure = analyse(dense, inputs, tasks, attention=attention_of(plan.fingerprint))
+def _pruned_module(
+    dense: nn.Module,
+    plan: Plan,
+    inputs: tuple[Any, ...],
+    tasks: Sequence[Task | str] | None,
+    report: Mapping[str, Any],
+) -> nn.Module:
+    outputs = outputs_of(plan.fingerprint)
+    # Unless the rest of the output may shrink, a module is cut the same way whatever its tasks.
+    chosen = _tasks(tasks, plan, report) if outputs == "tasks" else [Task("output", ())]
+    structure = analyse(dense, inputs, chosen, attention=attention_of(plan.fingerprint), outputs=outputs)
     return apply(dense, plan, structure, verify=False).model
 
 
@@ -122,11 +129,25 @@ def _pruned_graph(
     plan: Plan,
     inputs: tuple[Any, ...],
     tasks: Sequence[Task | str] | None,
-    facts: GraphFacts,
+    report: Mapping[str, Any],
+    folder: Path,
 ) -> nn.Module:
-    chosen = _saved_tasks(facts) if tasks is None else _in_order(check_tasks(tasks), plan)
-    structure = analyse(dense, inputs, chosen, form="graph", attention=attention_of(plan.fingerprint))
-    plan.check(structure)  # all its groups must be there
+    try:
+        facts = GraphFacts(**report["graph"])
+    except (KeyError, TypeError) as error:
+        raise LoadError(
+            f"{REPORT} in {str(folder)!r} does not say how the pruned graph was made "
+            f"({type(error).__name__}: {error}). Save the model again."
+        ) from None
+    structure = analyse(
+        dense,
+        inputs,
+        _tasks(tasks, plan, report),
+        form="graph",
+        attention=attention_of(plan.fingerprint),
+        outputs=outputs_of(plan.fingerprint),
+    )
+    plan.check(structure)  # that all its groups are there
     reach = {group.name: group.reach for group in structure.groups}
     for group in plan.groups:
         if group.reach != reach[group.name]:
@@ -138,29 +159,24 @@ def _pruned_graph(
     return rebuild_graph(dense, plan, structure, examples=facts.examples, any_batch=facts.any_batch)
 
 
-def _graph_facts(report: Mapping[str, Any], plan: Plan, folder: Path) -> GraphFacts:
+def _tasks(tasks: Sequence[Task | str] | None, plan: Plan, report: Mapping[str, Any]) -> list[Task]:
+    """``tasks``, or those that the report describes."""
+    if tasks is not None:
+        return _in_order(check_tasks(tasks), plan)
     try:
-        facts = GraphFacts(**report["graph"])
-        found = {name: facts.outputs[name] for name in plan.tasks}
-    except (KeyError, TypeError) as error:
+        selectors = {name: report["selectors"][name] for name in plan.tasks}
+    except (KeyError, TypeError):
         raise LoadError(
-            f"{REPORT} in {str(folder)!r} does not say how the pruned graph was made "
-            f"({type(error).__name__}: {error}). Save the model again."
+            f"{REPORT} does not say what picks the tasks' outputs. Save the model again."
         ) from None
-    # JSON has no tuples.
-    outputs = {name: tuple(each) if isinstance(each, list) else each for name, each in found.items()}
-    return dataclasses.replace(facts, outputs=outputs)
-
-
-def _saved_tasks(facts: GraphFacts) -> list[Task]:
-    tasks = [Task(name, output) for name, output in facts.outputs.items() if output is not None]
-    callables = [name for name, output in facts.outputs.items() if output is None]
+    callables = [name for name, selector in selectors.items() if selector is None]
     if callables:
         raise LoadError(
             f"the output of {_listed(callables)} is picked by a callable, which a folder cannot hold. Pass "
             "tasks=, the tasks that the model was pruned with, to load()."
         )
-    return tasks
+    # JSON has no tuples.
+    return [Task(name, tuple(each) if isinstance(each, list) else each) for name, each in selectors.items()]
 
 
 def _in_order(tasks: Sequence[Task], plan: Plan) -> list[Task]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from torch import nn
 
 from disparse_structured.decision.costs import Cost, MACs, Parameters
 from disparse_structured.decision.options import check_not_class
 from disparse_structured.decision.plan import Plain
-from disparse_structured.errors import BudgetError
+from disparse_structured.errors import BudgetError, OptionError
 from disparse_structured.naming import rule_name
 
 _EXAMPLES = "Budget(macs=0.5), Budget(parameters=0.4) or Budget(0.5, of=cost)"
@@ -22,7 +24,7 @@ class Budget:
     """What the pruned model may cost, and how narrow its layers may become.
 
     >>> Budget(macs=0.5)
-    Budget(limit=0.5, of=MACs(), floor=0.1, min_width=1, round_to=1, protected=())
+    Budget(limit=0.5, of=MACs(), floor=0.1, min_width=1, round_to=1, protected=(), shares=())
     >>> Budget(parameters=1_000_000, round_to=8, protected="stem.*").limit
     1000000.0
     >>> Budget(macs=0.5) == Budget(0.5, of=MACs())
@@ -38,12 +40,14 @@ class Budget:
         min_width: at least this many units of every group are kept (all, where there are fewer).
         round_to: kept counts are rounded up to a multiple of this, at most to the dense width. Attention
             heads are not rounded: one head is a block of channels already.
-        protected: name patterns (``fnmatch``: ``*``, ``?``, ``[…]``, case matters). What they match keeps
-            its shape: a channel group, a parameter, or all parameters of a module.
+        protected: what keeps its shape: name patterns (``fnmatch``: ``*``, ``?``, ``[…]``, case matters) of
+            channel groups, parameters, or modules with all of their parameters; or modules themselves.
+        shares: by name pattern or module, what share of its units may be removed: at most, or a pair, at
+            least and at most. ``{"stem*": 0.2, "neck*": (0.5, 0.5)}``. Of several that match, the last counts.
 
     Raises:
         BudgetError: no limit or two, a fraction <= 0 or >= 1, NaN, an option out of its range.
-        OptionError: ``of`` is not a cost.
+        OptionError: ``of`` is not a cost, ``protected`` or ``shares`` hold something else.
     """
 
     limit: float
@@ -51,7 +55,8 @@ class Budget:
     floor: float
     min_width: int
     round_to: int
-    protected: tuple[str, ...]
+    protected: tuple[str | nn.Module, ...]
+    shares: tuple[tuple[str | nn.Module, float, float], ...]
 
     def __init__(
         self,
@@ -63,7 +68,8 @@ class Budget:
         floor: float = 0.1,
         min_width: int = 1,
         round_to: int = 1,
-        protected: str | Iterable[str] = (),
+        protected: str | nn.Module | Iterable[str | nn.Module] = (),
+        shares: Mapping[str | nn.Module, float | tuple[float, float]] | Iterable[Any] = (),
     ) -> None:
         cost, limit = _limited(limit, of, macs, parameters)
         _check_widths(floor, min_width, round_to)
@@ -74,10 +80,34 @@ class Budget:
             "floor": floor,
             "min_width": min_width,
             "round_to": round_to,
-            "protected": (protected,) if isinstance(protected, str) else tuple(protected),
+            "protected": _protected(protected),
+            "shares": _shares(shares),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    def named(self, model: nn.Module) -> Budget:
+        """The same budget with the names that modules have in ``model``.
+
+        Raises:
+            OptionError: a module is not part of it.
+        """
+        names = {id(module): name for name, module in model.named_modules()}
+
+        def name(each: str | nn.Module) -> str:
+            found = each if isinstance(each, str) else names.get(id(each), "")
+            if not found:
+                whole = (
+                    "the whole model" if each is model else f"a {type(each).__name__} outside of the model"
+                )
+                raise OptionError(f"a budget names {whole}. Name a module inside of it.")
+            return found
+
+        return replace(
+            self,
+            protected=tuple(name(each) for each in self.protected),
+            shares=tuple((name(each), least, most) for each, least, most in self.shares),
+        )
 
     def target(self, dense: float) -> float:
         """The largest cost allowed, given the dense one.
@@ -102,13 +132,45 @@ class Budget:
             ("limit", self.limit),
             ("min_width", self.min_width),
             ("of", rule_name(self.of)),
-            ("protected", self.protected),
+            ("protected", tuple(map(str, self.protected))),
             ("round_to", self.round_to),
+            *((("shares", tuple((str(each), *rest) for each, *rest in self.shares)),) if self.shares else ()),
         )
 
     def __str__(self) -> str:
         """The limit alone, as in ``macs=0.5``."""
         return f"{self.of.name}={self.limit:g}"
+
+
+def _protected(given: Any) -> tuple[str | nn.Module, ...]:
+    if isinstance(given, str | nn.Module):
+        return (given,)
+    found = tuple(given) if isinstance(given, Iterable) else (given,)
+    for each in found:
+        if not isinstance(each, str | nn.Module):
+            raise OptionError(
+                f"protected holds {each!r} of type {type(each).__name__}. Pass names, patterns or modules."
+            )
+    return found
+
+
+def _shares(given: Any) -> tuple[tuple[str | nn.Module, float, float], ...]:
+    if isinstance(given, Mapping):
+        given = [
+            (key, *(share if isinstance(share, tuple | list) else (0.0, share)))
+            for key, share in given.items()
+        ]
+    found = []
+    for each in given:
+        key, *bounds = each if isinstance(each, tuple | list) else (each,)
+        numbers = len(bounds) == 2 and all(map(_is_number, bounds))
+        if not isinstance(key, str | nn.Module) or not numbers or not 0 <= bounds[0] <= bounds[1] <= 1:
+            raise OptionError(
+                f"shares holds {each!r}. Pass a dict from names, patterns or modules to the share of their "
+                "units that may be removed, in [0, 1], or to a pair: at least, at most."
+            )
+        found.append((key, float(bounds[0]), float(bounds[1])))
+    return tuple(found)
 
 
 def _limited(

@@ -3,33 +3,49 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import torch
+from torch import nn
 
-from disparse_structured.errors import PatternError
+from disparse_structured.errors import OptionError, PatternError
 from disparse_structured.structure.groups import ChannelGroup
 
 
-def protected_units(groups: tuple[ChannelGroup, ...], patterns: tuple[str, ...]) -> torch.Tensor:
+def protected_units(groups: Sequence[ChannelGroup], patterns: Sequence[str | nn.Module]) -> torch.Tensor:
     """Bool ``[units]``: the units of the groups that a pattern matches."""
-    names = [_names(group) for group in groups]
     mask = torch.zeros(sum(group.units for group in groups), dtype=torch.bool)
     for pattern in patterns:
-        matched = [
-            g for g, own in zip(groups, names, strict=True) if any(fnmatchcase(n, pattern) for n in own)
-        ]
-        if not matched:
-            everything = sorted(set().union(*names))
-            close = difflib.get_close_matches(pattern.strip("*."), everything, n=3, cutoff=0.4)
-            hint = f"Close names: {', '.join(close)}." if close else "`disparse inspect` lists the names."
-            raise PatternError(
-                f"the protected pattern {pattern!r} matches no channel group, and no parameter or module "
-                f"that belongs to one (pinned layers need no protection). {hint}"
-            )
-        for group in matched:
+        for group in matching(groups, pattern, "protected"):
             mask[group.slice] = True
     return mask
+
+
+def matching(groups: Sequence[ChannelGroup], pattern: str | nn.Module, option: str) -> list[ChannelGroup]:
+    """The groups that ``pattern`` matches; ``option`` of the budget is where it stands.
+
+    Raises:
+        PatternError: there are none.
+        OptionError: it is a module.
+    """
+    if not isinstance(pattern, str):
+        raise OptionError(
+            f"{option} holds a module ({type(pattern).__name__}), and only prune() knows its name. "
+            "Use budget.named(model)."
+        )
+    names = [_names(group) for group in groups]
+    matched = [g for g, own in zip(groups, names, strict=True) if any(fnmatchcase(n, pattern) for n in own)]
+    if not matched:
+        everything = sorted(set().union(*names))
+        close = difflib.get_close_matches(pattern.strip("*."), everything, n=3, cutoff=0.4)
+        hint = f"Close names: {', '.join(close)}." if close else "`disparse inspect` lists the names."
+        what = "protected pattern" if option == "protected" else f"pattern of {option}"
+        raise PatternError(
+            f"the {what} {pattern!r} matches no channel group, and no parameter or module that belongs to one "
+            f"(pinned layers need no protection). {hint}"
+        )
+    return matched
 
 
 def _names(group: ChannelGroup) -> set[str]:

@@ -14,6 +14,18 @@ from disparse_structured.decision.budget.widths import Widths
 from disparse_structured.decision.contracts import CostModel, PrunableStructure
 
 
+_MENTIONED = 0.05
+"""The share of the parameters from which on a pin is mentioned."""
+
+_ADVICE = (
+    ("no rule for", "An operator without a rule can be taught one: docs/extending.md."),
+    (
+        "the network's output",
+        'If outputs beside the tasks hold it: analyse(..., outputs="tasks") (--outputs tasks).',
+    ),
+)
+
+
 @dataclass(frozen=True, eq=False)
 class Unreachable:
     """A budget that no decision meets.
@@ -38,7 +50,7 @@ class Unreachable:
         dense, unit = self.cost.dense, self.budget.of.unit
         reached, target = self.reached, self.budget.target(dense)
         limiting = self._limiting()
-        unrestricted = replace(self.budget, floor=0.0, min_width=1, round_to=1, protected=())
+        unrestricted = replace(self.budget, floor=0.0, min_width=1, round_to=1, protected=(), shares=())
         remains = self._least(unrestricted, torch.zeros_like(self.last)) / dense
         return (
             f"the budget {self.budget} ({target:.4g} {unit}, {target / dense:.1%} of dense) cannot be met. "
@@ -67,6 +79,7 @@ class Unreachable:
             (f"min_width={budget.min_width}", replace(budget, min_width=1), last),
             (f"round_to={budget.round_to}", replace(budget, round_to=1), last),
             (f"protected={list(budget.protected)}", replace(budget, protected=()), last & free),
+            ("shares=…", replace(budget, shares=()), last),
             ("the arbiter", budget, torch.zeros_like(last)),
         ]
         return [
@@ -81,10 +94,22 @@ class Unreachable:
             return f"Ask for at least {possible:g}, or loosen what limits it."
         return "Nothing can be removed: loosen what limits it."
 
+    def _pins(self) -> str:
+        """What pins most of the parameters, and what would free it."""
+        largest = [pin for pin in getattr(self.structure, "pinned", ()) if pin.share >= _MENTIONED][:3]
+        if not largest:
+            return ""
+        said = "; ".join(
+            f"{pin.reason}{f' in {pin.module!r}' if pin.module else ''} ({pin.share:.1%} of the parameters)"
+            for pin in largest
+        )
+        advice = [text for found, text in _ADVICE if any(found in pin.reason for pin in largest)]
+        return " ".join([f" Pinned: {said}.", *advice])
+
     def _hints(self) -> str:
-        hints = ""
+        hints = self._pins()
         if self.budget.limit > 1:
-            hints = " A number above 1 is absolute; for a fraction of dense write one such as 0.5."
+            hints += " A number above 1 is absolute; for a fraction of dense write one such as 0.5."
         if self.structure.graph_only:
             hints += (
                 f" Numbers in forward pin slices with {self.structure.graph_only:.1%} of the parameters; "

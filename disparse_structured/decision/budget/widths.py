@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from disparse_structured.decision.budget.protection import matching
 from disparse_structured.errors import PlanError
 from disparse_structured.structure.groups import ChannelGroup, RatioConstraint
 
@@ -33,6 +34,11 @@ class WidthRules(Protocol):
     @property
     def round_to(self) -> int:
         """What kept counts are multiples of."""
+        ...
+
+    @property
+    def shares(self) -> tuple[tuple[Any, float, float], ...]:
+        """Of what a pattern matches, the smallest and the largest share that may be removed."""
         ...
 
 
@@ -91,6 +97,7 @@ class Widths:
         by_importance: int64 ``[units]``, all units, most important first.
         within: int64 ``[units]``, the same order inside each group, groups in their order.
         links: the count constraints.
+        surplus: bool ``[units]``, the least important units where fewer must stay.
     """
 
     dense: np.ndarray
@@ -101,6 +108,7 @@ class Widths:
     by_importance: torch.Tensor
     within: torch.Tensor
     links: tuple[_Link, ...]
+    surplus: torch.Tensor
 
     @classmethod
     def of(
@@ -117,9 +125,14 @@ class Widths:
         minimum = np.array(
             [_minimum(group.units, rules, bool(reached[group.start])) for group in groups], dtype=np.int64
         )
+        maximum = _apply_shares(rules, groups, dense, minimum)
         step = np.array([1 if group.kind == "head" else rules.round_to for group in groups], dtype=np.int64)
         places = {group.name: place for place, group in enumerate(groups)}
         group = torch.repeat_interleave(torch.arange(len(groups)), torch.from_numpy(dense))
+        within = by_importance[group[by_importance].argsort(stable=True)]
+        place = torch.arange(len(within)) - torch.from_numpy(dense.cumsum() - dense)[group]
+        surplus = torch.zeros(len(within), dtype=torch.bool)
+        surplus[within] = place >= torch.from_numpy(maximum)[group]
         return cls(
             dense=dense,
             minimum=minimum,
@@ -127,12 +140,17 @@ class Widths:
             ends=torch.from_numpy(dense.cumsum()),
             group=group,
             by_importance=by_importance,
-            within=by_importance[group[by_importance].argsort(stable=True)],
+            within=within,
             links=tuple(_link(constraint, places, dense, step) for constraint in constraints),
+            surplus=surplus,
         )
 
     def settle(self, keep: torch.Tensor) -> torch.Tensor:
-        """``keep`` (bool ``[units]``) plus the most important removed units that the rules bring back."""
+        """``keep`` (bool ``[units]``) plus the most important removed units that the rules bring back.
+
+        Before, the units go that the rules do not allow to stay.
+        """
+        keep = keep & ~self.surplus
         kept = self.counts(keep)
         missing = torch.from_numpy(self._allowed(kept) - kept)
         if not missing.any():
@@ -165,6 +183,21 @@ class Widths:
                     settled = False
         final: np.ndarray = counts
         return final
+
+
+def _apply_shares(
+    rules: WidthRules, groups: Sequence[ChannelGroup], dense: np.ndarray, minimum: np.ndarray
+) -> np.ndarray:
+    """int64 ``[groups]``: the most units that may stay; ``minimum`` is set where a share is limited."""
+    maximum = dense.copy()
+    places = {group.name: place for place, group in enumerate(groups)}
+    for pattern, least, most in rules.shares:
+        for group in matching(groups, pattern, "shares"):
+            place = places[group.name]
+            kept_most = math.floor(round(group.units * (1 - least), 9))
+            minimum[place] = max(1, math.ceil(round(group.units * (1 - most), 9)))
+            maximum[place] = max(kept_most, minimum[place])
+    return maximum
 
 
 def _minimum(units: int, rules: WidthRules, reached: bool) -> int:
