@@ -42,7 +42,7 @@ class Binding:
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Any, what: str) -> Binding:
-        """That of the arguments ``inputs``; raises :class:`ExportError` where ``forward`` does not take them."""
+        """Bind the arguments ``inputs``; raise :class:`ExportError` if ``forward`` does not take them."""
         try:
             given = as_arguments(model, tuple(inputs) if isinstance(inputs, list) else inputs)
         except BatchError as error:

@@ -29,10 +29,10 @@ def model_inputs(model: nn.Module, batch: Any, to_inputs: ToInputs | None = None
     - A tensor is the only argument.
     - In a tuple or list, the first element is the input (the rest is ground truth). If it is a tuple,
       its elements are the arguments; if it is a dict, the next rule applies to it.
-    - In a dict, the entries named like parameters of ``forward`` are passed by name, and all entries if it has
-      ``**kwargs``. If ``forward``'s first parameter is not among the keys, and exactly one key of
-      :data:`INPUT_KEYS` names no parameter, that entry is the first argument: ``{"image": ..., "depth": ...}``
-      fits ``forward(x)``.
+    - In a dict, the entries named like parameters of ``forward`` are passed by name, and all
+      entries if it has ``**kwargs``. If ``forward``'s first parameter is not among the keys, and exactly
+      one key of :data:`INPUT_KEYS` names no parameter, that entry is the first argument: ``{"image": ...,
+      "depth": ...}`` fits ``forward(x)``.
 
     Raises :class:`BatchError` for any other ``batch``, and if a required parameter gets no value.
     """
@@ -63,8 +63,8 @@ def _chosen_inputs(given: Any) -> tuple[Any, ...]:
     if isinstance(given, tuple):
         return given
     raise BatchError(
-        f"to_inputs= returned a {type(given).__name__}; expected the tuple of forward's arguments, or a dict of "
-        "them by name. For a single tensor return (tensor,)."
+        f"to_inputs= returned a {type(given).__name__}; expected the tuple of forward's arguments, or a dict "
+        "of them by name. For a single tensor return (tensor,)."
     )
 
 
@@ -87,8 +87,8 @@ def as_arguments(model: nn.Module, inputs: tuple[Any, ...] | Tensor | Mapping[st
         return bound(model.forward, given)
     except TypeError as error:
         raise BatchError(
-            f"the example inputs do not fit {type(model).__name__}.forward: {error}. Pass a tensor, the tuple of "
-            "its arguments, or a dict of them by name."
+            f"the example inputs do not fit {type(model).__name__}.forward: {error}. Pass a tensor, the "
+            "tuple of its arguments, or a dict of them by name."
         ) from None
 
 

@@ -14,8 +14,8 @@ T = TypeVar("T")
 class Keywords(dict[str, Any]):
     """Arguments that are passed by name: the last item of a tuple of inputs.
 
-    It is needed where an argument cannot be passed by position, as it is keyword-only, goes to ``**kwargs``, or
-    comes after an optional one that is left out.
+    It is needed where an argument cannot be passed by position, as it is keyword-only, goes to ``**kwargs``,
+    or comes after an optional one that is left out.
     """
 
 
@@ -63,7 +63,8 @@ def bound(function: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Any, .
 def named_leaves(function: Callable[..., Any], inputs: tuple[Any, ...]) -> list[tuple[str, Any]]:
     """The leaves of ``inputs`` in order, each with the name of the parameter that it belongs to.
 
-    Inside of containers, keys and positions follow (``"features.p2"``); what goes to ``*args`` is ``"input.1"``.
+    Inside of containers, keys and positions follow (``"features.p2"``); what goes to ``*args`` is
+    ``"input.1"``.
     """
     positional, named = split(inputs)
     parameters = list(inspect.signature(function).parameters.values())

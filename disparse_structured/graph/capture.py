@@ -30,7 +30,7 @@ from disparse_structured.tasks import Task
 _PREFIX = "model"
 
 _TRAINING = 10**9
-"""Added to the annotations of a graph in train mode, so that they differ from those of the graph in eval mode."""
+"""Added to the annotations of a graph in train mode, which must differ from those of the one in eval mode."""
 
 
 @dataclass(frozen=True, eq=False)

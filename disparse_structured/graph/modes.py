@@ -16,7 +16,7 @@ from disparse_structured.graph.copies import copied
 
 
 def train_mode_adds(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
-    """Whether a forward pass in train mode calls other modules than one in eval mode, or returns other shapes.
+    """Whether a forward pass in train mode calls more modules than in eval mode, or returns other shapes.
 
     Copies of ``model`` run, and only if its code asks for the mode at all. False if it refuses train mode.
     """

@@ -2,13 +2,15 @@
 
 A ``forward`` may keep an attention map on ``self``, fill a cache, count its calls, or write to a dict that a
 hook shares with it. ``torch.export`` runs ``forward`` with tensors that hold no data, and none of these may
-stay. The state of a model is whatever its modules refer to: attributes, containers in them, the variables that
-its hooks and methods close over, the globals that they name, and the caches of the functions that they call.
+stay. The state of a model is whatever its modules refer to: attributes, containers in them, the variables
+that its hooks and methods close over, the globals that they name, and the caches of the functions that they
+call.
 Everything is put back by identity: a dict is the same dict with the same entries.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import types
@@ -42,7 +44,7 @@ T = TypeVar("T")
 def leaves_no_trace(
     function: Callable[Concatenate[nn.Module, P], T],
 ) -> Callable[Concatenate[nn.Module, P], T]:
-    """Lets ``function(model, ...)`` run the model, or copies of it that share its globals, within :func:`undone`."""
+    """Run ``function(model, ...)`` within :func:`undone`; copies of a model share its globals."""
 
     @functools.wraps(function)
     def wrapped(model: nn.Module, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -161,12 +163,11 @@ class _State:
         return before
 
     def _attributes(self, item: Any) -> Iterable[Any]:
-        try:
+        # It may have none, or stand for another object that is gone.
+        with contextlib.suppress(Exception):
             yield vars(item)
-        except Exception:  # none, or an object that stands for another one that is gone
-            pass
         for cls in type(item).__mro__:
-            for name, slot in vars(cls).items():
+            for slot in list(vars(cls).values()):
                 if isinstance(slot, types.MemberDescriptorType) and not _is_foreign(cls):
                     value = _held(item, slot)
                     self._undo.append(functools.partial(_put_back, item, slot, value))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from disparse_structured.data.batches import ToInputs
-from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.budget import Budget, named
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import LoadError
 from disparse_structured.pipeline import Data, Decided, DiSparse, Method, Problem, PruningResult
@@ -54,7 +54,7 @@ class _Physical(Regime):
                         self.structure,
                         data,
                         lambda: Data.of(model, data, to_inputs, seed=seed).calibration,
-                        budget,
+                        named(budget, model),
                         to_inputs,
                         batches,
                         seed,

@@ -63,7 +63,8 @@ class TaskFacts:
 class VerificationFacts:
     """Deviation of the pruned module from the masked twin, per task, unless that was switched off.
 
-    ``empty`` says why the comparison means nothing for a task, such as an output that is zero. ``beyond`` lists
+    ``empty`` says why the comparison means nothing for a task, such as an output that is zero. ``beyond``
+    lists
     what else the pruned module was seen to do as the dense one does: other batches and sizes, train mode.
     """
 
@@ -124,8 +125,8 @@ class PruningReport:
 
     ``costs`` are by name, such as ``"macs"``. ``deviation`` is None where the model was trained after it was
     pruned, ``refit`` where the remaining weights were left unchanged, ``graph`` where the module itself was
-    pruned, ``graph_only`` where its exported graph could not shrink more. ``selectors`` says by task what picks
-    its part of the dense model's output; None where a callable does, which is no data.
+    pruned, ``graph_only`` where its exported graph could not shrink more. ``selectors`` says by task what
+    picks its part of the dense model's output; None where a callable does, which is no data.
     """
 
     model: str

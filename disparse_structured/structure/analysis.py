@@ -67,8 +67,8 @@ def analyse(
     """Read the structure of ``model`` from its exported graph; never change the model.
 
     Args:
-        example_inputs: the arguments of one forward pass, batch first: a tuple, a dict of them by name, or the
-            only one, a tensor.
+        example_inputs: the arguments of one forward pass, batch first: a tuple, a dict of them by name, or
+            the only one, a tensor.
         tasks: the tasks, or the names of outputs; by default every entry of the output is a task. Each must
             depend on at least one parameter.
         form: what to prune. A ``"module"`` computes with its own numbers. Widths that these numbers do not
@@ -80,8 +80,9 @@ def analyse(
             dense values. If that is impossible, the head dimension keeps its size. In a module, so does every
             width that ``forward`` computes a float from.
 
-        outputs: which outputs keep their widths: ``"all"`` that the model returns, or those of the ``"tasks"``.
-            What is returned beside them, such as hidden states or feature maps, holds much of some networks.
+        outputs: which outputs keep their widths: ``"all"`` that the model returns, or those of the
+            ``"tasks"``. What is returned beside them, such as hidden states or feature maps, holds much of
+            some networks.
 
     Raises:
         TaskError: no task, a selector that misses, a task that reaches nothing.
@@ -265,7 +266,7 @@ def _solution(subject: Subject, trace: Trace, reach: _Reach) -> _Solution:
 
 
 def _pin_train_only(trace: Trace, classes: np.ndarray) -> None:
-    """Pin what only train mode uses, as no task can judge it in eval mode; it follows what it reads, though."""
+    """Pin what only train mode uses and nothing else shares: no task can judge it in eval mode."""
     shared = np.zeros(int(classes.max()) + 1, dtype=bool)
     for name, value in trace.tensors.items():
         if name not in trace.train_only:

@@ -19,11 +19,11 @@ from disparse_structured.graph.side_effects import undone
 
 
 def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
-    """Count the multiply-accumulates of one forward pass per example by ``torch.utils.flop_counter``'s formulas.
+    """Count the multiply-accumulates of one forward pass per example.
 
-    Convolutions, linear layers, matrix products, attention and recurrent layers count; element-wise work does
-    not. The model runs once, in eval mode, without gradients and without torch's fused transformer layers,
-    whose work no formula knows. It is unchanged afterwards.
+    The formulas are those of ``torch.utils.flop_counter``: convolutions, linear layers, matrix products,
+    attention and recurrent layers count; element-wise work does not. The model runs once, in eval mode, without
+    gradients and without torch's fused transformer layers, whose work no formula knows. It is unchanged.
     """
     with (
         undone(model),

@@ -1,8 +1,8 @@
 """Weights that a layer computes from parameters of another scale: what remains of them keeps its value.
 
 Weight normalization (arXiv:1602.07868) is ``w = g * v / |v|`` with a norm over the inputs of each output;
-spectral normalization (arXiv:1802.05957) is ``w / sigma`` with ``sigma = left @ w @ right``. Both would scale a
-pruned weight up, as its norm is smaller. So the magnitude ``g``, or the vector ``left``, is rescaled.
+spectral normalization (arXiv:1802.05957) is ``w / sigma`` with ``sigma = left @ w @ right``. Both would scale
+a pruned weight up, as its norm is smaller. So the magnitude ``g``, or the vector ``left``, is rescaled.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the dense model can do beside the example: other batches, other sizes, train mode.
 
-A pruned model must do all of that too. Tables that were cut to the length of the example, heads that run in train
-mode only, and sizes that were fixed show here, though not on the example.
+A pruned model must do all of that too. Tables that were cut to the length of the example, heads that run in
+train mode only, and sizes that were fixed show here, though not on the example.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def _situations(inputs: Inputs) -> Iterator[Sequence[Situation]]:
         yield [
             _shaped(
                 f"the length {longer}",
-                _resized(inputs, lambda leaf, longer=longer: _of_length(leaf, length, longer), size),
+                _resized(
+                    inputs, lambda leaf, longer=longer, length=length: _of_length(leaf, length, longer), size
+                ),
             )
             for longer in (2 * length, length + 4, length + 1)
         ]

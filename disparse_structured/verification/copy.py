@@ -173,8 +173,8 @@ def _nothing_in(outputs: Sequence[Sequence[torch.Tensor]], inputs_differ: bool) 
 def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Return the largest difference, relative to the largest value of its channel or column.
 
-    So large values, such as coordinates, hide nothing of small ones, such as scores, that one tensor also holds.
-    It is infinite if the shapes or the non-finite values differ.
+    So large values, such as coordinates, hide nothing of small ones, such as scores, that one tensor also
+    holds. It is infinite if the shapes or the non-finite values differ.
     """
     if actual.shape != expected.shape:
         return float("inf")

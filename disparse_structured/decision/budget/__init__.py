@@ -1,5 +1,5 @@
 """What the result may cost, and which widths it may have."""
 
-from disparse_structured.decision.budget.limits import Budget
+from disparse_structured.decision.budget.limits import Budget, named
 
-__all__ = ["Budget"]
+__all__ = ["Budget", "named"]

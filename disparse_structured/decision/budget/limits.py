@@ -43,7 +43,8 @@ class Budget:
         protected: what keeps its shape: name patterns (``fnmatch``: ``*``, ``?``, ``[…]``, case matters) of
             channel groups, parameters, or modules with all of their parameters; or modules themselves.
         shares: by name pattern or module, what share of its units may be removed: at most, or a pair, at
-            least and at most. ``{"stem*": 0.2, "neck*": (0.5, 0.5)}``. Of several that match, the last counts.
+            least and at most. ``{"stem*": 0.2, "neck*": (0.5, 0.5)}``. The last
+            that matches counts.
 
     Raises:
         BudgetError: no limit or two, a fraction <= 0 or >= 1, NaN, an option out of its range.
@@ -140,6 +141,11 @@ class Budget:
     def __str__(self) -> str:
         """The limit alone, as in ``macs=0.5``."""
         return f"{self.of.name}={self.limit:g}"
+
+
+def named(budget: Any, model: nn.Module) -> Any:
+    """``budget`` with the names of its modules; what is no budget is left to later checks."""
+    return budget.named(model) if isinstance(budget, Budget) else budget
 
 
 def _protected(given: Any) -> tuple[str | nn.Module, ...]:

@@ -34,7 +34,7 @@ def matching(groups: Sequence[ChannelGroup], pattern: str | nn.Module, option: s
             f"{option} holds a module ({type(pattern).__name__}), and only prune() knows its name. "
             "Use budget.named(model)."
         )
-    names = [_names(group) for group in groups]
+    names = [_names(group, produced=option == "shares") for group in groups]
     matched = [g for g, own in zip(groups, names, strict=True) if any(fnmatchcase(n, pattern) for n in own)]
     if not matched:
         everything = sorted(set().union(*names))
@@ -42,16 +42,21 @@ def matching(groups: Sequence[ChannelGroup], pattern: str | nn.Module, option: s
         hint = f"Close names: {', '.join(close)}." if close else "`disparse inspect` lists the names."
         what = "protected pattern" if option == "protected" else f"pattern of {option}"
         raise PatternError(
-            f"the {what} {pattern!r} matches no channel group, and no parameter or module that belongs to one "
-            f"(pinned layers need no protection). {hint}"
+            f"the {what} {pattern!r} matches no channel group, and no parameter or module that belongs to "
+            f"one (pinned layers need no protection). {hint}"
         )
     return matched
 
 
-def _names(group: ChannelGroup) -> set[str]:
-    """What a pattern may call the group: its name, its parameters, and the modules they lie in."""
+def _names(group: ChannelGroup, produced: bool) -> set[str]:
+    """What a pattern may call the group: its name, its parameters, and the modules they lie in.
+
+    With ``produced``, only the parameters of the layers whose outputs the units are.
+    """
     found = {group.name}
     for member in group.members:
+        if produced and member.dim > 0:
+            continue
         parts = member.parameter.split(".")
         found.update(".".join(parts[:length]) for length in range(1, len(parts) + 1))
     return found

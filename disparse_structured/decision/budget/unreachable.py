@@ -13,7 +13,6 @@ from disparse_structured.decision.budget.slack import cheapest
 from disparse_structured.decision.budget.widths import Widths
 from disparse_structured.decision.contracts import CostModel, PrunableStructure
 
-
 _MENTIONED = 0.05
 """The share of the parameters from which on a pin is mentioned."""
 

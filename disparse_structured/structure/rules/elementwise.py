@@ -25,7 +25,8 @@ _SAME_SHAPE = (
 _BROADCASTING = (
     "add sub rsub mul div true_divide floor_divide remainder fmod pow maximum minimum where lerp addcmul "
     "addcdiv atan2 clamp eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or "
-    "masked_fill copysign hypot add_ sub_ mul_ div_ masked_fill_ clamp_ copy copy_ fmax fmin xlogy logaddexp heaviside"
+    "masked_fill copysign hypot add_ sub_ mul_ div_ masked_fill_ clamp_ copy copy_ fmax fmin xlogy logaddexp "
+    "heaviside"
 ).split()
 
 

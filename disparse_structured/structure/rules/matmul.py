@@ -107,7 +107,7 @@ def inner(trace: Trace, call: Call) -> Value:
 
 
 def _spectral_norm(trace: Trace, node: fx.Node) -> SpectralNorm | None:
-    """If ``node`` is ``weight @ right`` of ``left @ weight @ right``, all of them the model's own: that norm."""
+    """Recognize ``weight @ right`` in ``left @ weight @ right`` of the model's own tensors."""
     products = [user for user in node.users if packet(user) in (aten.dot, aten.vdot)]
     if len(node.users) != 1 or not products:
         return None
