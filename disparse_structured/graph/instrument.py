@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import ChainMap, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,8 +70,9 @@ def instrumented(
             source: graph.call_function(aten.clone.default, (copies[source],))
             for source in (_overwritten_reads(capture, node) if differentiable else ())
         }
-        args = list(fx.map_arg(node.args, lambda each, own=own: own.get(each, copies[each])))
-        kwargs = dict(fx.map_arg(node.kwargs, lambda each, own=own: own.get(each, copies[each])))
+        read = ChainMap(own, copies)
+        args = list(fx.map_arg(node.args, read.__getitem__))
+        kwargs = dict(fx.map_arg(node.kwargs, read.__getitem__))
         for place, found in places[node.name].items():
             value = argument(args, place)
             if (node, argument(node.args, place)) in capture.effects.overwritten:

@@ -51,7 +51,7 @@ def leaves_no_trace(
         with undone(model):
             return function(model, *args, **kwargs)
 
-    return wrapped
+    return wrapped  # type: ignore[return-value]  # which has the same signature
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from disparse_structured.tasks import Task, check_tasks
 
 def weight_sets(
     model: nn.Module,
-    example_inputs: tuple[Any, ...],
+    example_inputs: tuple[Any, ...] | torch.Tensor,
     tasks: Sequence[Task],
     data: Iterable[Any],
     *,

@@ -22,8 +22,9 @@ def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
     """Count the multiply-accumulates of one forward pass per example.
 
     The formulas are those of ``torch.utils.flop_counter``: convolutions, linear layers, matrix products,
-    attention and recurrent layers count; element-wise work does not. The model runs once, in eval mode, without
-    gradients and without torch's fused transformer layers, whose work no formula knows. It is unchanged.
+    attention and recurrent layers count; element-wise work does not. The model runs once, in eval mode,
+    without gradients and without torch's fused transformer layers, whose work no formula knows. It is
+    unchanged.
     """
     with (
         undone(model),
@@ -35,7 +36,8 @@ def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
         _Counter() as counter,
     ):
         call(model, example_inputs)
-    return round(counter.flops / 2 / batch_size(example_inputs))
+    flops: float = counter.flops
+    return round(flops / 2 / batch_size(example_inputs))
 
 
 class _Counter(TorchDispatchMode):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from disparse_structured.graph.provenance import Arithmetic, Attribute, Expression, Size
+from disparse_structured.graph.provenance import Arithmetic, Attribute, Derived, Expression, Size
 from disparse_structured.structure.labels import PINNED, Axis, PinRecord, Value
 from disparse_structured.structure.tracing import SizeLiteral, Trace
 
@@ -92,6 +92,8 @@ class _Solver:
             return Count(int(expression))
         if isinstance(expression, Attribute):
             return assigned.get(expression) or Count(self.current(expression))
+        if isinstance(expression, Derived):
+            return None
         if isinstance(expression, Size):
             value = self.annotated.get(expression.value)
             return None if value is None else self.count(value[expression.dim].atoms())

@@ -19,9 +19,13 @@ Tensors = Mapping[str, torch.Tensor]
 class WeightScale(Protocol):
     """A scale that depends on a whole weight; tensors are named canonically."""
 
-    weight: str
-    dim: int
-    """The dimension of the weight that may shrink without changing the scale of the rest; -1: none."""
+    @property
+    def weight(self) -> str:
+        """The name of the weight."""
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the weight that may shrink without changing the scale of the rest; -1: none."""
 
     @property
     def rescaled(self) -> str:

@@ -332,8 +332,8 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
         before.restore(self.model)
         self._keep_scales(widths)
         tensors, _ = named_tensors(self.model)
-        for each, scale in scales:
-            each.restore(tensors, scale)
+        for weight, scale in scales:
+            weight.restore(tensors, scale)
 
     # Building.
 

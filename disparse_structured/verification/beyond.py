@@ -78,26 +78,18 @@ class Abilities:
 def _situations(inputs: Inputs) -> Iterator[Sequence[Situation]]:
     """Alternatives, of which the first counts that the dense model copes with."""
     size = batch_size(inputs)
-    yield [_shaped(f"a batch of {size + 1}", _resized(inputs, lambda leaf: {0: size + 1}, size))]
+    yield [_shaped(f"a batch of {size + 1}", _resized(inputs, lambda _: {0: size + 1}, size))]
     spatial = {tuple(leaf.shape[2:]) for leaf in _batched(inputs, size) if leaf.ndim > 2}
     if spatial:
         largest = max(spatial, key=sum)
         yield [
-            _shaped(
-                f"the size {'x'.join(map(str, grown))}",
-                _resized(inputs, lambda leaf, grown=grown: _proportional(leaf, largest, grown), size),
-            )
+            _shaped(f"the size {'x'.join(map(str, grown))}", _of_size(inputs, largest, grown, size))
             for grown in (tuple(side + _STEP for side in largest), tuple(2 * side for side in largest))
         ]
     lengths = {leaf.shape[1] for leaf in _batched(inputs, size) if _is_sequence(leaf)}
     for length in sorted(lengths):
         yield [
-            _shaped(
-                f"the length {longer}",
-                _resized(
-                    inputs, lambda leaf, longer=longer, length=length: _of_length(leaf, length, longer), size
-                ),
-            )
+            _shaped(f"the length {longer}", _of_length(inputs, length, longer, size))
             for longer in (2 * length, length + 4, length + 1)
         ]
     yield [Situation("train mode", lambda model: _trained(model, inputs))]
@@ -135,16 +127,25 @@ def _is_sequence(leaf: torch.Tensor) -> bool:
     return leaf.ndim == 2 and not leaf.is_floating_point() and leaf.shape[1] > 1
 
 
-def _of_length(leaf: torch.Tensor, length: int, longer: int) -> dict[int, int]:
-    return {1: longer} if leaf.ndim > 1 and leaf.shape[1] == length else {}
+def _of_length(inputs: Inputs, length: int, longer: int, batch: int) -> Inputs:
+    """``inputs`` with another second dimension where that is ``length``."""
+
+    def sizes(leaf: torch.Tensor) -> dict[int, int]:
+        return {1: longer} if leaf.ndim > 1 and leaf.shape[1] == length else {}
+
+    return _resized(inputs, sizes, batch)
 
 
-def _proportional(leaf: torch.Tensor, sizes: tuple[int, ...], grown: tuple[int, ...]) -> dict[int, int]:
-    """The sizes of ``leaf`` when the largest input grows from ``sizes`` to ``grown``."""
-    sides = leaf.shape[2:]
-    if len(sides) != len(sizes):
-        return {}
-    return {2 + i: side * grown[i] // sizes[i] for i, side in enumerate(sides)}
+def _of_size(inputs: Inputs, sides: tuple[int, ...], grown: tuple[int, ...], batch: int) -> Inputs:
+    """``inputs`` when the largest of them grows from ``sides`` to ``grown``, all others in proportion."""
+
+    def sizes(leaf: torch.Tensor) -> dict[int, int]:
+        own = leaf.shape[2:]
+        if len(own) != len(sides):
+            return {}
+        return {2 + i: side * grown[i] // sides[i] for i, side in enumerate(own)}
+
+    return _resized(inputs, sizes, batch)
 
 
 def _resized(inputs: Inputs, sizes: Callable[[torch.Tensor], dict[int, int]], batch: int) -> Inputs:

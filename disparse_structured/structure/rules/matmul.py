@@ -114,7 +114,9 @@ def _spectral_norm(trace: Trace, node: fx.Node) -> SpectralNorm | None:
     weight, axis = _unfolded(named_arguments(node)["self"])
     vectors = (products[0].args[0], named_arguments(node)["vec"])
     names = [trace.capture.tensors.get(_kept(each).name) for each in (weight, *vectors)]
-    return None if None in names else SpectralNorm(*map(str, names), axis)
+    if None in names:
+        return None
+    return SpectralNorm(str(names[0]), str(names[1]), str(names[2]), axis)
 
 
 def _unfolded(matrix: fx.Node) -> tuple[fx.Node, int]:
