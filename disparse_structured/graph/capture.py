@@ -22,6 +22,7 @@ from disparse_structured.data.modes import eval_mode, train_mode, without_fast_p
 from disparse_structured.errors import CaptureError, TaskError, UnsupportedModelError
 from disparse_structured.graph.effects import Effects
 from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.packed_attention import following_weights
 from disparse_structured.graph.provenance import Expression, traced_integers
 from disparse_structured.graph.regions import inline_regions
 from disparse_structured.graph.side_effects import undone
@@ -152,6 +153,7 @@ def capture(
         torch.enable_grad(),
         without_fast_path(),
         torch.random.fork_rng(devices=[]),
+        following_weights(model),
         traced_integers(model, _TRAINING if training else 0) as annotator,
         _recorded(model, methods, annotator.number) as results,
     ):

@@ -167,8 +167,10 @@ class _State:
         with contextlib.suppress(Exception):
             yield vars(item)
         for cls in type(item).__mro__:
-            for slot in list(vars(cls).values()):
-                if isinstance(slot, types.MemberDescriptorType) and not _is_foreign(cls):
+            names = () if _is_foreign(cls) else vars(cls).get("__slots__", ())
+            for name in (names,) if isinstance(names, str) else tuple(names):
+                slot = vars(cls).get(name)
+                if isinstance(slot, types.MemberDescriptorType):
                     value = _held(item, slot)
                     self._undo.append(functools.partial(_put_back, item, slot, value))
                     if value is not _ABSENT:
@@ -191,7 +193,7 @@ class _State:
         return (*before.values(), *item.__mro__[1:])
 
     def _of_function(self, item: types.FunctionType) -> Iterable[Any]:
-        if _is_foreign(item):
+        if _is_foreign_name(item.__globals__.get("__name__")):  # a decorator may lend it another __module__
             return ()
         found: list[Any] = [vars(item), *(item.__closure__ or ()), *(item.__defaults__ or ())]
         found.extend((item.__kwdefaults__ or {}).values())
@@ -267,7 +269,11 @@ def _put_back(item: Any, slot: types.MemberDescriptorType, before: Any) -> None:
 
 
 def _is_foreign(item: Any) -> bool:
-    return (getattr(item, "__module__", None) or "builtins").partition(".")[0] in _FOREIGN
+    return _is_foreign_name(getattr(item, "__module__", None))
+
+
+def _is_foreign_name(module: Any) -> bool:
+    return (module if isinstance(module, str) else "builtins").partition(".")[0] in _FOREIGN
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

@@ -23,6 +23,7 @@ from torch_pruning.pruner import function
 
 from disparse_structured.errors import PlanError
 from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.packed_attention import MultiheadAttention, follow_weights
 from disparse_structured.structure import ChannelGroup, Structure
 from disparse_structured.structure.groups import positions_left
 from disparse_structured.structure.weight_scales import WeightScale
@@ -423,7 +424,11 @@ def _describe(module: nn.Module) -> None:
     for hook in module._forward_pre_hooks.values():
         if type(hook).__module__ in _COMPUTES_WEIGHT:
             hook(module, ())  # a weight that is only an attribute would keep the dense shape
-    if isinstance(module, nn.Linear):
+    follow_weights(module)
+    if isinstance(module, MultiheadAttention):
+        weight = module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight
+        module.embed_dim = weight.shape[1]
+    elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape

@@ -123,8 +123,9 @@ def _batched(inputs: Inputs, size: int) -> list[torch.Tensor]:
 
 
 def _is_sequence(leaf: torch.Tensor) -> bool:
-    """Whether it holds token ids or a mask of tokens."""
-    return leaf.ndim == 2 and not leaf.is_floating_point() and leaf.shape[1] > 1
+    """Whether it holds token ids, a mask of tokens, or perhaps a vector for each token."""
+    tokens = leaf.ndim == 2 and not leaf.is_floating_point()
+    return (tokens or leaf.ndim == 3) and leaf.shape[1] > 1
 
 
 def _of_length(inputs: Inputs, length: int, longer: int, batch: int) -> Inputs:

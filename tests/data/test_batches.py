@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from disparse_structured.data.batches import batches, call_model, model_inputs, to_device
+from disparse_structured.data.call import split
 from disparse_structured.errors import BatchError, TaskError
 
 A, B, C = torch.zeros(1), torch.ones(1), torch.full((1,), 2.0)
@@ -83,14 +84,14 @@ Pair = namedtuple("Pair", "image depth")
             Beside(), {"image": A, "input": B}, ((B,), {"image": A}), id="image-is-another-parameter"
         ),
         pytest.param(PositionalOnly(), {"x": A, "scale": B}, ((A,), {"scale": B}), id="positional-only"),
-        pytest.param(Anything(), {"image": A, "y": B}, ((A,), {}), id="var-arguments"),
+        pytest.param(Anything(), {"image": A, "y": B}, ((A,), {"y": B}), id="var-arguments"),
         pytest.param(One(), UserDict(image=A), ((A,), {}), id="any-mapping"),
     ],
 )
 def test_what_forward_gets(
     model: nn.Module, batch: Any, expected: tuple[tuple[Any, ...], dict[str, Any]]
 ) -> None:
-    positional, named = model_inputs(model, batch)
+    positional, named = split(model_inputs(model, batch))
     assert len(positional) == len(expected[0])
     for found, wanted in zip(positional, expected[0], strict=True):
         assert found is wanted or all(a is b for a, b in zip(found, wanted, strict=True))

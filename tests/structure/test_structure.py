@@ -235,7 +235,7 @@ def reasons(id: str) -> dict[str, float]:
     ("id", "what", "parameters"),
     [
         # body: 8 filters of 8x3x3, 8 norm weights and 8 biases. The layer behind: all its 8x8x3x3 weights.
-        ("no-rule-cumsum", "aten.cumsum.default: no rule for aten.cumsum.default", 592 + 576),
+        ("no-rule-cumsum", "aten.cumsum.default: its order matters", 592 + 576),
         ("channel-roll", "aten.roll.default: its positions are moved", 216 + 16 + 576),
         ("layernorm-space", "aten.layer_norm.default: layer norm over several dimensions", None),
         ("groupnorm-each-channel", ": only one unit", 12 * 72 + 36 + 12 * 72),

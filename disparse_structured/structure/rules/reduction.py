@@ -92,8 +92,7 @@ def along(trace: Trace, call: Call) -> list[Value] | Value:
     trace.pin(call, [value[each] for each in ordered], "its order matters")
     results = [
         tuple(
-            Axis(size) if i in ordered else axis
-            for i, (axis, size) in enumerate(zip(value, shape, strict=True))
+            axis if axis.size == size else Axis(size) for axis, size in zip(value, shape, strict=True)
         )
         for shape in shapes
     ]
