@@ -78,4 +78,5 @@ def named_leaves(function: Callable[..., Any], inputs: tuple[Any, ...]) -> list[
 
 
 def _key(entry: Any) -> str:
-    return str(next(iter(vars(entry).values())))
+    """The key, position or field of one step into a container."""
+    return str(next(getattr(entry, name) for name in ("key", "idx", "name") if hasattr(entry, name)))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from disparse_structured.graph.named_tensors import named_tensors
 
@@ -46,12 +46,7 @@ def _alias(tensor: torch.Tensor) -> torch.Tensor:
 def _copied(model: nn.Module, instead: Mapping[int, torch.Tensor]) -> nn.Module:
     """A deep copy in which ``instead`` replaces tensors, by id."""
     modules = list(model.modules())
-    non_leaf = {
-        id(leaf): leaf.detach().clone()
-        for module in modules
-        for leaf in pytree.tree_leaves(vars(module))
-        if isinstance(leaf, torch.Tensor) and not leaf.is_leaf
-    }
+    non_leaf = {id(leaf): leaf.detach().clone() for leaf in tensors_held_by(modules) if not leaf.is_leaf}
     functions = [found for module in modules for found in _functions(module)]
     # What a hook knows as a global variable is one object for all models.
     shared = {id(each): each for function in functions for each in _global_containers(function)}
@@ -63,6 +58,25 @@ def _copied(model: nn.Module, instead: Mapping[int, torch.Tensor]) -> nn.Module:
                 if isinstance(value, types.FunctionType) and _closes_over(value, memo):
                     holder[name] = _rebound(value, memo)
     return copied
+
+
+def tensors_held_by(found: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Yield the tensors among the attributes of objects, in containers and in objects within."""
+    pending, seen = list(found), set[int]()
+    while pending:
+        item = pending.pop()
+        if isinstance(item, torch.Tensor):
+            yield item
+        elif id(item) not in seen and not isinstance(item, type | types.FunctionType | types.ModuleType):
+            seen.add(id(item))
+            if isinstance(item, Mapping):
+                pending.extend(item.values())
+            elif isinstance(item, list | tuple | set | frozenset | deque):
+                pending.extend(item)
+            else:
+                slots = (name for cls in type(item).__mro__ for name in getattr(cls, "__slots__", ()))
+                pending.extend(getattr(item, name) for name in slots if hasattr(item, name))
+                pending.extend(getattr(item, "__dict__", {}).values())
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -139,7 +139,7 @@ _TABLE: tuple[tuple[str, Operator], ...] = (
      Operator(normalizes="over channels", sizes={"normalized_shape": "trailing"}, proportional_along=-1)),
     ("group_norm",
      Operator(normalizes="over channels")),
-    ("mean amax amin max min var std var_mean std_mean linalg_vector_norm norm logsumexp prod",
+    ("mean amax amin max min median mode var std var_mean std_mean linalg_vector_norm norm logsumexp prod",
      Operator(averages=True)),
     # Operators that move values.
     ("view _unsafe_view",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from disparse_structured.data.call import call
+from disparse_structured.data.modes import eval_mode
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import LoadError
 from disparse_structured.graph.named_tensors import named_tensors
@@ -101,6 +104,8 @@ def load(
         )
     dense = factory()
     inputs = example_inputs or described_inputs(report["inputs"])
+    if weights.keys() - named_tensors(dense)[0].keys():
+        _call_once(dense, inputs)
     model = (
         _pruned_graph(dense, plan, inputs, tasks, report, folder)
         if form_of(plan.fingerprint) == "graph"
@@ -108,6 +113,12 @@ def load(
     )
     _load_weights(model, weights, folder)
     return model.eval()
+
+
+def _call_once(dense: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Run ``dense`` once, as some networks register buffers then; what else is wrong shows later."""
+    with contextlib.suppress(Exception), eval_mode(dense), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        call(dense, inputs)
 
 
 def _pruned_module(

@@ -186,7 +186,7 @@ def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     same = (actual == expected) | (actual.isnan() & expected.isnan())
     if not same[~finite].all():
         return float("inf")
-    error = torch.where(finite, (actual - expected).abs(), 0).nan_to_num(torch.inf)
+    error = torch.where(finite, (actual - expected).abs(), 0).nan_to_num(torch.inf, torch.inf)
     size = torch.where(finite, expected.abs(), 0)
     if not error.any():
         return 0.0
@@ -195,7 +195,7 @@ def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     for dim in {1, expected.ndim - 1} if expected.ndim > 1 else set():
         others = [each for each in range(expected.ndim) if each != dim]
         worst = torch.maximum(worst, (error.amax(others) / size.amax(others).clamp_min(least)).max())
-    return float(worst.nan_to_num(torch.inf))
+    return float(worst.nan_to_num(torch.inf, torch.inf))
 
 
 def _cast(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:

@@ -240,7 +240,6 @@ def reasons(id: str) -> dict[str, float]:
         ("layernorm-space", "aten.layer_norm.default: layer norm over several dimensions", None),
         ("groupnorm-each-channel", ": only one unit", 12 * 72 + 36 + 12 * 72),
         ("dead-branch", ": never used by forward", 12 * 9 + 9),
-        ("multihead-attention", "aten.view.default: forward hard-codes the number 12", None),
     ],
 )
 def test_an_operator_that_freezes_is_named_with_its_share(id: str, what: str, parameters: int | None) -> None:

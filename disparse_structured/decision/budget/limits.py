@@ -135,7 +135,11 @@ class Budget:
             ("of", rule_name(self.of)),
             ("protected", tuple(map(str, self.protected))),
             ("round_to", self.round_to),
-            *((("shares", tuple((str(each), *rest) for each, *rest in self.shares)),) if self.shares else ()),
+            *(
+                (("shares", tuple(f"{each}: {least:g} to {most:g}" for each, least, most in self.shares)),)
+                if self.shares
+                else ()
+            ),
         )
 
     def __str__(self) -> str:

@@ -91,9 +91,7 @@ def along(trace: Trace, call: Call) -> list[Value] | Value:
     ordered = {len(value) - 2, len(value) - 1} if dim is None else {dim % len(value)} if value else set()
     trace.pin(call, [value[each] for each in ordered], "its order matters")
     results = [
-        tuple(
-            axis if axis.size == size else Axis(size) for axis, size in zip(value, shape, strict=True)
-        )
+        tuple(axis if axis.size == size else Axis(size) for axis, size in zip(value, shape, strict=True))
         for shape in shapes
     ]
     return results if isinstance(call.node.meta["val"], tuple | list) else results[0]

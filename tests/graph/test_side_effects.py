@@ -1,0 +1,325 @@
+"""Whatever is done with a model: it, and all that its code reads and writes, is as it was, by identity."""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+
+import disparse_structured as ds
+from disparse_structured.errors import BudgetError
+from disparse_structured.structure import analyse, count_macs
+
+IMAGES = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+OTHERS = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+TASK = [ds.Task("out", ())]
+
+ACTIVATIONS: dict[str, Any] = {}
+"""Hooks write to it, and ``forward`` reads it."""
+
+GRIDS: dict[tuple[int, int], Tensor] = {}
+"""A cache of a Python module."""
+
+CALLS = [0]
+
+
+class Trunk(nn.Module):
+    """Two layers and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.head = nn.Conv2d(12, 4, 1)
+
+    def trunk(self, x: Tensor) -> Tensor:
+        return torch.relu(self.second(torch.relu(self.first(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.trunk(x))
+
+
+class KeepsAttention(Trunk):
+    """Sets a tensor on itself that no constructor set."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.trunk(x)
+        self.attention = y.softmax(1)
+        return self.head(y)
+
+
+class MakesAnchors(Trunk):
+    """Makes anchors at the first call, and again for every other shape, as detectors do."""
+
+    anchors: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shape: tuple[int, ...] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.trunk(x)
+        if self.shape != tuple(y.shape):
+            self.anchors, self.shape = torch.linspace(0, 1, y.shape[-1]), tuple(y.shape)
+        return self.head(y) + self.anchors
+
+
+class RegistersBuffer(Trunk):
+    """Registers a buffer in ``forward``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.trunk(x)
+        if not hasattr(self, "grid"):
+            self.register_buffer("grid", torch.linspace(0, 1, y.shape[-1]))
+        return self.head(y) * self.grid
+
+
+class Collects(Trunk):
+    """Appends to containers of all kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items, self.seen, self.last = [], {"calls": 0}, deque(maxlen=3)
+        self.shapes: set[tuple[int, ...]] = set()
+        self.nested = OrderedDict(deep=[{"values": []}])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.trunk(x)
+        self.items.append(y)
+        self.seen["calls"] += 1
+        self.seen["output"] = y
+        self.last.append(y)
+        self.shapes.add(tuple(y.shape))
+        self.nested["deep"][0]["values"].append(y)
+        return self.head(y)
+
+
+class Remembers:
+    """An object that is no module."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+
+class HoldsObject(Trunk):
+    """Writes to an object with slots, and to a class."""
+
+    latest: Any = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = Remembers()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.memory.value = y = self.trunk(x)
+        type(self).latest = y
+        return self.head(y)
+
+
+class HooksIntoGlobal(Trunk):
+    """Hooks write activations to a global dict that ``forward`` reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second.register_forward_hook(_store)
+        self.activations = ACTIVATIONS
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.second(torch.relu(self.first(x)))
+        return self.head(torch.relu(self.activations["second"]))
+
+
+def _store(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    ACTIVATIONS["second"] = output
+
+
+class HooksIntoItself(Trunk):
+    """A hook closes over the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feature: Any = None
+
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            self.feature = output
+
+        self.second.register_forward_hook(hook)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.second(torch.relu(self.first(x)))
+        return self.head(torch.relu(self.feature))
+
+
+@functools.cache
+def _ramp(length: int) -> Tensor:
+    return torch.linspace(0, 1, length)
+
+
+class CachesByFunction(Trunk):
+    """Calls a cached function, and one that keeps results in a global dict."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(self.trunk(x))
+        return y + _ramp(y.shape[-1]) + _grid(*y.shape[-2:])
+
+
+def _grid(height: int, width: int) -> Tensor:
+    if (height, width) not in GRIDS:
+        GRIDS[height, width] = torch.linspace(0, 1, height)[:, None] + torch.linspace(0, 1, width)
+    return GRIDS[height, width]
+
+
+class Counts(Trunk):
+    """Counts its calls, on itself and in a global."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        CALLS[0] += 1
+        return super().forward(x)
+
+
+class Frozen(Trunk):
+    """A module within has a mode of its own, and parameters that are not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(12)
+
+    def trunk(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.second(torch.relu(self.first(x)))))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    kind.__name__: kind
+    for kind in (
+        KeepsAttention, MakesAnchors, RegistersBuffer, Collects, HoldsObject, HooksIntoGlobal,
+        HooksIntoItself, CachesByFunction, Counts, Frozen,
+    )
+}  # fmt: skip
+
+
+def refused(model: nn.Module) -> None:
+    with pytest.raises(BudgetError):
+        ds.prune(model, IMAGES, TASK, macs=1e-6, method=ds.DiSparse())
+
+
+ACTIONS: dict[str, Callable[[nn.Module], Any]] = {
+    "analyse": lambda model: analyse(model, IMAGES[:2], TASK),
+    "prune": lambda model: ds.prune(model, IMAGES, TASK, macs=0.5),
+    "prune by votes": lambda model: ds.prune(model, IMAGES, macs=0.5, method=ds.DiSparse(), refit=None),
+    "refused": refused,
+    "count": lambda model: count_macs(model, (IMAGES,)),
+}
+
+
+def leaves(value: Any, path: str, within: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
+    """All that hangs on ``value``, with how to get there; containers before what is in them."""
+    yield path, value
+    if id(value) in within:
+        return
+    within |= {id(value)}
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, f"{path}[{key!r}]", within)
+    elif isinstance(value, list | tuple | deque):
+        for number, item in enumerate(value):
+            yield from leaves(item, f"{path}[{number}]", within)
+    elif isinstance(value, set):
+        yield f"{path} set", frozenset(value)
+    elif isinstance(value, Remembers):
+        yield from leaves(value.value, f"{path}.value", within)
+    elif isinstance(value, nn.Module):
+        yield from leaves(vars(value), f"vars({path})", within)
+        yield from leaves(getattr(type(value), "latest", None), f"{path}.latest", within)
+
+
+def state(model: nn.Module) -> list[tuple[str, Any]]:
+    everything = [model, ACTIVATIONS, GRIDS, CALLS]
+    return [each for number, item in enumerate(everything) for each in leaves(item, str(number))]
+
+
+def same(now: Any, before: Any) -> bool:
+    plain = (int, str, bool, frozenset, tuple)
+    return now is before or (type(now) is type(before) and isinstance(now, plain) and now == before)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_globals() -> None:
+    ACTIVATIONS.clear()
+    GRIDS.clear()
+    CALLS[0] = 0
+    _ramp.cache_clear()
+    HoldsObject.latest = None
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["never run", "run before"])
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_comes_out_as_it_went_in(name: str, action: str, warm: bool) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]().train()
+    model.second.eval()
+    model.first.weight.requires_grad_(False)
+    if warm:
+        model(OTHERS)
+    values = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    before = state(model)
+
+    ACTIONS[action](model)
+
+    after = state(model)
+    assert [path for path, _ in after] == [path for path, _ in before]
+    for (path, now), (_, then) in zip(after, before, strict=True):
+        assert same(now, then), path
+        assert not isinstance(now, FakeTensor), path
+    assert all(torch.equal(tensor, values[key]) for key, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert _ramp.cache_info().currsize <= warm
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["never run", "run before"])
+@pytest.mark.parametrize("name", MODELS)
+def test_it_answers_fresh_inputs_as_before(name: str, warm: bool) -> None:
+    torch.manual_seed(0)
+    model, twin = MODELS[name]().eval(), MODELS[name]().eval()
+    twin.load_state_dict(model.state_dict(), strict=False)
+    if warm:
+        model(OTHERS)
+    ds.prune(model, IMAGES, TASK, macs=0.5, method=ds.DiSparse())
+
+    with torch.no_grad():
+        for images in (OTHERS, IMAGES, OTHERS.flip(0)):
+            assert torch.equal(model(images), twin(images))
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["never run", "run before"])
+@pytest.mark.parametrize("name", MODELS)
+def test_it_is_pruned_verified_saved_and_loaded(name: str, warm: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    if warm:
+        model(OTHERS)
+    result = ds.prune(model, IMAGES, TASK, macs=0.5)
+
+    assert result.report.verification.verified
+    assert not result.report.refused
+    assert result.report.costs["macs"].ratio <= 0.5
+    result.save(tmp_path)
+    loaded = ds.load(tmp_path, MODELS[name])
+    with torch.no_grad():
+        for images in (OTHERS, OTHERS.flip(0)):  # hooks of the result write to the result
+            assert torch.allclose(loaded(images), result.model(images), atol=1e-6)
+        assert not torch.allclose(result.model(OTHERS), result.model(OTHERS.flip(0)), atol=1e-6)

@@ -1,0 +1,167 @@
+"""Operators that sample, scatter and gather: channels pass, positions stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from disparse_structured.structure import analyse, count_macs
+from disparse_structured.surgery.module import apply
+from disparse_structured.tasks import Task
+from tests.support.plans import Case, random_keep, random_plan
+
+TASK = [Task("out", ())]
+IMAGES = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+EXACT = 1e-9
+
+
+def warped(x: Tensor) -> Tensor:
+    theta = torch.tensor([[0.9, 0.1, 0.0], [-0.1, 0.9, 0.0]], dtype=x.dtype)[None].repeat(len(x), 1, 1)
+    return F.grid_sample(x, F.affine_grid(theta, [len(x), 1, 7, 7], align_corners=False), align_corners=False)
+
+
+def boxes(x: Tensor) -> Tensor:
+    corners = torch.tensor([1.0, 1.0, 9.0, 9.0], dtype=x.dtype).repeat(len(x), 1)
+    return torch.cat([torch.arange(len(x))[:, None].to(x.dtype), corners], 1)
+
+
+def aligned(x: Tensor) -> Tensor:
+    return torchvision.ops.roi_align(x, boxes(x), (5, 5))
+
+
+def pooled(x: Tensor) -> Tensor:
+    return torchvision.ops.roi_pool(x, boxes(x), (5, 5))
+
+
+def written(x: Tensor) -> Tensor:
+    canvas = torch.zeros(x.shape[0], x.shape[1], 225, dtype=x.dtype)
+    canvas[:, :, torch.arange(144)] = x.flatten(2)
+    return canvas.view(x.shape[0], x.shape[1], 15, 15)
+
+
+def scattered(x: Tensor) -> Tensor:
+    tokens = x.flatten(2)
+    index = torch.arange(tokens.shape[2]).flip(0).expand(tokens.shape[0], tokens.shape[1], -1)
+    return torch.zeros_like(tokens).scatter(2, index, tokens).view_as(x)
+
+
+def gathered(x: Tensor) -> Tensor:
+    tokens = x.flatten(2)
+    index = torch.arange(0, tokens.shape[2], 4).expand(tokens.shape[0], tokens.shape[1], -1)
+    return tokens.gather(2, index).unflatten(2, (6, 6))
+
+
+def added(x: Tensor) -> Tensor:
+    tokens = x.flatten(2)
+    summed = torch.zeros(tokens.shape[0], tokens.shape[1], 36, dtype=x.dtype)
+    return summed.index_add(2, torch.arange(tokens.shape[2]) % 36, tokens).unflatten(2, (6, 6))
+
+
+def largest(x: Tensor) -> Tensor:
+    return x * torch.max(x, dim=1, keepdim=True)[0].sigmoid()
+
+
+def middle(x: Tensor) -> Tensor:
+    return x - x.median(dim=1, keepdim=True).values
+
+
+def ordered(x: Tensor) -> Tensor:
+    return x.flatten(2).sort(2).values.cumsum(2).view_as(x)
+
+
+def decoded_in_place(x: Tensor) -> Tensor:
+    y = x.sigmoid()
+    y[..., 0:2] = (y[..., 0:2] * 2.0 - 0.5) * 4.0
+    y[..., 2:4] = (y[..., 2:4] * 2.0) ** 2
+    return y.neg_().exp_()
+
+
+HOW: dict[str, Callable[[Tensor], Tensor]] = {
+    each.__name__: each
+    for each in (
+        warped, aligned, pooled, written, scattered, gathered, added, largest, middle, ordered,
+        decoded_in_place,
+    )
+}  # fmt: skip
+
+
+class Net(nn.Module):
+    """``how`` in the middle of three convolutions."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 10, 3, padding=1)
+        self.third, self.out = nn.Conv2d(10, 6, 3, padding=1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = HOW[self.how](self.second(torch.relu(self.first(x))))
+        return self.out(torch.relu(self.third(torch.relu(y))))
+
+
+class Deformable(nn.Module):
+    """Deformable convolutions, modulated or not, grouped or not."""
+
+    def __init__(self, groups: int, masked: bool) -> None:
+        super().__init__()
+        self.first, self.offset = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 18, 3, padding=1)
+        self.mask = nn.Conv2d(8, 9, 3, padding=1) if masked else None
+        self.deformed = torchvision.ops.DeformConv2d(8, 12, 3, padding=1, groups=groups)
+        self.out = nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        mask = None if self.mask is None else self.mask(y).sigmoid()
+        return self.out(torch.relu(self.deformed(y, self.offset(y), mask)))
+
+
+def case(model: nn.Module) -> Case:
+    return Case.of(model.double().eval(), (IMAGES,), TASK)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_every_channel_can_be_removed_and_the_result_is_the_masked_twin(how: str) -> None:
+    torch.manual_seed(0)
+    found = case(Net(how))
+
+    assert {group.name: group.units for group in found.structure.groups} == {
+        "first": 8,
+        "second": 10,
+        "third": 6,
+    }
+    for seed in range(3):
+        assert found.deviation(random_keep(found.structure, seed)) <= EXACT
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_deformable_convolution_is_a_convolution(groups: int, masked: bool) -> None:
+    torch.manual_seed(0)
+    found = case(Deformable(groups, masked))
+
+    assert found.structure.units > 0
+    for seed in range(3):
+        keep = random_keep(found.structure, seed)
+        assert found.deviation(keep) <= EXACT
+    done = apply(found.model, random_plan(found.structure, 0), found.structure)
+    layer = done.model.deformed
+    assert (layer.out_channels, layer.in_channels) == (len(layer.weight), layer.weight.shape[1] * groups)
+    predicted = found.structure.cost.macs.total(done.plan.keep(found.structure))
+    assert count_macs(done.model, (IMAGES,)) == predicted
+
+
+def test_the_largest_channels_position_pins_the_channels() -> None:
+    class Position(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.second(torch.relu(self.first(x)))
+            values, positions = y.max(dim=1, keepdim=True)
+            return self.out(torch.relu(self.third(torch.relu(y + values + positions))))
+
+    structure = analyse(Position("largest").double().eval(), (IMAGES,), TASK)
+    assert {group.name for group in structure.groups} == {"first", "third"}
+    assert "a position in it is computed" in {pin.reason for pin in structure.pinned}
