@@ -79,6 +79,10 @@ class Structure:
         """The number of units over all groups."""
         return self.reach.shape[1]
 
+    def task_tensors(self, output: Any) -> list[torch.Tensor]:
+        """Return the tensors that the tasks pick of what the model returns."""
+        return [tensor for task in self.task_objects for tensor in task.tensors(output)]
+
     def group(self, name: str) -> ChannelGroup:
         """Return the group called ``name``."""
         return next(group for group in self.groups if group.name == name)

@@ -20,6 +20,7 @@ from disparse_structured.graph.capture import clone_if_tensor, tensor_leaves
 from disparse_structured.graph.copies import copied
 
 Inputs = tuple[Any, ...]
+Outputs = Callable[[Any], Sequence[torch.Tensor]]
 
 _STEP = 32
 """By how much images are made larger: most networks halve them at most five times."""
@@ -45,10 +46,13 @@ class Abilities:
     found: tuple[tuple[Situation, Any], ...]
 
     @classmethod
-    def of(cls, dense: nn.Module, inputs: Inputs) -> Abilities:
-        """Try the situations on ``dense``, which must be in eval mode; what it refuses is left out."""
+    def of(cls, dense: nn.Module, inputs: Inputs, outputs: Outputs = tensor_leaves) -> Abilities:
+        """Try the situations on ``dense``, which must be in eval mode; what it refuses is left out.
+
+        ``outputs`` are those of what a model returns whose shapes must be the same.
+        """
         found: list[tuple[Situation, Any]] = []
-        for alternatives in _situations(inputs):
+        for alternatives in _situations(inputs, outputs):
             for situation in alternatives:
                 try:
                     found.append((situation, situation.run(dense)))
@@ -75,31 +79,31 @@ class Abilities:
         return None
 
 
-def _situations(inputs: Inputs) -> Iterator[Sequence[Situation]]:
+def _situations(inputs: Inputs, outputs: Outputs) -> Iterator[Sequence[Situation]]:
     """Alternatives, of which the first counts that the dense model copes with."""
     size = batch_size(inputs)
-    yield [_shaped(f"a batch of {size + 1}", _resized(inputs, lambda _: {0: size + 1}, size))]
+    yield [_shaped(f"a batch of {size + 1}", _resized(inputs, lambda _: {0: size + 1}, size), outputs)]
     spatial = {tuple(leaf.shape[2:]) for leaf in _batched(inputs, size) if leaf.ndim > 2}
     if spatial:
         largest = max(spatial, key=sum)
         yield [
-            _shaped(f"the size {'x'.join(map(str, grown))}", _of_size(inputs, largest, grown, size))
+            _shaped(f"the size {'x'.join(map(str, grown))}", _of_size(inputs, largest, grown, size), outputs)
             for grown in (tuple(side + _STEP for side in largest), tuple(2 * side for side in largest))
         ]
     lengths = {leaf.shape[1] for leaf in _batched(inputs, size) if _is_sequence(leaf)}
     for length in sorted(lengths):
         yield [
-            _shaped(f"the length {longer}", _of_length(inputs, length, longer, size))
+            _shaped(f"the length {longer}", _of_length(inputs, length, longer, size), outputs)
             for longer in (2 * length, length + 4, length + 1)
         ]
     yield [Situation("train mode", lambda model: _trained(model, inputs))]
 
 
-def _shaped(name: str, inputs: Inputs) -> Situation:
+def _shaped(name: str, inputs: Inputs, outputs: Outputs) -> Situation:
     def run(model: nn.Module) -> list[tuple[int, ...]]:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             output = call(model, pytree.tree_map(clone_if_tensor, inputs))
-        return [tuple(tensor.shape) for tensor in tensor_leaves(output)]
+        return [tuple(tensor.shape) for tensor in outputs(output)]
 
     return Situation(name, run)
 

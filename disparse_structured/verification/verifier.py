@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.data.call import call
 from disparse_structured.errors import VerificationError
-from disparse_structured.graph.capture import clone_if_tensor
+from disparse_structured.graph.capture import clone_if_tensor, tensor_leaves
 from disparse_structured.structure import Structure
 from disparse_structured.verification.beyond import Abilities
 from disparse_structured.verification.copy import TOLERANCES, Comparison, VerificationCopy
@@ -103,7 +103,9 @@ class Verifier:
     def _missing(self, pruned: nn.Module) -> str | None:
         """What the pruned model cannot do beside the example, though the dense model can."""
         if self._abilities is None:
-            self._abilities = Abilities.of(self._reference.model, self._reference.inputs)
+            structure = self._reference.structure
+            outputs = structure.task_tensors if structure.outputs == "tasks" else tensor_leaves
+            self._abilities = Abilities.of(self._reference.model, self._reference.inputs, outputs)
         return self._abilities.missing(pruned)
 
     def resolve(self, keep: torch.Tensor) -> tuple[torch.Tensor, Verification, tuple[Refusal, ...]]:
