@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,15 +102,16 @@ def follows_its_weights(module: nn.Module) -> bool:
 def follow_weights(module: nn.Module) -> None:
     """Let ``module`` compute from the shapes of its weights from now on, if it is torch's layer."""
     if follows_its_weights(module):
-        module.__class__ = MultiheadAttention
+        layer: Any = module
+        layer.__class__ = MultiheadAttention
         # Torch's fused transformer layers would read the packed weights themselves.
-        module._qkv_same_embed_dim = False
+        layer._qkv_same_embed_dim = False
 
 
 @contextmanager
 def following_weights(model: nn.Module) -> Iterator[None]:
     """Within it, all such layers of ``model`` compute that way."""
-    layers = [module for module in model.modules() if follows_its_weights(module)]
+    layers: list[Any] = [module for module in model.modules() if follows_its_weights(module)]
     same = [layer._qkv_same_embed_dim for layer in layers]
     try:
         for layer in layers:

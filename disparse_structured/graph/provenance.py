@@ -228,7 +228,10 @@ class Annotator(TorchFunctionMode):
         number = self._number(tracer, tensor)
         if number is None:
             return list(sizes)
-        return [TracedInt(size, Size(number, dim), self.reals) for dim, size in enumerate(sizes)]
+        return [
+            TracedInt(size, Size(number, dim), self.reals) if type(size) is int else size
+            for dim, size in enumerate(sizes)
+        ]
 
     def number(self, tensor: torch.Tensor) -> int | None:
         """Return the :func:`annotation` of the node that computed ``tensor``, or None if there is none."""
