@@ -39,11 +39,12 @@ class Capture:
     """An exported graph whose parameters and buffers are inputs.
 
     ``tensors`` maps a placeholder to the canonical name of its parameter or buffer, and ``constants`` maps it
-    to a constant tensor. ``inputs`` lists the placeholders of the user's inputs. The graph returns the
-    tasks' tensors in order (``widths[k]`` for task ``k``), then everything else the model returns
-    (``returned`` tensors so far), then the output of each layer, so that dead branches stay visible.
-    ``results`` holds, by requested method, the annotations of the tensors that it returned (None for a tensor
-    that the graph does not compute). ``reals`` are the integers that ``forward`` computed floats from.
+    to a constant tensor. ``attributes`` has the dotted names of those constants that modules hold as plain
+    attributes. ``inputs`` lists the placeholders of the user's inputs. The graph returns the tasks' tensors
+    in order (``widths[k]`` for task ``k``), then everything else the model returns (``returned`` tensors so
+    far), then the output of each layer, so that dead branches stay visible. ``results`` holds, by requested
+    method, the annotations of the tensors that it returned (None for a tensor that the graph does not
+    compute). ``reals`` are the integers that ``forward`` computed floats from.
 
     The graph is read-only. Code that needs a different one copies it.
     """
@@ -51,6 +52,7 @@ class Capture:
     module: fx.GraphModule
     tensors: Mapping[str, str]
     constants: Mapping[str, Any]
+    attributes: Mapping[str, str]
     inputs: tuple[str, ...]
     tasks: tuple[str, ...]
     widths: tuple[int, ...]
@@ -84,12 +86,11 @@ class Capture:
         return tuple(results)[: self.returned]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every parameter and buffer at export, by name."""
+        """Return the shape at export time, by name, of all that ``tensors`` and ``attributes`` list."""
+        names = {**self.tensors, **self.attributes}
         placeholders = self.graph.find_nodes(op="placeholder")
         return {
-            self.tensors[node.name]: tuple(node.meta["val"].shape)
-            for node in placeholders
-            if node.name in self.tensors
+            names[node.name]: tuple(node.meta["val"].shape) for node in placeholders if node.name in names
         }
 
     def task_outputs(self, flat: Sequence[Any]) -> dict[str, tuple[Any, ...]]:
@@ -159,20 +160,24 @@ def capture(
     ):
         exported = _exported(wrapper, example_inputs, type(model).__name__)
     _, canonical = named_tensors(model)
-    tensors, constants, inputs = {}, {}, []
+    tensors, constants, attributes, inputs = {}, {}, {}, []
     for spec in exported.graph_signature.input_specs:
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             tensors[spec.arg.name] = canonical[spec.target.removeprefix(f"{_PREFIX}.")]
         elif spec.kind is InputKind.USER_INPUT:
             inputs.append(spec.arg.name)
         else:
-            constants[spec.arg.name] = exported.constants.get(spec.target)
+            constants[spec.arg.name] = constant = exported.constants.get(spec.target)
+            path = str(spec.target).removeprefix(f"{_PREFIX}.")
+            if isinstance(constant, torch.Tensor) and _attribute(model, path) is constant:
+                attributes[spec.arg.name] = path
     inline_regions(exported.graph_module)
     _name_sliced_layers(exported.graph_module.graph, model)
     captured = Capture(
         module=exported.graph_module,
         tensors=tensors,
         constants=constants,
+        attributes=attributes,
         inputs=tuple(inputs),
         tasks=tuple(task.name for task in tasks),
         widths=wrapper.layout.widths,
@@ -200,6 +205,15 @@ def _exported(wrapper: nn.Module, example_inputs: tuple[Any, ...], name: str) ->
             "The forward pass must be one graph: no branches on tensor values, no Python side effects. "
             "torch.export.export(model, example_inputs, strict=False) reproduces this."
         ) from error
+
+
+def _attribute(model: nn.Module, path: str) -> Any:
+    """What a module holds under the dotted name ``path`` as a plain attribute; None if nothing."""
+    owner, _, name = path.rpartition(".")
+    try:
+        return vars(model.get_submodule(owner)).get(name)
+    except AttributeError:
+        return None
 
 
 _SLICED = re.compile(r"(?P<parent>.*?)\.?slice\((?P<bounds>[^)]*)\)\.(?P<number>\d+)")

@@ -19,6 +19,7 @@ class _Place:
     labels: np.ndarray
     member: tuple[str, int] | None
     read: int | None
+    attribute: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,12 @@ def group_units(
     ]
     members = len(places)
     places.extend(_Place(read.labels, None, i) for i, read in enumerate(trace.reads))
+    places.extend(
+        _Place(axis.labels, None, None, (name, dim))
+        for name, value in trace.attributes.items()
+        for dim, axis in enumerate(value)
+        if axis.labels is not None
+    )
     free = ~pinned
     free[classes[PINNED]] = False
     positions = [classes[place.labels] for place in places]
@@ -73,6 +80,9 @@ def group_units(
         rank[units] = np.arange(len(units))
         found = [(places[i], _positions(rank[positions[i]], len(units))) for i in inside[group]]
         owned = tuple(Member(*place.member, where) for place, where in found if place.member is not None)
+        attributes = tuple(
+            Member(*place.attribute, where) for place, where in found if place.attribute is not None
+        )
         reads = [(place.read, where) for place, where in found]
         consumers = tuple(
             Consumer(read.node, read.arg, read.dim, where, read.normalizes, read.averages, read.sample)
@@ -88,6 +98,7 @@ def group_units(
                 reach=tuple(task for task in tasks if task in reached),
                 kind=_kind(kinds, units, owned),
                 start=start,
+                attributes=attributes,
             )
         )
         unit_of_class[units] = start + np.arange(len(units))

@@ -69,7 +69,8 @@ class ChannelGroup:
     """All parameter slices that must shrink together.
 
     ``start`` is the position of the group's first unit in the flat vectors over all units that
-    saliency, votes and arbitration work on.
+    saliency, votes and arbitration work on. ``attributes`` are slices of plain tensors that modules hold,
+    such as a table of positions, which shrink too.
     """
 
     name: str
@@ -79,6 +80,7 @@ class ChannelGroup:
     reach: tuple[str, ...]
     kind: Kind
     start: int
+    attributes: tuple[Member, ...] = ()
 
     @property
     def slice(self) -> slice:
@@ -140,7 +142,7 @@ def positions_left(
     gone: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
     for group in groups:
         removed = ~np.asarray(keep[group.slice], dtype=bool)
-        for member in group.members if removed.any() else ():
+        for member in (*group.members, *group.attributes) if removed.any() else ():
             gone[member.parameter, member.dim].append(member.index[removed].reshape(-1))
     left: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
     for (name, dim), found in gone.items():

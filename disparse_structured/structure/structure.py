@@ -100,7 +100,10 @@ class Structure:
 
 def check_described(state: Mapping[str, torch.Tensor], structure: Structure) -> None:
     """Raise :class:`PlanError` unless ``state``, tensors by canonical name, fits ``structure``."""
+    attributes = set(structure.capture.attributes.values())
     for name, shape in structure.capture.shapes().items():
+        if name in attributes:
+            continue
         tensor = state.get(name)
         if tensor is None or tuple(tensor.shape) != shape:
             found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}, not {shape}"

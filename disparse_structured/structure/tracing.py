@@ -200,6 +200,7 @@ class Trace:
     labels: Labels = field(default_factory=Labels)
     values: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Value] = field(default_factory=dict)
+    attributes: dict[str, Value] = field(default_factory=dict)
     annotated: dict[int, Value] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
     literals: list[SizeLiteral] = field(default_factory=list)
@@ -345,17 +346,20 @@ class Trace:
         if not isinstance(value, torch.Tensor):
             return value
         name = self.capture.tensors.get(node.name)
+        if node.name in self.capture.attributes:
+            return self._labeled(self.attributes, self.capture.attributes[node.name], tuple(value.shape))
         if name is None:
             axes = plain(value.shape)
             if node.name in self.capture.inputs and axes and axes[0].size == self._batch_size():
                 first = Axis(axes[0].size, None, np.arange(axes[0].size))
                 return (first, *axes[1:])
             return axes
-        if name not in self.tensors:
-            self.tensors[name] = tuple(
-                Axis(size, self.labels.fresh(size) if size > 1 else None) for size in self.shapes[name]
-            )
-        return self.tensors[name]
+        return self._labeled(self.tensors, name, self.shapes[name])
+
+    def _labeled(self, known: dict[str, Value], name: str, shape: tuple[int, ...]) -> Value:
+        if name not in known:
+            known[name] = tuple(Axis(size, self.labels.fresh(size) if size > 1 else None) for size in shape)
+        return known[name]
 
     def _batch_size(self) -> int | None:
         """The first dimension of the first input tensor that has one."""

@@ -345,9 +345,9 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
             for member in group.members
             for owner, tensor in self._owners[member.parameter]
         }
-        for member in group.members:
+        for member in (*group.members, *group.attributes):
             owner: Any
-            for owner, tensor in self._owners[member.parameter]:
+            for owner, tensor in self._holders(member.parameter):
                 handler = _handler(owner, tensor, member.dim)
                 reached = [owned.get((owner, *each)) for each in _cut_by(handler, owner, member.dim)]
                 if any(index is None or not np.array_equal(index, member.index) for index in reached):
@@ -368,6 +368,13 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
                     )
                     cuts[key] = _Cut(key, node, handler, positions, size)
         return list(cuts.values())
+
+    def _holders(self, name: str) -> list[tuple[nn.Module, str]]:
+        """The modules that hold a tensor, and under which name."""
+        if name in self._owners:
+            return self._owners[name]
+        path, _, attribute = name.rpartition(".")
+        return [(self.model.get_submodule(path), attribute)]
 
     def _touched(self, units: np.ndarray) -> list[tuple[ChannelGroup, list[_Cut]]]:
         """The groups that ``units`` belong to, with their cuts."""

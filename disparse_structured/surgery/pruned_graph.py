@@ -37,12 +37,14 @@ class PrunedGraph(nn.Module):
     ) -> None:
         super().__init__()
         capture = structure.capture
-        _own(self, model, positions_left(structure.groups, capture.shapes(), keep), structure.weight_scales)
+        left = positions_left(structure.groups, capture.shapes(), keep)
+        _own(self, model, left, structure.weight_scales)
         constants = nn.Module()
         self._objects: dict[str, Any] = {}
         for name, value in capture.constants.items():
             if isinstance(value, torch.Tensor):
-                constants.register_buffer(name, value.detach().clone(), persistent=False)
+                kept = _sliced(value, left.get(capture.attributes.get(name, ""), {}))
+                constants.register_buffer(name, kept, persistent=False)
             else:
                 self._objects[name] = value
         self.add_module(_CONSTANTS, constants)

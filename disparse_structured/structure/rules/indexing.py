@@ -55,7 +55,7 @@ def slice_(trace: Trace, call: Call) -> Value:
 def _is_tensor_of_the_model(trace: Trace, node: fx.Node) -> bool:
     while operator_of(node).keeps or operator_of(node).moves not in (None, "repetition"):
         node = node.args[0]  # type: ignore[assignment]
-    return node.name in trace.capture.tensors
+    return node.name in trace.capture.tensors or node.name in trace.capture.attributes
 
 
 @rule(aten.select)
