@@ -43,6 +43,7 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
             facts[name] = tuple(kind(**entry) for entry in facts[name])
         for name, optional in (("graph", GraphFacts), ("graph_only", GraphOnly)):
             facts[name] = None if facts[name] is None else optional(**facts[name])
+        facts["stale"] = tuple(facts["stale"])
         if facts["deviation"] is not None:
             facts["deviation"] = DeviationFacts(**facts["deviation"])
         if facts["refit"] is not None:

@@ -140,6 +140,7 @@ def _report(
         if verification
         else VerificationFacts(False),
         refused=tuple(RefusedGroup(each.group, each.reason) for each in applied.refused),
+        stale=applied.stale,
         pinned=structure.pinned,
         graph=_graph_facts(applied.model),
         graph_only=GraphOnly.of(structure.graph_only, _held_by(refused, structure)),

@@ -123,10 +123,11 @@ class GraphOnly:
 class PruningReport:
     """What was removed, who voted for it, what it saves, and how it was verified.
 
-    ``costs`` are by name, such as ``"macs"``. ``deviation`` is None where the model was trained after it was
-    pruned, ``refit`` where the remaining weights were left unchanged, ``graph`` where the module itself was
-    pruned, ``graph_only`` where its exported graph could not shrink more. ``selectors`` says by task what
-    picks its part of the dense model's output; None where a callable does, which is no data.
+    ``costs`` are by name, such as ``"macs"``. ``stale`` are integer attributes that still say a dense size.
+    ``deviation`` is None where the model was trained after it was pruned, ``refit`` where the remaining
+    weights were left unchanged, ``graph`` where the module itself was pruned, ``graph_only`` where its
+    exported graph could not shrink more. ``selectors`` says by task what picks its part of the dense model's
+    output; None where a callable does, which is no data.
     """
 
     model: str
@@ -148,6 +149,7 @@ class PruningReport:
     refit: RefitFacts | None
     verification: VerificationFacts
     refused: tuple[RefusedGroup, ...]
+    stale: tuple[str, ...]
     pinned: tuple[Pin, ...]
     graph: GraphFacts | None
     graph_only: GraphOnly | None
@@ -179,6 +181,12 @@ class PruningReport:
             yield Text("NOT VERIFIED: verification was switched off (verify=False)", style="bold yellow")
         for refused in self.refused:
             yield Text(f"left alone: {refused.group}: {refused.reason}", style="yellow")
+        if self.stale:
+            yield Text(
+                f"numbers that forward does not read still say the dense size: {', '.join(self.stale)}. "
+                "A method that reads them, such as one that fuses layers, must set them first.",
+                style="yellow",
+            )
         counted = [pin for pin in self.pinned if pin.number]
         if counted:
             yield summarize_pins(counted)

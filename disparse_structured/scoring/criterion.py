@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from disparse_structured.data.batches import ToInputs, tensor_batches
-from disparse_structured.errors import PlanError
+from disparse_structured.errors import PlanError, TaskError
 from disparse_structured.naming import rule_name
 from disparse_structured.scoring.criteria.fisher import Fisher
 from disparse_structured.scoring.probe import Probe
@@ -105,7 +105,19 @@ def score(
     with torch.inference_mode(False), torch.enable_grad():
         found = criterion(probe)
     scores = _checked(found, structure, name)
+    check_scored(scores, structure, name)
     return Saliency(scores, structure.tasks, name, probe.batches, probe.samples, probe.notes)
+
+
+def check_scored(scores: torch.Tensor, structure: Structure, name: str) -> None:
+    """Raise :class:`TaskError` if all scores ``[tasks, units]`` of a task are zero: it would agree to all."""
+    for row, task in enumerate(structure.tasks):
+        if structure.reach[row].any() and not scores[row, structure.reach[row]].any():
+            raise TaskError(
+                f"task {task!r}: every score by {name} is zero, as if it needed no unit. Its output is "
+                "detached, constant or multiplied by zero, or its loss does not depend on it. Pass weights "
+                "and inputs on which the task does something, or drop the task."
+            )
 
 
 def _checked(scores: object, structure: Structure, name: str) -> torch.Tensor:

@@ -15,10 +15,12 @@ class Applied:
     """What :func:`apply` returns.
 
     ``plan`` is the plan that was carried out: the given one without the groups of ``refused``.
-    ``verification`` is None if verification was switched off.
+    ``verification`` is None if verification was switched off. ``stale`` are integer attributes that still
+    say a dense size, see :func:`disparse_structured.surgery.stale.stale_numbers`.
     """
 
     model: nn.Module
     plan: Plan
     verification: Verification | None
     refused: tuple[Refusal, ...]
+    stale: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ from disparse_structured.structure.structure import check_described
 from disparse_structured.surgery.applied import Applied
 from disparse_structured.surgery.forms import check_form
 from disparse_structured.surgery.graph import apply_graph
+from disparse_structured.surgery.stale import stale_numbers
 from disparse_structured.verification.verifier import Refusal, Verification, Verifier
 
 
@@ -43,7 +44,7 @@ def apply(model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = 
     pruned = cut(model, structure, keep)
     if refused:
         plan = plan.without(structure, [refusal.group for refusal in refused])
-    return Applied(pruned, plan, verification, refused)
+    return Applied(pruned, plan, verification, refused, stale_numbers(model, pruned))
 
 
 def cut(model: nn.Module, structure: Structure, keep: torch.Tensor) -> nn.Module:
