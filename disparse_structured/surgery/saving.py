@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from disparse_structured.structure import analyse
 from disparse_structured.structure.structure import attention_of, form_of, outputs_of
 from disparse_structured.surgery.graph import rebuild_graph
 from disparse_structured.surgery.module import apply
+from disparse_structured.surgery.summaries import differs, output_summary
 from disparse_structured.tasks import Task, check_tasks
 
 PLAN, WEIGHTS, REPORT = "plan.json", "weights.safetensors", "report.json"
@@ -34,7 +36,8 @@ _PLAIN = int | float | str | None
 def save(folder: str | Path, model: nn.Module, plan: Plan, report: PruningReport) -> None:
     """Write ``model`` (the result of ``plan``) into ``folder``, which is created if needed.
 
-    Tied tensors are written once. Each file is replaced only when it is complete.
+    Tied tensors are written once. Each file is replaced only when it is complete. The report gets a summary
+    of what the model computes, which :func:`load` compares.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +48,10 @@ def save(folder: str | Path, model: nn.Module, plan: Plan, report: PruningReport
     save_file(weights, draft, metadata={"plan": plan.hash})
     os.replace(draft, folder / WEIGHTS)
     _write(folder / PLAN, plan.to_json())
-    _write(folder / REPORT, report.to_json())
+    document = json.loads(report.to_json())
+    if "unknown" not in report.inputs:
+        document["computes"] = output_summary(model, described_inputs(dict(report.inputs)))
+    _write(folder / REPORT, json.dumps(document, indent=2, sort_keys=True))
 
 
 def extend_report(folder: str | Path, entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,6 +92,9 @@ def load(
         LoadError: a file is missing or does not belong to the others, or the weights or tasks do not fit.
         PlanError: the factory builds a different model from the one the plan was made for.
         TaskError: a task picks nothing from what the factory's model returns.
+
+    Warns:
+        UserWarning: the model computes something else than the one that was saved.
     """
     folder = Path(folder)
     for name in (PLAN, WEIGHTS, REPORT):
@@ -112,6 +121,15 @@ def load(
         else _pruned_module(dense, plan, inputs, tasks, report)
     )
     _load_weights(model, weights, folder)
+    if report.get("computes") and "unknown" not in report["inputs"]:
+        found = output_summary(model, described_inputs(report["inputs"]))
+        if found is None or differs(found, report["computes"]):
+            warnings.warn(
+                f"the model loaded from {str(folder)!r} computes something else than the one that was saved: "
+                "the weights fit, but the factory's model does something else with them (another activation, "
+                "scale or normalization, say). Check the factory.",
+                stacklevel=2,
+            )
     return model.eval()
 
 

@@ -11,10 +11,11 @@ _LISTED = 20
 
 
 def stale_numbers(dense: nn.Module, pruned: nn.Module) -> tuple[str, ...]:
-    """List integer attributes that equal a size that shrank, in the module or right below, and did not change.
+    """List integer attributes that equal a size that shrank, in the module or right below, and did not
+    change.
 
-    ``forward`` does not read them, or the pruned module would not be verified. Another method may, such as one
-    that fuses layers. Torch's own layers are told their sizes.
+    ``forward`` does not read them, or the pruned module would not be verified. Another method may, such as
+    one that fuses layers. Torch's own layers are told their sizes.
     """
     before, after = _sizes(dense), _sizes(pruned)
     found = []

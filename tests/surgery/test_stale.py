@@ -26,8 +26,9 @@ class Rep(nn.Module):
     def fuse(self) -> None:
         fused = nn.Conv2d(self.in_channels, self.out_channels, 3, padding=1)
         fused.weight.data.copy_(self.three.weight + F.pad(self.one.weight, [1, 1, 1, 1]))
-        assert self.three.bias is not None and self.one.bias is not None
-        fused.bias.data.copy_(self.three.bias + self.one.bias)  # type: ignore[union-attr]
+        assert self.three.bias is not None
+        assert self.one.bias is not None
+        fused.bias.data.copy_(self.three.bias + self.one.bias)
         self.fused = fused
 
 
