@@ -1,0 +1,40 @@
+"""What the numbers in Ultralytics' modules count that ``forward`` does not use, but export and fusing do.
+
+Registered in ``pyproject.toml`` as an entry point of ``disparse_structured.sizes``. Ultralytics is not
+imported: :func:`numbers` is called with the modules of every model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from disparse_structured.structure import SizeDeclaration
+
+_HALF = tuple(
+    SizeDeclaration("c", f"m.0.{read}", dim)
+    for read, dim in (
+        ("cv1.conv.weight", 1),
+        ("0.cv1.conv.weight", 1),
+        ("cv1.0.conv.weight", 0),
+        ("attn.qkv.conv.weight", 1),
+    )
+)
+"""What the first of a block's inner blocks reads: one half of what ``cv1`` returns."""
+
+_BLOCKS: dict[str, tuple[SizeDeclaration, ...]] = {
+    # The exporters call forward_split, which splits what cv1 returns into halves of c channels.
+    "C2f": _HALF,
+    "C2fAttn": _HALF,
+    "RepNCSPELAN4": (SizeDeclaration("c", "cv2.0.cv1.conv.weight", 1),),
+    # Fusing makes an identity of c1 channels.
+    "RepConv": (SizeDeclaration("c1", "conv1.conv.weight", 1),),
+}
+
+
+def numbers(module: nn.Module) -> Iterator[SizeDeclaration]:
+    """Yield what the numbers of a module of Ultralytics, or of a class derived from one, count."""
+    for cls in type(module).__mro__:
+        if cls.__module__.partition(".")[0] == "ultralytics":
+            yield from _BLOCKS.get(cls.__name__, ())
