@@ -42,23 +42,24 @@ class Network:
 
 
 class Subject:
-    """The network of one cell, and what is made of it."""
+    """The network of one cell, and what is made of it; ``options`` go to ``timm.create_model``."""
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: Cell, **options: Any) -> None:
         self.cell = cell
+        self.options = options
 
     @cached_property
     def network(self) -> Network:
         """The dense network, with random weights."""
         torch.manual_seed(SEED)
         if self.cell.kind == "multitask":
-            heads = multitask(self.cell.model, HEADS, image_size=self.cell.image_size)
+            heads = multitask(self.cell.model, HEADS, image_size=self.cell.image_size, **self.options)
             return Network(heads.eval(), heads.example_inputs(BATCH), heads.tasks())
         config = timm.get_pretrained_cfg(self.cell.model) or PretrainedCfg()
         channels, *size = config.input_size
         size = [self.cell.image_size] * 2 if self.cell.image_size else size
         sized: dict[str, Any] = {"img_size": size} if self.cell.image_size and config.fixed_input_size else {}
-        model: nn.Module = timm.create_model(self.cell.model, **sized)
+        model: nn.Module = timm.create_model(self.cell.model, **sized, **self.options)
         images = torch.randn(BATCH, channels, *size)
         return Network(model.eval(), (images,), (Task("logits", lambda logits: logits),))
 

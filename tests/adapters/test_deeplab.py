@@ -74,7 +74,7 @@ def test_one_head_a_task_of_four_summed_branches() -> None:
 
 
 def test_it_is_pruned_verified_and_exported(tmp_path: Path) -> None:
-    model = build(image_size=32)
+    model = build("resnet18", image_size=32)
     (x,) = model.example_inputs(2)
     pruned = ds.prune(model, [x], model.tasks(), macs=0.25, refit=None, method=ds.DiSparse())
 

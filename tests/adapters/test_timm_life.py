@@ -42,7 +42,7 @@ class Family:
     heavy: bool = False
 
 
-STAGES = {"embed_dim": 24, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 2}
+STAGES = {"embed_dim": 24, "depths": (2, 1), "num_heads": (2, 4), "window_size": 2}
 FAMILIES = [
     Family("resnet10t"),
     Family("mobilenetv3_small_050"),
@@ -96,7 +96,17 @@ FAMILIES = [
         fused=True,
         heavy=True,
     ),
-    Family("pvt_v2_b0", options={"depths": (1, 1, 1, 1)}, fused=True),
+    Family(
+        "pvt_v2_b0",
+        options={
+            "depths": (1, 1),
+            "embed_dims": (32, 64),
+            "num_heads": (2, 4),
+            "sr_ratios": (8, 1),
+            "mlp_ratios": (8, 4),
+        },
+        fused=True,
+    ),
     # Once its heads are shared out unevenly over three windows, their counts are no ratios any more.
     Family(
         "coat_lite_tiny",
@@ -112,12 +122,14 @@ FAMILIES = [
 
 
 def families(condition: str | None = None) -> list[Any]:
-    """Those of which ``condition`` holds, as parameters of a test."""
-    return [
-        pytest.param(family.model, marks=[pytest.mark.sweep] if family.heavy else [], id=family.model)
-        for family in FAMILIES
-        if condition is None or getattr(family, condition)
-    ]
+    """Those of which ``condition`` holds, as parameters of a test; one process tests all of a family."""
+    found = [family for family in FAMILIES if condition is None or getattr(family, condition)]
+    return [pytest.param(family.model, marks=marks(family), id=family.model) for family in found]
+
+
+def marks(family: Family) -> list[pytest.MarkDecorator]:
+    group = pytest.mark.xdist_group(f"life of {family.model}")
+    return [group, pytest.mark.sweep] if family.heavy else [group]
 
 
 every = pytest.mark.parametrize("name", families())
@@ -409,7 +421,7 @@ def test_a_backbone_without_classes_in_a_model_of_ones_own() -> None:
     class Own(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.body = timm.create_model("regnety_002", num_classes=0)
+            self.body = timm.create_model("regnety_002", num_classes=0, depth=8)
             self.out = nn.Linear(self.body.num_features, 3)
 
         def forward(self, x: Tensor) -> Tensor:
@@ -423,9 +435,13 @@ def test_a_backbone_without_classes_in_a_model_of_ones_own() -> None:
     assert pruned.body(inputs).shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
-def test_a_bfloat16_model_works_throughout(name: str) -> None:
-    model = multitask(name, HEADS, image_size=64).bfloat16().eval()
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("resnet10t", {}), ("vit_tiny_patch16_224", {"depth": 2, "out_indices": 1})],
+    ids=["resnet10t", "vit_tiny_patch16_224"],
+)
+def test_a_bfloat16_model_works_throughout(name: str, options: dict[str, Any]) -> None:
+    model = multitask(name, HEADS, image_size=64, **options).bfloat16().eval()
     (inputs,) = model.example_inputs()
     pruned = ds.prune(model, [inputs], model.tasks(), macs=0.5, refit=None, method=ds.DiSparse())
     assert {tensor.dtype for tensor in pruned.model.parameters()} == {torch.bfloat16}

@@ -22,6 +22,9 @@ from tests.benchmarks.test_no_training_networks import DENSE, TINY, packs
 
 __all__ = ["packs"]
 
+pytestmark = pytest.mark.xdist_group("no training: methods")
+"""What one method computes counts for the next in the same process."""
+
 TASK = (Task("all", lambda output: output),)
 IMAGES = 8
 QUICK = ("random", "magnitude-uniform", "taylor-global", "hessian-isomorphic+bn", "pruner-uniform")

@@ -22,6 +22,8 @@ from tests.benchmarks.test_no_training_networks import DENSE, TINY, packs
 
 __all__ = ["packs"]
 
+pytestmark = pytest.mark.xdist_group("no training: runs")
+
 RESNET, CARDS = "nyuv2/resnet", "cards/resnet"
 
 

@@ -70,6 +70,8 @@ def without(*stages: str) -> Mapping[str, float]:
     return {stage: 1.0 for stage in STAGES if stage not in stages}
 
 
+measured = pytest.mark.xdist_group("a measured transformer")
+
 DEPTH = 2
 """Blocks of the transformer that is measured, of six."""
 
@@ -135,6 +137,7 @@ def test_names_and_patterns() -> None:
         models.named(["no_such*"])
 
 
+@measured
 def test_a_row_has_everything_the_page_tells(told: list[Row]) -> None:
     row = told[-1]
     assert row.sound, row.failures
@@ -161,12 +164,14 @@ def test_a_row_has_everything_the_page_tells(told: list[Row]) -> None:
     assert row.memory > 0.1
 
 
+@measured
 def test_stock_is_told_beside_ours_on_the_same_network(told: list[Row]) -> None:
     row = told[-1]
     assert {"stock graph", "stock prune", "stock run"} <= row.seconds.keys()
     assert 0.5 < 1 - row.stock_left / row.parameters < 0.85
 
 
+@measured
 def test_the_row_is_kept_before_every_stage(told: list[Row]) -> None:
     assert [row.stage for row in told] == [*STAGES, ""]
     for before, after in pairwise(told):

@@ -25,6 +25,8 @@ from disparse_structured.cli.parsers import build_parser
 from disparse_structured.decision.plan import Plan
 from tests.support.command_line import TINY, document_of, prune_tiny, refusal, report_of
 
+pytestmark = pytest.mark.xdist_group("cli prune")
+
 QUICK = ("--method", "disparse", "--refit", "none", "--no-onnx")
 
 

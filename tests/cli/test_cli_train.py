@@ -20,6 +20,9 @@ from safetensors.torch import load_file, save_file
 from disparse_structured.cli import main
 from tests.support.command_line import started
 
+pytestmark = pytest.mark.xdist_group("cli train")
+"""One process forks all the others."""
+
 CODE = '''
 """Two regression tasks on noise."""
 

@@ -25,6 +25,9 @@ from disparse_structured.report.figures import Sight, draw_comparison, heat, lab
 from disparse_structured.structure import count_macs, count_parameters
 from disparse_structured.surgery.saving import load
 
+pytestmark = pytest.mark.xdist_group("demo")
+"""One process runs the demo for all."""
+
 SEED = 3
 
 

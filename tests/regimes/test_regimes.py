@@ -34,6 +34,9 @@ from disparse_structured.training import Callback, TrainingConfig, train
 from disparse_structured.verification.twin import masked_twin
 from tests.support.plans import deviation
 
+pytestmark = pytest.mark.xdist_group("regimes")
+"""One process runs every regime once for all."""
+
 BUDGET = Budget(macs=0.4)
 
 

@@ -640,15 +640,16 @@ def test_damage_curves_of_head_dimensions() -> None:
 # timm.
 
 SMALL = {"num_classes": 7, "img_size": 64}
+SHALLOW = {**SMALL, "depth": 2}
 WINDOWS = {**SMALL, "window_size": 2}
 
 
 @pytest.mark.parametrize(
     ("name", "options", "fused"),
     [
-        ("vit_tiny_patch16_224", SMALL, True),
-        ("vit_tiny_patch16_224", SMALL, False),
-        ("vit_tiny_patch16_224", {**SMALL, "qk_norm": True}, True),
+        ("vit_tiny_patch16_224", SHALLOW, True),
+        ("vit_tiny_patch16_224", SHALLOW, False),
+        ("vit_tiny_patch16_224", {**SHALLOW, "qk_norm": True}, True),
         pytest.param("swin_tiny_patch4_window7_224", WINDOWS, True, marks=pytest.mark.sweep),
         pytest.param("swin_tiny_patch4_window7_224", WINDOWS, False, marks=pytest.mark.sweep),
         pytest.param("pvt_v2_b0", {"num_classes": 7}, True, marks=pytest.mark.sweep),

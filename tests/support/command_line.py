@@ -161,10 +161,23 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return shown.err.removeprefix("disparse: error: ").strip()
 
 
+IMPORTED = [
+    "disparse_structured.cli.train",
+    "disparse_structured.surgery.module",
+    "lightning_fabric",
+    "scipy.optimize",
+    "timm",
+    "torch._dynamo",
+    "torch.export._trace",
+    "torch_pruning",
+]
+"""What a command imports, some of it only once it needs it."""
+
+
 def started(*commands: Sequence[str], environments: Sequence[Mapping[str, str]] = ({},)) -> list[BaseProcess]:
-    """Processes that run these commands, forked from one that has imported the package already."""
+    """Processes that run these commands, forked from one that has imported the packages already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["disparse_structured.cli.train"])
+    context.set_forkserver_preload(IMPORTED)
     processes = [
         context.Process(target=_run, args=(list(command), dict(environment)))
         for command, environment in zip(commands, environments, strict=True)

@@ -13,6 +13,8 @@ import torch
 
 from tests.support import training_parts
 
+pytestmark = pytest.mark.xdist_group("training processes")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 KILLS = """

@@ -8,8 +8,10 @@ zero in the dense module must give what removing them gives.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -197,13 +199,22 @@ HEAVY = (
     "swin_tiny_patch4_window7_224",
     "mobilevit_xxs",
 )
-BACKBONES = [*LIGHT, *(pytest.param(name, marks=pytest.mark.sweep) for name in HEAVY)]
+BACKBONES = [
+    *(pytest.param(name, marks=pytest.mark.xdist_group(f"twin of {name}")) for name in LIGHT),
+    *(pytest.param(name, marks=pytest.mark.sweep) for name in HEAVY),
+]
+SHALLOW: dict[str, dict[str, Any]] = {
+    "resnet18": {"layers": (2, 1, 1, 1)},
+    "convnext_atto": {"depths": (1, 1, 2, 1)},
+    "vit_tiny_patch16_224": {"depth": 3, "out_indices": 1},
+}
 HEADS = {"kind": LinearHead(7), "depth": DenseHead(1), "parts": ASPPHead(5)}
 
 
+@functools.lru_cache(maxsize=1)
 def backbone(name: str) -> Case:
     torch.manual_seed(0)
-    model = multitask(name, HEADS, image_size=64)
+    model = multitask(name, HEADS, image_size=64, **SHALLOW.get(name, {}))
     randomize_norms(model)
     awaken(model)
     inputs = torch.randn(2, 3, 64, 64, dtype=torch.float64)
