@@ -61,7 +61,8 @@ class Binding:
         return arguments
 
 
-_TENSOR = object()
+class _TENSOR:
+    """Stands for a tensor among the constants; a class is the same in copies."""
 
 
 def _constant(leaf: Any) -> Any:

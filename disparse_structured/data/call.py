@@ -63,7 +63,7 @@ def bound(function: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Any, .
 def named_leaves(function: Callable[..., Any], inputs: tuple[Any, ...]) -> list[tuple[str, Any]]:
     """The leaves of ``inputs`` in order, each with the name of the parameter that it belongs to.
 
-    Inside of containers, keys and positions follow (``"features.p2"``); what goes to ``*args`` is
+    Inside of containers, keys and positions follow (``"features.p2"``). The second of ``*args`` is
     ``"input.1"``.
     """
     positional, named = split(inputs)

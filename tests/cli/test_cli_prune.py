@@ -244,8 +244,13 @@ def test_the_same_command_gives_the_same_plan_and_another_seed_another(tiny, cap
 def test_attention_and_form_are_read_into_the_structure(tiny, capsys):
     report = report_of(*prune_tiny(*QUICK, "--form", "graph"))
     assert report["graph"]["any_batch"]
-    assert set(report["graph"]["outputs"]) == {"near", "aux"}
+    assert set(report["selectors"]) == {"near", "aux"}
     assert set(load("out", the_tiny_namespace()["build"])(torch.zeros(1, 3, 8, 8))) == {"near", "aux"}
+
+
+def test_a_forward_may_take_its_input_by_name_only(tiny, capsys):
+    report = report_of(*prune_tiny(*QUICK, model="tiny:ByName", data="tiny:dicts"))
+    assert report["verification"]["verified"]
 
 
 # What is printed.

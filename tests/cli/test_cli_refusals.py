@@ -76,11 +76,6 @@ def test_a_loss_that_is_not_finite_is_named(tiny, capsys):
     assert "task 'near': its loss is nan" in said
 
 
-def test_a_forward_that_takes_its_input_by_name_only_is_refused(tiny, capsys):
-    said = refusal(capsys, *prune_tiny(model="tiny:ByName", data="tiny:dicts"))
-    assert "ByName.forward takes ['image'] by name only" in said
-
-
 class Payload:
     """Writes a file when it is unpickled."""
 

@@ -183,7 +183,7 @@ def test_examples_are_followed_through_windows() -> None:
 
 
 def test_examples_that_cannot_be_followed_run_one_at_a_time_and_it_is_said() -> None:
-    entry = BY_ID["no-rule-cumsum"]
+    entry = BY_ID["no-rule-fft"]
     model = entry.factory()
     structure = analyse(model, entry.inputs(2), entry.tasks)
     for criterion in (Fisher(), DiagonalHessian()):

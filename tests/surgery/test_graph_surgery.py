@@ -191,11 +191,10 @@ def test_no_number_binds_or_freezes_a_graph() -> None:
     assert not graph.attributes
 
 
-@pytest.mark.parametrize("id", [*HARD_CODED, "multihead-attention"])
+@pytest.mark.parametrize("id", HARD_CODED)
 def test_what_forward_hard_codes_is_lost_to_the_graph_only(id: str) -> None:
     animal = graph_case(id)
-    entry = HARD_CODED.get(id) or BY_ID[id]
-    module = analyse(animal.model, animal.inputs, entry.tasks)
+    module = analyse(animal.model, animal.inputs, HARD_CODED[id].tasks)
     plan = random_plan(animal.structure, 0, share=0.5)
     pruned = apply_graph(animal.model, plan, animal.structure).model
 
@@ -208,7 +207,6 @@ def test_what_forward_hard_codes_is_lost_to_the_graph_only(id: str) -> None:
 LOST = {
     "heads": "qkv.weight",
     "pieces": "stem.weight",
-    "multihead-attention": "trunk.attention.in_proj_weight",
 }
 
 
