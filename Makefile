@@ -7,6 +7,7 @@ VENV ?= .venv
 CONSTRAINTS ?= .ci/constraints.txt
 JOBS ?= 2
 OUT ?= demo-out
+ZOO ?= transformers segmentation-models-pytorch ultralytics
 
 BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed-all
@@ -20,7 +21,7 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types contracts unit sweep bench tables no-training coverage clean distclean
+.PHONY: help demo test lint format types contracts unit sweep sweep-zoo bench tables no-training coverage clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +57,11 @@ sweep: $(DEV_STAMP) ## the heavy tests, then every timm family beside stock Torc
 	@echo "== sweep on $(JOBS) processes"
 	$(PYTEST) -m sweep $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.timm_sweep --jobs $(JOBS)
+
+sweep-zoo: $(DEV_STAMP) ## networks of other libraries, which it installs: an hour on two cores, resumable
+	@echo "== networks of other libraries on $(JOBS) processes"
+	$(PIP_INSTALL) $(ZOO)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo_sweep --jobs $(JOBS)
 
 bench: $(RUN_STAMP) ## the benchmarks that need no data: tables and JSON
 	@echo "== benchmarks"

@@ -1,0 +1,178 @@
+"""Networks of torchvision, segmentation-models-pytorch, Ultralytics and transformers.
+
+Each runs in a process of its own. What can be removed, whether the result is the masked twin and works beside the example as the dense network
+does, whether its MACs are as predicted, whether it is exported, and whether the model is the same object by
+object. Finished rows are kept, so a run that was interrupted resumes where it was; ``--retry`` runs again
+what was not sound, ``--again`` everything. The verdict of the first try is kept. Networks of libraries that
+are not installed fail in the stage ``build``. The page is written from the rows that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from benchmarks.harness import options as common
+from benchmarks.harness.files import PAGES, RESULTS, write_text
+from benchmarks.harness.limits import Limits, run_limited
+from benchmarks.harness.machine import in_words
+from benchmarks.harness.row import Shelf, decode
+from benchmarks.harness.runner import Progress, run_all
+from benchmarks.harness.views import NONE, markdown, percent
+from benchmarks.zoo_sweep.cells import WIDE, Cell, Row
+from benchmarks.zoo_sweep.networks import networks
+
+MEASURE = "benchmarks.zoo_sweep.measure"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    return common.status(lambda: _run(options))
+
+
+def work(cells: Sequence[Cell], options: argparse.Namespace, shelf: Shelf[Row]) -> None:
+    """Runs the cells without a row, with ``retry`` those that are not sound, or all ``again``."""
+    known = {row.cell: row for row in shelf.rows()}
+    todo = [
+        cell
+        for cell in cells
+        if options.again or cell not in known or (options.retry and not known[cell].sound)
+    ]
+    progress = Progress(len(todo), len(cells), options.jobs)
+    stop = threading.Event()
+
+    def run(cell: Cell) -> tuple[Row, float]:
+        started = time.perf_counter()
+        return _one(cell, options, shelf, known.get(cell), stop), time.perf_counter() - started
+
+    def announce(result: tuple[Row, float]) -> None:
+        row, seconds = result
+        progress.finished(row.cell.label, seconds, row.verdict)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        try:
+            run_all(pool, run, todo, announce)
+        except BaseException:
+            stop.set()
+            raise
+
+
+def _one(
+    cell: Cell, options: argparse.Namespace, shelf: Shelf[Row], old: Row | None, stop: threading.Event
+) -> Row:
+    log = options.rows / "logs" / (re.sub(r"[^\w.-]+", "-", cell.label) + ".log")
+    begun = log.with_suffix(".begun")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    begun.unlink(missing_ok=True)
+    arguments = [cell.name, str(begun.resolve()), *(["--no-onnx"] if options.no_onnx else [])]
+    limits = Limits(options.timeout, options.memory, 1)
+    ended = run_limited(MEASURE, arguments, log, limits, stop)
+    row = decode(begun.read_text(encoding="utf-8"), Row, Cell) if begun.is_file() else Row(cell)
+    if row.stage:
+        row = replace(row, failures={row.stage: ended or "the process ended early", **row.failures})
+    row = replace(row, first_try=row.verdict if old is None else old.first_try)
+    shelf.put(row)
+    begun.unlink(missing_ok=True)
+    return row
+
+
+def document(rows: Sequence[Row]) -> str:
+    """The page."""
+    built = [row for row in rows if "build" in row.seconds]
+    machines = {in_words(row.machine) for row in built}
+    read = [row for row in built if "structure" in row.seconds]
+    exported = [row for row in built if row.dynamic]
+    counts = [
+        ("networks that are built", f"{len(built)}"),
+        ("sound as module", _of(built, lambda row: row.sound)),
+        ("sound as module at the first try", _of(built, lambda row: row.first_try == "sound")),
+        ("sound as module, or as graph", _of(built, lambda row: row.sound or row.graph_twin is not None)),
+        (f"at least {WIDE:.0%} of the parameters removable", _of(read, lambda row: row.wide)),
+        ("no group refused", _of([row for row in built if row.left], lambda row: not row.refused)),
+        ("train mode works as for the dense network", _of(
+            [row for row in built if row.left], lambda row: "train mode" in row.beyond)),
+        ("exported to ONNX", _of([row for row in built if row.left], lambda row: bool(row.dynamic))),
+        ("with a free batch", _of(exported, lambda row: "batch" in row.dynamic)),
+        ("the model untouched, by identity", _of(built, lambda row: "untouched" in row.seconds)),
+    ]  # fmt: skip
+    share = statistics.median([row.prunable for row in read]) if read else None
+    table = [
+        (
+            f"`{row.cell.name}`",
+            f"{row.parameters:,}",
+            percent(row.prunable) if "structure" in row.seconds else NONE,
+            percent(row.left / row.parameters) if row.left else NONE,
+            NONE if row.twin is None else f"{row.twin:.0e}",
+            str(len(row.refused)) if row.left else NONE,
+            ", ".join(row.beyond) or NONE,
+            row.dynamic or NONE,
+            row.verdict if row.sound else row.verdict.replace("|", "\\|"),
+        )
+        for row in rows
+    ]
+    return "\n\n".join(
+        [
+            "# Networks of other libraries",
+            "`python -m benchmarks.zoo_sweep` (`make sweep-zoo`) writes this page from [one line of JSON per "
+            "network](../../benchmarks/results/zoo_sweep/rows.jsonl). The networks are small configurations "
+            "with random weights. Each is pruned to about half of every width, at random, with only the "
+            "tasks' outputs kept whole, and verified.",
+            f"Machine: {'; '.join(sorted(machines)) or NONE}.",
+            markdown(("", "count"), counts),
+            f"Median share of the parameters that is removable: {percent(share)}.",
+            markdown(
+                ("network", "parameters", "removable", "left", "twin", "refused", "works like dense with",
+                "ONNX", "verdict"), table,
+            ),
+        ]
+    ) + "\n"  # fmt: skip
+
+
+def _of(rows: Sequence[Row], holds: object) -> str:
+    assert callable(holds)
+    return f"{sum(map(holds, rows))} of {len(rows)}"
+
+
+def _chosen(patterns: Iterable[str]) -> list[Cell]:
+    patterns = list(patterns)
+    names = networks()
+    return [Cell(name) for name in names if not patterns or any(fnmatchcase(name, each) for each in patterns)]
+
+
+def _run(options: argparse.Namespace) -> Path:
+    shelf = Shelf(options.rows / "rows.jsonl", Row, Cell)
+    if not options.views:
+        work(_chosen(options.networks), options, shelf)
+    page: Path = options.out / "zoo_sweep.md"
+    write_text(page, document(shelf.rows()))
+    return page
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = common.parser("zoo_sweep", __doc__)
+    parser.add_argument("--networks", nargs="+", default=[], metavar="NAME", help="patterns such as 'smp/*'")
+    parser.add_argument("--timeout", type=common.positive, default=300.0, help="seconds a cell (%(default)g)")
+    parser.add_argument("--memory", type=common.positive, default=8.0, help="GB a cell (%(default)g)")
+    parser.add_argument("--jobs", type=common.count, default=1, help="processes at once (%(default)s)")
+    parser.add_argument("--no-onnx", action="store_true", help="without the exports")
+    parser.add_argument("--again", action="store_true", help="also run what is finished")
+    parser.add_argument("--retry", action="store_true", help="also run what is finished and not sound")
+    parser.add_argument("--views", action="store_true", help="do not run anything, only write the page")
+    parser.add_argument(
+        "--rows", type=Path, default=RESULTS / "zoo_sweep", help="folder of rows (%(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=PAGES, help="folder of the page (%(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
