@@ -1,10 +1,11 @@
 """Networks of torchvision, segmentation-models-pytorch, Ultralytics and transformers.
 
-Each runs in a process of its own. What can be removed, whether the result is the masked twin and works beside the example as the dense network
-does, whether its MACs are as predicted, whether it is exported, and whether the model is the same object by
-object. Finished rows are kept, so a run that was interrupted resumes where it was; ``--retry`` runs again
-what was not sound, ``--again`` everything. The verdict of the first try is kept. Networks of libraries that
-are not installed fail in the stage ``build``. The page is written from the rows that are there.
+Each runs in a process of its own. What can be removed, whether the result is the masked twin and works
+beside the example as the dense network does, whether its MACs are as predicted, whether it is exported, and
+whether the model is the same object by object. Finished rows are kept, so a run that was interrupted resumes
+where it was; ``--retry`` runs again what was not sound, ``--again`` everything. The verdict of the first try
+is kept. Networks of libraries that are not installed fail in the stage ``build``. The page is written from
+the rows that are there.
 """
 
 from __future__ import annotations

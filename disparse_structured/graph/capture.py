@@ -19,13 +19,14 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.data.call import split
 from disparse_structured.data.modes import eval_mode, train_mode, without_fast_path
-from disparse_structured.errors import CaptureError, TaskError, UnsupportedModelError
+from disparse_structured.errors import CaptureError, TaskError
 from disparse_structured.graph.effects import Effects
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.graph.packed_attention import following_weights
 from disparse_structured.graph.provenance import Expression, traced_integers
 from disparse_structured.graph.regions import inline_regions
 from disparse_structured.graph.side_effects import undone
+from disparse_structured.graph.supported import check_supported
 from disparse_structured.tasks import Task
 
 _PREFIX = "model"
@@ -245,37 +246,6 @@ def _check_repeatable(captured: Capture, name: str) -> None:
             f"{name} changes its own {', '.join(map(repr, changed[:3]))} in eval mode, so "
             "two forward passes differ. Make such updates in train mode only."
         )
-
-
-_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
-
-
-def check_supported(model: nn.Module) -> None:
-    """Raise :class:`UnsupportedModelError` for wrappers and formats that cannot be pruned directly."""
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(
-            f"the model is a {type(model).__name__}, not a torch.nn.Module. Wrap it in a module."
-        )
-    for name, module in model.named_modules():
-        where = f"layer {name!r}" if name else "the model"
-        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            raise UnsupportedModelError(
-                f"{where} is wrapped in {type(module).__name__}. Use the module inside: its .module."
-            )
-        if isinstance(module, torch.jit.ScriptModule):
-            raise UnsupportedModelError(
-                f"{where} is a TorchScript module. Use the Python module it was made from."
-            )
-        if isinstance(module, torch._dynamo.OptimizedModule):
-            raise UnsupportedModelError(
-                f"{where} was compiled by torch.compile. Use the original module: its ._orig_mod."
-            )
-        # A FloatFunctional only marks where a float model will be quantized.
-        kind = type(module)
-        if kind.__module__.startswith(_QUANTIZED) and kind.__name__ != "FloatFunctional":
-            raise UnsupportedModelError(
-                f"{where} is quantized ({type(module).__name__}). Prune the float model, then quantize."
-            )
 
 
 @dataclass

@@ -12,9 +12,9 @@ from disparse_structured.data.batches import ToInputs
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.budget import Budget
 from disparse_structured.errors import CaptureError
-from disparse_structured.graph.capture import check_supported
 from disparse_structured.graph.outputs import output_of
 from disparse_structured.graph.side_effects import leaves_no_trace
+from disparse_structured.graph.supported import check_supported
 from disparse_structured.pipeline.compensated import Compensated
 from disparse_structured.pipeline.inputs import Data
 from disparse_structured.pipeline.method import Method, Problem

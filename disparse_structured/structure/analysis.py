@@ -19,13 +19,14 @@ from torch import fx, nn
 import disparse_structured.structure.rules  # noqa: F401  (registers the operator rules)
 from disparse_structured.data.batches import as_arguments, batch_size
 from disparse_structured.errors import CaptureError, OptionError, TaskError
-from disparse_structured.graph.capture import Capture, capture, check_supported, tensor_leaves
+from disparse_structured.graph.capture import Capture, capture, tensor_leaves
 from disparse_structured.graph.modes import train_mode_adds
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.graph.outputs import resolve_tasks
 from disparse_structured.graph.provenance import Attribute
 from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.graph.signature import Signature
+from disparse_structured.graph.supported import check_supported
 from disparse_structured.structure.captures import Captures
 from disparse_structured.structure.cost import AnalyticCosts, Products, WidthTable
 from disparse_structured.structure.declared import Declarations
