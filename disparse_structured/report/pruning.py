@@ -18,6 +18,9 @@ from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.structure import Pin
 
+EXACT = ("macs", "parameters")
+"""The costs whose prediction is exact, so that another count is a fault."""
+
 
 @dataclass(frozen=True)
 class CostFacts:
@@ -36,6 +39,11 @@ class CostFacts:
     def pruned(self) -> float:
         """What the pruned model costs: counted, or else predicted."""
         return self.predicted if self.counted is None else self.counted
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the prediction and the count differ by at most 0.1 %; true without a count."""
+        return self.counted is None or abs(self.counted - self.predicted) <= 1e-3 * self.predicted
 
     @property
     def ratio(self) -> float:
@@ -163,6 +171,13 @@ class PruningReport:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._costs()
+        for name, cost in self.costs.items():
+            if name in EXACT and not cost.agrees:
+                yield Text(
+                    f"{name}: {cost.predicted:,.0f} {cost.unit} predicted, but {cost.counted:,.0f} counted on the "
+                    "pruned model. The budget holds for the prediction only. Please report this model.",
+                    style="bold yellow",
+                )
         yield self._voters()
         if self.deviation is not None:
             yield self.deviation

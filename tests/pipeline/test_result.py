@@ -216,3 +216,12 @@ def test_a_pruned_graph_returns_its_tasks_by_name() -> None:
     assert isinstance(found.model, PrunedGraph)
     assert set(found.model(images(3))) == {"depth", "edges"}
     assert [task.output for task in found.tasks] == ["depth", "edges"]
+
+
+def test_a_count_that_contradicts_the_prediction_is_said(plain: PruningResult) -> None:
+    facts = plain.report
+    wrong = dataclasses.replace(facts.costs["macs"], counted=facts.costs["macs"].predicted * 1.01)
+    assert "Please report this model" not in str(facts)
+    said = " ".join(str(dataclasses.replace(facts, costs={**facts.costs, "macs": wrong})).split())
+    assert "MACs predicted, but" in said
+    assert "Please report this model" in said
