@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import types
 from collections import deque
@@ -52,11 +53,12 @@ def _copied(model: nn.Module, instead: Mapping[int, torch.Tensor]) -> nn.Module:
     shared = {id(each): each for function in functions for each in _global_containers(function)}
     memo: dict[int, Any] = {**non_leaf, **shared, **instead}
     copied = copy.deepcopy(model, memo)
+    cells: dict[int, types.CellType] = {}
     for module in copied.modules():
         for holder in _holders(module):
             for name, value in holder.items():
                 if isinstance(value, types.FunctionType) and _closes_over(value, memo):
-                    holder[name] = _rebound(value, memo)
+                    holder[name] = _rebound(value, memo, cells)
     return copied
 
 
@@ -100,34 +102,42 @@ def _global_containers(function: types.FunctionType) -> Iterator[Any]:
             yield value
 
 
-def _contents(function: types.FunctionType) -> list[Any]:
-    """What ``function`` closes over; nothing if a variable has no value yet."""
-    try:
-        return [cell.cell_contents for cell in function.__closure__ or ()]
-    except ValueError:
-        return []
+def _contents(function: types.FunctionType) -> list[tuple[types.CellType, Any]]:
+    """The variables that ``function`` closes over, with their values; those without a value are left out."""
+    found = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):
+            found.append((cell, cell.cell_contents))
+    return found
 
 
 def _closes_over(function: types.FunctionType, copies: Mapping[int, Any]) -> bool:
     """Whether ``function`` closes over something of the model, of which there are ``copies``."""
     return any(
         id(each) in copies or (isinstance(each, types.FunctionType) and _closes_over(each, copies))
-        for each in _contents(function)
+        for _, each in _contents(function)
     )
 
 
-def _rebound(function: types.FunctionType, copies: dict[int, Any]) -> types.FunctionType:
-    """``function`` closing over copies, as a copy of a bound method is bound to one."""
-    cells = tuple(
-        types.CellType(
-            _rebound(each, copies)
-            if isinstance(each, types.FunctionType) and _closes_over(each, copies)
-            else copies.get(id(each), each)
-        )
-        for each in _contents(function)
-    )
+def _rebound(
+    function: types.FunctionType, copies: dict[int, Any], cells: dict[int, types.CellType]
+) -> types.FunctionType:
+    """``function`` closing over copies, as a copy of a bound method is bound to one.
+
+    ``cells`` are those made so far, by the identity of the original: functions that share a variable still do.
+    """
+    for cell, each in _contents(function):
+        if id(cell) not in cells:
+            inner = isinstance(each, types.FunctionType) and _closes_over(each, copies)
+            cells[id(cell)] = types.CellType(copies.get(id(each), each))
+            if inner:
+                cells[id(cell)].cell_contents = _rebound(each, copies, cells)
     rebound = types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, cells
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        tuple(cells.get(id(cell), cell) for cell in function.__closure__ or ()),
     )
     rebound.__kwdefaults__ = function.__kwdefaults__
     rebound.__dict__.update(vars(function))

@@ -5,7 +5,8 @@ hook shares with it. ``torch.export`` runs ``forward`` with tensors that hold no
 stay. The state of a model is whatever its modules refer to: attributes, containers in them, the variables
 that its hooks and methods close over, the globals that they name, and the caches of the functions that they
 call.
-Everything is put back by identity: a dict is the same dict with the same entries.
+Everything is put back by identity: a dict is the same dict with the same entries. Objects that are no modules
+are looked into if their class is from the same package as that of one of the modules.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def undone(model: nn.Module) -> Iterator[None]:
 
     The values of parameters and buffers are not looked at: who writes to these must put them back.
     """
-    state = _State()
+    state = _State({type(module) for module in model.modules()} if isinstance(model, nn.Module) else ())
     state.visit([model])
     try:
         yield
@@ -71,7 +72,8 @@ def undone(model: nn.Module) -> Iterator[None]:
 class _State:
     """Every mutable object that a model leads to, with what it holds."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: Iterable[type]) -> None:
+        self._packages = {_package(kind) for kind in kinds} - _FOREIGN
         self._seen: dict[int, Any] = {}  # keeps the objects alive, so that no identity is used twice
         self._undo: list[_Undo] = []
 
@@ -118,7 +120,9 @@ class _State:
             return (item.__func__,)
         if isinstance(item, property):
             return [each for each in (item.fget, item.fset) if each is not None]
-        return (*self._attributes(item), type(item))
+        if isinstance(item, nn.Module | types.SimpleNamespace) or _package(type(item)) in self._packages:
+            return (*self._attributes(item), type(item))
+        return ()  # a logger, say, or a trainer: others may write to it meanwhile
 
     def _entries(self, item: dict[Any, Any]) -> Iterable[Any]:
         # The methods of the built-in types, as a class of the user's may do something else in its own.
@@ -193,7 +197,9 @@ class _State:
         return (*before.values(), *item.__mro__[1:])
 
     def _of_function(self, item: types.FunctionType) -> Iterable[Any]:
-        if _is_foreign_name(item.__globals__.get("__name__")):  # a decorator may lend it another __module__
+        if (
+            _top_level(item.__globals__.get("__name__")) in _FOREIGN
+        ):  # a decorator may lend it another __module__
             return ()
         found: list[Any] = [vars(item), *(item.__closure__ or ()), *(item.__defaults__ or ())]
         found.extend((item.__kwdefaults__ or {}).values())
@@ -269,11 +275,16 @@ def _put_back(item: Any, slot: types.MemberDescriptorType, before: Any) -> None:
 
 
 def _is_foreign(item: Any) -> bool:
-    return _is_foreign_name(getattr(item, "__module__", None))
+    return _package(item) in _FOREIGN
 
 
-def _is_foreign_name(module: Any) -> bool:
-    return (module if isinstance(module, str) else "builtins").partition(".")[0] in _FOREIGN
+def _package(item: Any) -> str:
+    """The top-level package of a class."""
+    return _top_level(getattr(item, "__module__", None))
+
+
+def _top_level(module: Any) -> str:
+    return (module if isinstance(module, str) else "builtins").partition(".")[0]
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

@@ -174,8 +174,8 @@ class PruningReport:
         for name, cost in self.costs.items():
             if name in EXACT and not cost.agrees:
                 yield Text(
-                    f"{name}: {cost.predicted:,.0f} {cost.unit} predicted, but {cost.counted:,.0f} counted on "
-                    "the pruned model. The budget holds for the prediction only. Please report this model.",
+                    f"{name}: {cost.predicted:,.0f} {cost.unit} predicted, but {cost.counted:,.0f} "
+                    "counted on the pruned model. The budget holds for the prediction only. Please report this model.",
                     style="bold yellow",
                 )
         yield self._voters()

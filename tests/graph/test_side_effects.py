@@ -158,6 +158,25 @@ class HooksIntoItself(Trunk):
         return self.head(torch.relu(self.feature))
 
 
+class SharesVariable(Trunk):
+    """Two functions of one closure: a hook writes the variable that another hook reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        feature: Any = None
+
+        def write(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            nonlocal feature
+            feature = output * self.head.weight.sum()
+
+        def read(module: nn.Module, inputs: Any) -> Any:
+            assert self.head is module
+            return (torch.relu(feature),)
+
+        self.second.register_forward_hook(write)
+        self.head.register_forward_pre_hook(read)
+
+
 @functools.cache
 def _ramp(length: int) -> Tensor:
     return torch.linspace(0, 1, length)
@@ -205,7 +224,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     kind.__name__: kind
     for kind in (
         KeepsAttention, MakesAnchors, RegistersBuffer, Collects, HoldsObject, HooksIntoGlobal,
-        HooksIntoItself, CachesByFunction, Counts, Frozen,
+        HooksIntoItself, SharesVariable, CachesByFunction, Counts, Frozen,
     )
 }  # fmt: skip
 
@@ -323,3 +342,23 @@ def test_it_is_pruned_verified_saved_and_loaded(name: str, warm: bool, tmp_path:
         for images in (OTHERS, OTHERS.flip(0)):  # hooks of the result write to the result
             assert torch.allclose(loaded(images), result.model(images), atol=1e-6)
         assert not torch.allclose(result.model(OTHERS), result.model(OTHERS.flip(0)), atol=1e-6)
+
+
+def test_what_others_write_to_meanwhile_stays() -> None:
+    """An object of another package, such as a logger that a model holds, may change while a model is pruned."""
+
+    class Logger:
+        __module__ = "another.package"
+
+        def __init__(self) -> None:
+            self.lines: list[str] = []
+
+    model = Trunk().eval()
+    model.logger = Logger()
+
+    def noted(module: nn.Module, inputs: Any) -> None:
+        model.logger.lines.append("called")
+
+    model.first.register_forward_pre_hook(noted)
+    ds.prune(model, IMAGES, TASK, macs=0.5, method=ds.DiSparse(), refit=None)
+    assert model.logger.lines
