@@ -58,8 +58,8 @@ sweep: $(DEV_STAMP) ## the heavy tests, then every timm family beside stock Torc
 	$(PYTEST) -m sweep $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.timm_sweep --jobs $(JOBS)
 
-sweep-zoo: $(DEV_STAMP) ## networks of other libraries, which it installs: an hour on two cores, resumable
-	@echo "== networks of other libraries on $(JOBS) processes"
+sweep-zoo: $(DEV_STAMP) ## networks from other libraries (installs them): an hour on two cores, resumable
+	@echo "== networks from other libraries on $(JOBS) processes"
 	$(PIP_INSTALL) $(ZOO)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo_sweep --jobs $(JOBS)
 

@@ -1,4 +1,4 @@
-"""What the numbers in Ultralytics' modules count that ``forward`` does not use, but export and fusing do.
+"""What the numbers in Ultralytics' modules count: those that export and fusing use, but ``forward`` does not.
 
 Registered in ``pyproject.toml`` as an entry point of ``disparse_structured.sizes``. Ultralytics is not
 imported: :func:`numbers` is called with the modules of every model.
@@ -21,20 +21,20 @@ _HALF = tuple(
         ("attn.qkv.conv.weight", 1),
     )
 )
-"""What the first of a block's inner blocks reads: one half of what ``cv1`` returns."""
+"""The input width of a block's first inner block: one half of what ``cv1`` returns."""
 
 _BLOCKS: dict[str, tuple[SizeDeclaration, ...]] = {
     # The exporters call forward_split, which splits what cv1 returns into halves of c channels.
     "C2f": _HALF,
     "C2fAttn": _HALF,
     "RepNCSPELAN4": (SizeDeclaration("c", "cv2.0.cv1.conv.weight", 1),),
-    # Fusing makes an identity of c1 channels.
+    # Fusing creates an identity with c1 channels.
     "RepConv": (SizeDeclaration("c1", "conv1.conv.weight", 1),),
 }
 
 
 def numbers(module: nn.Module) -> Iterator[SizeDeclaration]:
-    """Yield what the numbers of a module of Ultralytics, or of a class derived from one, count."""
+    """Yield what the numbers of an Ultralytics module count, including instances of derived classes."""
     for cls in type(module).__mro__:
         if cls.__module__.partition(".")[0] == "ultralytics":
             yield from _BLOCKS.get(cls.__name__, ())

@@ -44,7 +44,7 @@ class Layout:
 
     An input whose first dimension is as long as the first input's is batched; the dimensions of a
     batched input from the third on (at most three) are its size. The second dimension of token ids is their
-    length, and so is that of other inputs of two dimensions that are as long.
+    length, as is that of other two-dimensional inputs of the same length.
     """
 
     example: Inputs
@@ -65,7 +65,7 @@ class Layout:
         return dict(enumerate(_AXES[extra], start=2))
 
     def _lengths(self) -> set[int]:
-        """The lengths of the token ids among the inputs: integers of two dimensions."""
+        """The lengths of the token ids (two-dimensional integers) among the inputs."""
         return {
             tensor.shape[1]
             for position, tensor in enumerate(self.example)

@@ -81,10 +81,10 @@ def export_onnx(
 
     Args:
         model: any module.
-        example_inputs: the arguments of ``forward``: a tensor, a tuple, or a dict of them by name. Every
-            tensor in them is an input of the file, everything else is fixed in it. The first dimension of the
-            first tensor is the batch; the dimensions from the third on of batched inputs are the size, and
-            the second one of token ids and of what is as long. One sample is enough.
+        example_inputs: the arguments of ``forward``: a tensor, a tuple, or a dict by name. Every tensor in
+            them is an input of the file; everything else is fixed. The first dimension of the first tensor
+            is the batch. The size is the dimensions from the third on of batched inputs, and the second
+            dimension of token ids and of two-dimensional inputs of the same length. One sample is enough.
         path: the file to write; its folder is created.
         outputs: task name -> function that picks the task's tensor, or list of tensors, from what the
             model returns. A task of one tensor names its output; several are ``name.0``, ``name.1``, ….

@@ -47,7 +47,7 @@ def check_parity(
     Args:
         model: the module that the file came from; it is copied, not changed.
         path: the ONNX file.
-        inputs: batches, each the arguments of the model. What of them is no tensor is the same in all.
+        inputs: batches, each the arguments of the model. Arguments that are not tensors are the same in all.
         outputs: task name -> function that picks the task's tensor, or list of tensors, from what the
             model returns, in the order of the file's outputs.
         tolerance: largest relative error that passes.

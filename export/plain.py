@@ -31,8 +31,8 @@ class Binding:
     """How the tensors that a file takes become the arguments of ``forward``.
 
     Args:
-        names: of the tensors: parameters of ``forward``, and what leads to a tensor inside of one.
-        constants: everything else among the arguments, by the same kind of name. The file holds it fixed.
+        names: of the tensors: parameters of ``forward``, with the path to a tensor inside one.
+        constants: everything else in the arguments, by the same kind of name. The file fixes it.
     """
 
     names: tuple[str, ...]
@@ -54,7 +54,7 @@ class Binding:
         return cls(tensors, constants, tuple(_constant(leaf) for leaf in leaves), spec)
 
     def arguments(self, tensors: Iterable[torch.Tensor]) -> tuple[Any, ...]:
-        """The arguments of ``forward`` that hold ``tensors``."""
+        """Return the arguments of ``forward`` that hold ``tensors``."""
         given = iter(tensors)
         leaves = [next(given) if leaf is _TENSOR else leaf for leaf in self._leaves]
         arguments: tuple[Any, ...] = pytree.tree_unflatten(leaves, self._spec)
@@ -62,7 +62,7 @@ class Binding:
 
 
 class _TENSOR:
-    """Stands for a tensor among the constants; a class is the same in copies."""
+    """Stands for a tensor among the constants; a class, because copying does not change its identity."""
 
 
 def _constant(leaf: Any) -> Any:
@@ -108,7 +108,7 @@ def plain_copy(model: nn.Module, outputs: Outputs, binding: Binding) -> TaskOutp
 
 
 def checked_inputs(inputs: Any, what: str) -> Inputs:
-    """The tensors in ``inputs``, on the CPU; refused with ``what`` in the message if there are none."""
+    """Return the tensors in ``inputs`` on the CPU; raise with ``what`` in the message if there are none."""
     tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
     if not tensors:
         raise ExportError(f"{what} must hold a tensor, found {type(inputs).__name__} {inputs!r:.80}.")

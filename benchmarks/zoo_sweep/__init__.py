@@ -1,1 +1,1 @@
-"""Networks of other libraries: what can be removed, whether the result is sound, and the model untouched."""
+"""Networks from other libraries: what can be removed, whether the result is sound and the model unchanged."""

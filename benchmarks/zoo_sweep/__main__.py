@@ -1,11 +1,11 @@
-"""Networks of torchvision, segmentation-models-pytorch, Ultralytics and transformers.
+"""Networks from torchvision, segmentation-models-pytorch, Ultralytics and transformers.
 
-Each runs in a process of its own. What can be removed, whether the result is the masked twin and works
-beside the example as the dense network does, whether its MACs are as predicted, whether it is exported, and
-whether the model is the same object by object. Finished rows are kept, so a run that was interrupted resumes
-where it was; ``--retry`` runs again what was not sound, ``--again`` everything. The verdict of the first try
-is kept. Networks of libraries that are not installed fail in the stage ``build``. The page is written from
-the rows that are there.
+Each runs in its own process. A row says what can be removed, whether the result is the masked twin, whether
+it works like the dense network beyond the example, whether its MACs are as predicted, whether it is exported,
+and whether the model is unchanged, object by object. Finished rows are kept, so an interrupted run resumes
+where it stopped. ``--retry`` reruns what was not sound, ``--again`` everything. The verdict of the first try
+is kept. Networks from libraries that are not installed fail in the stage ``build``. The page is written from
+the existing rows.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def work(cells: Sequence[Cell], options: argparse.Namespace, shelf: Shelf[Row]) -> None:
-    """Runs the cells without a row, with ``retry`` those that are not sound, or all ``again``."""
+    """Run the cells without a row; with ``retry``, also those that are not sound; with ``again``, all."""
     known = {row.cell: row for row in shelf.rows()}
     todo = [
         cell
@@ -87,15 +87,15 @@ def _one(
 
 
 def document(rows: Sequence[Row]) -> str:
-    """The page."""
+    """Return the page."""
     built = [row for row in rows if "build" in row.seconds]
     machines = {in_words(row.machine) for row in built}
     read = [row for row in built if "structure" in row.seconds]
     exported = [row for row in built if row.dynamic]
     counts = [
-        ("networks that are built", f"{len(built)}"),
+        ("networks built", f"{len(built)}"),
         ("sound as module", _of(built, lambda row: row.sound)),
-        ("sound as module at the first try", _of(built, lambda row: row.first_try == "sound")),
+        ("sound as module on the first try", _of(built, lambda row: row.first_try == "sound")),
         ("sound as module, or as graph", _of(built, lambda row: row.sound or row.graph_twin is not None)),
         (f"at least {WIDE:.0%} of the parameters removable", _of(read, lambda row: row.wide)),
         ("no group refused", _of([row for row in built if row.left], lambda row: not row.refused)),
@@ -103,7 +103,7 @@ def document(rows: Sequence[Row]) -> str:
             [row for row in built if row.left], lambda row: "train mode" in row.beyond)),
         ("exported to ONNX", _of([row for row in built if row.left], lambda row: bool(row.dynamic))),
         ("with a free batch", _of(exported, lambda row: "batch" in row.dynamic)),
-        ("the model untouched, by identity", _of(built, lambda row: "untouched" in row.seconds)),
+        ("model unchanged, object by object", _of(built, lambda row: "untouched" in row.seconds)),
     ]  # fmt: skip
     share = statistics.median([row.prunable for row in read]) if read else None
     table = [
@@ -122,14 +122,14 @@ def document(rows: Sequence[Row]) -> str:
     ]
     return "\n\n".join(
         [
-            "# Networks of other libraries",
+            "# Networks from other libraries",
             "`python -m benchmarks.zoo_sweep` (`make sweep-zoo`) writes this page from [one line of JSON per "
             "network](../../benchmarks/results/zoo_sweep/rows.jsonl). The networks are small configurations "
             "with random weights. Each is pruned to about half of every width, at random, with only the "
             "tasks' outputs kept whole, and verified.",
             f"Machine: {'; '.join(sorted(machines)) or NONE}.",
             markdown(("", "count"), counts),
-            f"Median share of the parameters that is removable: {percent(share)}.",
+            f"Median removable share of the parameters: {percent(share)}.",
             markdown(
                 ("network", "parameters", "removable", "left", "twin", "refused", "works like dense with",
                 "ONNX", "verdict"), table,
@@ -164,10 +164,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--timeout", type=common.positive, default=300.0, help="seconds a cell (%(default)g)")
     parser.add_argument("--memory", type=common.positive, default=8.0, help="GB a cell (%(default)g)")
     parser.add_argument("--jobs", type=common.count, default=1, help="processes at once (%(default)s)")
-    parser.add_argument("--no-onnx", action="store_true", help="without the exports")
-    parser.add_argument("--again", action="store_true", help="also run what is finished")
-    parser.add_argument("--retry", action="store_true", help="also run what is finished and not sound")
-    parser.add_argument("--views", action="store_true", help="do not run anything, only write the page")
+    parser.add_argument("--no-onnx", action="store_true", help="skip the exports")
+    parser.add_argument("--again", action="store_true", help="also rerun finished cells")
+    parser.add_argument("--retry", action="store_true", help="also rerun finished cells that are not sound")
+    parser.add_argument("--views", action="store_true", help="run nothing, only write the page")
     parser.add_argument(
         "--rows", type=Path, default=RESULTS / "zoo_sweep", help="folder of rows (%(default)s)"
     )

@@ -1,4 +1,4 @@
-"""Cells: one network of another library; and their rows."""
+"""Cells, each one network from another library, and their rows."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 START = "start"
-"""The stage before all others: Python and the libraries are being loaded."""
+"""The stage before all others, in which Python and the libraries are loaded."""
 
 SOUND = ("surgery", "counting", "untouched")
 """A network is sound as module once these stages have ended."""
 
 WIDE = 0.4
-"""The share of the parameters that should be removable."""
+"""The minimum share of the parameters that should be removable."""
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,27 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """What one cell gave; what a stage finds keeps its default if the stage did not end.
+    """The results of one cell; the fields of a stage that did not end keep their defaults.
 
     Args:
         cell: the cell that was run.
-        stage: the stage in which the process ended; empty if all stages were finished.
-        failures: stage to reason.
-        seconds: of every stage that ended.
+        stage: the stage in which the process ended; empty if all stages finished.
+        failures: stage -> reason.
+        seconds: duration of every stage that ended.
         first_try: the verdict of the first run of this cell; empty if this is the first.
         parameters: of the dense network.
         groups, units: how many.
         prunable: the share of the parameters that could be removed if every group kept one unit.
-        pinned: reasons for units that may not be removed, and the share of the parameters that each holds.
-        left: parameters of the network that was pruned to about half of every width.
+        pinned: reasons why units cannot be removed, and the share of the parameters that each pins.
+        left: parameters of the network pruned to about half of every width.
         twin: largest relative difference from the masked twin over the tasks.
-        dtype: of that comparison.
+        dtype: the dtype of that comparison.
         refused: groups that ``forward`` could not follow, and why.
-        beyond: what the pruned network was seen to do like the dense one beside the example.
-        predicted, counted: MACs of the pruned network, by the plan and as counted.
+        beyond: the situations beyond the example in which the pruned network works like the dense one.
+        predicted, counted: MACs of the pruned network, from the plan and as counted.
         dynamic: the dimensions of the ONNX file that are free; empty if there is none.
         parity: largest relative difference between ONNX Runtime and PyTorch.
-        graph_twin: of the pruned graph, where the module is not sound.
+        graph_twin: ``twin`` of the pruned graph, if the module was not pruned.
         machine: processor, threads and versions.
     """
 
@@ -77,7 +77,7 @@ class Row:
 
     @property
     def sound(self) -> bool:
-        """Whether the pruned module is verified, its MACs are as predicted, and the model is untouched."""
+        """Whether the pruned module is verified, its MACs are as predicted, and the model is unchanged."""
         return all(stage in self.seconds for stage in SOUND)
 
     @property

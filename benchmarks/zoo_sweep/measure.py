@@ -1,6 +1,6 @@
-"""One network in this process, stage by stage; ``python -m benchmarks.zoo_sweep.measure NAME FILE``.
+"""Measure one network in this process, stage by stage: ``python -m benchmarks.zoo_sweep.measure NAME FILE``.
 
-The row is written before every stage, so that what was found is not lost if the process is killed.
+The row is written before every stage, so that no results are lost if the process is killed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from disparse_structured.tasks import Task
 Facts = Mapping[str, Any]
 
 AGREE = 1e-3
-"""The largest relative difference of predicted and counted MACs."""
+"""The largest relative difference between predicted and counted MACs."""
 
 
 class WrongError(Exception):
@@ -111,10 +111,10 @@ class Run:
     def untouched(self) -> Facts:
         after = list(_state(self._network.model))
         if [path for path, _ in after] != [path for path, _ in self._before]:
-            raise WrongError("the model has other attributes than before")
+            raise WrongError("the model has different attributes than before")
         for (path, now), (_, then) in zip(after, self._before, strict=True):
             if now is not then and not (type(now) is type(then) and now == then):
-                raise WrongError(f"{path} is another object than before")
+                raise WrongError(f"{path} is a different object than before")
         return {}
 
     def onnx(self) -> Facts:
@@ -149,7 +149,7 @@ STAGES: Mapping[str, tuple[Callable[[Run], Facts], str]] = {
 
 
 def measure(cell: Cell, keep: Callable[[Row], None], *, onnx: bool = True) -> Row:
-    """The row of ``cell``; ``keep`` gets the row so far before every stage, and the whole row at the end."""
+    """Return the row of ``cell``; ``keep`` gets the row so far before every stage, and the whole row last."""
     run = Run(cell)
     row = Row(cell, machine=machine())
     stages = dict(STAGES) if onnx else {name: stage for name, stage in STAGES.items() if name != "onnx"}
@@ -176,7 +176,7 @@ def _stage(run: Run, row: Row, name: str, work: Callable[[Run], Facts], keep: Ca
 
 
 def _state(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Attributes, parameters and buffers of every module, hooks, and what its containers hold."""
+    """Every module's attributes, parameters, buffers and hooks, and the contents of its containers."""
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             yield f"{path}.{name}", value
@@ -190,7 +190,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo_sweep.measure", description=__doc__)
     parser.add_argument("name", help="library/name")
     parser.add_argument("file", type=Path, help="where to write the row")
-    parser.add_argument("--no-onnx", action="store_true", help="without the export")
+    parser.add_argument("--no-onnx", action="store_true", help="skip the export")
     options = parser.parse_args(arguments)
     end_with_parent()
     warnings.filterwarnings("ignore")

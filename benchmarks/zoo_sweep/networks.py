@@ -1,8 +1,8 @@
 """The networks: small configurations with random weights, each from a library that may be missing.
 
 Every builder returns a model in eval mode, the arguments of one forward pass by name, and its tasks.
-Libraries are imported where they are used. transformers' networks are built from configurations, so nothing
-is downloaded.
+Libraries are imported where they are used. Networks from transformers are built from configurations, so
+nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BATCH = 2
 
 @dataclass(frozen=True)
 class Network:
-    """A model in eval mode, the arguments of a forward pass, and its tasks: selectors of outputs."""
+    """A model in eval mode, the arguments of a forward pass, and its tasks as output selectors."""
 
     model: nn.Module
     inputs: Mapping[str, Any] | tuple[Any, ...]
@@ -54,7 +54,7 @@ _DECODER = {**_TEXT, "use_cache": False}
 def transformer(
     name: str, inputs: Callable[[], Mapping[str, Any]], tasks: Mapping[str, Any], config: Mapping[str, Any]
 ) -> Network:
-    """``transformers``' class ``name`` with its configuration class filled by ``config``."""
+    """Build the ``transformers`` class ``name`` from its configuration class, filled with ``config``."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -381,7 +381,7 @@ def _transformers() -> dict[str, Builder]:
 
 
 def vision(name: str, side: int = 64, tasks: Mapping[str, Any] | None = None, **options: Any) -> Network:
-    """A model of ``torchvision.models``, or of a module in it such as ``segmentation``."""
+    """Build a model of ``torchvision.models``, or of one of its modules, such as ``segmentation``."""
     import torchvision
 
     module, _, kind = name.rpartition(".")
@@ -491,7 +491,7 @@ def _video(name: str) -> Network:
 
 
 def segmenter(kind: str, encoder: str = "resnet18", **options: Any) -> Network:
-    """A segmenter with an auxiliary classifier where it takes one."""
+    """Build a segmenter, with an auxiliary classifier if it takes one."""
     import segmentation_models_pytorch
 
     model = getattr(segmentation_models_pytorch, kind)(
@@ -526,7 +526,7 @@ def _segmenters() -> dict[str, Builder]:
 
 
 def yolo(name: str, tasks: Mapping[str, Any]) -> Network:
-    """One of Ultralytics' networks, by its configuration file."""
+    """Build an Ultralytics network from its configuration file."""
     os.environ["YOLO_OFFLINE"] = "true"
     from ultralytics import YOLO
 
@@ -555,7 +555,7 @@ def _yolos() -> dict[str, Builder]:
 
 
 def networks() -> dict[str, Builder]:
-    """All of them, as ``library/name``."""
+    """Return the builders of all networks, by ``library/name``."""
     libraries = {
         "torchvision": _torchvision(),
         "smp": _segmenters(),

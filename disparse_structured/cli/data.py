@@ -44,7 +44,7 @@ def as_batches(data: Any, limit: int | None = None) -> Iterable[Any]:
 
 
 def first_inputs(model: nn.Module, data: Any, samples: int | None = None) -> tuple[Any, ...]:
-    """The arguments of ``forward`` that the first batch holds, where the model's weights are.
+    """Return the arguments of ``forward`` from the first batch, on the device of the model's weights.
 
     Raises:
         BatchError: there is no batch, or it does not hold the arguments.

@@ -164,7 +164,7 @@ def add_rules(group: Options, *, criterion: str, arbiter: str) -> None:
 
 
 def add_structure(group: Options) -> None:
-    """``--form``, ``--attention`` and ``--outputs``."""
+    """Add ``--form``, ``--attention`` and ``--outputs``."""
     group.add_argument(
         "--form",
         choices=FORMS,
@@ -183,7 +183,7 @@ def add_structure(group: Options) -> None:
         "--outputs",
         choices=OUTPUTS,
         default="all",
-        help="which outputs keep their widths: all that the model returns, or only those of the tasks "
+        help="which outputs keep their widths: everything that the model returns, or only the tasks' "
         "(default: all)",
     )
 

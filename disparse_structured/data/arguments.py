@@ -15,7 +15,7 @@ from disparse_structured.errors import BatchError
 
 
 def arguments(model: nn.Module, batch: Any, to_inputs: ToInputs | None) -> tuple[Any, ...]:
-    """The arguments of ``forward`` that ``batch`` holds, detached, by position where that is possible."""
+    """Return the arguments of ``forward`` in ``batch``, detached, by position where possible."""
     given = model_inputs(model, batch, to_inputs)
     try:
         given = bound(model.forward, given)

@@ -14,7 +14,7 @@ from disparse_structured.data.call import Keywords, bound, call, joined, split
 from disparse_structured.errors import BatchError, DisparseError
 
 ToInputs = Callable[[Any], "tuple[Any, ...] | Mapping[str, Any]"]
-"""A user's function from a batch to the arguments of ``forward``: a tuple, or a dict of them by name."""
+"""A user's function from a batch to the arguments of ``forward``: a tuple, or a dict by name."""
 
 SCORED_TOGETHER = 32
 """Examples of a tensor that are scored as one batch."""
@@ -24,13 +24,13 @@ INPUT_KEYS = ("image", "images", "input", "inputs", "pixel_values", "x")
 
 
 def model_inputs(model: nn.Module, batch: Any, to_inputs: ToInputs | None = None) -> tuple[Any, ...]:
-    """The arguments that ``batch`` holds for ``model.forward``; ``to_inputs`` replaces these rules.
+    """Return the arguments that ``batch`` holds for ``model.forward``; ``to_inputs`` replaces these rules.
 
     - A tensor is the only argument.
     - In a tuple or list, the first element is the input (the rest is ground truth). If it is a tuple,
       its elements are the arguments; if it is a dict, the next rule applies to it.
-    - In a dict, the entries named like parameters of ``forward`` are passed by name, and all
-      entries if it has ``**kwargs``. If ``forward``'s first parameter is not among the keys, and exactly
+    - In a dict, the entries named like parameters of ``forward`` are passed by name. If ``forward`` has
+      ``**kwargs``, all entries are. If ``forward``'s first parameter is not among the keys, and exactly
       one key of :data:`INPUT_KEYS` names no parameter, that entry is the first argument: ``{"image": ...,
       "depth": ...}`` fits ``forward(x)``.
 
@@ -64,15 +64,15 @@ def _chosen_inputs(given: Any) -> tuple[Any, ...]:
         return given
     raise BatchError(
         f"to_inputs= returned a {type(given).__name__}; expected the tuple of forward's arguments, or a dict "
-        "of them by name. For a single tensor return (tensor,)."
+        "of them by name. For a single tensor, return (tensor,)."
     )
 
 
 def as_arguments(model: nn.Module, inputs: tuple[Any, ...] | Tensor | Mapping[str, Any]) -> tuple[Any, ...]:
-    """Example inputs as the tuple of ``forward``'s arguments.
+    """Return example inputs as the tuple of ``forward``'s arguments.
 
-    A single tensor is the only argument. A dict holds the arguments by name, unless ``forward`` knows none of
-    the names: then the dict is the only argument.
+    A single tensor is the only argument. A dict holds the arguments by name. If ``forward`` has none of the
+    names, the dict itself is the only argument.
 
     Raises:
         BatchError: ``forward`` does not take them.
@@ -111,7 +111,7 @@ def take(inputs: tuple[Any, ...], which: slice) -> tuple[Any, ...]:
 
 
 def call_model(model: nn.Module, batch: Any, to_inputs: ToInputs | None = None) -> Any:
-    """``model``'s output for ``batch``, by the rules of :func:`model_inputs`.
+    """Return ``model``'s output for ``batch``, by the rules of :func:`model_inputs`.
 
     Raises :class:`BatchError` when the model refuses the batch, with the model's own reason.
     """

@@ -1,4 +1,4 @@
-"""The inputs of a model as one tuple, arguments that are passed by name included."""
+"""The inputs of a model as one tuple, including arguments that are passed by name."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 class Keywords(dict[str, Any]):
-    """Arguments that are passed by name: the last item of a tuple of inputs.
+    """Arguments that are passed by name, as the last item of a tuple of inputs.
 
-    It is needed where an argument cannot be passed by position, as it is keyword-only, goes to ``**kwargs``,
-    or comes after an optional one that is left out.
+    It is needed if an argument cannot be passed by position, because it is keyword-only, goes to
+    ``**kwargs``, or follows an omitted optional argument.
     """
 
 
@@ -32,28 +32,28 @@ pytree.register_pytree_node(
 
 
 def split(inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and the keyword arguments of ``inputs``."""
+    """Return the positional and the keyword arguments of ``inputs``."""
     if inputs and isinstance(inputs[-1], Keywords):
         return inputs[:-1], dict(inputs[-1])
     return inputs, {}
 
 
 def joined(positional: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Positional and keyword arguments as one tuple."""
+    """Return positional and keyword arguments as one tuple."""
     return (*positional, Keywords(named)) if named else tuple(positional)
 
 
 def call(function: Callable[..., T], inputs: tuple[Any, ...]) -> T:
-    """``function`` called with ``inputs``."""
+    """Call ``function`` with ``inputs``."""
     positional, named = split(inputs)
     return function(*positional, **named)
 
 
 def bound(function: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """``inputs`` with as many arguments by position as ``function`` allows.
+    """Return ``inputs`` with as many arguments by position as ``function`` allows.
 
     Raises:
-        TypeError: ``function`` does not take them; says which argument is missing or unknown.
+        TypeError: ``function`` does not take them. The message says which argument is missing or unknown.
     """
     positional, named = split(inputs)
     found = inspect.signature(function).bind(*positional, **named)
@@ -61,10 +61,10 @@ def bound(function: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Any, .
 
 
 def named_leaves(function: Callable[..., Any], inputs: tuple[Any, ...]) -> list[tuple[str, Any]]:
-    """The leaves of ``inputs`` in order, each with the name of the parameter that it belongs to.
+    """List the leaves of ``inputs`` in order, each with the name of its parameter.
 
-    Inside of containers, keys and positions follow (``"features.p2"``). The second of ``*args`` is
-    ``"input.1"``.
+    For a leaf inside a container, its key or position is appended (``"features.p2"``). A positional argument
+    in ``*args`` is named by its position (``"input.1"``).
     """
     positional, named = split(inputs)
     parameters = list(inspect.signature(function).parameters.values())

@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """Put ``models`` in eval mode; every module's own mode is restored afterward.
+    """Put ``models`` in eval mode; restore every module's own mode afterward.
 
     The flags are set one by one, because a user's own ``train()`` may do more, such as merging weights.
     """
@@ -40,7 +40,7 @@ def _mode(training: bool, models: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def without_fast_path() -> Iterator[None]:
-    """Within it, torch's attention and transformer layers compute operator by operator."""
+    """Make torch's attention and transformer layers compute operator by operator."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -32,7 +32,7 @@ from disparse_structured.tasks import Task
 _PREFIX = "model"
 
 _TRAINING = 10**9
-"""Added to the annotations of a graph in train mode, which must differ from those of the one in eval mode."""
+"""Added to the annotations of a graph in train mode, so that they differ from those in eval mode."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Capture:
     """An exported graph whose parameters and buffers are inputs.
 
     ``tensors`` maps a placeholder to the canonical name of its parameter or buffer, and ``constants`` maps it
-    to a constant tensor. ``attributes`` has the dotted names of those constants that modules hold as plain
+    to a constant tensor. ``attributes`` has the dotted names of constants that modules hold as plain
     attributes. ``inputs`` lists the placeholders of the user's inputs. The graph returns the tasks' tensors
     in order (``widths[k]`` for task ``k``), then everything else the model returns (``returned`` tensors so
     far), then the output of each layer, so that dead branches stay visible. ``results`` holds, by requested
@@ -87,7 +87,7 @@ class Capture:
         return tuple(results)[: self.returned]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape at export time, by name, of all that ``tensors`` and ``attributes`` list."""
+        """Return the shapes at export time, by name, of everything in ``tensors`` and ``attributes``."""
         names = {**self.tensors, **self.attributes}
         placeholders = self.graph.find_nodes(op="placeholder")
         return {
@@ -209,7 +209,7 @@ def _exported(wrapper: nn.Module, example_inputs: tuple[Any, ...], name: str) ->
 
 
 def _attribute(model: nn.Module, path: str) -> Any:
-    """What a module holds under the dotted name ``path`` as a plain attribute; None if nothing."""
+    """The plain attribute that a module holds under the dotted name ``path``; None if there is none."""
     owner, _, name = path.rpartition(".")
     try:
         return vars(model.get_submodule(owner)).get(name)
@@ -221,7 +221,7 @@ _SLICED = re.compile(r"(?P<parent>.*?)\.?slice\((?P<bounds>[^)]*)\)\.(?P<number>
 
 
 def _name_sliced_layers(graph: fx.Graph, model: nn.Module) -> None:
-    """Give layers that ``forward`` reaches through a slice of a ``Sequential`` their own names."""
+    """Gives layers that ``forward`` reaches through a slice of a ``Sequential`` their own names."""
 
     def own(path: str) -> str:
         while (found := _SLICED.match(path)) is not None:
@@ -275,7 +275,7 @@ class _TaskOutputs(nn.Module):
             for layer in layers
         ]
         model = getattr(self, _PREFIX)
-        # torch.export refuses tensors that are new attributes afterwards.
+        # torch.export refuses models that have new tensor attributes afterward.
         with undone(model):
             try:
                 output = model(*inputs, **named)
@@ -325,7 +325,7 @@ def _recorded(
         for path in methods:
             owner, _, name = path.rpartition(".")
             module = model.get_submodule(owner)
-            if name == "forward":  # a wrapped one would hide from the exporter in which module it runs
+            if name == "forward":  # wrapping it would hide from the exporter which module it runs in
                 afterwards.callback(module.register_forward_hook(returning(path)).remove)
                 continue
             attributes, method = vars(module), getattr(module, name)

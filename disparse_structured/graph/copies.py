@@ -49,7 +49,7 @@ def _copied(model: nn.Module, instead: Mapping[int, torch.Tensor]) -> nn.Module:
     modules = list(model.modules())
     non_leaf = {id(leaf): leaf.detach().clone() for leaf in tensors_held_by(modules) if not leaf.is_leaf}
     functions = [found for module in modules for found in _functions(module)]
-    # What a hook knows as a global variable is one object for all models.
+    # A hook's global variable is one object for all models.
     shared = {id(each): each for function in functions for each in _global_containers(function)}
     memo: dict[int, Any] = {**non_leaf, **shared, **instead}
     copied = copy.deepcopy(model, memo)
@@ -63,7 +63,7 @@ def _copied(model: nn.Module, instead: Mapping[int, torch.Tensor]) -> nn.Module:
 
 
 def tensors_held_by(found: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """Yield the tensors among the attributes of objects, in containers and in objects within."""
+    """Yield the tensors in the attributes of objects, including nested containers and objects."""
     pending, seen = list(found), set[int]()
     while pending:
         item = pending.pop()
@@ -85,7 +85,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def _holders(module: nn.Module) -> Iterator[dict[Any, Any]]:
-    """Where a module holds functions: among its attributes, such as another ``forward``, and as hooks."""
+    """The dicts in which a module may hold functions: its attributes (a replaced ``forward``) and hooks."""
     yield vars(module)
     yield from (getattr(module, name) for name in _HOOKS)
 
@@ -112,7 +112,7 @@ def _contents(function: types.FunctionType) -> list[tuple[types.CellType, Any]]:
 
 
 def _closes_over(function: types.FunctionType, copies: Mapping[int, Any]) -> bool:
-    """Whether ``function`` closes over something of the model, of which there are ``copies``."""
+    """Whether ``function`` closes over a part of the model that is in ``copies``."""
     return any(
         id(each) in copies or (isinstance(each, types.FunctionType) and _closes_over(each, copies))
         for _, each in _contents(function)
@@ -122,9 +122,9 @@ def _closes_over(function: types.FunctionType, copies: Mapping[int, Any]) -> boo
 def _rebound(
     function: types.FunctionType, copies: dict[int, Any], cells: dict[int, types.CellType]
 ) -> types.FunctionType:
-    """``function`` closing over copies, as a copy of a bound method is bound to one.
+    """``function`` closing over the copies, just as a copied bound method is bound to a copy.
 
-    ``cells`` are those made so far, by the identity of the original: functions that share a variable still do.
+    ``cells`` holds the new cells by the identity of the original, so functions still share variables.
     """
     for cell, each in _contents(function):
         if id(cell) not in cells:

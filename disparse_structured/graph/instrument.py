@@ -45,8 +45,8 @@ def instrumented(
     """Copy the graph with only the tasks' outputs.
 
     What a node reads at a place of ``readers`` passes through the modules given there, in order. A node
-    of ``replacements`` becomes a call of that module with the node's arguments. If the copy is to be
-    ``differentiable``, nothing that a gradient needs is overwritten.
+    of ``replacements`` becomes a call of that module with the node's arguments. With ``differentiable``,
+    nothing that a gradient needs is overwritten.
     """
     graph = fx.Graph()
     modules: dict[str, Any] = {}

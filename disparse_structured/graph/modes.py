@@ -1,4 +1,4 @@
-"""Whether train mode runs something that eval mode does not: an auxiliary head, another decoding."""
+"""Whether train mode runs something that eval mode does not: an auxiliary head, a different decoding."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from disparse_structured.graph.copies import copied
 
 
 def train_mode_adds(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
-    """Whether a forward pass in train mode calls more modules than in eval mode, or returns other shapes.
+    """Check whether a forward pass in train mode calls more modules than in eval mode, or changes shapes.
 
-    Copies of ``model`` run, and only if its code asks for the mode at all. False if it refuses train mode.
+    A copy of ``model`` runs, and only if its code reads the mode at all. False if it fails in train mode.
     """
     if not any(map(_asks_for_mode, {type(module) for module in model.modules()})):
         return False

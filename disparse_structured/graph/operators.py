@@ -75,7 +75,7 @@ class Operator:
         proportional_along: the dimension of the result along which ``weight`` and ``bias`` lie, if the result
             is proportional to both.
         sizes: the integer arguments that are sizes, by name, and what they count.
-        saves_result: whether its gradient is computed from its result, which must not be overwritten then.
+        saves_result: whether its gradient is computed from its result, which then must not be overwritten.
         with_second_derivative: an equivalent function that can be differentiated twice, for an operator that
             cannot.
     """

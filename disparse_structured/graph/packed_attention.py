@@ -1,7 +1,7 @@
-"""``nn.MultiheadAttention`` whose heads are narrower together than what they read and write.
+"""``nn.MultiheadAttention`` whose heads together may be narrower than its input and output.
 
 Torch's own ``forward`` takes one width, ``embed_dim``, for the input, for all heads together, and for the
-output. :class:`MultiheadAttention` computes the same from the shapes of its weights, so that a head can be
+output. :class:`MultiheadAttention` computes the same from the shapes of its weights, so heads can be
 removed.
 """
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 
 class MultiheadAttention(nn.MultiheadAttention):
-    """Torch's layer of this name, of any number of heads.
+    """Torch's layer of this name, with any number of heads.
 
     Its parameters have torch's names: ``in_proj_weight [3 * heads * head_dim, embed_dim]`` (or
     ``q_proj_weight`` and so on) and ``out_proj.weight [embed_dim, heads * head_dim]``.
@@ -34,7 +34,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend as ``nn.MultiheadAttention`` does; arguments and results are its."""
+        """Attend as ``nn.MultiheadAttention`` does, with the same arguments and results."""
         batched = query.dim() == 3
         inputs = [each if batched else each[None] for each in (query, key, value)]
         if batched and not self.batch_first:
@@ -83,14 +83,14 @@ class MultiheadAttention(nn.MultiheadAttention):
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask of booleans (True: not attended to) as numbers to add."""
+    """A boolean mask (True: not attended to) as numbers to add."""
     if mask.dtype is not torch.bool:
         return mask.to(dtype)
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
 
 
 def follows_its_weights(module: nn.Module) -> bool:
-    """Whether ``module`` is torch's layer without what :class:`MultiheadAttention` leaves out."""
+    """Check whether ``module`` is torch's layer without options that :class:`MultiheadAttention` lacks."""
     return (
         type(module) is nn.MultiheadAttention
         and module.bias_k is None
@@ -100,7 +100,7 @@ def follows_its_weights(module: nn.Module) -> bool:
 
 
 def follow_weights(module: nn.Module) -> None:
-    """Let ``module`` compute from the shapes of its weights from now on, if it is torch's layer."""
+    """Make ``module`` compute from the shapes of its weights from now on, if it is torch's layer."""
     if follows_its_weights(module):
         layer: Any = module
         layer.__class__ = MultiheadAttention
@@ -110,7 +110,7 @@ def follow_weights(module: nn.Module) -> None:
 
 @contextmanager
 def following_weights(model: nn.Module) -> Iterator[None]:
-    """Within it, all such layers of ``model`` compute that way."""
+    """Make all such layers of ``model`` compute that way inside the context."""
     layers: list[Any] = [module for module in model.modules() if follows_its_weights(module)]
     same = [layer._qkv_same_embed_dim for layer in layers]
     try:

@@ -93,7 +93,7 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Derived:
-    """A number that torch itself computes from shapes, so that it follows whatever these become."""
+    """A number that torch itself computes from shapes, so it changes when they do."""
 
 
 Expression = int | Attribute | Size | Arithmetic | Derived

@@ -1,12 +1,11 @@
-"""Undoing what a run of a model leaves behind: on the model, and on what its code reads and writes.
+"""Undo the side effects of running a model: on the model, and on what its code reads and writes.
 
-A ``forward`` may keep an attention map on ``self``, fill a cache, count its calls, or write to a dict that a
-hook shares with it. ``torch.export`` runs ``forward`` with tensors that hold no data, and none of these may
-stay. The state of a model is whatever its modules refer to: attributes, containers in them, the variables
-that its hooks and methods close over, the globals that they name, and the caches of the functions that they
-call.
-Everything is put back by identity: a dict is the same dict with the same entries. Objects that are no modules
-are looked into if their class is from the same package as that of one of the modules.
+A ``forward`` may keep an attention map on ``self``, fill a cache, count its calls, or write to a dict that it
+shares with a hook. ``torch.export`` runs ``forward`` with tensors that hold no data; no effect may remain.
+The state of a model is whatever its modules refer to: attributes, containers in them, the variables that its
+hooks and methods close over, the globals that they name, and the caches of the functions that they call.
+Everything is restored by identity: a dict is the same dict with the same entries. Other objects than
+modules are inspected only if their class is from the same package as the class of a module.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from torch import nn
 _FOREIGN = frozenset({"torch", "numpy", "scipy", "disparse_structured", *sys.stdlib_module_names}) - {
     "__main__"
 }
-"""Packages whose functions and classes are not looked into: they hold no state of a model."""
+"""Packages whose functions and classes are not inspected: they hold no state of a model."""
 
 _CACHED = type(functools.lru_cache(lambda: None))
 
@@ -45,21 +44,21 @@ T = TypeVar("T")
 def leaves_no_trace(
     function: Callable[Concatenate[nn.Module, P], T],
 ) -> Callable[Concatenate[nn.Module, P], T]:
-    """Run ``function(model, ...)`` within :func:`undone`; copies of a model share its globals."""
+    """Wrap ``function(model, ...)`` in :func:`undone`, because even copies of a model share its globals."""
 
     @functools.wraps(function)
     def wrapped(model: nn.Module, *args: P.args, **kwargs: P.kwargs) -> T:
         with undone(model):
             return function(model, *args, **kwargs)
 
-    return wrapped  # type: ignore[return-value]  # which has the same signature
+    return wrapped  # type: ignore[return-value]  # the signature is the same
 
 
 @contextmanager
 def undone(model: nn.Module) -> Iterator[None]:
-    """Within it ``model`` may run; afterwards its state is what it was, also if an error was raised.
+    """Restore the state of ``model`` at the end of the context, even after an error.
 
-    The values of parameters and buffers are not looked at: who writes to these must put them back.
+    The values of parameters and buffers are not checked: code that writes to them must restore them.
     """
     state = _State({type(module) for module in model.modules()} if isinstance(model, nn.Module) else ())
     state.visit([model])
@@ -70,15 +69,15 @@ def undone(model: nn.Module) -> Iterator[None]:
 
 
 class _State:
-    """Every mutable object that a model leads to, with what it holds."""
+    """Every mutable object reachable from a model, with its contents."""
 
     def __init__(self, kinds: Iterable[type]) -> None:
         self._packages = {_package(kind) for kind in kinds} - _FOREIGN
-        self._seen: dict[int, Any] = {}  # keeps the objects alive, so that no identity is used twice
+        self._seen: dict[int, Any] = {}  # keeps the objects alive, so that no id is reused
         self._undo: list[_Undo] = []
 
     def visit(self, found: Iterable[Any]) -> None:
-        """Remembers all that ``found`` leads to."""
+        """Records everything reachable from ``found``."""
         pending = list(found)
         while pending:
             item = pending.pop()
@@ -88,12 +87,12 @@ class _State:
             pending.extend(self._inside(item))
 
     def restore(self) -> None:
-        """Puts everything back that has changed."""
+        """Restores everything that has changed."""
         for undo in reversed(self._undo):
             undo()
 
     def _inside(self, item: Any) -> Iterable[Any]:
-        """Remembers what ``item`` itself holds; returns it."""
+        """Records what ``item`` itself holds, and returns it."""
         if isinstance(item, dict):
             return self._entries(item)
         if isinstance(item, list | deque):
@@ -122,10 +121,10 @@ class _State:
             return [each for each in (item.fget, item.fset) if each is not None]
         if isinstance(item, nn.Module | types.SimpleNamespace) or _package(type(item)) in self._packages:
             return (*self._attributes(item), type(item))
-        return ()  # a logger, say, or a trainer: others may write to it meanwhile
+        return ()  # a logger or a trainer, for example: other code may write to it meanwhile
 
     def _entries(self, item: dict[Any, Any]) -> Iterable[Any]:
-        # The methods of the built-in types, as a class of the user's may do something else in its own.
+        # Use the built-in types' methods, because a user's subclass may override them.
         kind: Any = OrderedDict if isinstance(item, OrderedDict) else dict
         before = list(kind.items(item))
 
@@ -167,7 +166,7 @@ class _State:
         return before
 
     def _attributes(self, item: Any) -> Iterable[Any]:
-        # It may have none, or stand for another object that is gone.
+        # It may have none, or be a proxy for an object that no longer exists.
         with contextlib.suppress(Exception):
             yield vars(item)
         for cls in type(item).__mro__:
@@ -197,9 +196,8 @@ class _State:
         return (*before.values(), *item.__mro__[1:])
 
     def _of_function(self, item: types.FunctionType) -> Iterable[Any]:
-        if (
-            _top_level(item.__globals__.get("__name__")) in _FOREIGN
-        ):  # a decorator may lend it another __module__
+        # A decorator may change its __module__.
+        if _top_level(item.__globals__.get("__name__")) in _FOREIGN:
             return ()
         found: list[Any] = [vars(item), *(item.__closure__ or ()), *(item.__defaults__ or ())]
         found.extend((item.__kwdefaults__ or {}).values())
@@ -211,7 +209,7 @@ class _State:
         return found
 
     def _globals(self, namespace: dict[str, Any], names: frozenset[str]) -> Iterable[Any]:
-        """The variables of a Python module that ``names`` mean, and those of modules among them."""
+        """The global variables in ``names``; if one is a Python module, its variables in ``names``."""
         before = {name: namespace.get(name, _ABSENT) for name in names}
 
         def undo() -> None:
@@ -248,7 +246,7 @@ class _State:
 
         def undo() -> None:
             if item.cache_info().misses != misses:
-                item.cache_clear()  # one entry alone cannot be dropped
+                item.cache_clear()  # single entries cannot be removed
 
         self._undo.append(undo)
         return (item.__wrapped__,)
@@ -288,7 +286,7 @@ def _top_level(module: Any) -> str:
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """The global variables and attributes that ``code`` and the functions within it name."""
+    """The global variables and attributes named by ``code`` and the functions inside it."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):

@@ -111,7 +111,7 @@ def decide_in_rounds(
         try:
             decision = deciding(budget if last else replace(budget, limit=share ** (number / rounds)))
         except BudgetError:
-            deciding(budget)  # what cannot be met is said of the budget that was asked for
+            deciding(budget)  # raises the error for the budget that was requested
             raise
         keep = decision.keep
         if not last and between is not None:

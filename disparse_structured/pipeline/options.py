@@ -70,7 +70,7 @@ def _check_object(name: str, choice: object) -> None:
 def the_budget(
     model: nn.Module, macs: float | None, parameters: float | None, budget: Budget | None
 ) -> Budget:
-    """The one budget that was given, with the names that modules have in ``model``.
+    """Return the one budget that was given, with modules replaced by their names in ``model``.
 
     Raises:
         OptionError: a limit stands beside ``budget``, or ``budget`` is something else.

@@ -71,9 +71,8 @@ class TaskFacts:
 class VerificationFacts:
     """Deviation of the pruned module from the masked twin, per task, unless that was switched off.
 
-    ``empty`` says why the comparison means nothing for a task, such as an output that is zero. ``beyond``
-    lists
-    what else the pruned module was seen to do as the dense one does: other batches and sizes, train mode.
+    ``empty`` says why the comparison is meaningless for a task, such as an output that is zero. ``beyond``
+    lists what else the pruned module does like the dense one: other batches and sizes, train mode.
     """
 
     verified: bool
@@ -96,8 +95,8 @@ class RefusedGroup:
 class GraphFacts:
     """What it takes to build a pruned exported graph again.
 
-    It was exported with ``examples`` examples in the batch; with ``any_batch`` it takes any number of them,
-    else that one.
+    It was exported with a batch of ``examples`` examples. With ``any_batch``, it accepts any batch size;
+    otherwise only that one.
     """
 
     examples: int
@@ -131,11 +130,11 @@ class GraphOnly:
 class PruningReport:
     """What was removed, who voted for it, what it saves, and how it was verified.
 
-    ``costs`` are by name, such as ``"macs"``. ``stale`` are integer attributes that still say a dense size.
+    ``costs`` are by name, such as ``"macs"``. ``stale`` are integer attributes that still hold a dense size.
     ``deviation`` is None where the model was trained after it was pruned, ``refit`` where the remaining
     weights were left unchanged, ``graph`` where the module itself was pruned, ``graph_only`` where its
     exported graph could not shrink more. ``selectors`` says by task what picks its part of the dense model's
-    output; None where a callable does, which is no data.
+    output; None for a callable, which cannot be stored.
     """
 
     model: str
@@ -175,7 +174,8 @@ class PruningReport:
             if name in EXACT and not cost.agrees:
                 yield Text(
                     f"{name}: {cost.predicted:,.0f} {cost.unit} predicted, but {cost.counted:,.0f} "
-                    "counted on the pruned model. The budget holds for the prediction only. Please report this model.",
+                    "counted on the pruned model. The budget holds for the prediction only. Please report "
+                    "this model.",
                     style="bold yellow",
                 )
         yield self._voters()
@@ -198,8 +198,8 @@ class PruningReport:
             yield Text(f"left alone: {refused.group}: {refused.reason}", style="yellow")
         if self.stale:
             yield Text(
-                f"numbers that forward does not read still say the dense size: {', '.join(self.stale)}. "
-                "A method that reads them, such as one that fuses layers, must set them first.",
+                f"numbers that forward does not read still hold the dense size: {', '.join(self.stale)}. "
+                "Set them before calling a method that reads them, such as one that fuses layers.",
                 style="yellow",
             )
         counted = [pin for pin in self.pinned if pin.number]

@@ -110,13 +110,13 @@ def score(
 
 
 def check_scored(scores: torch.Tensor, structure: Structure, name: str) -> None:
-    """Raise :class:`TaskError` if all scores ``[tasks, units]`` of a task are zero: it would agree to all."""
+    """Raise :class:`TaskError` if all scores ``[tasks, units]`` of a task are zero, allowing any removal."""
     for row, task in enumerate(structure.tasks):
         if structure.reach[row].any() and not scores[row, structure.reach[row]].any():
             raise TaskError(
-                f"task {task!r}: every score by {name} is zero, as if it needed no unit. Its output is "
+                f"task {task!r}: every score by {name} is zero, as if it needed no units. Its output is "
                 "detached, constant or multiplied by zero, or its loss does not depend on it. Pass weights "
-                "and inputs on which the task does something, or drop the task."
+                "and inputs for which the task's output varies, or drop the task."
             )
 
 

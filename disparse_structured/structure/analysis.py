@@ -68,8 +68,8 @@ def analyse(
     """Read the structure of ``model`` from its exported graph; never change the model.
 
     Args:
-        example_inputs: the arguments of one forward pass, batch first: a tuple, a dict of them by name, or
-            the only one, a tensor.
+        example_inputs: the arguments of one forward pass, batch first: a tuple, a dict by name, or a single
+            tensor.
         tasks: the tasks, or the names of outputs; by default every entry of the output is a task. Each must
             depend on at least one parameter.
         form: what to prune. A ``"module"`` computes with its own numbers. Widths that these numbers do not
@@ -80,16 +80,14 @@ def analyse(
             another; all three share one if they are split from one projection. Attention scales keep their
             dense values. If that is impossible, the head dimension keeps its size. In a module, so does every
             width that ``forward`` computes a float from.
-
-        outputs: which outputs keep their widths: ``"all"`` that the model returns, or those of the
-            ``"tasks"``. What is returned beside them, such as hidden states or feature maps, holds much of
-            some networks.
+        outputs: which outputs keep their widths: ``"all"`` that the model returns, or only those of the
+            ``"tasks"``. Other outputs, such as hidden states or feature maps, pin much of some networks.
 
     Raises:
         TaskError: no task, a selector that misses, a task that reaches nothing.
         CaptureError: the model cannot be exported.
         UnsupportedModelError: wrapped, compiled, scripted or quantized models.
-        OptionError: ``form`` or ``attention`` is invalid.
+        OptionError: ``form``, ``attention`` or ``outputs`` is invalid.
     """
     options = (("form", form, Form), ("attention", attention, Attention), ("outputs", outputs, OutputKind))
     for name, given, known in options:
@@ -134,7 +132,7 @@ class Subject:
         return capture(self.model, self.inputs, self.tasks, self.declared.methods)
 
     def captured_in_train_mode(self) -> Capture | None:
-        """Return the graph in train mode if that runs something else; None too if it cannot be exported."""
+        """Return the graph in train mode; None if it runs nothing else or cannot be exported."""
         if self.form == "graph" or not train_mode_adds(self.model, self.inputs):
             return None
         everything = (Task("output", tensor_leaves),)
@@ -267,7 +265,7 @@ def _solution(subject: Subject, trace: Trace, reach: _Reach) -> _Solution:
 
 
 def _pin_train_only(trace: Trace, classes: np.ndarray) -> None:
-    """Pin what only train mode uses and nothing else shares: no task can judge it in eval mode."""
+    """Pins what only train mode uses and nothing else shares: no task can score it in eval mode."""
     shared = np.zeros(int(classes.max()) + 1, dtype=bool)
     for name, value in trace.tensors.items():
         if name not in trace.train_only:

@@ -23,8 +23,8 @@ def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
 
     The formulas are those of ``torch.utils.flop_counter``: convolutions, linear layers, matrix products,
     attention and recurrent layers count; element-wise work does not. The model runs once, in eval mode,
-    without gradients and without torch's fused transformer layers, whose work no formula knows. It is
-    unchanged.
+    without gradients and without torch's fused transformer layers, for which there is no formula. It is not
+    changed.
     """
     with (
         undone(model),

@@ -70,7 +70,7 @@ class ChannelGroup:
 
     ``start`` is the position of the group's first unit in the flat vectors over all units that
     saliency, votes and arbitration work on. ``attributes`` are slices of plain tensors that modules hold,
-    such as a table of positions, which shrink too.
+    such as a position table; they shrink too.
     """
 
     name: str

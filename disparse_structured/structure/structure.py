@@ -27,7 +27,7 @@ Form = Literal["module", "graph"]
 
 
 OutputKind = Literal["all", "tasks"]
-"""Which outputs must keep their widths: everything that the model returns, or what the tasks pick of it."""
+"""Which outputs must keep their widths: everything that the model returns, or only what the tasks pick."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Structure:
         return self.reach.shape[1]
 
     def task_tensors(self, output: Any) -> list[torch.Tensor]:
-        """Return the tensors that the tasks pick of what the model returns."""
+        """Return the tensors that the tasks pick from the model's ``output``."""
         return [tensor for task in self.task_objects for tensor in task.tensors(output)]
 
     def group(self, name: str) -> ChannelGroup:
@@ -128,7 +128,7 @@ def attention_of(fingerprint: str) -> Attention:
 
 
 def outputs_of(fingerprint: str) -> OutputKind:
-    """Return which outputs the structure that ``fingerprint`` identifies keeps."""
+    """Return which outputs keep their widths in the structure that ``fingerprint`` identifies."""
     return "tasks" if _TASKS in fingerprint else "all"
 
 

@@ -39,8 +39,8 @@ def rule(*operators: Any, record: Operator | None = None) -> Callable[[Rule], Ru
 
     Args:
         operators: overload packets, such as ``torch.ops.aten.relu``, or Python functions of a graph. An
-            operator of a library that may not be imported goes by its name: ``"torchvision::roi_align"``.
-            The rule is also that of the in-place variant, unless it has its own.
+            operator from an optional library is given by name: ``"torchvision::roi_align"``. The rule also
+            applies to the in-place variant, unless that has its own.
         record: what else is known about them, for the table of
             :mod:`disparse_structured.graph.operators`. If omitted, their records are unchanged.
     """
@@ -239,7 +239,7 @@ class Trace:
     def add(self, capture: Capture) -> None:
         """Visit another graph of the model, whose labels must be removed together with those of the first.
 
-        What that graph reads and multiplies does not count, as no task is measured on it.
+        What that graph reads and multiplies does not count, because no task is measured on it.
         """
         other = replace(
             self,
@@ -295,7 +295,7 @@ class Trace:
     def read_part(self, call: Call, whole: np.ndarray, part: np.ndarray) -> None:
         """Record that ``call`` reads ``part`` of the labels ``whole`` of a parameter or buffer.
 
-        What no call reads is not dead: a longer input would reach the rest of a table.
+        Positions that no call reads are not dead: a longer input would read more of a table.
         """
         _, read = self._parts.setdefault(whole.tobytes(), (call, set()))
         read.update(part.tolist())

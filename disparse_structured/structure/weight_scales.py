@@ -1,8 +1,8 @@
-"""Weights that a layer computes from parameters of another scale: what remains of them keeps its value.
+"""Weights that a layer computes by rescaling a parameter: what remains of them keeps its value.
 
 Weight normalization (arXiv:1602.07868) is ``w = g * v / |v|`` with a norm over the inputs of each output;
 spectral normalization (arXiv:1802.05957) is ``w / sigma`` with ``sigma = left @ w @ right``. Both would scale
-a pruned weight up, as its norm is smaller. So the magnitude ``g``, or the vector ``left``, is rescaled.
+up a pruned weight, because its norm is smaller. So the magnitude ``g`` or the vector ``left`` is rescaled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class WeightScale(Protocol):
-    """A scale that depends on a whole weight; tensors are named canonically."""
+    """A scale that depends on a whole weight; tensors have canonical names."""
 
     @property
     def weight(self) -> str:
@@ -25,17 +25,17 @@ class WeightScale(Protocol):
 
     @property
     def dim(self) -> int:
-        """The dimension of the weight that may shrink without changing the scale of the rest; -1: none."""
+        """The weight's dimension that can shrink without changing the scale of the rest; -1 if none."""
 
     @property
     def rescaled(self) -> str:
         """The name of the tensor that is rescaled."""
 
     def measure(self, tensors: Tensors) -> torch.Tensor:
-        """Return the scale, and put it where a cut takes from it what it takes from the weight."""
+        """Return the scale; store it where a cut shrinks it together with the weight."""
 
     def restore(self, tensors: Tensors, scale: torch.Tensor) -> None:
-        """Give what is left of the weight in ``tensors`` the ``scale`` that :meth:`measure` returned."""
+        """Restore the ``scale`` returned by :meth:`measure` for what is left of the weight in ``tensors``."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class WeightNorm:
         return self.magnitude
 
     def measure(self, tensors: Tensors) -> torch.Tensor:
-        """Let ``g`` be ``g / |v|``."""
+        """Replace ``g`` by ``g / |v|`` and return it."""
         magnitude = tensors[self.magnitude]
         magnitude.data = magnitude.detach() / self._norm(tensors)
         return magnitude.detach()
 
     def restore(self, tensors: Tensors, scale: torch.Tensor) -> None:
-        """Multiply what is left of it by the new ``|v|``."""
+        """Multiply what is left of ``g`` by the new ``|v|``."""
         magnitude = tensors[self.magnitude]
         magnitude.data = magnitude.detach() * self._norm(tensors)
 
@@ -68,7 +68,7 @@ class WeightNorm:
 
 @dataclass(frozen=True)
 class SpectralNorm:
-    """``left`` has the length of dimension ``axis`` of ``weight``, ``right`` that of all others together."""
+    """``left`` has the size of dimension ``axis`` of ``weight``, ``right`` that of all others together."""
 
     weight: str
     left: str
@@ -87,6 +87,6 @@ class SpectralNorm:
         return tensors[self.left].detach() @ (matrix @ tensors[self.right].detach())
 
     def restore(self, tensors: Tensors, scale: torch.Tensor) -> None:
-        """Multiply ``left`` by what ``sigma`` lost."""
+        """Multiply ``left`` by the factor that ``sigma`` lost."""
         left = tensors[self.left]
         left.data = left.detach() * (scale / self.measure(tensors))

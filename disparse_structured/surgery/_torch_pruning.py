@@ -370,7 +370,7 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
         return list(cuts.values())
 
     def _holders(self, name: str) -> list[tuple[nn.Module, str]]:
-        """The modules that hold a tensor, and under which name."""
+        """The modules that hold a tensor, and its names in them."""
         if name in self._owners:
             return self._owners[name]
         path, _, attribute = name.rpartition(".")
@@ -397,7 +397,7 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
             _describe(node.module)
 
     def _weight_scales(self, units: np.ndarray) -> list[tuple[WeightScale, torch.Tensor]]:
-        """The scales that the removal of ``units`` would change, as they are now."""
+        """The current values of the scales that removing ``units`` would change."""
         shrinking = {
             (member.parameter, member.dim) for group, _ in self._touched(units) for member in group.members
         }
@@ -430,7 +430,7 @@ def _describe(module: nn.Module) -> None:
     """Sets a layer's channel counts from its weight."""
     for hook in module._forward_pre_hooks.values():
         if type(hook).__module__ in _COMPUTES_WEIGHT:
-            hook(module, ())  # a weight that is only an attribute would keep the dense shape
+            hook(module, ())  # otherwise the computed weight, a plain attribute, would keep the dense shape
     follow_weights(module)
     if isinstance(module, MultiheadAttention):
         weight = module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight

@@ -16,7 +16,7 @@ class Applied:
 
     ``plan`` is the plan that was carried out: the given one without the groups of ``refused``.
     ``verification`` is None if verification was switched off. ``stale`` are integer attributes that still
-    say a dense size, see :func:`disparse_structured.surgery.stale.stale_numbers`.
+    hold a dense size, see :func:`disparse_structured.surgery.stale.stale_numbers`.
     """
 
     model: nn.Module

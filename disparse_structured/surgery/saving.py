@@ -37,7 +37,7 @@ def save(folder: str | Path, model: nn.Module, plan: Plan, report: PruningReport
     """Write ``model`` (the result of ``plan``) into ``folder``, which is created if needed.
 
     Tied tensors are written once. Each file is replaced only when it is complete. The report gets a summary
-    of what the model computes, which :func:`load` compares.
+    of what the model computes, which :func:`load` checks.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def load(
         TaskError: a task picks nothing from what the factory's model returns.
 
     Warns:
-        UserWarning: the model computes something else than the one that was saved.
+        UserWarning: the model does not compute what the saved one computed.
     """
     folder = Path(folder)
     for name in (PLAN, WEIGHTS, REPORT):
@@ -125,16 +125,16 @@ def load(
         found = output_summary(model, described_inputs(report["inputs"]))
         if found is None or differs(found, report["computes"]):
             warnings.warn(
-                f"the model loaded from {str(folder)!r} computes something else than the one that was saved: "
-                "the weights fit, but the factory's model does something else with them (another activation, "
-                "scale or normalization, say). Check the factory.",
+                f"the model loaded from {str(folder)!r} does not compute what the saved model computed: "
+                "the weights fit, but the factory's model uses them differently (a different activation, "
+                "scale or normalization, for example). Check the factory.",
                 stacklevel=2,
             )
     return model.eval()
 
 
 def _call_once(dense: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Run ``dense`` once, as some networks register buffers then; what else is wrong shows later."""
+    """Runs ``dense`` once, because some networks register buffers then; errors show later."""
     with contextlib.suppress(Exception), eval_mode(dense), torch.no_grad(), torch.random.fork_rng(devices=[]):
         call(dense, inputs)
 
@@ -147,7 +147,7 @@ def _pruned_module(
     report: Mapping[str, Any],
 ) -> nn.Module:
     outputs = outputs_of(plan.fingerprint)
-    # Unless the rest of the output may shrink, a module is cut the same way whatever its tasks.
+    # Unless other outputs may shrink, a module is cut the same way whatever its tasks.
     chosen = _tasks(tasks, plan, report) if outputs == "tasks" else [Task("output", ())]
     structure = analyse(dense, inputs, chosen, attention=attention_of(plan.fingerprint), outputs=outputs)
     return apply(dense, plan, structure, verify=False).model
@@ -176,7 +176,7 @@ def _pruned_graph(
         attention=attention_of(plan.fingerprint),
         outputs=outputs_of(plan.fingerprint),
     )
-    plan.check(structure)  # that all its groups are there
+    plan.check(structure)  # checks that all its groups exist
     reach = {group.name: group.reach for group in structure.groups}
     for group in plan.groups:
         if group.reach != reach[group.name]:

@@ -1,4 +1,4 @@
-"""Integers of a pruned module that still say what was true of the dense one."""
+"""Integers of a pruned module that still hold a size of the dense one."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from torch import nn
 from disparse_structured.graph.named_tensors import named_tensors
 
 _LISTED = 20
-"""At most so many are listed: a warning is to be read."""
+"""The most that are listed, so that the warning stays readable."""
 
 
 def stale_numbers(dense: nn.Module, pruned: nn.Module) -> tuple[str, ...]:
-    """List integer attributes that equal a size that shrank, in the module or right below, and did not
-    change.
+    """List unchanged integer attributes that equal a size that shrank, in the module or its children.
 
     ``forward`` does not read them, or the pruned module would not be verified. Another method may, such as
-    one that fuses layers. Torch's own layers are told their sizes.
+    one that fuses layers. Torch's own layers are skipped, because their sizes are updated.
     """
     before, after = _sizes(dense), _sizes(pruned)
     found = []
@@ -31,7 +30,7 @@ def stale_numbers(dense: nn.Module, pruned: nn.Module) -> tuple[str, ...]:
 
 
 def _sizes(model: nn.Module) -> dict[str, set[int]]:
-    """The sizes of the tensors of each module and of the modules right below it, by the module's name."""
+    """Module name -> the sizes of the tensors of the module and its children."""
     found: dict[str, set[int]] = {}
     for name, tensor in named_tensors(model)[0].items():
         path = name.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""What a saved model computes, in a few numbers, so that another one is noticed when it is loaded."""
+"""A few numbers on what a saved model computes, so that ``load`` notices a different model."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from disparse_structured.graph.named_tensors import device_of
 from disparse_structured.graph.side_effects import undone
 
 _TOLERANCE = 1e-2
-"""How far the numbers may differ, relative to the output's spread: other processors round in other ways."""
+"""How far the numbers may differ, relative to the output's spread: processors round differently."""
 
 
 def output_summary(model: nn.Module, inputs: tuple[Any, ...]) -> list[dict[str, Any]] | None:
     """Return shape, mean and standard deviation of each output for random inputs like ``inputs``.
 
-    None if the model refuses them: integers become zeros, and floats standard normal.
+    Integers become zeros, and floats standard normal. None if the model fails on them.
     """
     floating = next((each for each in model.parameters() if each.is_floating_point()), None)
     given = to_device(_random(inputs), device_of(model), None if floating is None else floating.dtype)
@@ -37,7 +37,7 @@ def output_summary(model: nn.Module, inputs: tuple[Any, ...]) -> list[dict[str, 
 
 
 def differs(found: Sequence[Mapping[str, Any]], saved: Any) -> bool:
-    """Whether two summaries are of different computations; False if ``saved`` is not one."""
+    """Check whether two summaries describe different computations; False if ``saved`` is not a summary."""
     try:
         return len(found) != len(saved) or any(map(_differ, found, saved))
     except (KeyError, TypeError, ValueError):

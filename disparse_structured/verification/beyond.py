@@ -1,7 +1,7 @@
-"""What the dense model can do beside the example: other batches, other sizes, train mode.
+"""What the dense model can do beyond the example: other batches, other sizes, train mode.
 
-A pruned model must do all of that too. Tables that were cut to the length of the example, heads that run in
-train mode only, and sizes that were fixed show here, though not on the example.
+A pruned model must do all of this too. Tables that were cut to the example's length, heads that run only in
+train mode, and fixed sizes fail here, though not on the example.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Inputs = tuple[Any, ...]
 Outputs = Callable[[Any], Sequence[torch.Tensor]]
 
 _STEP = 32
-"""By how much images are made larger: most networks halve them at most five times."""
+"""By how many pixels images are enlarged: most networks halve them at most five times."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Situation:
 
     Args:
         name: for reports and messages, such as ``"a batch of 3"``.
-        run: runs a model that way, and returns what the dense and the pruned model must have in common.
+        run: runs a model that way and returns what must be the same for the dense and the pruned model.
     """
 
     name: str
@@ -41,22 +41,22 @@ class Situation:
 
 @dataclass(frozen=True)
 class Abilities:
-    """The situations that a dense model copes with, and what it returned."""
+    """The situations that a dense model handles, and what it returned."""
 
     found: tuple[tuple[Situation, Any], ...]
 
     @classmethod
     def of(cls, dense: nn.Module, inputs: Inputs, outputs: Outputs = tensor_leaves) -> Abilities:
-        """Try the situations on ``dense``, which must be in eval mode; what it refuses is left out.
+        """Try the situations on ``dense``, which must be in eval mode; those that fail are left out.
 
-        ``outputs`` are those of what a model returns whose shapes must be the same.
+        ``outputs`` picks the tensors whose shapes must be the same from what a model returns.
         """
         found: list[tuple[Situation, Any]] = []
         for alternatives in _situations(inputs, outputs):
             for situation in alternatives:
                 try:
                     found.append((situation, situation.run(dense)))
-                except Exception:  # whatever the model raises: it does not cope
+                except Exception:  # whatever it raises, the model does not handle it
                     continue
                 break
         return cls(tuple(found))
@@ -67,20 +67,20 @@ class Abilities:
         return tuple(situation.name for situation, _ in self.found)
 
     def missing(self, pruned: nn.Module) -> str | None:
-        """Say what ``pruned`` cannot do that the dense model can; None if there is nothing."""
+        """Say what the dense model can do and ``pruned`` cannot; None if nothing."""
         for situation, expected in self.found:
             try:
                 actual = situation.run(pruned)
             except Exception as error:
                 reason = str(error).splitlines()[0] if str(error) else ""
-                return f"with {situation.name} it raises {type(error).__name__}: {reason}"
+                return f"with {situation.name}, it raises {type(error).__name__}: {reason}"
             if actual != expected:
-                return f"with {situation.name} it returns {actual}, the dense model {expected}"
+                return f"with {situation.name}, it returns {actual}; the dense model returns {expected}"
         return None
 
 
 def _situations(inputs: Inputs, outputs: Outputs) -> Iterator[Sequence[Situation]]:
-    """Alternatives, of which the first counts that the dense model copes with."""
+    """Lists of alternatives; the first one that the dense model handles counts."""
     size = batch_size(inputs)
     yield [_shaped(f"a batch of {size + 1}", _resized(inputs, lambda _: {0: size + 1}, size), outputs)]
     spatial = {tuple(leaf.shape[2:]) for leaf in _batched(inputs, size) if leaf.ndim > 2}
@@ -127,13 +127,13 @@ def _batched(inputs: Inputs, size: int) -> list[torch.Tensor]:
 
 
 def _is_sequence(leaf: torch.Tensor) -> bool:
-    """Whether it holds token ids, a mask of tokens, or perhaps a vector for each token."""
+    """Whether it may hold token ids, a token mask, or a vector for each token."""
     tokens = leaf.ndim == 2 and not leaf.is_floating_point()
     return (tokens or leaf.ndim == 3) and leaf.shape[1] > 1
 
 
 def _of_length(inputs: Inputs, length: int, longer: int, batch: int) -> Inputs:
-    """``inputs`` with another second dimension where that is ``length``."""
+    """``inputs`` with the second dimension ``longer`` where it was ``length``."""
 
     def sizes(leaf: torch.Tensor) -> dict[int, int]:
         return {1: longer} if leaf.ndim > 1 and leaf.shape[1] == length else {}
@@ -142,7 +142,7 @@ def _of_length(inputs: Inputs, length: int, longer: int, batch: int) -> Inputs:
 
 
 def _of_size(inputs: Inputs, sides: tuple[int, ...], grown: tuple[int, ...], batch: int) -> Inputs:
-    """``inputs`` when the largest of them grows from ``sides`` to ``grown``, all others in proportion."""
+    """``inputs`` with the largest grown from ``sides`` to ``grown`` and all others in proportion."""
 
     def sizes(leaf: torch.Tensor) -> dict[int, int]:
         own = leaf.shape[2:]

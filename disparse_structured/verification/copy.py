@@ -22,7 +22,7 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest deviation between networks that must agree, relative as in :func:`difference`."""
 
 _SMALL = {torch.float64: 1e-6, torch.float32: 1e-2}
-"""A channel is compared with its own largest value, or with this fraction of the whole output's."""
+"""A channel's difference is relative to its largest value, or to this fraction of the output's, if larger."""
 
 Outputs = Mapping[str, Sequence[torch.Tensor]]
 """The tensors of each task."""
@@ -30,7 +30,7 @@ Outputs = Mapping[str, Sequence[torch.Tensor]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The largest relative difference of each task, and of which tasks it says nothing, and why."""
+    """The largest relative difference of each task, and the tasks for which it is meaningless, and why."""
 
     deviation: Mapping[str, float]
     empty: Mapping[str, str]
@@ -89,7 +89,7 @@ class VerificationCopy:
         actual: Callable[[tuple[Any, ...]], Outputs],
         expected: Callable[[tuple[Any, ...]], Outputs],
     ) -> dict[str, float]:
-        """Return what :meth:`compare` finds, without its remarks."""
+        """Return only the differences that :meth:`compare` finds."""
         return dict(self.compare(actual, expected).deviation)
 
     def compare(
@@ -97,7 +97,7 @@ class VerificationCopy:
         actual: Callable[[tuple[Any, ...]], Outputs],
         expected: Callable[[tuple[Any, ...]], Outputs],
     ) -> Comparison:
-        """Compare each task's output on the example inputs and on others of their shape.
+        """Compare each task's output on the example inputs and on others of the same shape.
 
         Raises:
             VerificationError: a task's expected output holds no finite number.
@@ -159,7 +159,7 @@ def _differ(inputs: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
 
 
 def _nothing_in(outputs: Sequence[Sequence[torch.Tensor]], inputs_differ: bool) -> str | None:
-    """Why it means nothing that others agree with ``outputs``, which a task has on two inputs."""
+    """Why agreement with ``outputs``, a task's outputs on two inputs, is meaningless; None if it is not."""
     if not any(tensor.any() for tensors in outputs for tensor in tensors):
         return "its output is zero"
     first, *rest = outputs
@@ -173,8 +173,8 @@ def _nothing_in(outputs: Sequence[Sequence[torch.Tensor]], inputs_differ: bool) 
 def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Return the largest difference, relative to the largest value of its channel or column.
 
-    So large values, such as coordinates, hide nothing of small ones, such as scores, that one tensor also
-    holds. It is infinite if the shapes or the non-finite values differ.
+    So large values, such as coordinates, do not hide small ones, such as scores, in the same tensor. It is
+    infinite if the shapes or the non-finite values differ.
     """
     if actual.shape != expected.shape:
         return float("inf")

@@ -101,7 +101,7 @@ class Verifier:
         return self._verdicts[key]
 
     def _missing(self, pruned: nn.Module) -> str | None:
-        """What the pruned model cannot do beside the example, though the dense model can."""
+        """What the dense model can do beyond the example and the pruned model cannot."""
         if self._abilities is None:
             structure = self._reference.structure
             outputs = structure.task_tensors if structure.outputs == "tasks" else tensor_leaves

@@ -1,4 +1,4 @@
-"""The sweep over networks of other libraries: its list, one small network, and its page."""
+"""The sweep over networks from other libraries: its list, one small network, and its page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_hundred_networks_of_four_libraries() -> None:
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
-    """Those that a sweep of one network would have kept."""
+    """The rows that a sweep of one network would keep."""
     kept: list[Row] = []
     measure(Cell("torchvision/swin_v2"), kept.append, onnx=False)
     return kept

@@ -1,4 +1,4 @@
-"""Whatever is done with a model: it, and all that its code reads and writes, is as it was, by identity."""
+"""Every call leaves the model, and all that its code reads and writes, as they were, object by object."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OTHERS = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 TASK = [ds.Task("out", ())]
 
 ACTIVATIONS: dict[str, Any] = {}
-"""Hooks write to it, and ``forward`` reads it."""
+"""Hooks write to this, and ``forward`` reads it."""
 
 GRIDS: dict[tuple[int, int], Tensor] = {}
 """A cache of a Python module."""
@@ -46,7 +46,7 @@ class Trunk(nn.Module):
 
 
 class KeepsAttention(Trunk):
-    """Sets a tensor on itself that no constructor set."""
+    """Sets a tensor attribute that the constructor did not set."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.trunk(x)
@@ -55,7 +55,7 @@ class KeepsAttention(Trunk):
 
 
 class MakesAnchors(Trunk):
-    """Makes anchors at the first call, and again for every other shape, as detectors do."""
+    """Makes anchors on the first call, and again for every new shape, as detectors do."""
 
     anchors: Tensor | None = None
 
@@ -101,7 +101,7 @@ class Collects(Trunk):
 
 
 class Remembers:
-    """An object that is no module."""
+    """An object that is not a module."""
 
     __slots__ = ("value",)
 
@@ -197,7 +197,7 @@ def _grid(height: int, width: int) -> Tensor:
 
 
 class Counts(Trunk):
-    """Counts its calls, on itself and in a global."""
+    """Counts its calls in an attribute and in a global."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class Counts(Trunk):
 
 
 class Frozen(Trunk):
-    """A module within has a mode of its own, and parameters that are not trained."""
+    """A submodule has its own mode, and parameters that are not trained."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ ACTIONS: dict[str, Callable[[nn.Module], Any]] = {
 
 
 def leaves(value: Any, path: str, within: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
-    """All that hangs on ``value``, with how to get there; containers before what is in them."""
+    """Everything reachable from ``value``, with its path; containers before their contents."""
     yield path, value
     if id(value) in within:
         return
@@ -345,7 +345,7 @@ def test_it_is_pruned_verified_saved_and_loaded(name: str, warm: bool, tmp_path:
 
 
 def test_what_others_write_to_meanwhile_stays() -> None:
-    """An object of another package, such as a logger that a model holds, may change while a model is pruned."""
+    """A model may hold an object of another package, such as a logger, that changes in the meantime."""
 
     class Logger:
         __module__ = "another.package"

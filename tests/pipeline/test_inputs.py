@@ -1,4 +1,4 @@
-"""Inputs as models take them: by name, keyword-only, optional ones left out, nested, constants among them."""
+"""Inputs as models take them: by name, keyword-only, optional and omitted, nested, with constants."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMAGE, MASK = torch.rand(16, 3, 12, 12, generator=GENERATOR), torch.rand(16, 1, 
 
 
 class Core(nn.Module):
-    """Two inputs, of which the second may be missing."""
+    """Two inputs, the second of which may be missing."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Limits of single layers by name, pattern or module; outputs beside the tasks; what errors name."""
+"""Limits for single layers by name, pattern or module; outputs other than the tasks'; what errors name."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def test_shares_limit_what_is_removed_of_a_layer() -> None:
     ("options", "error", "message"),
     [
         ({"protected": 3}, OptionError, "protected holds 3 of type int"),
-        ({"protected": nn.ReLU()}, OptionError, "a ReLU outside of the model"),
+        ({"protected": nn.ReLU()}, OptionError, "a ReLU outside the model"),
         ({"shares": {"0": 1.5}}, OptionError, r"shares holds \('0', 0.0, 1.5\)"),
-        ({"shares": {"0": (0.5, 0.2)}}, OptionError, "at least, at most"),
+        ({"shares": {"0": (0.5, 0.2)}}, OptionError, "smallest, largest"),
         ({"shares": ["0"]}, OptionError, "Pass a dict"),
         ({"shares": {"stem": 0.1}}, PatternError, "the pattern of shares 'stem' matches no channel group"),
     ],
@@ -83,7 +83,7 @@ def test_without_the_model_a_module_has_no_name() -> None:
 
 
 class Towers(nn.Module):
-    """Returns what its heads read beside them."""
+    """Returns the features that its head reads beside its task."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""``nn.MultiheadAttention`` and torch's transformer layers: heads and widths of the module are removed."""
+"""``nn.MultiheadAttention`` and torch's transformer layers: heads and widths are removed from the module."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
 
 
 class Reads(nn.Module):
-    """Cross attention with widths of its own, and the decoder layer."""
+    """Cross-attention with its own widths, and the decoder layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def test_a_pruned_encoder_trains_is_loaded_and_exported(tmp_path: Path) -> None:
     assert all(type(layer.self_attn) is nn.MultiheadAttention for layer in model.body.layers)
     assert all(len(each.in_proj_weight) == 3 * each.num_heads * each.head_dim for each in layers)
     assert {each.embed_dim for each in layers} == {result.model.stem.out_features}
-    with torch.no_grad():  # where torch would take its fused path
+    with torch.no_grad():  # torch would take its fused path here
         expected = result.model(TOKENS.float())
     result.model.train()(TOKENS.float()).square().mean().backward()
     result.save(tmp_path)

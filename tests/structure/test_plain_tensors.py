@@ -1,4 +1,4 @@
-"""Plain tensors that modules hold, such as a table of sinusoids, shrink with what they meet."""
+"""Plain tensors that modules hold, such as a table of sinusoids, shrink with what they are added to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOKENS = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0), dtype=
 
 
 class Table(nn.Module):
-    """A table of positions and a mask that no state dict holds."""
+    """A position table and a mask, neither in the state dict."""
 
     def __init__(self) -> None:
         super().__init__()

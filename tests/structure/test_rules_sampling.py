@@ -1,4 +1,4 @@
-"""Operators that sample, scatter and gather: channels pass, positions stay."""
+"""Operators that sample, scatter and gather: channels can be removed, positions are pinned."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ HOW: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Net(nn.Module):
-    """``how`` in the middle of three convolutions."""
+    """``how`` applied between three convolutions."""
 
     def __init__(self, how: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Numbers of a pruned module that only other methods read, and that still say the dense size."""
+"""Numbers of a pruned module that only other methods read and that still hold the dense size."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_they_are_listed_and_once_set_the_other_method_works() -> None:
     result = ds.prune(model, IMAGES, macs=0.5)
 
     assert result.report.stale == ("0.out_channels", "1.in_channels", "1.out_channels")
-    assert "still say the dense size: 0.out_channels, 1.in_channels" in " ".join(str(result.report).split())
+    assert "still hold the dense size: 0.out_channels, 1.in_channels" in " ".join(str(result.report).split())
     expected = result.model(IMAGES)
     for name in result.report.stale:
         path, _, attribute = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""A factory whose model takes the weights but computes something else is noticed."""
+"""A factory whose model takes the weights but computes something different is noticed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_same_model_is_loaded_without_a_word(folder: Path) -> None:
 
 @pytest.mark.parametrize("activation", [nn.GELU(), nn.SiLU(), nn.Identity(), nn.LeakyReLU(0.3)])
 def test_another_activation_is_noticed(folder: Path, activation: nn.Module) -> None:
-    with pytest.warns(UserWarning, match="computes something else than the one that was saved"):
+    with pytest.warns(UserWarning, match="does not compute what the saved model computed"):
         ds.load(folder, lambda: net(activation))
 
 

@@ -1,4 +1,4 @@
-"""Verification leaves the example: other batches and lengths, train mode; and outputs that say nothing."""
+"""Verification beyond the example: other batches and lengths, train mode, and uninformative outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WHOLE = [ds.Task("out", ())]
 
 
 class Tables(nn.Module):
-    """Token, position and type tables, of which a short text reads a part."""
+    """Token, position and type tables, which a short text reads only in part."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def test_tables_of_positions_keep_their_length(tmp_path: Path) -> None:
 
 
 class Auxiliary(nn.Module):
-    """A head that runs in train mode only."""
+    """A head that runs only in train mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,11 +95,11 @@ def test_a_head_of_train_mode_follows_the_trunk() -> None:
 
 
 class FixedInTraining(Auxiliary):
-    """Its train mode asks for a width that no number tells."""
+    """Its train mode requires a width that the analysis cannot read."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         y = torch.relu(self.stem(x))
-        if self.training and int(y.detach().abs().sum()) >= 0:  # which cannot be exported
+        if self.training and int(y.detach().abs().sum()) >= 0:  # cannot be exported
             y = y * torch.ones(1, 16, 1, 1)
         return {"seg": self.head(torch.relu(self.body(y)))}
 
@@ -116,7 +116,7 @@ def test_what_breaks_in_train_mode_is_left_alone_with_the_reason() -> None:
 
 
 class FixedBatch(Auxiliary):
-    """Reads a table by the number of examples."""
+    """Indexes a table with the number of examples."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -40,15 +40,14 @@ class Budget:
         min_width: at least this many units of every group are kept (all, where there are fewer).
         round_to: kept counts are rounded up to a multiple of this, at most to the dense width. Attention
             heads are not rounded: one head is a block of channels already.
-        protected: what keeps its shape: name patterns (``fnmatch``: ``*``, ``?``, ``[…]``, case matters) of
-            channel groups, parameters, or modules with all of their parameters; or modules themselves.
-        shares: by name pattern or module, what share of its units may be removed: at most, or a pair, at
-            least and at most. ``{"stem*": 0.2, "neck*": (0.5, 0.5)}``. The last
-            that matches counts.
+        protected: what keeps its shape: modules, or name patterns (``fnmatch``: ``*``, ``?``, ``[…]``, case
+            matters) of channel groups, parameters, or modules with all of their parameters.
+        shares: name pattern or module -> the largest share of its units that may be removed, or a pair of
+            the smallest and largest: ``{"stem*": 0.2, "neck*": (0.5, 0.5)}``. The last match applies.
 
     Raises:
         BudgetError: no limit or two, a fraction <= 0 or >= 1, NaN, an option out of its range.
-        OptionError: ``of`` is not a cost, ``protected`` or ``shares`` hold something else.
+        OptionError: ``of`` is not a cost, or ``protected`` or ``shares`` is invalid.
     """
 
     limit: float
@@ -88,20 +87,18 @@ class Budget:
             object.__setattr__(self, name, value)
 
     def named(self, model: nn.Module) -> Budget:
-        """The same budget with the names that modules have in ``model``.
+        """Return this budget with modules replaced by their names in ``model``.
 
         Raises:
-            OptionError: a module is not part of it.
+            OptionError: a module is not part of ``model``, or is ``model`` itself.
         """
         names = {id(module): name for name, module in model.named_modules()}
 
         def name(each: str | nn.Module) -> str:
             found = each if isinstance(each, str) else names.get(id(each), "")
             if not found:
-                whole = (
-                    "the whole model" if each is model else f"a {type(each).__name__} outside of the model"
-                )
-                raise OptionError(f"a budget names {whole}. Name a module inside of it.")
+                whole = "the whole model" if each is model else f"a {type(each).__name__} outside the model"
+                raise OptionError(f"a budget names {whole}. Name a module inside the model.")
             return found
 
         return replace(
@@ -148,7 +145,7 @@ class Budget:
 
 
 def named(budget: Any, model: nn.Module) -> Any:
-    """``budget`` with the names of its modules; what is no budget is left to later checks."""
+    """Replace modules in ``budget`` by their names; leave an invalid budget to later checks."""
     return budget.named(model) if isinstance(budget, Budget) else budget
 
 
@@ -176,8 +173,8 @@ def _shares(given: Any) -> tuple[tuple[str | nn.Module, float, float], ...]:
         numbers = len(bounds) == 2 and all(map(_is_number, bounds))
         if not isinstance(key, str | nn.Module) or not numbers or not 0 <= bounds[0] <= bounds[1] <= 1:
             raise OptionError(
-                f"shares holds {each!r}. Pass a dict from names, patterns or modules to the share of their "
-                "units that may be removed, in [0, 1], or to a pair: at least, at most."
+                f"shares holds {each!r}. Pass a dict from names, patterns or modules to the largest share of "
+                "their units to remove, in [0, 1], or to a pair: (smallest, largest)."
             )
         found.append((key, float(bounds[0]), float(bounds[1])))
     return tuple(found)

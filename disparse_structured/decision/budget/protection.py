@@ -23,15 +23,15 @@ def protected_units(groups: Sequence[ChannelGroup], patterns: Sequence[str | nn.
 
 
 def matching(groups: Sequence[ChannelGroup], pattern: str | nn.Module, option: str) -> list[ChannelGroup]:
-    """The groups that ``pattern`` matches; ``option`` of the budget is where it stands.
+    """List the groups that ``pattern`` matches; ``option`` is the budget's option that holds it.
 
     Raises:
-        PatternError: there are none.
-        OptionError: it is a module.
+        PatternError: no group matches.
+        OptionError: ``pattern`` is a module.
     """
     if not isinstance(pattern, str):
         raise OptionError(
-            f"{option} holds a module ({type(pattern).__name__}), and only prune() knows its name. "
+            f"{option} holds a module ({type(pattern).__name__}), whose name only prune() knows. "
             "Use budget.named(model)."
         )
     names = [_names(group, produced=option == "shares") for group in groups]
@@ -49,9 +49,9 @@ def matching(groups: Sequence[ChannelGroup], pattern: str | nn.Module, option: s
 
 
 def _names(group: ChannelGroup, produced: bool) -> set[str]:
-    """What a pattern may call the group: its name, its parameters, and the modules they lie in.
+    """The names that match the group: its own, those of its parameters, and of the modules that hold them.
 
-    With ``produced``, only the parameters of the layers whose outputs the units are.
+    With ``produced``, only parameters of layers that output the units count.
     """
     found = {group.name}
     for member in group.members:

@@ -14,13 +14,13 @@ from disparse_structured.decision.budget.widths import Widths
 from disparse_structured.decision.contracts import CostModel, PrunableStructure
 
 _MENTIONED = 0.05
-"""The share of the parameters from which on a pin is mentioned."""
+"""The smallest share of the parameters for which a pin is mentioned."""
 
 _ADVICE = (
-    ("no rule for", "An operator without a rule can be taught one: docs/extending.md."),
+    ("no rule for", "To add a rule for an operator, see docs/extending.md."),
     (
         "the network's output",
-        'If outputs beside the tasks hold it: analyse(..., outputs="tasks") (--outputs tasks).',
+        'If outputs other than the tasks\' pin it, use analyse(..., outputs="tasks") (--outputs tasks).',
     ),
 )
 
@@ -108,7 +108,7 @@ class Unreachable:
     def _hints(self) -> str:
         hints = self._pins()
         if self.budget.limit > 1:
-            hints += " A number above 1 is absolute; for a fraction of dense write one such as 0.5."
+            hints += " A number above 1 is absolute; for a fraction of dense, use a number such as 0.5."
         if self.structure.graph_only:
             hints += (
                 f" Numbers in forward pin slices with {self.structure.graph_only:.1%} of the parameters; "

@@ -38,7 +38,7 @@ class WidthRules(Protocol):
 
     @property
     def shares(self) -> tuple[tuple[Any, float, float], ...]:
-        """Of what a pattern matches, the smallest and the largest share that may be removed."""
+        """Pattern, and the smallest and largest share that may be removed of what it matches."""
         ...
 
 
@@ -97,7 +97,7 @@ class Widths:
         by_importance: int64 ``[units]``, all units, most important first.
         within: int64 ``[units]``, the same order inside each group, groups in their order.
         links: the count constraints.
-        surplus: bool ``[units]``, the least important units where fewer must stay.
+        surplus: bool ``[units]``, the least important units that must be removed to meet a largest width.
     """
 
     dense: np.ndarray
@@ -146,9 +146,9 @@ class Widths:
         )
 
     def settle(self, keep: torch.Tensor) -> torch.Tensor:
-        """``keep`` (bool ``[units]``) plus the most important removed units that the rules bring back.
+        """Return ``keep`` (bool ``[units]``) plus the most important removed units that the rules require.
 
-        Before, the units go that the rules do not allow to stay.
+        Units that the rules do not allow are removed first.
         """
         keep = keep & ~self.surplus
         kept = self.counts(keep)
@@ -188,7 +188,7 @@ class Widths:
 def _apply_shares(
     rules: WidthRules, groups: Sequence[ChannelGroup], dense: np.ndarray, minimum: np.ndarray
 ) -> np.ndarray:
-    """int64 ``[groups]``: the most units that may stay; ``minimum`` is set where a share is limited."""
+    """int64 ``[groups]``: the most units that may be kept; sets ``minimum`` where a share is limited."""
     maximum = dense.copy()
     places = {group.name: place for place, group in enumerate(groups)}
     for pattern, least, most in rules.shares:

@@ -102,12 +102,12 @@ def embedding(trace: Trace, call: Call) -> Value:
 
 @rule(aten.index_put)
 def index_put(trace: Trace, call: Call) -> Value:
-    """Pin indexed dimensions; what is written meets the others, element by element."""
+    """Pin indexed dimensions; unite the others with those of the written values."""
     value, indices, values = call["self"], call["indices"], call["values"]
     used = [i for i, item in enumerate(indices) if item is not None]
     masks = any(_is_mask(item) for item in call.raw["indices"])
     if masks or not used or used != list(range(used[0], used[-1] + 1)):
-        return trace.unknown(call, "written at a mask, or in dimensions that are not adjacent")  # type: ignore[no-any-return]
+        return trace.unknown(call, "written through a mask, or in dimensions that are not adjacent")  # type: ignore[no-any-return]
     trace.pin(call, [value[i] for i in used], "indexed by a tensor")
     for i in used:
         trace.pin(call, indices[i], "used as an index")
@@ -124,7 +124,7 @@ def _is_mask(item: object) -> bool:
 
 @rule(aten.gather, aten.scatter, aten.scatter_add, aten.scatter_reduce)
 def gather(trace: Trace, call: Call) -> Value:
-    """Pin the indexed dimension; the index meets what is read or written in the others."""
+    """Pin the indexed dimension; unite the others with those of the index and of the written values."""
     value, index = call["self"], call["index"]
     if not value or not index:
         return trace.unknown(call, "an index without dimensions")  # type: ignore[no-any-return]
@@ -142,7 +142,7 @@ def gather(trace: Trace, call: Call) -> Value:
 
 @rule(aten.index_add, aten.index_copy)
 def index_add(trace: Trace, call: Call) -> Value:
-    """Pin the indexed dimension; the others meet, element by element."""
+    """Pin the indexed dimension; unite the others with those of the written values."""
     value, written = call["self"], call["source"]
     dim = call["dim"] % len(value)
     trace.pin(call, [value[dim], written[dim], *call["index"]], "indexed by a tensor")

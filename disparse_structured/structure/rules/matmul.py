@@ -81,7 +81,7 @@ def einsum(trace: Trace, call: Call) -> Value:
 
 @rule(aten.mv)
 def matrix_vector(trace: Trace, call: Call) -> Value:
-    """``matrix[n, k] vector[k]``: unite and read k; a spectral norm keeps its value instead."""
+    """``matrix[n, k] vector[k]``: unite and read k; in a spectral norm, keep its value instead."""
     matrix, vector = call["self"], call["vec"]
     trace.unite(call, matrix[1].atoms(), vector[0].atoms())
     norm = _spectral_norm(trace, call.node)
@@ -95,7 +95,7 @@ def matrix_vector(trace: Trace, call: Call) -> Value:
 
 @rule(aten.dot, aten.vdot)
 def inner(trace: Trace, call: Call) -> Value:
-    """``left[k] right[k]``: unite and read k; a spectral norm keeps its value instead."""
+    """``left[k] right[k]``: unite and read k; in a spectral norm, only unite it."""
     second = "other" if "other" in call.raw else "tensor"
     left, right = call["self"], call[second]
     trace.unite(call, left[0].atoms(), right[0].atoms())
@@ -107,7 +107,7 @@ def inner(trace: Trace, call: Call) -> Value:
 
 
 def _spectral_norm(trace: Trace, node: fx.Node) -> SpectralNorm | None:
-    """Recognize ``weight @ right`` in ``left @ weight @ right`` of the model's own tensors."""
+    """Recognizes ``weight @ right`` in ``left @ weight @ right`` of the model's own tensors."""
     products = [user for user in node.users if packet(user) in (aten.dot, aten.vdot)]
     if len(node.users) != 1 or not products:
         return None
@@ -120,7 +120,7 @@ def _spectral_norm(trace: Trace, node: fx.Node) -> SpectralNorm | None:
 
 
 def _unfolded(matrix: fx.Node) -> tuple[fx.Node, int]:
-    """The tensor that ``matrix`` holds, and its dimension that the rows are."""
+    """The tensor that ``matrix`` is a view of, and which of its dimensions the rows are."""
     source, axis = _kept(matrix), 0
     while operator_of(source).moves in ("view", "reshape", "permutation"):
         if operator_of(source).moves == "permutation":

@@ -88,7 +88,7 @@ def weight_norm(trace: Trace, call: Call) -> Value:
     direction, magnitude, dim = call["v"], call["g"], call["dim"]
     names = [trace.capture.tensors.get(getattr(call.raw[name], "name", "")) for name in ("v", "g")]
     if None in names:
-        return trace.unknown(call, "weight norm of a tensor that is computed")  # type: ignore[no-any-return]
+        return trace.unknown(call, "weight norm of a computed tensor")  # type: ignore[no-any-return]
     trace.weight_scales.append(WeightNorm(str(names[0]), str(names[1]), dim))
     if dim < 0:
         return direction  # type: ignore[no-any-return]
