@@ -96,7 +96,9 @@ def analyse(
             raise OptionError(f"{name} must be {allowed}, got {given!r}.")
     check_supported(model)  # before anything else inspects it
     inputs = as_arguments(model, example_inputs)
-    subject = Subject(model, inputs, resolve_tasks(model, inputs, tasks), form, attention, outputs)
+    chosen = resolve_tasks(model, inputs, tasks)
+    train_mode = form == "module" and train_mode_adds(model, inputs)
+    subject = Subject(model, inputs, chosen, form, attention, outputs, train_mode)
     signature = Signature.of(model, subject.inputs)
     return solved(subject, subject.captured(), signature, Captures())
 
@@ -111,6 +113,8 @@ class Subject:
     form: Form
     attention: Attention
     outputs: OutputKind
+    train_mode: bool
+    """Whether train mode runs something that eval mode does not, which the module must follow."""
 
     @functools.cached_property
     def declared(self) -> Declarations:
@@ -133,7 +137,7 @@ class Subject:
 
     def captured_in_train_mode(self) -> Capture | None:
         """Return the graph in train mode; None if it runs nothing else or cannot be exported."""
-        if self.form == "graph" or not train_mode_adds(self.model, self.inputs):
+        if not self.train_mode:
             return None
         everything = (Task("output", tensor_leaves),)
         try:
@@ -315,6 +319,7 @@ def _assembled(
         form=subject.form,
         attention=subject.attention,
         outputs=subject.outputs,
+        train_mode=subject.train_mode,
         fingerprint=fingerprint_of(
             subject.tensors[0], grouping.groups, subject.form, subject.attention, subject.outputs
         ),

@@ -40,7 +40,13 @@ def structure_at(structure: Structure, model: nn.Module, inputs: tuple[Any, ...]
     if signature == structure.signature:
         return structure
     subject = Subject(
-        model, inputs, structure.task_objects, structure.form, structure.attention, structure.outputs
+        model,
+        inputs,
+        structure.task_objects,
+        structure.form,
+        structure.attention,
+        structure.outputs,
+        structure.train_mode,
     )
     known = structure.captures.recall(signature)
     if known is None:

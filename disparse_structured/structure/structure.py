@@ -46,8 +46,9 @@ class Structure:
     outside all tasks depends on: no task votes on them, so they are kept. ``graph_only`` is the share of
     the parameters in slices that only numbers in ``forward`` pin. ``fingerprint`` identifies the
     architecture (names, shapes, groups), the form and the unit of attention, not the weights.
-    ``resizing`` says which integers of the graph follow the widths, and ``scales`` which attention scales
-    would change with them. ``capture`` is the model's graph for ``example_inputs``, and ``signature``
+    ``resizing`` says which integers of the graph follow the widths, ``scales`` and ``weight_scales`` which
+    attention scales and which normalized weights would change with them. ``train_mode`` says whether train
+    mode runs something that eval mode does not. ``capture`` is the model's graph for ``example_inputs``, and ``signature``
     identifies it. ``captures`` caches graphs for other inputs, see
     :func:`~disparse_structured.structure.at_shape.structure_at`.
     """
@@ -67,6 +68,7 @@ class Structure:
     form: Form
     attention: Attention
     outputs: OutputKind
+    train_mode: bool
     fingerprint: str
     capture: Capture
     signature: Signature
