@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cProfile
+import inspect
 import pstats
 import time
 from collections.abc import Callable, Mapping
@@ -43,7 +44,7 @@ class Stage:
     @property
     def place(self) -> Place:
         """Where the function is."""
-        code = self.function.__code__
+        code = inspect.unwrap(self.function).__code__
         return code.co_filename, code.co_firstlineno, code.co_name
 
 
