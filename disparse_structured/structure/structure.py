@@ -48,8 +48,8 @@ class Structure:
     architecture (names, shapes, groups), the form and the unit of attention, not the weights.
     ``resizing`` says which integers of the graph follow the widths, ``scales`` and ``weight_scales`` which
     attention scales and which normalized weights would change with them. ``train_mode`` says whether train
-    mode runs something that eval mode does not. ``capture`` is the model's graph for ``example_inputs``, and ``signature``
-    identifies it. ``captures`` caches graphs for other inputs, see
+    mode runs something that eval mode does not. ``capture`` is the model's graph for ``example_inputs``, and
+    ``signature`` identifies it. ``captures`` caches graphs for other inputs, see
     :func:`~disparse_structured.structure.at_shape.structure_at`.
     """
 
