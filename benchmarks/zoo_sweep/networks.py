@@ -99,6 +99,7 @@ _DECODERS = (
 ).split()
 _SPECIAL: dict[str, dict[str, Any]] = {
     "Albert": {"embedding_size": 32},
+    "SqueezeBert": {"embedding_size": 64},
     "MobileBert": {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32},
     "Esm": {"pad_token_id": 1},
     "Gemma": {"num_key_value_heads": 2, "head_dim": 16},
@@ -209,7 +210,7 @@ def _transformers() -> dict[str, Builder]:
         {**sequence, "num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 20},
     )
 
-    for name in ("ViT", "DeiT", "Beit", "Data2VecVision", "Dinov2", "ViTMSN", "Ijepa"):
+    for name in ("ViT", "DeiT", "Beit", "Data2VecVision", "Dinov2", "ViTMSN"):
         add(f"{name}ForImageClassification", _pixels, _LOGITS, _IMAGE)
     add(
         "YolosForObjectDetection",
@@ -497,7 +498,8 @@ def segmenter(kind: str, encoder: str = "resnet18", **options: Any) -> Network:
     model = getattr(segmentation_models_pytorch, kind)(
         encoder, encoder_weights=None, classes=5, aux_params={"classes": 4}, **options
     )
-    return Network(model.eval(), (images(),), {"masks": 0, "labels": 1})
+    side = 128 if kind == "PAN" else 64  # it pools the smallest map three times
+    return Network(model.eval(), (images(side),), {"masks": 0, "labels": 1})
 
 
 def _segmenters() -> dict[str, Builder]:
