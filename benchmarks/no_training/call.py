@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import cProfile
 import inspect
-import pstats
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -25,9 +25,6 @@ from disparse_structured.surgery.module import apply
 BACKBONE, IMAGES, SIDE, MACS = "resnet50", 64, 224, 0.6
 WIDTH = 64
 
-Place = tuple[str, int, str]
-"""File, line and name of a function, as the profiler has them."""
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -35,17 +32,17 @@ class Stage:
 
     Args:
         function: what is timed.
-        called_in: the file whose calls count; None counts those of all files that no other stage names.
+        below: the file that has to be among the callers; None if any callers count.
     """
 
     function: Callable[..., Any]
-    called_in: str | None = None
+    below: str | None = None
 
-    @property
-    def place(self) -> Place:
-        """Where the function is."""
-        code = inspect.unwrap(self.function).__code__
-        return code.co_filename, code.co_firstlineno, code.co_name
+    def holds(self, frame: FrameType) -> bool:
+        """Whether ``frame`` is a call of this stage."""
+        if frame.f_code is not inspect.unwrap(self.function).__code__:
+            return False
+        return self.below is None or any(each.f_code.co_filename == self.below for each in _callers(frame))
 
 
 _STAGES: Mapping[str, Stage] = {
@@ -56,6 +53,7 @@ _STAGES: Mapping[str, Stage] = {
     "refit": Stage(refit),
     "cutting and verification": Stage(apply),
 }
+"""A call belongs to the first stage that holds it."""
 
 
 def network(backbone: str = BACKBONE, side: int = SIDE) -> MultiTask:
@@ -80,45 +78,38 @@ def seconds(model: MultiTask, inputs: Tensor, macs: float = MACS) -> dict[str, f
 
     What a stage calls counts for that stage only, even where it is the function of another stage.
     """
-    profile = cProfile.Profile(subcalls=True, builtins=False)
+    clock = _Clock()
     started = time.perf_counter()
-    profile.runcall(pruned, model, inputs, model.tasks(), macs, samples=len(inputs))
+    sys.setprofile(clock)
+    try:
+        pruned(model, inputs, model.tasks(), macs, samples=len(inputs))
+    finally:
+        sys.setprofile(None)
     whole = time.perf_counter() - started
-    stages = _spent(profile)
-    return {"whole call": whole, **stages, "rest": max(0.0, whole - sum(stages.values()))}
+    return {"whole call": whole, **clock.spent, "rest": max(0.0, whole - sum(clock.spent.values()))}
 
 
-def _spent(profile: cProfile.Profile) -> dict[str, float]:
-    """Seconds of every stage, in calls that come from outside all stages."""
-    stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]  # typeshed leaves it out
-    spent = dict.fromkeys(_STAGES, 0.0)
-    outside = _outside(stats)
-    for name, stage in _STAGES.items():
-        named = {other.called_in for other in _STAGES.values() if other.function is stage.function}
-        for caller, (*_, cumulative) in _callers(stats, stage.place).items():
-            file = caller[0] if caller[0] in named else None
-            if caller in outside and file == stage.called_in:
-                spent[name] += cumulative
-    return spent
+class _Clock:
+    """A profile function that adds up the seconds of every stage."""
+
+    def __init__(self) -> None:
+        self.spent = dict.fromkeys(_STAGES, 0.0)
+        self._codes = {inspect.unwrap(stage.function).__code__ for stage in _STAGES.values()}
+        self._running: FrameType | None = None
+        self._stage = ""
+        self._started = 0.0
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and self._running is None and frame.f_code in self._codes:
+            self._stage = next(name for name, stage in _STAGES.items() if stage.holds(frame))
+            self._running, self._started = frame, time.perf_counter()
+        elif event == "return" and frame is self._running:
+            self.spent[self._stage] += time.perf_counter() - self._started
+            self._running = None
 
 
-def _callers(stats: Mapping[Place, Any], place: Place) -> Mapping[Place, Any]:
-    callers: Mapping[Place, Any] = stats[place][-1] if place in stats else {}
-    return callers
-
-
-def _outside(stats: Mapping[Place, Any]) -> set[Place]:
-    """The functions that are reached from the profiled call without passing through a stage."""
-    stages = {stage.place for stage in _STAGES.values()}
-    called: dict[Place, list[Place]] = {}
-    for place, (*_, callers) in stats.items():
-        for caller in callers:
-            called.setdefault(caller, []).append(place)
-    waiting = [place for place, (*_, callers) in stats.items() if not callers]
-    found: set[Place] = set()
-    while waiting:
-        place = waiting.pop()
-        if place not in found and place not in stages:
-            found.add(place)
-            waiting += called.get(place, [])
-    return found
+def _callers(frame: FrameType) -> Iterator[FrameType]:
+    caller = frame.f_back
+    while caller is not None:
+        yield caller
+        caller = caller.f_back

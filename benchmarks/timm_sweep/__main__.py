@@ -20,8 +20,9 @@ from benchmarks.harness import options as common
 from benchmarks.harness.files import PAGES, RESULTS, write_json, write_text
 from benchmarks.harness.limits import Limits
 from benchmarks.harness.runner import aloud
+from benchmarks.harness.sweep import Workspace, work
 from benchmarks.timm_sweep import views
-from benchmarks.timm_sweep.cells import KINDS, Cell
+from benchmarks.timm_sweep.cells import KINDS, Cell, Row
 from benchmarks.timm_sweep.models import (
     CACHE,
     Selection,
@@ -33,7 +34,8 @@ from benchmarks.timm_sweep.models import (
     smallest,
     takes_any_size,
 )
-from benchmarks.timm_sweep.runner import Workspace, work
+
+MEASURE = "benchmarks.timm_sweep.measure"
 
 SELECTIONS = "selections.json"
 """In the folder of rows: the selections that were run so far, by title."""
@@ -56,7 +58,13 @@ def select(options: argparse.Namespace) -> Selection:
     return drawn(counts, least.models, options.draw, options.seed) if options.draw else least
 
 
-def write(space: Workspace, out: Path) -> Path:
+def workspace(folder: Path, limits: Limits | None = None, *, stock: bool = True) -> Workspace[Cell, Row]:
+    """Where the cells are run; a model has one row of each kind, whatever the size of the images."""
+    options = () if stock else ("--no-stock",)
+    return Workspace(folder, Row, Cell, MEASURE, limits or Limits(), options)
+
+
+def write(space: Workspace[Cell, Row], out: Path) -> Path:
     """Writes the page into ``out``, and a summary beside the rows; the page's path."""
     rows, selections = space.rows(), remembered(space.folder)
     write_json(space.folder / "summary.json", views.as_json(selections, rows))
@@ -74,7 +82,7 @@ def remembered(folder: Path) -> list[Selection]:
 
 def _run(options: argparse.Namespace) -> Path:
     limits = Limits(options.timeout, options.memory, options.threads)
-    space = Workspace(options.rows, limits, stock=not options.no_stock)
+    space = workspace(options.rows, limits, stock=not options.no_stock)
     if not options.views:
         selection = select(options)
         _remember(selection, options.rows)

@@ -47,6 +47,12 @@ class Cell:
         return f"{self.kind} {self.model}"
 
     @property
+    def arguments(self) -> list[str]:
+        """It on the command line of :mod:`benchmarks.timm_sweep.measure`."""
+        size = [f"--image-size={self.image_size}"] if self.image_size else []
+        return [self.model, self.kind, *size]
+
+    @property
     def settings(self) -> str:
         """Identifies everything that determines the row, except for the code."""
         return digest(asdict(self), BATCH, SEED, WIDTH, PARITY)

@@ -1,19 +1,17 @@
 """One cell in this process, stage by stage; ``python -m benchmarks.timm_sweep.measure MODEL KIND FILE``.
 
 The row is written before every stage, so that what was found is not lost if the process is killed. The
-process
-ends itself when its standard input is closed: it does not outlive the process that started it.
+process ends when its standard input is closed, so it does not outlive the process that started it.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import resource
 import sys
 import tempfile
-import time
-import traceback
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +25,8 @@ from torch import Tensor, nn
 from benchmarks.harness.files import write_text
 from benchmarks.harness.limits import end_with_parent, within
 from benchmarks.harness.machine import machine
-from benchmarks.harness.row import encode, reason, shortened
+from benchmarks.harness.row import encode, shortened
+from benchmarks.harness.sweep import run_stage
 from benchmarks.timm_sweep.cells import KINDS, PARITY, SEED, Cell, Row
 from benchmarks.timm_sweep.stock import Stock
 from benchmarks.timm_sweep.subject import Subject
@@ -168,21 +167,16 @@ def measure(cell: Cell, keep: Callable[[Row], None], *, stock: bool = True) -> R
         beside = name.startswith("stock")
         if (needed and needed not in row.seconds) or (beside and not stock):
             continue
-        row = replace(row, stage=name, memory=peak())
-        keep(row)
-        started = time.perf_counter()
-        try:
-            with within(STOCK_SECONDS if beside else 0):
-                found = work(run)
-        except Exception as error:
-            traceback.print_exc()
-            row = replace(row, failures={**row.failures, name: reason(error)})
-        else:
-            spent = time.perf_counter() - started
-            row = replace(row, **found, seconds={**row.seconds, name: spent})
+        stage = functools.partial(_limited, work, run, STOCK_SECONDS if beside else 0)
+        row = run_stage(replace(row, memory=peak()), name, stage, keep)
     row = replace(row, stage="", memory=peak())
     keep(row)
     return row
+
+
+def _limited(work: Callable[[Run], Facts], run: Run, seconds: int) -> Facts:
+    with within(seconds):
+        return work(run)
 
 
 def learned(model: nn.Module, inputs: tuple[Tensor, ...], tasks: Sequence[Task]) -> float:

@@ -11,23 +11,17 @@ the existing rows.
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import sys
-import threading
-import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from benchmarks.harness import options as common
 from benchmarks.harness.files import PAGES, RESULTS, write_text
-from benchmarks.harness.limits import Limits, run_limited
+from benchmarks.harness.limits import Limits
 from benchmarks.harness.machine import in_words
-from benchmarks.harness.row import Shelf, decode
-from benchmarks.harness.runner import Progress, run_all
+from benchmarks.harness.sweep import Workspace, work
 from benchmarks.harness.views import NONE, markdown, percent
 from benchmarks.zoo_sweep.cells import WIDE, Cell, Row
 from benchmarks.zoo_sweep.networks import networks
@@ -38,52 +32,6 @@ MEASURE = "benchmarks.zoo_sweep.measure"
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     return common.status(lambda: _run(options))
-
-
-def work(cells: Sequence[Cell], options: argparse.Namespace, shelf: Shelf[Row]) -> None:
-    """Run the cells without a row; with ``retry``, also those that are not sound; with ``again``, all."""
-    known = {row.cell: row for row in shelf.rows()}
-    todo = [
-        cell
-        for cell in cells
-        if options.again or cell not in known or (options.retry and not known[cell].sound)
-    ]
-    progress = Progress(len(todo), len(cells), options.jobs)
-    stop = threading.Event()
-
-    def run(cell: Cell) -> tuple[Row, float]:
-        started = time.perf_counter()
-        return _one(cell, options, shelf, known.get(cell), stop), time.perf_counter() - started
-
-    def announce(result: tuple[Row, float]) -> None:
-        row, seconds = result
-        progress.finished(row.cell.label, seconds, row.verdict)
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        try:
-            run_all(pool, run, todo, announce)
-        except BaseException:
-            stop.set()
-            raise
-
-
-def _one(
-    cell: Cell, options: argparse.Namespace, shelf: Shelf[Row], old: Row | None, stop: threading.Event
-) -> Row:
-    log = options.rows / "logs" / (re.sub(r"[^\w.-]+", "-", cell.label) + ".log")
-    begun = log.with_suffix(".begun")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    begun.unlink(missing_ok=True)
-    arguments = [cell.name, str(begun.resolve()), *(["--no-onnx"] if options.no_onnx else [])]
-    limits = Limits(options.timeout, options.memory, 1)
-    ended = run_limited(MEASURE, arguments, log, limits, stop)
-    row = decode(begun.read_text(encoding="utf-8"), Row, Cell) if begun.is_file() else Row(cell)
-    if row.stage:
-        row = replace(row, failures={row.stage: ended or "the process ended early", **row.failures})
-    row = replace(row, first_try=row.verdict if old is None else old.first_try)
-    shelf.put(row)
-    begun.unlink(missing_ok=True)
-    return row
 
 
 def document(rows: Sequence[Row]) -> str:
@@ -138,8 +86,7 @@ def document(rows: Sequence[Row]) -> str:
     ) + "\n"  # fmt: skip
 
 
-def _of(rows: Sequence[Row], holds: object) -> str:
-    assert callable(holds)
+def _of(rows: Sequence[Row], holds: Callable[[Row], bool]) -> str:
     return f"{sum(map(holds, rows))} of {len(rows)}"
 
 
@@ -150,11 +97,13 @@ def _chosen(patterns: Iterable[str]) -> list[Cell]:
 
 
 def _run(options: argparse.Namespace) -> Path:
-    shelf = Shelf(options.rows / "rows.jsonl", Row, Cell)
+    limits = Limits(options.timeout, options.memory, 1)
+    space = Workspace(options.rows, Row, Cell, MEASURE, limits, ("--no-onnx",) if options.no_onnx else ())
     if not options.views:
-        work(_chosen(options.networks), options, shelf)
+        cells = _chosen(options.networks)
+        work(cells, space, jobs=options.jobs, again=options.again, retry=options.retry)
     page: Path = options.out / "zoo_sweep.md"
-    write_text(page, document(shelf.rows()))
+    write_text(page, document(space.rows()))
     return page
 
 

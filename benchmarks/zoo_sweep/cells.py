@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
-START = "start"
-"""The stage before all others, in which Python and the libraries are loaded."""
+from benchmarks.harness.cell import digest
+from benchmarks.timm_sweep.cells import BATCH, PARITY, SEED, START, WIDTH
 
 SOUND = ("surgery", "counting", "untouched")
 """A network is sound as module once these stages have ended."""
@@ -26,6 +26,16 @@ class Cell:
         """Its name in logs and on the shelf."""
         return self.name
 
+    @property
+    def arguments(self) -> list[str]:
+        """The cell on the command line of :mod:`benchmarks.zoo_sweep.measure`."""
+        return [self.name]
+
+    @property
+    def settings(self) -> str:
+        """Identifies everything that determines the row, except for the code."""
+        return digest(asdict(self), BATCH, SEED, WIDTH, PARITY)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -33,6 +43,7 @@ class Row:
 
     Args:
         cell: the cell that was run.
+        settings: see :attr:`Cell.settings`.
         stage: the stage in which the process ended; empty if all stages finished.
         failures: stage -> reason.
         seconds: duration of every stage that ended.
@@ -54,6 +65,7 @@ class Row:
     """
 
     cell: Cell
+    settings: str = ""
     stage: str = START
     failures: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)

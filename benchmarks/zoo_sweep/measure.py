@@ -8,12 +8,10 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,9 @@ from torch import nn
 from benchmarks.harness.files import write_text
 from benchmarks.harness.limits import end_with_parent
 from benchmarks.harness.machine import machine
-from benchmarks.harness.row import encode, reason, shortened
-from benchmarks.timm_sweep.cells import PARITY
+from benchmarks.harness.row import encode, shortened
+from benchmarks.harness.sweep import run_stage
+from benchmarks.timm_sweep.cells import PARITY, SEED
 from benchmarks.timm_sweep.measure import reasons
 from benchmarks.timm_sweep.subject import planned
 from benchmarks.zoo_sweep.cells import Cell, Row
@@ -56,7 +55,7 @@ class Run:
 
     @cached_property
     def _network(self) -> Network:
-        torch.manual_seed(0)
+        torch.manual_seed(SEED)
         return networks()[self._cell.name]()
 
     @cached_property
@@ -151,28 +150,16 @@ STAGES: Mapping[str, tuple[Callable[[Run], Facts], str]] = {
 def measure(cell: Cell, keep: Callable[[Row], None], *, onnx: bool = True) -> Row:
     """Return the row of ``cell``; ``keep`` gets the row so far before every stage, and the whole row last."""
     run = Run(cell)
-    row = Row(cell, machine=machine())
+    row = Row(cell, settings=cell.settings, machine=machine())
     stages = dict(STAGES) if onnx else {name: stage for name, stage in STAGES.items() if name != "onnx"}
     for name, (work, needed) in stages.items():
         if not needed or needed in row.seconds:
-            row = _stage(run, row, name, work, keep)
+            row = run_stage(row, name, partial(work, run), keep)
     if "build" in row.seconds and "surgery" not in row.seconds:
-        row = _stage(run, row, "graph", Run.graph, keep)
+        row = run_stage(row, "graph", run.graph, keep)
     row = replace(row, stage="")
     keep(row)
     return row
-
-
-def _stage(run: Run, row: Row, name: str, work: Callable[[Run], Facts], keep: Callable[[Row], None]) -> Row:
-    row = replace(row, stage=name)
-    keep(row)
-    started = time.perf_counter()
-    try:
-        found = work(run)
-    except Exception as error:
-        traceback.print_exc()
-        return replace(row, failures={**row.failures, name: reason(error)})
-    return replace(row, **found, seconds={**row.seconds, name: time.perf_counter() - started})
 
 
 def _state(model: nn.Module) -> Iterator[tuple[str, Any]]:

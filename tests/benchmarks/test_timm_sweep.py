@@ -25,13 +25,13 @@ from torch import nn
 from benchmarks.harness.files import PAGES, RESULTS
 from benchmarks.harness.limits import Limits
 from benchmarks.harness.row import decode
+from benchmarks.harness.sweep import Workspace, work
 from benchmarks.timm_sweep import __main__ as command
 from benchmarks.timm_sweep import measure as measuring
 from benchmarks.timm_sweep import models, views
 from benchmarks.timm_sweep.cells import KINDS, Cell, Row
 from benchmarks.timm_sweep.measure import STAGES, LearningError, learned, measure, reasons
 from benchmarks.timm_sweep.models import LARGEST, Selection, SelectionError
-from benchmarks.timm_sweep.runner import Workspace, work
 from benchmarks.timm_sweep.stock import Stock, StockError, predictors
 from benchmarks.timm_sweep.subject import Network, half
 from disparse_structured.adapters.timm import DenseHead, LinearHead, multitask
@@ -234,7 +234,7 @@ def test_limits_and_failures_are_rows(tmp_path: Path) -> None:
     said: list[str] = []
 
     def run(limits: Limits) -> Row:
-        space = Workspace(tmp_path, limits)
+        space = command.workspace(tmp_path, limits)
         assert work([cell], space, again=True, say=said.append) == 1
         return row_of(space, cell)
 
@@ -249,7 +249,7 @@ def test_limits_and_failures_are_rows(tmp_path: Path) -> None:
 def test_what_was_found_before_a_crash_stays(tmp_path: Path) -> None:
     if not Path("/proc/self/cmdline").is_file():
         pytest.skip("processes are found in /proc")
-    space, cell = Workspace(tmp_path), Cell("test_vit", "multitask")
+    space, cell = command.workspace(tmp_path), Cell("test_vit", "multitask")
     begun = space.log(cell).with_suffix(".begun")
     thread = threading.Thread(target=work, args=([cell], space), kwargs={"say": lambda _: None})
     thread.start()
@@ -276,10 +276,9 @@ def _command(process: Path) -> str:
 def test_a_process_that_fails_or_leaves_no_row_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    space, cell = Workspace(tmp_path), Cell("test_resnet", "classifier")
+    space, cell = command.workspace(tmp_path), Cell("test_resnet", "classifier")
     begun = space.log(cell).with_suffix(".begun")
-    monkeypatch.setattr("benchmarks.timm_sweep.runner.MEASURE", "calendar")  # which knows no such arguments
-    work([cell], space, say=lambda _: None)
+    work([cell], replace(space, module="calendar"), say=lambda _: None)  # it has no such arguments
     row = row_of(space, cell)
     assert row.failures["start"].startswith("the process ended with status 2: ")
     assert "usage: " in space.log(cell).read_text()
@@ -287,7 +286,7 @@ def test_a_process_that_fails_or_leaves_no_row_is_told(
     def another_version(*_: Any) -> None:
         begun.write_text('{"cell": {}}')
 
-    monkeypatch.setattr("benchmarks.timm_sweep.runner.run_limited", another_version)
+    monkeypatch.setattr("benchmarks.harness.sweep.run_limited", another_version)
     work([cell], space, again=True, say=lambda _: None)
     assert row_of(space, cell).failures["start"].startswith("what the process wrote is not a row: it lacks")
 
@@ -311,7 +310,7 @@ def test_what_the_process_measures_is_written_before_it_ends(
 
 
 def test_finished_cells_are_run_again_only_when_told(tmp_path: Path) -> None:
-    space = Workspace(tmp_path, NO_TIME)
+    space = command.workspace(tmp_path, NO_TIME)
     good, bad = finished("test_resnet"), finished("test_vit", seconds=without("surgery", "onnx", "train"))
     old = finished("test_convnext", settings="of yesterday")
     for row in (good, bad, old):
@@ -326,7 +325,7 @@ def test_finished_cells_are_run_again_only_when_told(tmp_path: Path) -> None:
 
 
 def test_logs_stay_below_the_folder_and_a_model_has_one_row_of_any_size(tmp_path: Path) -> None:
-    space = Workspace(tmp_path)
+    space = command.workspace(tmp_path)
     assert space.log(Cell("../../x y", "classifier")) == tmp_path / "logs" / "classifier-..-..-x-y.log"
     for size in (None, 96):
         cell = Cell("test_vit", "classifier", size)
@@ -339,7 +338,7 @@ def test_the_stored_rows_give_the_page(tmp_path: Path) -> None:
     if not (RESULTS / "timm_sweep").is_dir():
         pytest.skip("the results are in the repository only")
     shutil.copytree(RESULTS / "timm_sweep", tmp_path / "rows")
-    space = Workspace(tmp_path / "rows")
+    space = command.workspace(tmp_path / "rows")
     assert len(space.rows()) == len(space.shelf.rows()) == 618
     page = command.write(space, tmp_path)
     assert page.read_text(encoding="utf-8") == (PAGES / page.name).read_text(encoding="utf-8")
@@ -412,7 +411,7 @@ def test_the_summary_counts_every_selection() -> None:
 def test_the_command_runs_remembers_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows, out = tmp_path / "rows", tmp_path / "out"
     folders = ["--rows", str(rows), "--out", str(out), "--cache", str(tmp_path / "counts.json")]
-    Workspace(rows).shelf.put(finished("test_resnet"))
+    command.workspace(rows).shelf.put(finished("test_resnet"))
     models_asked = ["--models", "test_resnet", "test_vit", "--kinds", "classifier", "--timeout", "0.2"]
     assert command.main([*models_asked, *folders]) == 0
     assert "1 of 2 cells to run" in capsys.readouterr().out
