@@ -29,6 +29,7 @@ from disparse_structured.export.plain import (
     Inputs,
     Outputs,
     TaskOutputs,
+    arguments_of,
     checked_inputs,
     output_names,
     plain_copy,
@@ -36,6 +37,7 @@ from disparse_structured.export.plain import (
 )
 from disparse_structured.export.reasons import reason
 from disparse_structured.export.session import open_session
+from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.report.facts import ExportFacts, ParityFact, TensorFact
 
 _STACK_TRACE = "pkg.torch.onnx.stack_trace"
@@ -55,6 +57,7 @@ class _Job:
     external_data: bool
 
 
+@leaves_no_trace
 def export_onnx(
     model: nn.Module,
     example_inputs: tuple[Any, ...] | torch.Tensor | Mapping[str, Any],
@@ -64,7 +67,7 @@ def export_onnx(
     metadata: Mapping[str, str] | None = None,
     dynamic_batch: bool = True,
     dynamic_size: bool = True,
-    check_inputs: Sequence[tuple[Any, ...]] | None = None,
+    check_inputs: Sequence[Any] | None = None,
     tolerance: float = 1e-4,
     single_file_bytes: int = 1_800_000_000,
 ) -> ExportFacts:
@@ -103,9 +106,9 @@ def export_onnx(
             line), the file is not valid, or ONNX Runtime refuses it or differs from PyTorch.
     """
     path = Path(path)
-    example = checked_inputs(example_inputs, "example_inputs")
-    checks = _checked_batches(check_inputs or (), example)
-    binding = Binding.of(model, example_inputs, "example_inputs")
+    given = arguments_of(model, example_inputs, "example_inputs")
+    example, binding = checked_inputs(given, "example_inputs"), Binding.of(model, given)
+    checks = _checked_batches(model, check_inputs or (), example)
     own = plain_copy(model, outputs, binding)
     names = output_names(reference(own, example))
     layout = Layout(example)
@@ -230,8 +233,12 @@ def _tensor_fact(value: onnx.ValueInfoProto) -> TensorFact:
     )
 
 
-def _checked_batches(batches: Sequence[tuple[Any, ...]], example: Inputs) -> list[Inputs]:
-    checked = [checked_inputs(batch, f"check_inputs[{number}]") for number, batch in enumerate(batches)]
+def _checked_batches(model: nn.Module, batches: Sequence[Any], example: Inputs) -> list[Inputs]:
+    names = [f"check_inputs[{number}]" for number in range(len(batches))]
+    checked = [
+        checked_inputs(arguments_of(model, batch, name), name)
+        for name, batch in zip(names, batches, strict=True)
+    ]
     kinds = [tensor.dtype for tensor in example]
     for number, batch in enumerate(checked):
         found = [tensor.dtype for tensor in batch]

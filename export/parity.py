@@ -20,19 +20,22 @@ from disparse_structured.export.plain import (
     Outputs,
     TaskOutputs,
     TaskTensors,
+    arguments_of,
     checked_inputs,
     output_names,
     plain_copy,
     reference,
 )
 from disparse_structured.export.session import open_session, run_session, shapes_text
+from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.report.facts import ParityFact
 
 
+@leaves_no_trace
 def check_parity(
     model: nn.Module,
     path: str | os.PathLike[str],
-    inputs: Sequence[tuple[Any, ...]],
+    inputs: Sequence[Any],
     *,
     outputs: Outputs,
     tolerance: float = 1e-4,
@@ -60,11 +63,12 @@ def check_parity(
             is from float64, which is what the network's precision allows), a NaN or an infinity on either
             side, another shape or type, other outputs, or inputs that PyTorch or ONNX Runtime refuses.
     """
-    batches = [checked_inputs(batch, f"batch {number}") for number, batch in enumerate(inputs)]
+    given = [arguments_of(model, batch, f"batch {number}") for number, batch in enumerate(inputs)]
+    batches = [checked_inputs(batch, f"batch {number}") for number, batch in enumerate(given)]
     if not batches:
         raise ExportError("there is no batch to compare on. Pass at least one tuple of tensors.")
     session = open_session(Path(path), threads=torch.get_num_threads())
-    own = plain_copy(model, outputs, Binding.of(model, inputs[0], "batch 0"))
+    own = plain_copy(model, outputs, Binding.of(model, given[0]))
     return tuple(
         fact for batch in batches for fact in compare(session, own, batch, reference(own, batch), tolerance)
     )

@@ -41,12 +41,8 @@ class Binding:
     _spec: pytree.TreeSpec
 
     @classmethod
-    def of(cls, model: nn.Module, inputs: Any, what: str) -> Binding:
-        """Bind the arguments ``inputs``; raise :class:`ExportError` if ``forward`` does not take them."""
-        try:
-            given = as_arguments(model, tuple(inputs) if isinstance(inputs, list) else inputs)
-        except BatchError as error:
-            raise ExportError(f"{what}: {error}") from None
+    def of(cls, model: nn.Module, given: tuple[Any, ...]) -> Binding:
+        """Bind what :func:`arguments_of` returned."""
         leaves, spec = pytree.tree_flatten(given)
         named = named_leaves(model.forward, given)
         tensors = tuple(name for name, leaf in named if isinstance(leaf, torch.Tensor))
@@ -59,6 +55,18 @@ class Binding:
         leaves = [next(given) if leaf is _TENSOR else leaf for leaf in self._leaves]
         arguments: tuple[Any, ...] = pytree.tree_unflatten(leaves, self._spec)
         return arguments
+
+
+def arguments_of(model: nn.Module, inputs: Any, what: str) -> tuple[Any, ...]:
+    """Return ``inputs`` as the arguments of ``forward``, in its own order.
+
+    Raises:
+        ExportError: ``forward`` does not take them.
+    """
+    try:
+        return as_arguments(model, tuple(inputs) if isinstance(inputs, list) else inputs)
+    except BatchError as error:
+        raise ExportError(f"{what}: {error}") from None
 
 
 class _TENSOR:

@@ -11,7 +11,6 @@ import torch
 from rich.console import RenderableType
 from rich.text import Text
 
-import disparse_structured as ds
 from disparse_structured.cli import sources, views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.data import first_inputs, load_data, random_example
@@ -36,14 +35,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
             example = first_inputs(model, load_data(arguments.data), EXAMPLE_SAMPLES)
         tasks = sources.load_tasks(arguments.tasks) if arguments.tasks else None
     with screen.step("reading its structure"):
-        structure = ds.analyse(
-            model,
-            example,
-            tasks,
-            form=arguments.form,
-            attention=arguments.attention,
-            outputs=arguments.outputs,
-        )
+        structure = sources.read_structure(model, example, tasks, arguments)
     floors = FLOORS if arguments.budget_steps else (arguments.floor,)
     document = _document(type(model).__name__, structure)
     document["reachable"] = [_reachable(structure, floor, arguments) for floor in floors]

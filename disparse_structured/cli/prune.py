@@ -26,14 +26,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         tasks = sources.load_tasks(arguments.tasks) if arguments.tasks else None
         example = first_inputs(model, data, EXAMPLE_SAMPLES)
     with screen.step("reading the structure"):
-        structure = ds.analyse(
-            model,
-            example,
-            tasks,
-            form=arguments.form,
-            attention=arguments.attention,
-            outputs=arguments.outputs,
-        )
+        structure = sources.read_structure(model, example, tasks, arguments)
     result = ds.prune(
         model,
         data,

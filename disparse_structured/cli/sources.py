@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -14,6 +16,7 @@ from disparse_structured.cli.lookup import find, user_code
 from disparse_structured.cli.usage import UsageError, reason
 from disparse_structured.errors import LoadError
 from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.structure import Structure, analyse
 from disparse_structured.tasks import Task, check_tasks
 
 _CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")
@@ -75,6 +78,20 @@ def load_weights(model: nn.Module, path: Path) -> None:
             "Give the weights of exactly the model that --model builds."
         )
     model.load_state_dict(state, strict=True)
+
+
+def read_structure(
+    model: nn.Module, example: tuple[Any, ...], tasks: Sequence[Task] | None, arguments: argparse.Namespace
+) -> Structure:
+    """The structure of ``model`` as ``--form``, ``--attention`` and ``--outputs`` ask for it."""
+    return analyse(
+        model,
+        example,
+        tasks,
+        form=arguments.form,
+        attention=arguments.attention,
+        outputs=arguments.outputs,
+    )
 
 
 def load_tasks(spec: str) -> tuple[Task, ...]:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from disparse_structured.structure.groups import ChannelGroup, RatioConstraint
+from disparse_structured.structure.groups import ChannelGroup, Pin, RatioConstraint
 
 
 class CostModel(Protocol):
@@ -70,6 +70,11 @@ class PrunableStructure(Protocol):
     @property
     def unclaimed(self) -> frozenset[str]:
         """Groups that only outputs which no task claims depend on; no task can vote on them."""
+        ...
+
+    @property
+    def pinned(self) -> tuple[Pin, ...]:
+        """Why dimensions cannot shrink, largest share of the parameters first."""
         ...
 
     @property

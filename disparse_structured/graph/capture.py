@@ -19,9 +19,10 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.data.call import split
 from disparse_structured.data.modes import eval_mode, train_mode, without_fast_path
+from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import CaptureError, TaskError
 from disparse_structured.graph.effects import Effects
-from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.packed_attention import following_weights
 from disparse_structured.graph.provenance import Expression, traced_integers
 from disparse_structured.graph.regions import inline_regions
@@ -154,7 +155,7 @@ def capture(
         _quiet(),
         torch.enable_grad(),
         without_fast_path(),
-        torch.random.fork_rng(devices=[]),
+        Isolation(0, device_of(model)),
         following_weights(model),
         traced_integers(model, _TRAINING if training else 0) as annotator,
         _recorded(model, methods, annotator.number) as results,

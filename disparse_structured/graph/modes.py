@@ -11,8 +11,10 @@ from torch import nn
 
 from disparse_structured.data.call import call
 from disparse_structured.data.modes import eval_mode, train_mode
+from disparse_structured.data.randomness import Isolation
 from disparse_structured.graph.capture import tensor_leaves
 from disparse_structured.graph.copies import copied
+from disparse_structured.graph.named_tensors import device_of
 
 
 def train_mode_adds(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
@@ -23,7 +25,7 @@ def train_mode_adds(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
     if not any(map(_asks_for_mode, {type(module) for module in model.modules()})):
         return False
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), Isolation(0, device_of(model)):
             student = copied(model)
             with eval_mode(student):
                 called, shapes = _run(student, inputs)
@@ -53,7 +55,7 @@ def _asks_for_mode(kind: type) -> bool:
     """Whether a method of a class that is not torch's own reads ``self.training``."""
     if kind.__module__.partition(".")[0] == "torch":
         return False
-    return any("training" in method.__code__.co_names for method in _methods(kind))
+    return any("training" in inspect.unwrap(method).__code__.co_names for method in _methods(kind))
 
 
 def _methods(kind: type) -> Iterator[Any]:

@@ -17,7 +17,7 @@ import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -37,21 +37,18 @@ _LEAVES = (
 
 _Undo = Callable[[], None]
 
-P = ParamSpec("P")
-T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def leaves_no_trace(
-    function: Callable[Concatenate[nn.Module, P], T],
-) -> Callable[Concatenate[nn.Module, P], T]:
+def leaves_no_trace(function: F) -> F:
     """Wrap ``function(model, ...)`` in :func:`undone`, because even copies of a model share its globals."""
 
     @functools.wraps(function)
-    def wrapped(model: nn.Module, *args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapped(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with undone(model):
             return function(model, *args, **kwargs)
 
-    return wrapped  # type: ignore[return-value]  # the signature is the same
+    return cast(F, wrapped)
 
 
 @contextmanager
@@ -87,9 +84,10 @@ class _State:
             pending.extend(self._inside(item))
 
     def restore(self) -> None:
-        """Restores everything that has changed."""
-        for undo in reversed(self._undo):
-            undo()
+        """Restores everything that has changed, the latest first, even if one object refuses."""
+        with contextlib.ExitStack() as stack:
+            for undo in self._undo:
+                stack.callback(undo)
 
     def _inside(self, item: Any) -> Iterable[Any]:
         """Records what ``item`` itself holds, and returns it."""

@@ -16,6 +16,7 @@ from disparse_structured.errors import PlanError
 from disparse_structured.graph.copies import copied
 from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.schedule import Step
+from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.naming import brief, rule_name
 from disparse_structured.refit.context import RefitContext, RefitMethod
 from disparse_structured.refit.deviation import deviations
@@ -108,6 +109,7 @@ class Refit:
     facts: RefitFacts
 
 
+@leaves_no_trace
 def refit(
     model: nn.Module,
     structure: Structure,

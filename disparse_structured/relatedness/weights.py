@@ -18,6 +18,7 @@ from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import BatchError, DisparseError, GradientError, TaskError
 from disparse_structured.graph.capture import Capture, capture
 from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.relatedness.overlap import KeptSets, keep_top
 from disparse_structured.relatedness.published import RATIO
 from disparse_structured.relatedness.result import Layer
@@ -25,6 +26,7 @@ from disparse_structured.scoring.objectives import Objective, Packing, Projectio
 from disparse_structured.tasks import Task, check_tasks
 
 
+@leaves_no_trace
 def weight_sets(
     model: nn.Module,
     example_inputs: tuple[Any, ...] | torch.Tensor,

@@ -28,6 +28,7 @@ from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation, generator, signs
 from disparse_structured.errors import BatchError, DisparseError, PlanError
 from disparse_structured.graph.named_tensors import detached_tensors, named_tensors
+from disparse_structured.graph.side_effects import undone
 from disparse_structured.scoring.batch_losses import BatchLosses, Outputs
 from disparse_structured.scoring.derivatives import (
     GateCurvature,
@@ -374,7 +375,7 @@ class Probe:
         if not tasks:
             return {}
         inputs = to_device(self.structure.example_inputs, self._device, self._dtype)
-        with eval_mode(self.model), torch.no_grad():
+        with undone(self.model), eval_mode(self.model), torch.no_grad():
             try:
                 output = call(self.model, next(examples(inputs, batch_size(inputs))))
             except Exception:  # some networks reject a batch of one

@@ -315,7 +315,7 @@ def _assembled(
         attributes=attributes,
         resizing=resizing_of(trace, grouping.units, count, batch),
         scales=scales,
-        weight_scales=tuple(trace.weight_scales),
+        weight_scales=tuple(dict.fromkeys(trace.weight_scales)),  # a layer may run twice
         form=subject.form,
         attention=subject.attention,
         outputs=subject.outputs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
 from disparse_structured.data.batches import batch_size
 from disparse_structured.data.call import call
@@ -33,32 +33,39 @@ def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
         sdpa_kernel(SDPBackend.MATH),
         _products_of(model),
         without_fast_path(),
-        _Counter() as counter,
+        _counter() as counter,
     ):
         call(model, example_inputs)
-    flops: float = counter.flops
+    flops: int = counter.get_total_flops()
     return round(flops / 2 / batch_size(example_inputs))
 
 
-class _Counter(TorchDispatchMode):
-    """Adds up the floating-point operations of every operator for which there is a formula."""
+def _counter() -> Any:
+    """Torch's counter for the model as a whole; its record of modules fails where a backward hook does."""
+    library = torch.ops.torchvision
+    own = {library.deform_conv2d: _deformable} if hasattr(library, "deform_conv2d") else {}
+    counter: Any = FlopCounterMode(display=False, custom_mapping=own)
+    counter.mod_tracker = _NoModules()
+    return counter
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0.0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        operator = func._overloadpacket
-        if operator in flop_registry:
-            self.flops += flop_registry[operator](*args, **kwargs, out_val=result)
-        elif str(operator) == "torchvision.deform_conv2d":
-            weight = args[1]
-            self.flops += 2.0 * result.numel() * weight[0].numel()
-        return result
+class _NoModules:
+    """Stands for the tracker of :class:`FlopCounterMode` and tracks nothing."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        """Track nothing."""
+
+    def __exit__(self, *error: object) -> None:
+        """Track nothing."""
+
+
+def _deformable(
+    inputs: torch.Size, weight: torch.Size, *rest: Any, out_shape: torch.Size, **options: Any
+) -> int:
+    """The operations of ``torchvision.ops.deform_conv2d``, as those of a convolution."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 @contextmanager

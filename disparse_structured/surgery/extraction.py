@@ -21,6 +21,7 @@ from disparse_structured.errors import TaskError, VerificationError
 from disparse_structured.graph.capture import Capture, clone_if_tensor
 from disparse_structured.graph.copies import copied
 from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.structure import Structure, analyse, count_macs, count_parameters
 from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Task, check_tasks
@@ -78,6 +79,7 @@ class Extracted:
         return capture.get()
 
 
+@leaves_no_trace
 def extract(
     model: nn.Module,
     example_inputs: tuple[Any, ...] | torch.Tensor,

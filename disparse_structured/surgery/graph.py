@@ -19,6 +19,7 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import DisparseError, PlanError, VerificationError
 from disparse_structured.graph.capture import clone_if_tensor
 from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.structure import Structure
 from disparse_structured.structure.at_shape import structure_at
 from disparse_structured.structure.structure import check_described
@@ -30,6 +31,7 @@ from disparse_structured.verification.twin import masked_twin
 from disparse_structured.verification.verifier import Verification, mismatch_in
 
 
+@leaves_no_trace
 def apply_graph(model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = True) -> Applied:
     """Remove what ``plan`` removes from the exported graph of ``model``, which is left unchanged.
 

@@ -18,9 +18,11 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.data.call import call
 from disparse_structured.data.modes import eval_mode
+from disparse_structured.data.randomness import Isolation
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import LoadError
-from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.named_tensors import device_of, named_tensors
+from disparse_structured.graph.side_effects import undone
 from disparse_structured.report.pruning import GraphFacts, PruningReport
 from disparse_structured.structure import analyse
 from disparse_structured.structure.structure import attention_of, form_of, outputs_of
@@ -113,13 +115,14 @@ def load(
         )
     dense = factory()
     inputs = example_inputs or described_inputs(report["inputs"])
-    if weights.keys() - named_tensors(dense)[0].keys():
-        _call_once(dense, inputs)
-    model = (
-        _pruned_graph(dense, plan, inputs, tasks, report, folder)
-        if form_of(plan.fingerprint) == "graph"
-        else _pruned_module(dense, plan, inputs, tasks, report)
-    )
+    with undone(dense):
+        if weights.keys() - named_tensors(dense)[0].keys():
+            _call_once(dense, inputs)
+        model = (
+            _pruned_graph(dense, plan, inputs, tasks, report, folder)
+            if form_of(plan.fingerprint) == "graph"
+            else _pruned_module(dense, plan, inputs, tasks, report)
+        )
     _load_weights(model, weights, folder)
     if report.get("computes") and "unknown" not in report["inputs"]:
         found = output_summary(model, described_inputs(report["inputs"]))
@@ -135,7 +138,7 @@ def load(
 
 def _call_once(dense: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Runs ``dense`` once, because some networks register buffers then; errors show later."""
-    with contextlib.suppress(Exception), eval_mode(dense), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with contextlib.suppress(Exception), eval_mode(dense), torch.no_grad(), Isolation(0, device_of(dense)):
         call(dense, inputs)
 
 

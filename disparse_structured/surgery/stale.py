@@ -20,10 +20,10 @@ def stale_numbers(dense: nn.Module, pruned: nn.Module) -> tuple[str, ...]:
     found = []
     for path, module in dense.named_modules():
         gone = before.get(path, set()) - after.get(path, set())
-        now = vars(pruned.get_submodule(path)) if gone else {}
-        if type(module).__module__.startswith("torch.nn"):
+        if not gone or type(module).__module__.startswith("torch.nn"):
             continue
-        for name, value in vars(module).items() if gone else ():
+        now = vars(pruned.get_submodule(path))
+        for name, value in vars(module).items():
             if type(value) is int and value in gone and now.get(name) == value and not name.startswith("_"):
                 found.append(f"{path}.{name}" if path else name)
     return tuple(found[:_LISTED])

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from disparse_structured.data.batches import to_device
 from disparse_structured.data.call import call
 from disparse_structured.data.modes import eval_mode
+from disparse_structured.data.randomness import Isolation
 from disparse_structured.graph.capture import tensor_leaves
 from disparse_structured.graph.named_tensors import device_of
 from disparse_structured.graph.side_effects import undone
@@ -28,8 +29,7 @@ def output_summary(model: nn.Module, inputs: tuple[Any, ...]) -> list[dict[str, 
     floating = next((each for each in model.parameters() if each.is_floating_point()), None)
     given = to_device(_random(inputs), device_of(model), None if floating is None else floating.dtype)
     try:
-        with undone(model), eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with undone(model), eval_mode(model), torch.no_grad(), Isolation(0, device_of(model)):
             output = call(model, given)
     except Exception:  # whatever a user's forward raises
         return None

@@ -16,8 +16,10 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.data.batches import batch_size
 from disparse_structured.data.call import call
+from disparse_structured.data.randomness import Isolation
 from disparse_structured.graph.capture import clone_if_tensor, tensor_leaves
 from disparse_structured.graph.copies import copied
+from disparse_structured.graph.named_tensors import device_of
 
 Inputs = tuple[Any, ...]
 Outputs = Callable[[Any], Sequence[torch.Tensor]]
@@ -101,24 +103,24 @@ def _situations(inputs: Inputs, outputs: Outputs) -> Iterator[Sequence[Situation
 
 def _shaped(name: str, inputs: Inputs, outputs: Outputs) -> Situation:
     def run(model: nn.Module) -> list[tuple[int, ...]]:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), Isolation(0, device_of(model)):
             output = call(model, pytree.tree_map(clone_if_tensor, inputs))
         return [tuple(tensor.shape) for tensor in outputs(output)]
 
     return Situation(name, run)
 
 
-def _trained(model: nn.Module, inputs: Inputs) -> list[str]:
-    """The parameters that get a gradient in a training step, by name."""
+def _trained(model: nn.Module, inputs: Inputs) -> None:
+    """A forward and a backward pass in train mode.
+
+    Only that it runs counts. What it computes may depend on random numbers, of which dropout draws as many as
+    the widths say.
+    """
     student = copied(model).train()
-    for parameter in student.parameters():
-        parameter.grad = None
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch.enable_grad(), Isolation(0, device_of(model)):
         output = call(student, pytree.tree_map(clone_if_tensor, inputs))
         losses = [tensor.mean() for tensor in tensor_leaves(output) if tensor.requires_grad]
         sum(losses, torch.zeros(())).backward()
-    return [name for name, parameter in student.named_parameters() if parameter.grad is not None]
 
 
 def _batched(inputs: Inputs, size: int) -> list[torch.Tensor]:

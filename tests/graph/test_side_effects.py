@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -14,12 +16,24 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 import disparse_structured as ds
+from disparse_structured.cli.command import main
+from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import BudgetError
-from disparse_structured.structure import analyse, count_macs
+from disparse_structured.export import export_onnx
+from disparse_structured.refit import refit
+from disparse_structured.relatedness import relate
+from disparse_structured.structure import Structure, analyse, count_macs
+from disparse_structured.structure.structure import Form
+from disparse_structured.surgery.extraction import extract
+from disparse_structured.surgery.graph import apply_graph
 
 IMAGES = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 OTHERS = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 TASK = [ds.Task("out", ())]
+TASKS = [
+    ds.Task("mean", (), lambda output, batch: output.mean()),
+    ds.Task("square", (), lambda output, batch: output.square().mean()),
+]
 
 ACTIVATIONS: dict[str, Any] = {}
 """Hooks write to this, and ``forward`` reads it."""
@@ -28,6 +42,9 @@ GRIDS: dict[tuple[int, int], Tensor] = {}
 """A cache of a Python module."""
 
 CALLS = [0]
+
+INSPECTED: nn.Module | None = None
+"""The model that the command line finds."""
 
 
 class Trunk(nn.Module):
@@ -234,12 +251,71 @@ def refused(model: nn.Module) -> None:
         ds.prune(model, IMAGES, TASK, macs=1e-6, method=ds.DiSparse())
 
 
+def one_less(structure: Structure) -> Tensor:
+    """Keeps all units but the first of every group."""
+    keep = torch.ones(structure.units, dtype=torch.bool)
+    for group in structure.groups:
+        keep[group.slice.start] = False
+    return keep
+
+
+def applied(model: nn.Module) -> None:
+    structure = analyse(model, IMAGES[:2], TASK)
+    ds.apply(model, Plan.from_keep(structure, one_less(structure)), structure)
+
+
+def applied_as_graph(model: nn.Module) -> None:
+    structure = analyse(model, IMAGES[:2], TASK, form="graph")
+    apply_graph(model, Plan.from_keep(structure, one_less(structure)), structure)
+
+
+def refitted(model: nn.Module) -> None:
+    structure = analyse(model, IMAGES[:2], TASK)
+    refit(model, structure, one_less(structure), [IMAGES])
+
+
+def exported(model: nn.Module) -> None:
+    with TemporaryDirectory() as folder:
+        export_onnx(model, IMAGES[:2], Path(folder, "model.onnx"), outputs={"out": lambda output: output})
+
+
+def loaded(model: nn.Module, form: Form = "module") -> None:
+    structure = analyse(model, IMAGES[:2], TASK, form=form)
+    result = ds.prune(model, IMAGES, structure=structure, macs=0.5, method=ds.DiSparse(), refit=None)
+    with TemporaryDirectory() as folder:
+        result.save(folder)
+        ds.load(folder, lambda: model)
+
+
+def inspected(model: nn.Module) -> None:
+    module = sys.modules[__name__]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        torch.random.fork_rng(devices=[]),
+    ):  # the command sets the seed
+        patch.setattr(module, "INSPECTED", model)
+        assert main(["inspect", "--model", f"{__name__}:INSPECTED", "--example", "2x3x16x16"]) == 0
+
+
+COLD = ("analyse", "prune", "refused", "score", "load", "inspect")
+"""Actions that are also tried on a model that has never run."""
+
 ACTIONS: dict[str, Callable[[nn.Module], Any]] = {
     "analyse": lambda model: analyse(model, IMAGES[:2], TASK),
     "prune": lambda model: ds.prune(model, IMAGES, TASK, macs=0.5),
     "prune by votes": lambda model: ds.prune(model, IMAGES, macs=0.5, method=ds.DiSparse(), refit=None),
     "refused": refused,
     "count": lambda model: count_macs(model, (IMAGES,)),
+    "score": lambda model: ds.score(model, analyse(model, IMAGES[:2], TASKS), [IMAGES]),
+    "apply": applied,
+    "apply as graph": applied_as_graph,
+    "refit": refitted,
+    "extract": lambda model: extract(model, IMAGES[:2], TASKS, ["mean"]),
+    "relate": lambda model: relate(model, IMAGES[:2], TASKS, [IMAGES]),
+    "export": exported,
+    "load": loaded,
+    "load as graph": lambda model: loaded(model, "graph"),
+    "inspect": inspected,
 }
 
 
@@ -283,8 +359,15 @@ def _fresh_globals() -> None:
     HoldsObject.latest = None
 
 
-@pytest.mark.parametrize("warm", [False, True], ids=["never run", "run before"])
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize(
+    ("action", "warm"),
+    [
+        pytest.param(action, warm, id=f"{action}-{'run before' if warm else 'never run'}")
+        for action in ACTIONS
+        for warm in (False, True)
+        if warm or action in COLD
+    ],
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_comes_out_as_it_went_in(name: str, action: str, warm: bool) -> None:
     torch.manual_seed(0)

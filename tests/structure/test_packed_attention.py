@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,9 +58,9 @@ def test_it_computes_what_torch_computes(mask: str | None, need_weights: bool, b
 class Encoder(nn.Module):
     """Torch's encoder between two linear layers."""
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
-        layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True, **options)  # type: ignore[arg-type]
+        layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True, **options)
         self.stem, self.body, self.head = nn.Linear(6, 16), nn.TransformerEncoder(layer, 2), nn.Linear(16, 5)
 
     def forward(self, x: Tensor) -> Tensor:

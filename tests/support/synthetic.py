@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from disparse_structured.structure.groups import ChannelGroup, Kind, Member, RatioConstraint, reach_matrix
+from disparse_structured.structure.groups import (
+    ChannelGroup,
+    Kind,
+    Member,
+    Pin,
+    RatioConstraint,
+    reach_matrix,
+)
 
 TASKS = ("seg", "depth", "normal")
 
@@ -60,6 +67,7 @@ class Chain:
     cost: ChainCosts
     unclaimed: frozenset[str] = frozenset()
     graph_only: float = 0.0
+    pinned: tuple[Pin, ...] = ()
 
     @property
     def units(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -142,11 +143,11 @@ def test_other_batches_work() -> None:
         (lambda x: x * 0 + 3, "its output is the same for other inputs"),
     ],
 )
-def test_outputs_that_say_nothing_are_named(make: object, said: str) -> None:
+def test_outputs_that_say_nothing_are_named(make: Callable[[Tensor], Tensor], said: str) -> None:
     class Constant(Auxiliary):
         def forward(self, x: Tensor) -> dict[str, Tensor]:
             y = self.head(torch.relu(self.body(torch.relu(self.stem(x)))))
-            return {"seg": y, "dead": make(y)}  # type: ignore[operator]
+            return {"seg": y, "dead": make(y)}
 
     torch.manual_seed(0)
     method = ds.DiSparse(criterion=ds.criteria.Magnitude())

@@ -43,7 +43,8 @@ class Budget:
         protected: what keeps its shape: modules, or name patterns (``fnmatch``: ``*``, ``?``, ``[…]``, case
             matters) of channel groups, parameters, or modules with all of their parameters.
         shares: name pattern or module -> the largest share of its units that may be removed, or a pair of
-            the smallest and largest: ``{"stem*": 0.2, "neck*": (0.5, 0.5)}``. The last match applies.
+            the smallest and largest: ``{"stem*": 0.2, "neck*": (0.5, 0.5)}``. The last match applies, in
+            place of ``floor`` and ``min_width``. Rounding and count constraints may keep more.
 
     Raises:
         BudgetError: no limit or two, a fraction <= 0 or >= 1, NaN, an option out of its range.
@@ -167,6 +168,8 @@ def _shares(given: Any) -> tuple[tuple[str | nn.Module, float, float], ...]:
             (key, *(share if isinstance(share, tuple | list) else (0.0, share)))
             for key, share in given.items()
         ]
+    if not isinstance(given, Iterable):
+        given = [given]
     found = []
     for each in given:
         key, *bounds = each if isinstance(each, tuple | list) else (each,)

@@ -78,7 +78,7 @@ class Unreachable:
             (f"min_width={budget.min_width}", replace(budget, min_width=1), last),
             (f"round_to={budget.round_to}", replace(budget, round_to=1), last),
             (f"protected={list(budget.protected)}", replace(budget, protected=()), last & free),
-            ("shares=…", replace(budget, shares=()), last),
+            (f"shares={[name for name, *_ in budget.shares]}", replace(budget, shares=()), last),
             ("the arbiter", budget, torch.zeros_like(last)),
         ]
         return [
@@ -95,7 +95,7 @@ class Unreachable:
 
     def _pins(self) -> str:
         """What pins most of the parameters, and what would free it."""
-        largest = [pin for pin in getattr(self.structure, "pinned", ()) if pin.share >= _MENTIONED][:3]
+        largest = [pin for pin in self.structure.pinned if pin.share >= _MENTIONED][:3]
         if not largest:
             return ""
         said = "; ".join(

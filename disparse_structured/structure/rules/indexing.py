@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
-from torch import fx
 
 from disparse_structured.graph.operators import operator_of
 from disparse_structured.structure.labels import Axis, Value
@@ -52,9 +52,9 @@ def slice_(trace: Trace, call: Call) -> Value:
     return replaced(value, dim, Axis(len(labels), labels, sample))
 
 
-def _is_tensor_of_the_model(trace: Trace, node: fx.Node) -> bool:
+def _is_tensor_of_the_model(trace: Trace, node: Any) -> bool:
     while operator_of(node).keeps or operator_of(node).moves not in (None, "repetition"):
-        node = node.args[0]  # type: ignore[assignment]
+        node = node.args[0]
     return node.name in trace.capture.tensors or node.name in trace.capture.attributes
 
 
@@ -101,20 +101,20 @@ def embedding(trace: Trace, call: Call) -> Value:
 
 
 @rule(aten.index_put)
-def index_put(trace: Trace, call: Call) -> Value:
+def index_put(trace: Trace, call: Call) -> Any:
     """Pin indexed dimensions; unite the others with those of the written values."""
     value, indices, values = call["self"], call["indices"], call["values"]
     used = [i for i, item in enumerate(indices) if item is not None]
     masks = any(_is_mask(item) for item in call.raw["indices"])
     if masks or not used or used != list(range(used[0], used[-1] + 1)):
-        return trace.unknown(call, "written through a mask, or in dimensions that are not adjacent")  # type: ignore[no-any-return]
+        return trace.unknown(call, "written through a mask, or in dimensions that are not adjacent")
     trace.pin(call, [value[i] for i in used], "indexed by a tensor")
     for i in used:
         trace.pin(call, indices[i], "used as an index")
     indexed = trace.broadcast(call, [indices[i] for i in used])
     written = (*value[: used[0]], *indexed, *value[used[-1] + 1 :])
     trace.broadcast(call, [written, values])
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _is_mask(item: object) -> bool:
@@ -123,11 +123,11 @@ def _is_mask(item: object) -> bool:
 
 
 @rule(aten.gather, aten.scatter, aten.scatter_add, aten.scatter_reduce)
-def gather(trace: Trace, call: Call) -> Value:
+def gather(trace: Trace, call: Call) -> Any:
     """Pin the indexed dimension; unite the others with those of the index and of the written values."""
     value, index = call["self"], call["index"]
     if not value or not index:
-        return trace.unknown(call, "an index without dimensions")  # type: ignore[no-any-return]
+        return trace.unknown(call, "an index without dimensions")
     dim, written = call["dim"] % len(value), call.get("src")
     operands = [each for each in (value, index, written) if isinstance(each, tuple)]
     joined = list(value if "gather" not in call.operator else index)
@@ -155,10 +155,10 @@ def index_add(trace: Trace, call: Call) -> Value:
 @rule(aten.index_fill, aten.diagonal)
 def filled(trace: Trace, call: Call) -> Value:
     """Pin the dimensions that are indexed; pass on the others."""
-    value = call["self"]
+    value: Value = call["self"]
     if "dim" in call.raw:
         trace.pin(call, [value[call["dim"]]], "indexed by a tensor")
-        return value  # type: ignore[no-any-return]
+        return value
     first, second = call["dim1"] % len(value), call["dim2"] % len(value)
     trace.pin(call, [value[first], value[second]], "its diagonal is taken")
     rest = tuple(axis for i, axis in enumerate(value) if i not in (first, second))

@@ -129,10 +129,10 @@ def _unfolded(matrix: fx.Node) -> tuple[fx.Node, int]:
     return source, axis
 
 
-def _kept(node: Any) -> fx.Node:
+def _kept(node: Any) -> Any:
     while operator_of(node).keeps:
         node = node.args[0]
-    return node  # type: ignore[no-any-return]
+    return node
 
 
 @rule(aten.outer, aten.ger)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from disparse_structured.structure.labels import Value
@@ -83,14 +85,14 @@ def softmax(trace: Trace, call: Call) -> Value:
 
 
 @rule(aten._weight_norm)
-def weight_norm(trace: Trace, call: Call) -> Value:
+def weight_norm(trace: Trace, call: Call) -> Any:
     """Unite the outputs of direction and magnitude; surgery rescales the magnitude of what remains."""
     direction, magnitude, dim = call["v"], call["g"], call["dim"]
     names = [trace.capture.tensors.get(getattr(call.raw[name], "name", "")) for name in ("v", "g")]
     if None in names:
-        return trace.unknown(call, "weight norm of a computed tensor")  # type: ignore[no-any-return]
+        return trace.unknown(call, "weight norm of a computed tensor")
     trace.weight_scales.append(WeightNorm(str(names[0]), str(names[1]), dim))
     if dim < 0:
-        return direction  # type: ignore[no-any-return]
+        return direction
     outputs = trace.join(call, [direction[dim], magnitude[dim]])
     return (*direction[:dim], outputs, *direction[dim + 1 :])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -72,12 +73,12 @@ def position(trace: Trace, call: Call) -> Value:
 
 
 @rule(aten.max, aten.min, aten.median, aten.mode)
-def extreme(trace: Trace, call: Call) -> list[Value] | Value:
+def extreme(trace: Trace, call: Call) -> Any:
     """Apply :func:`statistic`, or :func:`position` if the positions are read; two tensors broadcast."""
     if call.raw.get("other") is not None:
         return trace.broadcast(call, call.values())
     if not isinstance(call.node.meta["val"], tuple | list):
-        return statistic(trace, call)  # type: ignore[no-any-return]
+        return statistic(trace, call)
     positions_read = any(user.users for user in call.node.users if user.args[1] == 1)
     values: Value = (position if positions_read else statistic)(trace, call)
     return [values, values]
