@@ -111,8 +111,8 @@ def _decoders() -> dict[str, Builder]:
     experts = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
     expert_widths = {"moe_intermediate_size": 48, "shared_expert_intermediate_size": 48}
     special: dict[str, Config] = {
-        **{name: {} for name in "GPTNeoX Olmo Olmo2 Persimmon Phi StableLm".split()},
-        **dict.fromkeys("Llama Mistral Qwen2 Starcoder2".split(), grouped),
+        **{name: {} for name in "GPTNeoX Olmo Olmo2 Persimmon Phi".split()},
+        **dict.fromkeys("Llama Mistral Qwen2 StableLm Starcoder2".split(), grouped),
         **dict.fromkeys("Gemma Gemma2 Qwen3".split(), sized),
         "Falcon": {"bos_token_id": 1, "eos_token_id": 2},
         "Mixtral": {**grouped, "num_local_experts": 4},

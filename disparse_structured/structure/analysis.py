@@ -73,13 +73,13 @@ def analyse(
         tasks: the tasks, or the names of outputs; by default every entry of the output is a task. Each must
             depend on at least one parameter.
         form: what to prune. A ``"module"`` computes with its own numbers. Widths that these numbers do not
-            follow are pinned. In the exported ``"graph"`` the same numbers are literals that can be
-            rewritten, so they pin nothing; see :func:`disparse_structured.surgery.graph.apply_graph`.
+            follow are pinned, and so is every width that ``forward`` computes a float from: a scale would
+            change. In the exported ``"graph"`` the same numbers are literals that can be rewritten, so they
+            pin nothing; see :func:`disparse_structured.surgery.graph.apply_graph`.
         attention: what is removed from attention: whole ``"heads"``, or, with ``"head_dim"``, one index of
             the head dimension in all heads at once. Query and key share one choice, and the value has
             another; all three share one if they are split from one projection. Attention scales keep their
-            dense values. If that is impossible, the head dimension keeps its size. In a module, so does every
-            width that ``forward`` computes a float from.
+            dense values. If that is impossible, the head dimension keeps its size.
         outputs: which outputs keep their widths: ``"all"`` that the model returns, or only those of the
             ``"tasks"``. Other outputs, such as hidden states or feature maps, pin much of some networks.
 
@@ -192,7 +192,7 @@ def _traced(subject: Subject, captured: Capture) -> Trace:
             for axis in value:
                 trace.labels.pin(axis.atoms(), "never used by forward", "", name.rpartition(".")[0])
     subject.declared.pin(trace, canonical)
-    if subject.attention == "head_dim" and subject.form == "module":
+    if subject.form == "module":
         pin_reals(trace)
     return trace
 

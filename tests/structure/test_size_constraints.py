@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from disparse_structured.errors import CaptureError
 from disparse_structured.graph.provenance import Arithmetic, Attribute, Size, TracedInt
 from disparse_structured.structure import analyse
+from disparse_structured.surgery import apply
+from disparse_structured.surgery.graph import apply_graph
 from disparse_structured.tasks import Task
-from tests.support.plans import Case, random_keep, snapshot
+from tests.support.plans import Case, random_keep, random_plan, snapshot
 
 
 class Numbered(nn.Module):
@@ -260,7 +263,7 @@ def test_an_attribute_that_counts_two_things_binds_them() -> None:
     [
         (Literal, {"first"}, "forward hard-codes the number 8"),
         (Outside, {"first"}, "forward hard-codes the number 8"),
-        (ThroughFloat, {"first"}, "forward hard-codes the number 4"),
+        (ThroughFloat, {"first"}, "forward computes a real number from the width"),
     ],
 )
 def test_a_number_that_cannot_follow_freezes_what_it_counts(
@@ -365,3 +368,63 @@ def test_a_copy_is_a_plain_integer(copied: Callable[[int], int]) -> None:
 
     assert found == 6
     assert type(found) is int
+
+
+# Floats that forward computes from a width.
+
+
+class ScaledByWidth(nn.Module):
+    """The scale is the root of a number that counts the layer's width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 12
+        self.first, self.second, self.head = nn.Linear(8, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).view(-1, self.width) * math.sqrt(self.width)
+        return self.head(self.second(hidden).relu())
+
+
+class OneHead(nn.Module):
+    """One attention head: its channels look like any others, but the scale counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.size = 1, 8
+        self.qkv = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.proj = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            each(x).view(*x.shape[:2], self.heads, self.size).transpose(1, 2) for each in self.qkv
+        )
+        scores = query @ key.transpose(-2, -1) / math.sqrt(self.size)
+        return self.proj((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
+
+
+SCALED = [(ScaledByWidth, (2, 8)), (OneHead, (2, 5, 8))]
+
+
+@pytest.mark.parametrize(("kind", "shape"), SCALED)
+def test_a_width_that_a_float_is_computed_from_is_pinned_in_a_module(
+    kind: type[nn.Module], shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    model = kind().eval()
+    structure = analyse(model, torch.randn(shape), [Task("out", ())])
+
+    assert "forward computes a real number from the width" in {pin.reason for pin in structure.pinned}
+    assert not apply(model, random_plan(structure, 0), structure).refused
+
+
+@pytest.mark.parametrize(("kind", "shape"), SCALED)
+def test_a_width_that_a_float_is_computed_from_is_free_in_the_graph(
+    kind: type[nn.Module], shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    model = kind().eval()
+    structure = analyse(model, torch.randn(shape), [Task("out", ())], form="graph")
+
+    assert "forward computes a real number from the width" not in {pin.reason for pin in structure.pinned}
+    assert not apply_graph(model, random_plan(structure, 0), structure).refused
