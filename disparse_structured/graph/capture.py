@@ -24,7 +24,7 @@ from disparse_structured.errors import CaptureError, TaskError
 from disparse_structured.graph.effects import Effects
 from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.packed_attention import following_weights
-from disparse_structured.graph.provenance import Expression, traced_integers
+from disparse_structured.graph.provenance import Real, traced_integers
 from disparse_structured.graph.regions import inline_regions
 from disparse_structured.graph.side_effects import undone
 from disparse_structured.graph.supported import check_supported
@@ -60,7 +60,7 @@ class Capture:
     widths: tuple[int, ...]
     returned: int
     results: Mapping[str, tuple[int | None, ...]]
-    reals: frozenset[Expression]
+    reals: tuple[Real, ...]
 
     @property
     def graph(self) -> fx.Graph:
@@ -185,7 +185,7 @@ def capture(
         widths=wrapper.layout.widths,
         returned=wrapper.layout.returned,
         results=results,
-        reals=frozenset(annotator.reals),
+        reals=tuple(dict.fromkeys(annotator.reals)),
     )
     if not training:
         _check_repeatable(captured, type(model).__name__)

@@ -98,25 +98,28 @@ class Derived:
 
 Expression = int | Attribute | Size | Arithmetic | Derived
 
+Real = tuple[Expression, int]
+"""An expression that a float was computed from, and its value."""
+
 
 class TracedInt(int):
     """An ``int`` that stores the expression it was computed by.
 
-    ``reals`` collects the expressions that floats such as a scale were computed from. The floats become
-    constants in the graph. (In ``1.0 / integer``, Python converts the integer itself, untraced.)
+    ``reals`` collects what floats such as a scale were computed from. The floats become constants in the
+    graph. (In ``1.0 / integer``, Python converts the integer itself, untraced.)
     """
 
     expression: Expression
-    reals: set[Expression]
+    reals: list[Real]
 
-    def __new__(cls, value: int, expression: Expression, reals: set[Expression]) -> TracedInt:
+    def __new__(cls, value: int, expression: Expression, reals: list[Real]) -> TracedInt:
         """Create an ``int`` of ``value`` that stores ``expression``."""
         traced = super().__new__(cls, value)
         traced.expression, traced.reals = expression, reals
         return traced
 
     def __float__(self) -> float:
-        self.reals.add(self.expression)
+        self.reals.append((self.expression, int(self)))
         return float(int(self))
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
@@ -129,11 +132,11 @@ def _expression(value: int) -> Expression:
 
 def _real(compute: Callable[[Any, Any], Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
     def forward(self: TracedInt, other: Any) -> Any:
-        self.reals.add(self.expression)
+        self.reals.append((self.expression, int(self)))
         return compute(int(self), other)
 
     def backward(self: TracedInt, other: Any) -> Any:
-        self.reals.add(self.expression)
+        self.reals.append((self.expression, int(self)))
         return compute(other, int(self))
 
     return forward, backward
@@ -183,13 +186,13 @@ def _leaves(arguments: Any) -> Iterator[Any]:
 class Annotator(TorchFunctionMode):
     """Annotates the graph nodes of every call with its integer arguments and their expressions.
 
-    ``reals`` collects the expressions that ``forward`` computed floats from.
+    ``reals`` collects what ``forward`` computed floats from.
     """
 
     def __init__(self, start: int = 0) -> None:
         super().__init__()
         self._values = start
-        self.reals: set[Expression] = set()
+        self.reals: list[Real] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -258,7 +261,7 @@ def traced_integers(model: nn.Module, start: int = 0) -> Iterator[Annotator]:
 
 
 @contextmanager
-def traced_attributes(model: nn.Module, reals: set[Expression]) -> Iterator[None]:
+def traced_attributes(model: nn.Module, reals: list[Real]) -> Iterator[None]:
     """Replace the integer attributes of all modules by traced integers, which fill ``reals``."""
     before: list[tuple[dict[str, Any], str, Any]] = []
     try:
@@ -275,7 +278,7 @@ def traced_attributes(model: nn.Module, reals: set[Expression]) -> Iterator[None
             attributes[name] = value
 
 
-def _trace_attribute(path: str, name: str, value: Any, reals: set[Expression]) -> Any:
+def _trace_attribute(path: str, name: str, value: Any, reals: list[Real]) -> Any:
     if type(value) is int:
         return TracedInt(value, Attribute(path, name), reals)
     if type(value) in (tuple, list) and value and all(type(item) is int for item in value):

@@ -37,7 +37,7 @@ from disparse_structured.structure.pins import summarize
 from disparse_structured.structure.ratios import ratio_constraints
 from disparse_structured.structure.resizing import resizing_of
 from disparse_structured.structure.scales import AttentionScale
-from disparse_structured.structure.size_constraints import SizeSolution, follow, pin_reals
+from disparse_structured.structure.size_constraints import SizeSolution, follow
 from disparse_structured.structure.structure import (
     AttributeUpdate,
     Form,
@@ -73,9 +73,9 @@ def analyse(
         tasks: the tasks, or the names of outputs; by default every entry of the output is a task. Each must
             depend on at least one parameter.
         form: what to prune. A ``"module"`` computes with its own numbers. Widths that these numbers do not
-            follow are pinned, and so is every width that ``forward`` computes a float from: a scale would
-            change. In the exported ``"graph"`` the same numbers are literals that can be rewritten, so they
-            pin nothing; see :func:`disparse_structured.surgery.graph.apply_graph`.
+            follow are pinned, and so are those that would change a float that ``forward`` computes. In the
+            exported ``"graph"`` the same numbers are literals that can be rewritten, so they pin nothing; see
+            :func:`disparse_structured.surgery.graph.apply_graph`.
         attention: what is removed from attention: whole ``"heads"``, or, with ``"head_dim"``, one index of
             the head dimension in all heads at once. Query and key share one choice, and the value has
             another; all three share one if they are split from one projection. Attention scales keep their
@@ -192,8 +192,6 @@ def _traced(subject: Subject, captured: Capture) -> Trace:
             for axis in value:
                 trace.labels.pin(axis.atoms(), "never used by forward", "", name.rpartition(".")[0])
     subject.declared.pin(trace, canonical)
-    if subject.form == "module":
-        pin_reals(trace)
     return trace
 
 
@@ -251,7 +249,8 @@ def _solution(subject: Subject, trace: Trace, reach: _Reach) -> _Solution:
     numbers = SizeSolution()
     if subject.form == "module":
         literals = [*trace.literals, *subject.declared.literals(trace, subject.tensors[1])]
-        numbers = follow(literals, classes, pinned, trace.annotated, subject.reads)
+        reals = trace.capture.reals
+        numbers = follow(literals, classes, pinned, trace.annotated, subject.reads, reals)
     pinned |= trace.labels.pinned(classes, numbers.pins)
     read_reach = [reach.get(read.node, frozenset()) for read in trace.reads]
     names = tuple(task.name for task in subject.tasks)

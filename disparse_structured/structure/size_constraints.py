@@ -2,7 +2,7 @@
 
 Each literal of the graph has an expression (its origin) and the labels it counts. An attribute
 takes the new count. An expression of sizes must give that count by itself, or under a count constraint.
-Otherwise the labels are pinned.
+Otherwise the labels are pinned. An expression that a float was computed from must keep its value.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from disparse_structured.graph.provenance import Arithmetic, Attribute, Derived, Expression, Size
+from disparse_structured.graph.provenance import Arithmetic, Attribute, Derived, Expression, Real, Size
 from disparse_structured.structure.labels import PINNED, Axis, PinRecord, Value
-from disparse_structured.structure.tracing import SizeLiteral, Trace
+from disparse_structured.structure.tracing import SizeLiteral
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,15 @@ class _Solver:
                 return found
         return None
 
-    def ratio(self, literal: SizeLiteral, required: Count, assigned: dict[Attribute, Count]) -> Ratio | None:
-        """Find the count constraint under which ``literal`` is correct, if it is a ratio.
+    def ratio(
+        self, expression: Expression, required: Count, assigned: dict[Attribute, Count]
+    ) -> Ratio | None:
+        """Find the count constraint under which ``expression`` is ``required``, if it is a ratio.
 
         Either ``a // b`` must stay constant (``a == constant * b``), or one size is used for
         another (``a == b``).
         """
-        expression, factor = literal.expression, 1
+        factor = 1
         left: Count | None = self.evaluate(expression, assigned)
         right: Count | None = required
         reason = "forward uses the width of one for the other"
@@ -165,19 +167,6 @@ def _labels_of(
             for labels in _labels_of(side, annotated, attributes)
         ]
     return []
-
-
-def pin_reals(trace: Trace) -> None:
-    """Pin the widths that ``forward`` computes floats from: a scale would change."""
-    attributes: dict[Attribute, np.ndarray] = {}
-    for literal in trace.literals:
-        if isinstance(counted := literal.expression, Attribute):
-            labels = attributes.get(counted, np.empty(0, dtype=np.int64))
-            attributes[counted] = np.concatenate([labels, literal.labels])
-    for expression in trace.capture.reals:
-        module = expression.module if isinstance(expression, Attribute) else ""
-        for labels in _labels_of(expression, trace.annotated, attributes):
-            trace.labels.pin(labels, "forward computes a real number from the width", "", module)
 
 
 def _undone(expression: Arithmetic, left: bool, required: Count, value: Count) -> Count | None:
@@ -213,8 +202,9 @@ def follow(
     pinned: np.ndarray,
     annotated: dict[int, Value],
     current: Callable[[Attribute], int],
+    reals: Iterable[Real] = (),
 ) -> SizeSolution:
-    """Settle every literal; ``current`` reads an attribute of the dense model.
+    """Settle every literal and all ``reals``; ``current`` reads an attribute of the dense model.
 
     Pinning one label can break another literal's match, so this repeats until nothing changes. Each
     round pins at least one more class.
@@ -226,7 +216,7 @@ def follow(
     while True:
         solver = _Solver(classes, pinned, annotated, current, atoms)
         numbers = SizeSolution(pins=pins)
-        failed = list(_settle(solver, literals, numbers))
+        failed = [*_settle(solver, literals, numbers, reals)]
         if not failed:
             return numbers
         for record in failed:
@@ -234,7 +224,9 @@ def follow(
         pins.extend(failed)
 
 
-def _settle(solver: _Solver, literals: list[SizeLiteral], numbers: SizeSolution) -> Iterable[PinRecord]:
+def _settle(
+    solver: _Solver, literals: list[SizeLiteral], numbers: SizeSolution, reals: Iterable[Real]
+) -> Iterable[PinRecord]:
     assigned: dict[Attribute, Count] = {}
     for literal in literals:
         attribute = literal.expression
@@ -245,7 +237,8 @@ def _settle(solver: _Solver, literals: list[SizeLiteral], numbers: SizeSolution)
             reason = f"{attribute.module}.{attribute.name} counts two different things"
             ratio = _comparable(assigned[attribute], count, 1, reason)
             if ratio is None:
-                yield from _pinned(solver, literal, [literal.labels, numbers.attributes[attribute]], reason)
+                labels = [literal.labels, numbers.attributes[attribute]]
+                yield from _pinned(solver, labels, reason, literal.operator, literal.module)
             else:
                 numbers.ratios.append(ratio)
         assigned.setdefault(attribute, count)
@@ -257,7 +250,7 @@ def _settle(solver: _Solver, literals: list[SizeLiteral], numbers: SizeSolution)
         required = solver.count(literal.labels)
         if solver.evaluate(literal.expression, assigned) == required:
             continue
-        ratio = solver.ratio(literal, required, assigned)
+        ratio = solver.ratio(literal.expression, required, assigned)
         if ratio is not None:
             numbers.ratios.append(ratio)
             continue
@@ -265,7 +258,18 @@ def _settle(solver: _Solver, literals: list[SizeLiteral], numbers: SizeSolution)
         reason = "a number in forward does not follow the width"
         if isinstance(literal.expression, int):
             reason = f"forward hard-codes the number {literal.expression}"
-        yield from _pinned(solver, literal, labels, reason)
+        yield from _pinned(solver, labels, reason, literal.operator, literal.module)
+    for expression, value in reals:
+        required = Count(value)
+        if solver.evaluate(expression, assigned) == required:
+            continue
+        ratio = solver.ratio(expression, required, assigned)
+        if ratio is not None:
+            numbers.ratios.append(ratio)
+            continue
+        labels = _labels_of(expression, solver.annotated, numbers.attributes)
+        module = expression.module if isinstance(expression, Attribute) else ""
+        yield from _pinned(solver, labels, "forward computes a real number from the width", "", module)
 
 
 def _solve_rest(
@@ -287,9 +291,9 @@ def _solve_rest(
 
 
 def _pinned(
-    solver: _Solver, literal: SizeLiteral, labels: list[np.ndarray], reason: str
+    solver: _Solver, labels: list[np.ndarray], reason: str, operator: str, module: str
 ) -> Iterable[PinRecord]:
-    atoms = np.unique(np.concatenate(labels))
+    atoms = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *labels]))
     atoms = atoms[(atoms != PINNED) & ~solver.pinned[solver.classes[atoms]]]
     if atoms.size:
-        yield PinRecord(atoms, reason, literal.operator, literal.module, number=True)
+        yield PinRecord(atoms, reason, operator, module, number=True)

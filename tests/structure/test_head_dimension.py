@@ -29,6 +29,7 @@ from disparse_structured.graph.copies import copied
 from disparse_structured.refit import Affine, RefitMethod
 from disparse_structured.structure import ChannelGroup, Form, Structure, analyse
 from disparse_structured.structure.rules import attention
+from disparse_structured.structure.size_constraints import follow
 from disparse_structured.surgery import module as surgery
 from disparse_structured.surgery._torch_pruning import StructureGraph
 from disparse_structured.surgery.graph import apply_graph
@@ -510,7 +511,7 @@ def test_a_wrong_part_of_the_projection_is_noticed(monkeypatch: Patch) -> None:
 
 def test_a_scale_that_follows_the_width_is_noticed(monkeypatch: Patch) -> None:
     """Computed in ``forward`` from a number that follows: without the pin the twin objects."""
-    monkeypatch.setattr(analysis, "pin_reals", lambda trace: None)
+    monkeypatch.setattr(analysis, "follow", lambda *arguments: follow(*arguments[:5]))
     model, inputs = analyzed(PowerOfWidth).model, analyzed(PowerOfWidth).inputs
     animal = Case(model, inputs, analyse(model, inputs, TASKS, attention="head_dim"))
     done = surgery.apply(model, random_plan(animal.structure, 0, share=0.5), animal.structure)

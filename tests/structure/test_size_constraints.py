@@ -321,7 +321,7 @@ WIDTH = Attribute("block", "width")
 
 
 def test_traced_integers_are_integers() -> None:
-    traced = TracedInt(6, WIDTH, set())
+    traced = TracedInt(6, WIDTH, [])
 
     assert traced == 6
     assert {traced: "found"}[6] == "found"
@@ -331,7 +331,7 @@ def test_traced_integers_are_integers() -> None:
 
 
 def test_arithmetic_is_remembered() -> None:
-    traced, size = TracedInt(6, WIDTH, set()), TracedInt(4, Size(7, 1), set())
+    traced, size = TracedInt(6, WIDTH, []), TracedInt(4, Size(7, 1), [])
     for found, value, symbol, left, right in [
         (traced + size, 10, "+", WIDTH, Size(7, 1)),
         (traced - 1, 5, "-", WIDTH, 1),
@@ -356,7 +356,7 @@ def test_arithmetic_is_remembered() -> None:
     ],
 )
 def test_what_is_not_followed_is_a_plain_number(compute: Callable[[int], float]) -> None:
-    found = compute(TracedInt(6, WIDTH, set()))
+    found = compute(TracedInt(6, WIDTH, []))
 
     assert found == compute(6)
     assert type(found) in (int, float)
@@ -364,7 +364,7 @@ def test_what_is_not_followed_is_a_plain_number(compute: Callable[[int], float])
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda n: pickle.loads(pickle.dumps(n))])
 def test_a_copy_is_a_plain_integer(copied: Callable[[int], int]) -> None:
-    found = copied(TracedInt(6, WIDTH, set()))
+    found = copied(TracedInt(6, WIDTH, []))
 
     assert found == 6
     assert type(found) is int
@@ -401,6 +401,35 @@ class OneHead(nn.Module):
         )
         scores = query @ key.transpose(-2, -1) / math.sqrt(self.size)
         return self.proj((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
+
+
+class QuotientOfWidths(nn.Module):
+    """The scale is computed from a quotient that stays the same if whole heads are removed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.embed, self.qkv, self.out = nn.Linear(8, 16), nn.Linear(16, 48), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        batch, tokens, width = x.shape
+        size = width // self.heads
+        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, size)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        scores = (query * size**-0.5) @ key.transpose(-2, -1)
+        return self.out((scores.softmax(-1) @ value).transpose(1, 2).reshape(batch, tokens, width))
+
+
+def test_a_float_from_a_quotient_ties_the_widths() -> None:
+    torch.manual_seed(0)
+    model = QuotientOfWidths().eval()
+    structure = analyse(model, torch.randn(2, 5, 8), [Task("out", ())])
+    done = apply(model, random_plan(structure, 0), structure)
+
+    assert {group.name for group in structure.groups} == {"embed", "qkv"}
+    assert not done.refused
+    assert done.model.embed.out_features == 4 * done.model.heads < 16
 
 
 SCALED = [(ScaledByWidth, (2, 8)), (OneHead, (2, 5, 8))]
