@@ -149,6 +149,10 @@ def _report(
             task.name: None if callable(task.output) else task.output for task in structure.task_objects
         },
         versions=dict(provenance.versions),
+        entry_points={
+            each.entry.name: None if each.entry.inputs is None else saving.describe_inputs(each.entry.inputs)
+            for each in structure.entry_points
+        },
     )
 
 

@@ -134,7 +134,8 @@ class PruningReport:
     ``deviation`` is None where the model was trained after it was pruned, ``refit`` where the remaining
     weights were left unchanged, ``graph`` where the module itself was pruned, ``graph_only`` where its
     exported graph could not shrink more. ``selectors`` says by task what picks its part of the dense model's
-    output; None for a callable, which cannot be stored.
+    output; None for a callable, which cannot be stored. ``entry_points`` describes the arguments of each
+    method that was named as one; None for a function.
     """
 
     model: str
@@ -163,6 +164,7 @@ class PruningReport:
     inputs: Mapping[str, Any]
     selectors: Mapping[str, str | int | tuple[str | int, ...] | None]
     versions: Mapping[str, str]
+    entry_points: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
         """Indented JSON with sorted keys."""

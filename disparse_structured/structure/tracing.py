@@ -188,7 +188,8 @@ def plain(shape: Iterable[int]) -> Value:
 class Trace:
     """What the rules collect: values by node name, tensors (parameters, buffers) by qualified name.
 
-    ``rewritable`` if the graph itself is pruned, so that every number in it can be rewritten.
+    ``rewritable`` if the graph itself is pruned, so that every number in it can be rewritten. ``unscored``
+    says, by tensor, why no task is measured on it although another graph of the model uses it.
     """
 
     capture: Capture
@@ -208,7 +209,7 @@ class Trace:
     kinds: list[tuple[np.ndarray, Kind]] = field(default_factory=list)
     scaled: list[Scaled] = field(default_factory=list)
     weight_scales: list[WeightScale] = field(default_factory=list)
-    train_only: set[str] = field(default_factory=set)
+    unscored: dict[str, str] = field(default_factory=dict)
     _parts: dict[bytes, tuple[Call, set[int]]] = field(default_factory=dict)
 
     def run(self) -> Trace:
@@ -236,10 +237,11 @@ class Trace:
                     self.labels.pin(axis.atoms(), "the network's output", "output", "")
         return self
 
-    def add(self, capture: Capture) -> None:
+    def add(self, capture: Capture) -> list[Read]:
         """Visit another graph of the model, whose labels must be removed together with those of the first.
 
-        What that graph reads and multiplies does not count, because no task is measured on it.
+        What that graph reads and multiplies does not count, because no task is measured on it. Returns what
+        it reads.
         """
         other = replace(
             self,
@@ -253,6 +255,7 @@ class Trace:
             weight_scales=[],
         )
         self.annotated.update(other.run().annotated)
+        return other.reads
 
     # Called by rules.
 

@@ -104,9 +104,9 @@ class VerificationCopy:
         """
         found: dict[str, list[float]] = {name: [] for name in self.structure.tasks}
         seen: dict[str, list[Sequence[torch.Tensor]]] = {name: [] for name in self.structure.tasks}
-        others = _other_inputs(self.inputs)
+        others = other_inputs(self.inputs)
         for inputs in (self.inputs, others):
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), self._precision():
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), self.precision():
                 wanted = expected(inputs)
                 given = actual(inputs)
             for name in found:
@@ -127,7 +127,8 @@ class VerificationCopy:
         }
         return Comparison(deviation, remarks)
 
-    def _precision(self) -> AbstractContextManager[None]:
+    def precision(self) -> AbstractContextManager[None]:
+        """Make everything compute in float64 where the copy does."""
         if self.dtype is torch.float64 and has_narrow_dtypes(self.structure.capture.graph):
             return double_precision()
         return nullcontext()
@@ -206,7 +207,7 @@ def _cast(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
     return found
 
 
-def _other_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def other_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Other values of the same shape, so that the networks cannot agree by accident."""
     generator = torch.Generator().manual_seed(0)
 
