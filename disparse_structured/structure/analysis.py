@@ -17,8 +17,9 @@ import torch
 from torch import fx, nn
 
 import disparse_structured.structure.rules  # noqa: F401  (registers the operator rules)
-from disparse_structured.data.batches import as_arguments, batch_size
+from disparse_structured.data.batches import as_arguments, batch_size, batched_leaves
 from disparse_structured.errors import CaptureError, OptionError, TaskError
+from disparse_structured.graph.batching import with_batch
 from disparse_structured.graph.capture import Capture, capture, tensor_leaves
 from disparse_structured.graph.entries import Entry, EntryPoints
 from disparse_structured.graph.modes import train_mode_adds
@@ -67,6 +68,7 @@ def analyse(
     attention: Attention = "heads",
     outputs: OutputKind = "all",
     entry_points: EntryPoints | None = None,
+    batched: Sequence[str] | None = None,
 ) -> Structure:
     """Read the structure of ``model`` from its exported graph; never change the model.
 
@@ -90,13 +92,16 @@ def analyse(
             the model and the arguments of ``forward``. What it returns keeps its widths. If it returns
             nothing or a module, it has changed the model, and ``forward`` is checked after it. Each is
             verified against the masked twin. Scores do not depend on entry points.
+        batched: the names of the arguments of ``forward`` whose first dimension is the batch. By default this
+            is found by running the model with one more example, see
+            :func:`disparse_structured.graph.batching.with_batch`.
 
     Raises:
         TaskError: no task, a selector that misses, a task that reaches nothing.
         CaptureError: the model cannot be exported.
         UnsupportedModelError: wrapped, compiled, scripted or quantized models.
-        OptionError: ``form``, ``attention`` or ``outputs`` is invalid, or an entry point does not exist or
-            fails.
+        OptionError: ``form``, ``attention``, ``outputs`` or ``batched`` is invalid, or an entry point
+            does not exist or fails.
     """
     options = (("form", form, Form), ("attention", attention, Attention), ("outputs", outputs, OutputKind))
     for name, given, known in options:
@@ -105,7 +110,7 @@ def analyse(
             raise OptionError(f"{name} must be {allowed}, got {given!r}.")
     check_supported(model)  # before anything else inspects it
     entries = _entries(model, form, entry_points or {})
-    inputs = as_arguments(model, example_inputs)
+    inputs = with_batch(model, as_arguments(model, example_inputs), batched)
     chosen = resolve_tasks(model, inputs, tasks)
     train_mode = form == "module" and train_mode_adds(model, inputs)
     subject = Subject(model, inputs, chosen, form, attention, outputs, train_mode, entries)
@@ -220,7 +225,13 @@ def _traced(subject: Subject, captured: Capture) -> tuple[Trace, list[list[Read]
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     rewritable = subject.form == "graph"
     trace = Trace(
-        captured, shapes, subject.has, subject.attention, rewritable, tasks_only=subject.outputs == "tasks"
+        captured,
+        shapes,
+        subject.has,
+        subject.attention,
+        rewritable,
+        subject.outputs == "tasks",
+        batched=tuple(batched_leaves(subject.inputs)),
     ).run()
     trained = subject.captured_in_train_mode()
     used = _used_tensors(captured)

@@ -188,8 +188,9 @@ def plain(shape: Iterable[int]) -> Value:
 class Trace:
     """What the rules collect: values by node name, tensors (parameters, buffers) by qualified name.
 
-    ``rewritable`` if the graph itself is pruned, so that every number in it can be rewritten. ``unscored``
-    says, by tensor, why no task is measured on it although another graph of the model uses it.
+    ``rewritable`` if the graph itself is pruned, so that every number in it can be rewritten. ``batched``
+    says for each of the user's inputs whether its first dimension is the batch. ``unscored`` says, by tensor,
+    why no task is measured on it although another graph of the model uses it.
     """
 
     capture: Capture
@@ -209,6 +210,7 @@ class Trace:
     kinds: list[tuple[np.ndarray, Kind]] = field(default_factory=list)
     scaled: list[Scaled] = field(default_factory=list)
     weight_scales: list[WeightScale] = field(default_factory=list)
+    batched: tuple[bool, ...] = ()
     unscored: dict[str, str] = field(default_factory=dict)
     _parts: dict[bytes, tuple[Call, set[int]]] = field(default_factory=dict)
 
@@ -247,6 +249,7 @@ class Trace:
             self,
             capture=capture,
             tasks_only=False,
+            batched=(),
             values={},
             annotated={},
             reads=[],
@@ -353,7 +356,7 @@ class Trace:
             return self._labeled(self.attributes, self.capture.attributes[node.name], tuple(value.shape))
         if name is None:
             axes = plain(value.shape)
-            if node.name in self.capture.inputs and axes and axes[0].size == self._batch_size():
+            if node.name in self.capture.inputs and self._is_batched(self.capture.inputs.index(node.name)):
                 first = Axis(axes[0].size, None, np.arange(axes[0].size))
                 return (first, *axes[1:])
             return axes
@@ -364,13 +367,8 @@ class Trace:
             known[name] = tuple(Axis(size, self.labels.fresh(size) if size > 1 else None) for size in shape)
         return known[name]
 
-    def _batch_size(self) -> int | None:
-        """The first dimension of the first input tensor that has one."""
-        for node in self.capture.graph.find_nodes(op="placeholder"):
-            value = node.meta.get("val")
-            if node.name in self.capture.inputs and isinstance(value, torch.Tensor) and value.ndim:
-                return int(value.shape[0])
-        return None
+    def _is_batched(self, position: int) -> bool:
+        return position < len(self.batched) and self.batched[position]
 
     def _call(self, node: fx.Node) -> Any:
         call = Call(node, self._convert)
