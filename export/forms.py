@@ -42,17 +42,27 @@ class CheckCase:
 class Layout:
     """Which dimensions of the example inputs are the batch and the size.
 
-    An input whose first dimension is as long as the first input's is batched; the dimensions of a
+    ``has_batch`` says for each input whether its first dimension is the batch. The dimensions of a
     batched input from the third on (at most three) are its size. The second dimension of token ids is their
     length, as is that of other two-dimensional inputs of the same length.
     """
 
     example: Inputs
+    has_batch: tuple[bool, ...]
 
     def batched(self, position: int) -> bool:
         """Whether the first dimension of input ``position`` is the batch."""
-        first, tensor = self.example[0], self.example[position]
-        return first.ndim > 0 and tensor.ndim > 0 and tensor.shape[0] == first.shape[0]
+        return self.has_batch[position]
+
+    @property
+    def examples(self) -> int | None:
+        """The number of examples in a batch; None if no input has a batch dimension."""
+        return self.examples_in(self.example)
+
+    def examples_in(self, inputs: Inputs) -> int | None:
+        """The number of examples in ``inputs``; None if none has a batch dimension."""
+        pairs = zip(inputs, self.has_batch, strict=True)
+        return next((tensor.shape[0] for tensor, batched in pairs if batched and tensor.ndim), None)
 
     def axes(self, position: int) -> dict[int, str]:
         """The size dimensions of input ``position`` with their names."""
@@ -88,10 +98,11 @@ class Layout:
         """``inputs`` with ``count`` samples, no two alike where they are floats.
 
         Equal samples would hide a network that mixes them. Integers repeat, since a shifted index may
-        be out of the range of its table.
+        be out of the range of its table. So does everything where samples share an input, since they may
+        refer to its positions.
         """
         return tuple(
-            _samples(tensor, count) if self.batched(position) else tensor
+            _samples(tensor, count, alike=not all(self.has_batch)) if self.batched(position) else tensor
             for position, tensor in enumerate(inputs)
         )
 
@@ -123,8 +134,8 @@ def wanted_forms(layout: Layout, *, batch: bool, size: bool) -> tuple[list[Form]
     lines = []
     if not batch:
         lines.append("batch: not requested")
-    elif not layout.batched(0):
-        lines.append("batch: the first input has no dimension")
+    elif layout.examples is None:
+        lines.append("batch: no input has a batch dimension")
         batch = False
     if not size:
         lines.append("size: not requested")
@@ -158,10 +169,10 @@ def cases_of(form: Form, layout: Layout, model: TaskOutputs) -> tuple[Inputs, li
         with contextlib.suppress(ExportError):
             cases.append(CheckCase(odd, reference(model, odd)))
     if form.batch:
-        trace = layout.with_batch(trace, max(2, example[0].shape[0]))
+        trace = layout.with_batch(trace, max(2, layout.examples or 1))
         counts = _BATCHES
-    elif layout.batched(0):
-        counts = (example[0].shape[0],)
+    elif layout.examples is not None:
+        counts = (layout.examples,)
     for count in counts:
         inputs = layout.with_batch(example, count)
         cases.append(CheckCase(inputs, reference(model, inputs)))
@@ -199,18 +210,18 @@ def _accepted_size(layout: Layout, model: TaskOutputs) -> tuple[CheckCase, int]:
     raise refusals[0]
 
 
-def _samples(tensor: torch.Tensor, count: int) -> torch.Tensor:
+def _samples(tensor: torch.Tensor, count: int, *, alike: bool) -> torch.Tensor:
     rows = [tensor[number % tensor.shape[0]] for number in range(count)]
-    if tensor.is_floating_point() and tensor.ndim > 1:
+    if tensor.is_floating_point() and tensor.ndim > 1 and not alike:
         rows = [row.roll(number + 1, dims=-1) for number, row in enumerate(rows)]
     return torch.stack(rows)
 
 
 def _pieces(batch: Inputs, layout: Layout) -> tuple[list[Inputs], int]:
-    if not layout.batched(0) or not batch[0].ndim:
+    length, given = layout.examples, layout.examples_in(batch)
+    if length is None or given is None:
         return [batch], 0
-    length = layout.example[0].shape[0]
-    count, rest = divmod(batch[0].shape[0], length)
+    count, rest = divmod(given, length)
     return [
         tuple(
             tensor[start * length : (start + 1) * length] if layout.batched(position) else tensor

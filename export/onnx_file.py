@@ -19,7 +19,9 @@ from typing import Any
 import onnx
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
+from disparse_structured.data.batches import batched_leaves
 from disparse_structured.errors import ExportError
 from disparse_structured.export.attention import TRANSLATIONS
 from disparse_structured.export.forms import CheckCase, Form, Layout, cases_of, fitting, wanted_forms
@@ -37,6 +39,7 @@ from disparse_structured.export.plain import (
 )
 from disparse_structured.export.reasons import reason
 from disparse_structured.export.session import open_session
+from disparse_structured.graph.batching import with_batch
 from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.report.facts import ExportFacts, ParityFact, TensorFact
 
@@ -85,9 +88,10 @@ def export_onnx(
     Args:
         model: any module.
         example_inputs: the arguments of ``forward``: a tensor, a tuple, or a dict by name. Every tensor in
-            them is an input of the file; everything else is fixed. The first dimension of the first tensor
-            is the batch. The size is the dimensions from the third on of batched inputs, and the second
-            dimension of token ids and of two-dimensional inputs of the same length. One sample is enough.
+            them is an input of the file; everything else is fixed. Which of them have a batch dimension is
+            found by running the model with one more example. The size is the dimensions from the third on of
+            batched inputs, and the second dimension of token ids and of two-dimensional inputs of the same
+            length. One sample is enough.
         path: the file to write; its folder is created.
         outputs: task name -> function that picks the task's tensor, or list of tensors, from what the
             model returns. A task of one tensor names its output; several are ``name.0``, ``name.1``, ….
@@ -106,12 +110,13 @@ def export_onnx(
             line), the file is not valid, or ONNX Runtime refuses it or differs from PyTorch.
     """
     path = Path(path)
-    given = arguments_of(model, example_inputs, "example_inputs")
+    given = with_batch(model, arguments_of(model, example_inputs, "example_inputs"))
     example, binding = checked_inputs(given, "example_inputs"), Binding.of(model, given)
     checks = _checked_batches(model, check_inputs or (), example)
     own = plain_copy(model, outputs, binding)
     names = output_names(reference(own, example))
-    layout = Layout(example)
+    pairs = zip(pytree.tree_leaves(given), batched_leaves(given), strict=True)
+    layout = Layout(example, tuple(batched for leaf, batched in pairs if isinstance(leaf, torch.Tensor)))
     job = _Job(
         model=own,
         layout=layout,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from disparse_structured.data.batches import ToInputs, model_inputs
-from disparse_structured.data.call import Keywords, bound
+from disparse_structured.data.batches import ToInputs, batched_leaves, model_inputs
+from disparse_structured.data.call import Batched, Keywords, bound
 from disparse_structured.errors import BatchError
 
 
@@ -37,27 +37,37 @@ def described(inputs: tuple[Any, ...]) -> str:
     )
 
 
-def examples(batch: Any, size: int) -> Iterator[Any]:
+def examples(batch: Any, size: int, shared: Sequence[torch.Tensor] = ()) -> Iterator[Any]:
     """The examples of ``batch``, each as a batch of one.
 
-    Tensors whose first dimension is the batch size are cut, and so are lists and tuples of that length
-    that hold no such tensor. Everything else is shared by all examples.
+    Tensors whose first dimension is the batch size are cut, except those of ``shared``, and so are lists and
+    tuples of that length that hold no such tensor. Everything else is shared by all examples.
     """
+    whole = frozenset(map(id, shared))
     for number in range(size):
-        yield _example(batch, number, size)
+        yield _example(batch, number, size, whole)
 
 
-def _example(batch: Any, number: int, size: int) -> Any:
+def shared_tensors(inputs: tuple[Any, ...]) -> list[torch.Tensor]:
+    """The tensors of ``inputs`` that have no batch dimension."""
+    pairs = zip(pytree.tree_leaves(inputs), batched_leaves(inputs), strict=True)
+    return [leaf for leaf, batched in pairs if isinstance(leaf, torch.Tensor) and not batched]
+
+
+def _example(batch: Any, number: int, size: int, shared: frozenset[int]) -> Any:
     if isinstance(batch, torch.Tensor):
-        return batch[number : number + 1] if batch.ndim and batch.shape[0] == size else batch
+        cut = batch.ndim and batch.shape[0] == size and id(batch) not in shared
+        return batch[number : number + 1] if cut else batch
     if isinstance(batch, Mapping):
-        one = {key: _example(value, number, size) for key, value in batch.items()}
+        one = {key: _example(value, number, size, shared) for key, value in batch.items()}
         return Keywords(one) if isinstance(batch, Keywords) else one
     if isinstance(batch, list | tuple):
         whole = any(isinstance(t, torch.Tensor) and t.ndim and t.shape[0] == size for t in batch)
         if len(batch) == size and not whole:
             return batch[number : number + 1]
-        items = [_example(value, number, size) for value in batch]
+        items = [_example(value, number, size, shared) for value in batch]
+        if isinstance(batch, Batched):
+            return Batched(items, batch.where)
         if isinstance(batch, list):
             return items
         return getattr(type(batch), "_make", tuple)(items)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from disparse_structured.data.call import Keywords, bound, call, joined, split
+from disparse_structured.data.call import Batched, Keywords, bound, call, joined, split
 from disparse_structured.errors import BatchError, DisparseError
 
 ToInputs = Callable[[Any], "tuple[Any, ...] | Mapping[str, Any]"]
@@ -93,21 +93,39 @@ def as_arguments(model: nn.Module, inputs: tuple[Any, ...] | Tensor | Mapping[st
 
 
 def batch_size(inputs: tuple[Any, ...]) -> int:
-    """The size of the first tensor's first dimension; 1 if no tensor has one."""
-    sizes = (leaf.shape[0] for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim)
-    return next(sizes, 1)
+    """The number of examples: the size of the first batched tensor's first dimension; 1 if there is none."""
+    leaves = pytree.tree_leaves(inputs)
+    if isinstance(inputs, Batched):
+        leaves = [leaves[number] for number in inputs.where]
+    return next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 1)
+
+
+def batched_leaves(inputs: tuple[Any, ...]) -> list[bool]:
+    """For each leaf of ``inputs``, whether its first dimension is the batch.
+
+    In :class:`~disparse_structured.data.call.Batched` inputs these are the marked ones, otherwise all whose
+    first dimension is :func:`batch_size`.
+    """
+    size = batch_size(inputs)
+    return [
+        isinstance(leaf, Tensor)
+        and leaf.ndim > 0
+        and leaf.shape[0] == size
+        and (not isinstance(inputs, Batched) or number in inputs.where)
+        for number, leaf in enumerate(pytree.tree_leaves(inputs))
+    ]
+
+
+def map_batched(function: Callable[[Tensor], Tensor], inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """``inputs`` with ``function`` applied to the tensors that have a batch dimension."""
+    batched = iter(batched_leaves(inputs))
+    found: tuple[Any, ...] = pytree.tree_map(lambda leaf: function(leaf) if next(batched) else leaf, inputs)
+    return found
 
 
 def take(inputs: tuple[Any, ...], which: slice) -> tuple[Any, ...]:
-    """Some examples of a batch: tensors whose first dimension is :func:`batch_size` are cut to ``which``."""
-    size = batch_size(inputs)
-
-    def cut(leaf: Any) -> Any:
-        batched = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == size
-        return leaf[which] if batched else leaf
-
-    taken: tuple[Any, ...] = pytree.tree_map(cut, inputs)
-    return taken
+    """Some examples of a batch: tensors that have a batch dimension are cut to ``which``."""
+    return map_batched(lambda leaf: leaf[which], inputs)
 
 
 def call_model(model: nn.Module, batch: Any, to_inputs: ToInputs | None = None) -> Any:
@@ -168,6 +186,8 @@ def to_device(batch: Any, device: torch.device | str, dtype: torch.dtype | None 
         return Keywords(placed) if isinstance(batch, Keywords) else placed
     if isinstance(batch, tuple | list):
         moved = [to_device(value, device, dtype) for value in batch]
+        if isinstance(batch, Batched):
+            return Batched(moved, batch.where)
         if isinstance(batch, list):
             return moved
         make = getattr(type(batch), "_make", tuple)  # named tuples take their fields one by one

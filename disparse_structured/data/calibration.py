@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from disparse_structured.data.arguments import arguments, described
-from disparse_structured.data.batches import ToInputs, batch_size, batches, take, to_device
+from disparse_structured.data.batches import ToInputs, batch_size, batched_leaves, batches, take, to_device
+from disparse_structured.data.call import marked_like
 from disparse_structured.errors import BatchError
 
 CHUNK = 8
@@ -52,6 +53,7 @@ class Calibration:
         to_inputs: ToInputs | None = None,
         *,
         limit: int | None = None,
+        marked: Callable[[tuple[Any, ...]], tuple[Any, ...]] = lambda inputs: inputs,
     ) -> Calibration:
         """The first ``limit`` examples of ``data``, which is read once and no further than needed.
 
@@ -61,6 +63,7 @@ class Calibration:
             data: batches as a loader yields them; only the model's inputs are read.
             to_inputs: from a batch to the tuple of ``forward``'s arguments; by default
                 :func:`disparse_structured.data.batches.model_inputs`.
+            marked: marks in the first inputs which tensors have a batch dimension; the others are the same.
 
         Raises:
             BatchError: fewer than two examples, batches whose examples differ in shape, NaN or infinite
@@ -71,28 +74,49 @@ class Calibration:
         read: list[tuple[Any, ...]] = []
         samples = 0
         for batch in batches(data):
-            read.append(to_device(arguments(model, batch, to_inputs), device, dtype))
+            given = to_device(arguments(model, batch, to_inputs), device, dtype)
+            read.append(marked_like(given, read[0]) if read else marked(given))
             samples += batch_size(read[-1])
             if limit is not None and samples >= limit:
                 break
-        together = _joined(read)
-        _check_finite(together)
+        groups = _joined(read)
+        for group in groups:
+            _check_finite(group)
         samples = samples if limit is None else min(samples, limit)
         if samples < 2:
             raise BatchError(
                 f"{samples} example is too few: one half is used to fit, the other half to validate the fit. "
                 "Pass at least two, preferably 64."
             )
-        size, fitted, checked = _division(samples)
-        cut = [
-            take(together, slice(number * size, (number + 1) * size)) for number in range(fitted + checked)
-        ]
+        cut, checked = _cut(groups, samples)
         # Held-out chunks lie between the others, in case the order matters (as in video frames).
         aside = {round((number + 0.5) * len(cut) / checked - 0.5) for number in range(checked)}
         return cls(
             tuple(chunk for number, chunk in enumerate(cut) if number not in aside),
             tuple(chunk for number, chunk in enumerate(cut) if number in aside),
         )
+
+
+def _cut(groups: Sequence[tuple[Any, ...]], samples: int) -> tuple[list[tuple[Any, ...]], int]:
+    """Chunks of equal size from the first ``samples`` examples, and how many of them to hold out."""
+    if len(groups) == 1:
+        size, fitted, checked = _division(samples)
+        return _chunks(groups[0], size)[: fitted + checked], checked
+    counts = [batch_size(group) for group in groups]
+    largest = min(CHUNK, samples // 2, *counts)
+    size = max(
+        range(min(2, largest), largest + 1), key=lambda size: (sum(n // size for n in counts) * size, size)
+    )
+    cut = [chunk for group in groups for chunk in _chunks(group, size)][: samples // size]
+    if samples < ENOUGH or len(cut) == 2:
+        return cut[: len(cut) // 2 * 2], 0
+    checked = max(1, round(len(cut) / 8))
+    return cut, checked + (len(cut) - checked) % 2
+
+
+def _chunks(inputs: tuple[Any, ...], size: int) -> list[tuple[Any, ...]]:
+    count = batch_size(inputs) // size
+    return [take(inputs, slice(number * size, (number + 1) * size)) for number in range(count)]
 
 
 def _division(samples: int) -> tuple[int, int, int]:
@@ -110,35 +134,43 @@ def _division(samples: int) -> tuple[int, int, int]:
     return size, fitted(size), samples // size - fitted(size)
 
 
-def _joined(read: list[tuple[Any, ...]]) -> tuple[Any, ...]:
-    """All batches as one: batched tensors are concatenated, everything else is as in the first batch."""
-    leaves = [pytree.tree_flatten(each) for each in read]
-    sizes = [batch_size(each) for each in read]
-    first, spec = leaves[0]
-    for each, size, (found, other) in zip(read, sizes, leaves, strict=True):
-        alike = other == spec and all(
-            _matches(leaf, size, wanted, sizes[0]) for leaf, wanted in zip(found, first, strict=True)
-        )
-        if not alike:
+def _joined(read: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Batches that share their other inputs as one: batched tensors are concatenated."""
+    first, spec = pytree.tree_flatten(read[0])
+    batched = batched_leaves(read[0])
+    groups: list[list[list[Any]]] = []
+    for each in read:
+        found, other = pytree.tree_flatten(each)
+        alike = other == spec and all(map(_alike, found, first, batched))
+        if not alike or batched_leaves(each) != batched:
             raise BatchError(
                 f"the batches differ: one holds {described(read[0])}, another {described(each)}. "
                 "Pass examples of one shape; crop or pad them first."
             )
-    columns = zip(*(found for found, _ in leaves), strict=True)
-    joined = [torch.cat(column) if _batched(column[0], sizes[0]) else column[0] for column in columns]
-    return tuple(pytree.tree_unflatten(joined, spec))
+        before = groups[-1][-1] if groups else None
+        if before is not None and all(map(_same, found, before, batched)):
+            groups[-1].append(found)
+        else:
+            groups.append([found])
+    return [pytree.tree_unflatten(_together(group, batched), spec) for group in groups]
 
 
-def _matches(leaf: Any, size: int, wanted: Any, first: int) -> bool:
-    if _batched(wanted, first):
-        return _batched(leaf, size) and leaf.shape[1:] == wanted.shape[1:] and leaf.dtype == wanted.dtype
-    if isinstance(wanted, torch.Tensor):
-        return isinstance(leaf, torch.Tensor) and torch.equal(leaf, wanted)
-    return bool(leaf is wanted or leaf == wanted)
+def _together(group: list[list[Any]], batched: list[bool]) -> list[Any]:
+    columns = zip(*group, strict=True)
+    return [torch.cat(column) if cut else column[0] for column, cut in zip(columns, batched, strict=True)]
 
 
-def _batched(leaf: Any, size: int) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == size
+def _alike(leaf: Any, wanted: Any, batched: bool) -> bool:
+    """Whether a leaf has the type and shape of the first batch's, apart from the batch; or its value."""
+    if isinstance(leaf, torch.Tensor) and isinstance(wanted, torch.Tensor):
+        start = 1 if batched else 0
+        return leaf.dtype == wanted.dtype and leaf.shape[start:] == wanted.shape[start:]
+    return leaf is wanted or (type(leaf) is type(wanted) and bool(leaf == wanted))
+
+
+def _same(leaf: Any, before: Any, batched: bool) -> bool:
+    """Whether two batches can be joined in this leaf."""
+    return batched or not isinstance(leaf, torch.Tensor) or torch.equal(leaf, before)
 
 
 def _check_finite(together: tuple[Any, ...]) -> None:

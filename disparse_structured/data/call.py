@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from torch.utils import _pytree as pytree
@@ -31,11 +31,49 @@ pytree.register_pytree_node(
 )
 
 
+class Batched(tuple[Any, ...]):
+    """Inputs of which only some tensors have a batch dimension: the leaves at the positions ``where``.
+
+    A plain tuple of inputs says nothing about that. There, tensors are batched if their first dimension is as
+    large as that of the first tensor.
+    """
+
+    where: tuple[int, ...]
+
+    def __new__(cls, items: Iterable[Any] = (), where: Iterable[int] = ()) -> Batched:
+        """Mark ``items``, the arguments of ``forward``."""
+        found = super().__new__(cls, items)
+        found.where = tuple(where)
+        return found
+
+
+pytree.register_pytree_node(
+    Batched,
+    lambda inputs: (list(inputs), inputs.where),
+    lambda values, where: Batched(values, where),
+    serialized_type_name="disparse_structured.data.call.Batched",
+    to_dumpable_context=list,
+    from_dumpable_context=tuple,
+    flatten_with_keys_fn=lambda inputs: (
+        [(pytree.SequenceKey(number), value) for number, value in enumerate(inputs)],
+        inputs.where,
+    ),
+)
+
+
+def marked_like(inputs: tuple[Any, ...], others: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return ``inputs`` with the batch dimensions of ``others``, inputs of the same model."""
+    if not isinstance(others, Batched) or isinstance(inputs, Batched):
+        return inputs
+    alike = len(pytree.tree_leaves(inputs)) == len(pytree.tree_leaves(others))
+    return Batched(inputs, others.where) if alike else inputs
+
+
 def split(inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the positional and the keyword arguments of ``inputs``."""
     if inputs and isinstance(inputs[-1], Keywords):
-        return inputs[:-1], dict(inputs[-1])
-    return inputs, {}
+        return tuple(inputs[:-1]), dict(inputs[-1])
+    return tuple(inputs), {}
 
 
 def joined(positional: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -57,7 +95,7 @@ def bound(function: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Any, .
     """
     positional, named = split(inputs)
     found = inspect.signature(function).bind(*positional, **named)
-    return joined(found.args, found.kwargs)
+    return marked_like(joined(found.args, found.kwargs), inputs)
 
 
 def named_leaves(function: Callable[..., Any], inputs: tuple[Any, ...]) -> list[tuple[str, Any]]:

@@ -32,8 +32,8 @@ from disparse_structured.tasks import Task
 
 _PREFIX = "model"
 
-_TRAINING = 10**9
-"""Added to the annotations of a graph in train mode, so that they differ from those in eval mode."""
+_NUMBERS = 10**9
+"""Added to the annotations of each further graph of a model, so that they differ from those of the others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,15 +140,21 @@ def capture(
     methods: Iterable[str] = (),
     *,
     training: bool = False,
+    function: Callable[..., Any] | None = None,
+    number: int = 0,
 ) -> Capture:
     """Export ``model`` in eval or train mode; raise :class:`CaptureError` with torch's reason if that fails.
 
     What ``methods`` (dotted, from the model: ``"stem.forward"``) return is recorded. The model's mode and
     attributes and the random state are restored. Some torch layers compute differently without gradients, so
     gradients are enabled during export: the graph does not depend on the caller's setting.
+
+    Args:
+        function: ``function(model, *example_inputs)`` runs instead of the model itself.
+        number: of this graph among those of one model; its annotations differ from those of the others.
     """
     check_supported(model)
-    wrapper = _TaskOutputs(model, tasks)
+    wrapper = _TaskOutputs(model, tasks, function or _call_itself)
     with (
         undone(model),
         train_mode(model) if training else eval_mode(model),
@@ -157,7 +163,7 @@ def capture(
         without_fast_path(),
         Isolation(0, device_of(model)),
         following_weights(model),
-        traced_integers(model, _TRAINING if training else 0) as annotator,
+        traced_integers(model, number * _NUMBERS) as annotator,
         _recorded(model, methods, annotator.number) as results,
     ):
         exported = _exported(wrapper, example_inputs, type(model).__name__)
@@ -260,10 +266,11 @@ class _Layout:
 class _TaskOutputs(nn.Module):
     """Returns the tasks' tensors, everything else the model returns, and the output of every layer."""
 
-    def __init__(self, model: nn.Module, tasks: Sequence[Task]) -> None:
+    def __init__(self, model: nn.Module, tasks: Sequence[Task], function: Callable[..., Any]) -> None:
         super().__init__()
         self.add_module(_PREFIX, model)
         self.tasks = tasks
+        self.function = function
         self.layout = _Layout()
 
     def forward(self, *inputs: Any, **named: Any) -> tuple[torch.Tensor, ...]:
@@ -279,7 +286,7 @@ class _TaskOutputs(nn.Module):
         # torch.export refuses models that have new tensor attributes afterward.
         with undone(model):
             try:
-                output = model(*inputs, **named)
+                output = self.function(model, *inputs, **named)
             finally:
                 for hook in hooks:
                     hook.remove()
@@ -288,6 +295,11 @@ class _TaskOutputs(nn.Module):
         self.layout.widths = tuple(len(tensors) for tensors in picked)
         self.layout.returned = len(returned)
         return (*returned, *computed)
+
+
+def _call_itself(model: nn.Module, *inputs: Any, **named: Any) -> Any:
+    """Call ``model``."""
+    return model(*inputs, **named)
 
 
 def tensor_leaves(output: Any) -> list[torch.Tensor]:

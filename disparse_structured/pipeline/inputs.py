@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from disparse_structured.data.batches import (
     to_device,
 )
 from disparse_structured.data.calibration import CHUNK, Calibration
+from disparse_structured.data.call import marked_like
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import BatchError, OptionError
 from disparse_structured.graph.named_tensors import device_of
@@ -30,6 +31,9 @@ SAMPLES = 64
 
 EXAMPLE_SAMPLES = 2
 """How many examples the example inputs hold: structure and verification need no more."""
+
+Marked = Callable[[tuple[Any, ...]], tuple[Any, ...]]
+"""Marks in the arguments of ``forward`` which tensors have a batch dimension."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +65,7 @@ class Data:
         samples: int | None = None,
         seed: int = 0,
         fits: bool = True,
+        marked: Marked = lambda inputs: inputs,
     ) -> Data:
         """Reads the first examples of ``data`` and checks them.
 
@@ -70,20 +75,25 @@ class Data:
                 :data:`SAMPLES` refit.
             seed: for whatever a loader draws. The global random states are unchanged.
             fits: whether anything will be fitted. Two examples of one shape are needed then.
+            marked: marks which tensors of the first inputs have a batch dimension.
 
         Raises:
             OptionError: ``samples`` is below 1, or below 2 where something is fitted.
             BatchError: there are no batches, the model refuses them, or they cannot be fitted on.
         """
         if isinstance(data, Calibration):
-            return cls(data.chunks, data, as_they_are)
+            first = marked(data.chunks[0])
+            chunks, checks = (
+                tuple(marked_like(chunk, first) for chunk in found) for found in (data.chunks, data.checks)
+            )
+            return cls(chunks, Calibration(chunks, checks), as_they_are)
         least = 2 if fits else 1
         if samples is not None and samples < least:
             why = f", better {SAMPLES}. Half of the inputs are held out to validate the fit" if fits else ""
             raise OptionError(f"samples={samples} is too few: use at least {least}{why}.")
         readable = _batches(data, samples)
         with Isolation(seed, device_of(model)):
-            calibration = _calibration(model, readable, to_inputs, samples or SAMPLES, fits)
+            calibration = _calibration(model, readable, to_inputs, samples or SAMPLES, fits, marked)
         return cls(readable, calibration, to_inputs)
 
 
@@ -124,10 +134,15 @@ def _first(data: Iterator[Any], samples: int) -> Iterator[Any]:
 
 
 def _calibration(
-    model: nn.Module, data: Iterable[Any], to_inputs: ToInputs | None, samples: int, fits: bool
+    model: nn.Module,
+    data: Iterable[Any],
+    to_inputs: ToInputs | None,
+    samples: int,
+    fits: bool,
+    marked: Marked,
 ) -> Calibration:
     try:
-        return Calibration.of(model, data, to_inputs, limit=samples)
+        return Calibration.of(model, data, to_inputs, limit=samples, marked=marked)
     except BatchError:
         if fits:
             raise
@@ -135,5 +150,5 @@ def _calibration(
     batch = next(itertools.islice(batches(data), 1))
     parameter = next((each for each in model.parameters() if each.is_floating_point()), None)
     dtype = None if parameter is None else parameter.dtype
-    inputs = to_device(arguments(model, batch, to_inputs), device_of(model), dtype)
+    inputs = marked(to_device(arguments(model, batch, to_inputs), device_of(model), dtype))
     return Calibration((take(inputs, slice(CHUNK)),))

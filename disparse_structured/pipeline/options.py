@@ -47,8 +47,8 @@ def check_method(method: object) -> None:
         )
 
 
-def check_structure(structure: object, tasks: object) -> None:
-    """Raises :class:`OptionError` unless ``structure`` is None, or a structure given without tasks."""
+def check_structure(structure: object, tasks: object, batched: object) -> None:
+    """Raises :class:`OptionError` unless ``structure`` is None, or a structure given without the others."""
     if structure is None:
         return
     if not isinstance(structure, Structure):
@@ -58,6 +58,10 @@ def check_structure(structure: object, tasks: object) -> None:
         )
     if tasks is not None:
         raise OptionError("tasks= was given beside structure=, which has tasks already. Leave tasks= out.")
+    if batched is not None:
+        raise OptionError(
+            "batched= was given beside structure=, which knows the batch already. Pass it to analyse()."
+        )
 
 
 def _check_object(name: str, choice: object) -> None:

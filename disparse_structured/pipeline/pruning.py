@@ -10,8 +10,10 @@ from torch import nn
 
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.data.calibration import Calibration
+from disparse_structured.data.call import marked_like
 from disparse_structured.decision.budget import Budget
 from disparse_structured.errors import CaptureError
+from disparse_structured.graph.batching import with_batch
 from disparse_structured.graph.outputs import output_of
 from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.graph.supported import check_supported
@@ -50,6 +52,7 @@ def prune(
     tolerance: Mapping[str, float] | None = None,
     to_inputs: ToInputs | None = None,
     structure: Structure | None = None,
+    batched: Sequence[str] | None = None,
     samples: int | None = None,
     seed: int = 0,
     verify: bool = True,
@@ -86,6 +89,8 @@ def prune(
         to_inputs: ``to_inputs(batch) -> tuple of forward's arguments``, where the default cannot tell.
         structure: what :func:`~disparse_structured.analyse` read from ``model``, for its choices: whether the
             module or its exported graph is pruned, what is removed from attention. It has the tasks.
+        batched: the names of the arguments of ``forward`` whose first dimension is the batch. By default this
+            is found by running the model with one more example. Not with ``structure``, which knows it.
         samples: read at most this many examples. By default a refit and :class:`Compensated` read 64, and
             :class:`DiSparse` scores on all of ``data``.
         seed: random seed of scores, refit, and whatever a loader draws.
@@ -105,10 +110,15 @@ def prune(
     budget = the_budget(model, macs, parameters, budget)
     check_method(method)
     check_refit(refit)
-    check_structure(structure, tasks)
-    given = Data.of(
-        model, data, to_inputs, samples=samples, seed=seed, fits=refit is not None or _fits(method)
-    )
+    check_structure(structure, tasks, batched)
+
+    def marked(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        if structure is not None:
+            return marked_like(inputs, structure.example_inputs)
+        return with_batch(model, inputs, batched)
+
+    fits = refit is not None or _fits(method)
+    given = Data.of(model, data, to_inputs, samples=samples, seed=seed, fits=fits, marked=marked)
     if structure is None:
         with step("reading the structure", progress):
             structure = _analyse(model, given.example_inputs, tasks)

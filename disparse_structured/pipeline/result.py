@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from disparse_structured.data.batches import batched_leaves
+from disparse_structured.data.call import named_leaves
 from disparse_structured.decision.costs import Cost, distinct
 from disparse_structured.decision.plan import Plan
 from disparse_structured.report.deviation import DeviationFacts
@@ -149,7 +151,17 @@ def _report(
             task.name: None if callable(task.output) else task.output for task in structure.task_objects
         },
         versions=dict(provenance.versions),
+        entry_points={
+            each.entry.name: None if each.entry.inputs is None else saving.describe_inputs(each.entry.inputs)
+            for each in structure.entry_points
+        },
+        shared_inputs=_shared(applied.model, structure.example_inputs),
     )
+
+
+def _shared(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, ...]:
+    leaves = zip(named_leaves(model.forward, inputs), batched_leaves(inputs), strict=True)
+    return tuple(name for (name, leaf), batched in leaves if isinstance(leaf, torch.Tensor) and not batched)
 
 
 def _cost_facts(cost: Cost, structure: Structure, keep: torch.Tensor, pruned: nn.Module) -> CostFacts:

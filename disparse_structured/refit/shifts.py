@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from disparse_structured.data.batches import batch_size
+from disparse_structured.data.batches import batched_leaves, map_batched
 
 SHARE = 12
 """Images are shifted by up to their shorter side divided by this: 4 pixels of 48."""
@@ -34,25 +34,19 @@ def shifted(chunks: Sequence[tuple[Any, ...]], copies: int, seed: int) -> list[t
     generator = torch.Generator().manual_seed(seed)
 
     def copied(chunk: tuple[Any, ...]) -> tuple[Any, ...]:
-        found: tuple[Any, ...] = pytree.tree_map(
-            lambda leaf: _moved(leaf, generator) if _batched(leaf, chunk) else leaf, chunk
-        )
-        return found
+        return map_batched(lambda leaf: _moved(leaf, generator), chunk)
 
     return [copied(chunk) for _ in range(copies) for chunk in chunks]
 
 
 def _image(chunk: tuple[Any, ...]) -> Tensor | None:
     """The images of a chunk; None if there are none, or if another tensor would have to shift with them."""
-    batched = [leaf for leaf in pytree.tree_leaves(chunk) if _batched(leaf, chunk)]
+    pairs = zip(pytree.tree_leaves(chunk), batched_leaves(chunk), strict=True)
+    batched = [leaf for leaf, found in pairs if found]
     if len(batched) != 1 or batched[0].ndim != 4 or not batched[0].is_floating_point():
         return None
     image: Tensor = batched[0]
     return image if min(image.shape[2:]) >= SHARE else None
-
-
-def _batched(leaf: Any, chunk: tuple[Any, ...]) -> bool:
-    return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch_size(chunk)
 
 
 def _moved(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from disparse_structured.data.batches import ToInputs
+from disparse_structured.data.call import marked_like
 from disparse_structured.decision.budget import Budget, named
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import LoadError
@@ -53,7 +54,15 @@ class _Physical(Regime):
                         model,
                         self.structure,
                         data,
-                        lambda: Data.of(model, data, to_inputs, seed=seed).calibration,
+                        lambda: (
+                            Data.of(
+                                model,
+                                data,
+                                to_inputs,
+                                seed=seed,
+                                marked=lambda inputs: marked_like(inputs, self.structure.example_inputs),
+                            ).calibration
+                        ),
                         named(budget, model),
                         to_inputs,
                         batches,

@@ -134,7 +134,9 @@ class PruningReport:
     ``deviation`` is None where the model was trained after it was pruned, ``refit`` where the remaining
     weights were left unchanged, ``graph`` where the module itself was pruned, ``graph_only`` where its
     exported graph could not shrink more. ``selectors`` says by task what picks its part of the dense model's
-    output; None for a callable, which cannot be stored.
+    output; None for a callable, which cannot be stored. ``entry_points`` describes the arguments of each
+    method that was named as one; None for a function. ``shared_inputs`` are the tensors among ``forward``'s
+    arguments that have no batch dimension.
     """
 
     model: str
@@ -163,6 +165,8 @@ class PruningReport:
     inputs: Mapping[str, Any]
     selectors: Mapping[str, str | int | tuple[str | int, ...] | None]
     versions: Mapping[str, str]
+    entry_points: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    shared_inputs: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Indented JSON with sorted keys."""
@@ -194,6 +198,8 @@ class PruningReport:
                 yield Text(f"runs like the dense model with {', '.join(self.verification.beyond)}")
         else:
             yield Text("NOT VERIFIED: verification was switched off (verify=False)", style="bold yellow")
+        if self.shared_inputs:
+            yield Text(f"shared by all examples of a batch: {', '.join(self.shared_inputs)}")
         for refused in self.refused:
             yield Text(f"left alone: {refused.group}: {refused.reason}", style="yellow")
         if self.stale:

@@ -21,9 +21,9 @@ from rich.progress import Progress
 from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from disparse_structured.data.arguments import arguments, described, examples
-from disparse_structured.data.batches import ToInputs, batch_size, batches, to_device
-from disparse_structured.data.call import call
+from disparse_structured.data.arguments import arguments, described, examples, shared_tensors
+from disparse_structured.data.batches import ToInputs, batch_size, batches, model_inputs, to_device
+from disparse_structured.data.call import Batched, call, marked_like
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation, generator, signs
 from disparse_structured.errors import BatchError, DisparseError, PlanError
@@ -236,8 +236,8 @@ class Probe:
         def gradients(batch: Any, inputs: tuple[Any, ...]) -> Iterator[WeightGradients]:
             size = batch_size(inputs)
             if per_sample and size > 1:
-                for example in examples(batch, size):
-                    yield from gradients(example, arguments(self.model, example, self.to_inputs))
+                for example in self._examples(batch, size):
+                    yield from gradients(example, self._inputs(example))
                 return
             outputs = prepared(inputs)(inputs)
             objectives = [self._objective(task, outputs, batch, size, projections) for task in tasks]
@@ -283,7 +283,7 @@ class Probe:
             batch = to_device(batch, self._device, self._dtype)
             if not self._packings:
                 self._packings = self._pack()
-            inputs = arguments(self.model, batch, self.to_inputs)
+            inputs = self._inputs(batch)
             yield from of(batch, inputs)
             self.batches += 1
             self.samples += batch_size(inputs)
@@ -382,6 +382,13 @@ class Probe:
                 output = call(self.model, inputs)
         return {task.name: Packing(task, output) for task in tasks}
 
+    def _inputs(self, batch: Any) -> tuple[Any, ...]:
+        return marked_like(arguments(self.model, batch, self.to_inputs), self.structure.example_inputs)
+
+    def _examples(self, batch: Any, size: int) -> Iterator[Any]:
+        given = marked_like(model_inputs(self.model, batch, self.to_inputs), self.structure.example_inputs)
+        return examples(batch, size, shared_tensors(given) if isinstance(given, Batched) else ())
+
     def _one_at_a_time(
         self, batch: Any, size: int, read: Read, of: Callable[[Any, tuple[Any, ...]], Iterator[T]]
     ) -> Iterator[T]:
@@ -392,8 +399,8 @@ class Probe:
         )
         if note not in self.notes:
             self.notes = (*self.notes, note)
-        for example in examples(batch, size):
-            yield from of(example, arguments(self.model, example, self.to_inputs))
+        for example in self._examples(batch, size):
+            yield from of(example, self._inputs(example))
 
     @contextmanager
     def _bar(self) -> Iterator[Callable[[], None]]:

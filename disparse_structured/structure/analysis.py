@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -17,9 +17,11 @@ import torch
 from torch import fx, nn
 
 import disparse_structured.structure.rules  # noqa: F401  (registers the operator rules)
-from disparse_structured.data.batches import as_arguments, batch_size
+from disparse_structured.data.batches import as_arguments, batch_size, batched_leaves
 from disparse_structured.errors import CaptureError, OptionError, TaskError
+from disparse_structured.graph.batching import with_batch
 from disparse_structured.graph.capture import Capture, capture, tensor_leaves
+from disparse_structured.graph.entries import Entry, EntryPoints
 from disparse_structured.graph.modes import train_mode_adds
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.graph.outputs import resolve_tasks
@@ -30,8 +32,9 @@ from disparse_structured.graph.supported import check_supported
 from disparse_structured.structure.captures import Captures
 from disparse_structured.structure.cost import AnalyticCosts, Products, WidthTable
 from disparse_structured.structure.declared import Declarations
+from disparse_structured.structure.entering import EntryGraph, entry_graph, sizes_read
 from disparse_structured.structure.grouping import Grouping, group_units
-from disparse_structured.structure.groups import Attention, ChannelGroup, Pin, RatioConstraint, reach_matrix
+from disparse_structured.structure.groups import Attention, Pin, RatioConstraint, reach_matrix
 from disparse_structured.structure.labels import PinRecord
 from disparse_structured.structure.pins import summarize
 from disparse_structured.structure.ratios import ratio_constraints
@@ -45,7 +48,7 @@ from disparse_structured.structure.structure import (
     Structure,
     fingerprint_of,
 )
-from disparse_structured.structure.tracing import Trace
+from disparse_structured.structure.tracing import Read, Trace
 from disparse_structured.tasks import Task
 
 _NO_TASK = ""
@@ -64,6 +67,8 @@ def analyse(
     form: Form = "module",
     attention: Attention = "heads",
     outputs: OutputKind = "all",
+    entry_points: EntryPoints | None = None,
+    batched: Sequence[str] | None = None,
 ) -> Structure:
     """Read the structure of ``model`` from its exported graph; never change the model.
 
@@ -82,12 +87,21 @@ def analyse(
             dense values. If that is impossible, the head dimension keeps its size.
         outputs: which outputs keep their widths: ``"all"`` that the model returns, or only those of the
             ``"tasks"``. Other outputs, such as hidden states or feature maps, pin much of some networks.
+        entry_points: what else of the module must work after pruning, besides ``forward``. By name: the
+            arguments of the method with that dotted name (``{"encode": (x,), "fuse": ()}``), or a function of
+            the model and the arguments of ``forward``. What it returns keeps its widths. If it returns
+            nothing or a module, it has changed the model, and ``forward`` is checked after it. Each is
+            verified against the masked twin. Scores do not depend on entry points.
+        batched: the names of the arguments of ``forward`` whose first dimension is the batch. By default this
+            is found by running the model with one more example, see
+            :func:`disparse_structured.graph.batching.with_batch`.
 
     Raises:
         TaskError: no task, a selector that misses, a task that reaches nothing.
         CaptureError: the model cannot be exported.
         UnsupportedModelError: wrapped, compiled, scripted or quantized models.
-        OptionError: ``form``, ``attention`` or ``outputs`` is invalid.
+        OptionError: ``form``, ``attention``, ``outputs`` or ``batched`` is invalid, or an entry point
+            does not exist or fails.
     """
     options = (("form", form, Form), ("attention", attention, Attention), ("outputs", outputs, OutputKind))
     for name, given, known in options:
@@ -95,12 +109,26 @@ def analyse(
             allowed = " or ".join(map(repr, get_args(known)))
             raise OptionError(f"{name} must be {allowed}, got {given!r}.")
     check_supported(model)  # before anything else inspects it
-    inputs = as_arguments(model, example_inputs)
+    entries = _entries(model, form, entry_points or {})
+    inputs = with_batch(model, as_arguments(model, example_inputs), batched)
     chosen = resolve_tasks(model, inputs, tasks)
     train_mode = form == "module" and train_mode_adds(model, inputs)
-    subject = Subject(model, inputs, chosen, form, attention, outputs, train_mode)
+    subject = Subject(model, inputs, chosen, form, attention, outputs, train_mode, entries)
     signature = Signature.of(model, subject.inputs)
     return solved(subject, subject.captured(), signature, Captures())
+
+
+def _entries(model: nn.Module, form: Form, given: EntryPoints) -> tuple[Entry, ...]:
+    if not isinstance(given, Mapping):
+        raise OptionError(
+            f"entry_points must be a dict by name, such as {{'encode': (x,)}}, got {type(given).__name__}."
+        )
+    if given and form == "graph":
+        raise OptionError(
+            f"entry_points={list(given)} are methods of the module, which its exported graph does not have. "
+            'Use form="module".'
+        )
+    return tuple(Entry.of(model, name, each) for name, each in given.items())
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +143,8 @@ class Subject:
     outputs: OutputKind
     train_mode: bool
     """Whether train mode runs something that eval mode does not, which the module must follow."""
+    entries: tuple[Entry, ...] = ()
+    """Entry points besides ``forward``, which the module must follow."""
 
     @functools.cached_property
     def declared(self) -> Declarations:
@@ -141,9 +171,17 @@ class Subject:
             return None
         everything = (Task("output", tensor_leaves),)
         try:
-            return capture(self.model, self.inputs, everything, training=True)
+            return capture(self.model, self.inputs, everything, training=True, number=1)
         except CaptureError:
             return None
+
+    @functools.cached_property
+    def entry_graphs(self) -> tuple[EntryGraph, ...]:
+        """The graphs of the entry points; raises as :func:`.entering.entry_graph` does."""
+        return tuple(
+            entry_graph(self.model, entry, self.inputs, number)
+            for number, entry in enumerate(self.entries, 2)
+        )
 
     def reads(self, attribute: Attribute) -> int:
         """Read the integer ``attribute`` of the model."""
@@ -151,7 +189,11 @@ class Subject:
 
     def has(self, attribute: Attribute) -> bool:
         """Check whether ``attribute`` is an integer stored directly on its module."""
-        return type(vars(self.model.get_submodule(attribute.module)).get(attribute.name)) is int
+        try:
+            module = self.model.get_submodule(attribute.module)
+        except AttributeError:  # the exporter loses the path where forward was replaced on the module
+            return False
+        return type(vars(module).get(attribute.name)) is int
 
 
 def solved(subject: Subject, captured: Capture, signature: Signature, captures: Captures) -> Structure:
@@ -164,35 +206,50 @@ def solved(subject: Subject, captured: Capture, signature: Signature, captures: 
     Raises:
         TaskError: a task reaches nothing.
     """
-    trace = _traced(subject, captured)
+    trace, others = _traced(subject, captured)
     reach = _node_reach(captured, subject.outputs)
     _check_reach(captured, reach)
-    solution = _solution(subject, trace, reach)
+    solution = _solution(subject, trace, reach, others)
     return _assembled(subject, trace, reach, solution, signature, captures)
 
 
 # Tracing.
 
 
-def _traced(subject: Subject, captured: Capture) -> Trace:
-    """What the operator rules, the declared numbers and unused tensors say about the graph."""
+def _traced(subject: Subject, captured: Capture) -> tuple[Trace, list[list[Read]]]:
+    """What the operator rules, the declared numbers and unused tensors say about the graphs.
+
+    Also what the graph of each entry point reads.
+    """
     state, canonical = subject.tensors
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     rewritable = subject.form == "graph"
     trace = Trace(
-        captured, shapes, subject.has, subject.attention, rewritable, tasks_only=subject.outputs == "tasks"
+        captured,
+        shapes,
+        subject.has,
+        subject.attention,
+        rewritable,
+        subject.outputs == "tasks",
+        batched=tuple(batched_leaves(subject.inputs)),
     ).run()
     trained = subject.captured_in_train_mode()
     used = _used_tensors(captured)
+    others: list[list[Read]] = []
+    for each in subject.entry_graphs:
+        others.append([] if each.capture is None else trace.add(each.capture))
+        tensors = set() if each.capture is None else _used_tensors(each.capture)
+        reason = f"used by entry point {each.entry.name!r} only"
+        trace.unscored.update(dict.fromkeys(tensors - used, reason))
     if trained is not None:
         trace.add(trained)
-        trace.train_only = _used_tensors(trained) - used
+        trace.unscored.update(dict.fromkeys(_used_tensors(trained) - used, "used in train mode only"))
     for name, value in trace.tensors.items():
-        if name not in used | trace.train_only:
+        if name not in used | trace.unscored.keys():
             for axis in value:
                 trace.labels.pin(axis.atoms(), "never used by forward", "", name.rpartition(".")[0])
     subject.declared.pin(trace, canonical)
-    return trace
+    return trace, others
 
 
 def _used_tensors(captured: Capture) -> set[str]:
@@ -242,20 +299,23 @@ class _Solution:
     constraints: tuple[RatioConstraint, ...]
 
 
-def _solution(subject: Subject, trace: Trace, reach: _Reach) -> _Solution:
+def _solution(subject: Subject, trace: Trace, reach: _Reach, others: Sequence[Sequence[Read]]) -> _Solution:
     classes = trace.labels.solve()
-    _pin_train_only(trace, classes)
+    _pin_unscored(trace, classes)
     pinned = trace.labels.pinned(classes, trace.labels.pins)
     numbers = SizeSolution()
     if subject.form == "module":
-        literals = [*trace.literals, *subject.declared.literals(trace, subject.tensors[1])]
-        reals = trace.capture.reals
-        numbers = follow(literals, classes, pinned, trace.annotated, subject.reads, reals)
+        canonical = subject.tensors[1]
+        literals = [*trace.literals, *subject.declared.literals(trace, canonical)]
+        known = {literal.expression for literal in literals}
+        read = sizes_read(subject.model, subject.entry_graphs, trace, canonical)
+        literals += [literal for literal in read if literal.expression not in known]
+        numbers = follow(literals, classes, pinned, trace.annotated, subject.reads, trace.reals)
     pinned |= trace.labels.pinned(classes, numbers.pins)
     read_reach = [reach.get(read.node, frozenset()) for read in trace.reads]
     names = tuple(task.name for task in subject.tasks)
     while True:
-        grouping = group_units(trace, classes, pinned, read_reach, names)
+        grouping = group_units(trace, classes, pinned, read_reach, names, others)
         constraints, unbound = ratio_constraints(numbers.ratios, classes, grouping)
         unbound = unbound[~pinned[unbound]]
         if not unbound.size:
@@ -267,17 +327,17 @@ def _solution(subject: Subject, trace: Trace, reach: _Reach) -> _Solution:
         pinned[unbound] = True
 
 
-def _pin_train_only(trace: Trace, classes: np.ndarray) -> None:
-    """Pins what only train mode uses and nothing else shares: no task can score it in eval mode."""
+def _pin_unscored(trace: Trace, classes: np.ndarray) -> None:
+    """Pins what only other graphs than eval mode's use and nothing else shares: no task can score it."""
     shared = np.zeros(int(classes.max()) + 1, dtype=bool)
     for name, value in trace.tensors.items():
-        if name not in trace.train_only:
+        if name not in trace.unscored:
             for axis in value:
                 shared[classes[axis.atoms()]] = True
-    for name in sorted(trace.train_only):
+    for name, reason in sorted(trace.unscored.items()):
         for axis in trace.tensors[name]:
             own = axis.atoms()[~shared[classes[axis.atoms()]]]
-            trace.labels.pin(own, "used in train mode only", "", name.rpartition(".")[0])
+            trace.labels.pin(own, reason, "", name.rpartition(".")[0])
 
 
 # Assembling.
@@ -309,7 +369,7 @@ def _assembled(
         graph_only=graph_only,
         constraints=solution.constraints,
         reach=reach_matrix(grouping.groups, names),
-        unclaimed=_unclaimed(grouping.groups, reach),
+        unclaimed=_unclaimed(grouping, reach),
         cost=AnalyticCosts.of(table.finish(), **products),
         attributes=attributes,
         resizing=resizing_of(trace, grouping.units, count, batch),
@@ -319,6 +379,10 @@ def _assembled(
         attention=subject.attention,
         outputs=subject.outputs,
         train_mode=subject.train_mode,
+        entry_points=tuple(
+            replace(graph, consumers=consumers)
+            for graph, consumers in zip(subject.entry_graphs, grouping.others, strict=True)
+        ),
         fingerprint=fingerprint_of(
             subject.tensors[0], grouping.groups, subject.form, subject.attention, subject.outputs
         ),
@@ -370,9 +434,13 @@ def _pins(subject: Subject, trace: Trace, solution: _Solution) -> tuple[tuple[Pi
     )
 
 
-def _unclaimed(groups: tuple[ChannelGroup, ...], reach: _Reach) -> frozenset[str]:
+def _unclaimed(grouping: Grouping, reach: _Reach) -> frozenset[str]:
     return frozenset(
         group.name
-        for group in groups
-        if not group.reach and any(reach[consumer.node] for consumer in group.consumers)
+        for number, group in enumerate(grouping.groups)
+        if not group.reach
+        and (
+            any(reach[consumer.node] for consumer in group.consumers)
+            or any(consumers[number] for consumers in grouping.others)
+        )
     )

@@ -47,6 +47,7 @@ def structure_at(structure: Structure, model: nn.Module, inputs: tuple[Any, ...]
         structure.attention,
         structure.outputs,
         structure.train_mode,
+        tuple(each.entry for each in structure.entry_points),
     )
     known = structure.captures.recall(signature)
     if known is None:
@@ -55,7 +56,9 @@ def structure_at(structure: Structure, model: nn.Module, inputs: tuple[Any, ...]
     if isinstance(known.graph, CaptureError):
         raise CaptureError(*known.graph.args)
     same_attributes = signature.attributes == structure.signature.attributes
-    if same_attributes and equal_up_to_dtype(structure.capture, known.graph):
+    # The graphs of entry points have their own precision, so they are read again.
+    alone = not structure.entry_points
+    if alone and same_attributes and equal_up_to_dtype(structure.capture, known.graph):
         return replace(structure, signature=signature, capture=known.graph, example_inputs=inputs)
     if known.structure is None:
         solution = solved(subject, known.graph, signature, structure.captures)

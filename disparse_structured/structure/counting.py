@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from disparse_structured.data.batches import batch_size
 from disparse_structured.data.call import call
 from disparse_structured.data.modes import eval_mode, without_fast_path
+from disparse_structured.graph.batching import with_batch
 from disparse_structured.graph.side_effects import undone
 
 
@@ -24,8 +25,10 @@ def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
     The formulas are those of ``torch.utils.flop_counter``: convolutions, linear layers, matrix products,
     attention and recurrent layers count; element-wise work does not. The model runs once, in eval mode,
     without gradients and without torch's fused transformer layers, for which there is no formula. It is not
-    changed.
+    changed. If there are several tensors, :func:`~disparse_structured.graph.batching.with_batch` finds which
+    of them hold the examples.
     """
+    example_inputs = with_batch(model, example_inputs)
     with (
         undone(model),
         eval_mode(model),

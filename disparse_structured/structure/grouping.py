@@ -9,7 +9,7 @@ import numpy as np
 
 from disparse_structured.structure.groups import ChannelGroup, Consumer, Kind, Member
 from disparse_structured.structure.labels import PINNED, PinRecord
-from disparse_structured.structure.tracing import Trace
+from disparse_structured.structure.tracing import Read, Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +24,15 @@ class _Place:
 
 @dataclass(frozen=True, eq=False)
 class Grouping:
-    """Groups, the flat unit of every atom (-1: fixed), and the pins of groups with only one unit."""
+    """Groups, the flat unit of every atom (-1: fixed), and the pins of groups with only one unit.
+
+    ``others`` has, for each further graph of the model, the consumers of each group in that graph.
+    """
 
     groups: tuple[ChannelGroup, ...]
     units: np.ndarray
     singletons: PinRecord | None
+    others: tuple[tuple[tuple[Consumer, ...], ...], ...] = ()
 
 
 def group_units(
@@ -37,8 +41,15 @@ def group_units(
     pinned: np.ndarray,
     reach: Sequence[frozenset[str]],
     tasks: Sequence[str],
+    others: Sequence[Sequence[Read]] = (),
 ) -> Grouping:
-    """Group the units, in order of first parameter; ``reach[i]`` are the tasks behind ``trace.reads[i]``."""
+    """Group the units, in order of first parameter; ``reach[i]`` are the tasks behind ``trace.reads[i]``.
+
+    Args:
+        others: what further graphs of the model read.
+    """
+    all_reads = [*trace.reads, *(read for reads in others for read in reads)]
+    graph_of = [0] * len(trace.reads) + [number for number, reads in enumerate(others, 1) for _ in reads]
     places = [
         _Place(axis.labels, (name, dim), None)
         for name, value in trace.tensors.items()
@@ -46,7 +57,7 @@ def group_units(
         if axis.labels is not None
     ]
     members = len(places)
-    places.extend(_Place(read.labels, None, i) for i, read in enumerate(trace.reads))
+    places.extend(_Place(read.labels, None, i) for i, read in enumerate(all_reads))
     places.extend(
         _Place(axis.labels, None, None, (name, dim))
         for name, value in trace.attributes.items()
@@ -59,6 +70,7 @@ def group_units(
     signature = _signatures(positions, members, free)
     order = _first_seen(positions[:members], len(free))
     groups: list[ChannelGroup] = []
+    elsewhere: list[tuple[tuple[Consumer, ...], ...]] = []
     unit_of_class = np.full(len(free), -1)
     start, names = 0, dict[str, int]()
     singletons: list[np.ndarray] = []
@@ -83,18 +95,18 @@ def group_units(
         attributes = tuple(
             Member(*place.attribute, where) for place, where in found if place.attribute is not None
         )
-        reads = [(place.read, where) for place, where in found]
-        consumers = tuple(
-            Consumer(read.node, read.arg, read.dim, where, read.normalizes, read.averages, read.sample)
-            for read, where in ((trace.reads[i], where) for i, where in reads if i is not None)
-        )
-        reached = frozenset[str]().union(*(reach[i] for i, _ in reads if i is not None))
+        reads = [(place.read, where) for place, where in found if place.read is not None]
+        consumers: list[list[Consumer]] = [[] for _ in range(1 + len(others))]
+        for i, where in reads:
+            consumers[graph_of[i]].append(_consumer(all_reads[i], where))
+        elsewhere.append(tuple(map(tuple, consumers[1:])))
+        reached = frozenset[str]().union(*(reach[i] for i, _ in reads if i < len(reach)))
         groups.append(
             ChannelGroup(
                 name=_name(owned, names),
                 units=len(units),
                 members=owned,
-                consumers=consumers,
+                consumers=tuple(consumers[0]),
                 reach=tuple(task for task in tasks if task in reached),
                 kind=_kind(kinds, units, owned),
                 start=start,
@@ -108,7 +120,12 @@ def group_units(
     if alone.size:
         atoms = np.flatnonzero(np.isin(classes, alone))
         record = PinRecord(atoms, "only one unit", "", "")
-    return Grouping(tuple(groups), unit_of_class[classes], record)
+    by_graph = tuple(tuple(each[number] for each in elsewhere) for number in range(len(others)))
+    return Grouping(tuple(groups), unit_of_class[classes], record, by_graph)
+
+
+def _consumer(read: Read, where: np.ndarray) -> Consumer:
+    return Consumer(read.node, read.arg, read.dim, where, read.normalizes, read.averages, read.sample)
 
 
 def _signatures(positions: list[np.ndarray], members: int, free: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ from disparse_structured.graph.provenance import Attribute
 from disparse_structured.graph.signature import Signature
 from disparse_structured.structure.captures import Captures
 from disparse_structured.structure.cost import AnalyticCosts
+from disparse_structured.structure.entering import EntryGraph
 from disparse_structured.structure.groups import Attention, ChannelGroup, Pin, RatioConstraint
 from disparse_structured.structure.resizing import Resizing
 from disparse_structured.structure.scales import AttentionScale
@@ -48,7 +49,8 @@ class Structure:
     architecture (names, shapes, groups), the form and the unit of attention, not the weights.
     ``resizing`` says which integers of the graph follow the widths, ``scales`` and ``weight_scales`` which
     attention scales and which normalized weights would change with them. ``train_mode`` says whether train
-    mode runs something that eval mode does not. ``capture`` is the model's graph for ``example_inputs``, and
+    mode runs something that eval mode does not. ``entry_points`` are the other ways into the model that must
+    work, with their graphs. ``capture`` is the model's graph for ``example_inputs``, and
     ``signature`` identifies it. ``captures`` caches graphs for other inputs, see
     :func:`~disparse_structured.structure.at_shape.structure_at`.
     """
@@ -69,6 +71,7 @@ class Structure:
     attention: Attention
     outputs: OutputKind
     train_mode: bool
+    entry_points: tuple[EntryGraph, ...]
     fingerprint: str
     capture: Capture
     signature: Signature
@@ -88,6 +91,14 @@ class Structure:
     def group(self, name: str) -> ChannelGroup:
         """Return the group called ``name``."""
         return next(group for group in self.groups if group.name == name)
+
+    def entry(self, graph: EntryGraph, capture: Capture) -> Structure:
+        """Return the same groups in ``capture``, the graph of an entry point, for its masked twin."""
+        groups = tuple(
+            replace(group, consumers=consumers)
+            for group, consumers in zip(self.groups, graph.consumers, strict=True)
+        )
+        return replace(self, groups=groups, capture=capture)
 
     def bound_to(self, names: Iterable[str]) -> set[str]:
         """Return ``names`` and every group that a chain of count constraints ties to them."""

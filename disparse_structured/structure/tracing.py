@@ -23,7 +23,7 @@ from disparse_structured.graph.operators import (
     qualified_name,
     schema_arguments,
 )
-from disparse_structured.graph.provenance import Attribute, Derived, Expression, annotation, expressions
+from disparse_structured.graph.provenance import Attribute, Derived, Expression, Real, annotation, expressions
 from disparse_structured.structure.entry_points import load_rules
 from disparse_structured.structure.groups import Attention, Kind
 from disparse_structured.structure.labels import PINNED, Axis, Labels, Value
@@ -188,7 +188,9 @@ def plain(shape: Iterable[int]) -> Value:
 class Trace:
     """What the rules collect: values by node name, tensors (parameters, buffers) by qualified name.
 
-    ``rewritable`` if the graph itself is pruned, so that every number in it can be rewritten.
+    ``rewritable`` if the graph itself is pruned, so that every number in it can be rewritten. ``batched``
+    says for each of the user's inputs whether its first dimension is the batch. ``unscored`` says, by tensor,
+    why no task is measured on it although another graph of the model uses it.
     """
 
     capture: Capture
@@ -204,16 +206,19 @@ class Trace:
     annotated: dict[int, Value] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
     literals: list[SizeLiteral] = field(default_factory=list)
+    reals: list[Real] = field(default_factory=list)
     multiplies: list[Multiply] = field(default_factory=list)
     kinds: list[tuple[np.ndarray, Kind]] = field(default_factory=list)
     scaled: list[Scaled] = field(default_factory=list)
     weight_scales: list[WeightScale] = field(default_factory=list)
-    train_only: set[str] = field(default_factory=set)
+    batched: tuple[bool, ...] = ()
+    unscored: dict[str, str] = field(default_factory=dict)
     _parts: dict[bytes, tuple[Call, set[int]]] = field(default_factory=dict)
 
     def run(self) -> Trace:
         """Load the rules of installed packages, then visit every node in order."""
         load_rules()
+        self.reals.extend(self.capture.reals)
         for node in self.capture.graph.nodes:
             if node.op == "placeholder":
                 value: Any = self._placeholder(node)
@@ -236,15 +241,17 @@ class Trace:
                     self.labels.pin(axis.atoms(), "the network's output", "output", "")
         return self
 
-    def add(self, capture: Capture) -> None:
+    def add(self, capture: Capture) -> list[Read]:
         """Visit another graph of the model, whose labels must be removed together with those of the first.
 
-        What that graph reads and multiplies does not count, because no task is measured on it.
+        What that graph reads and multiplies does not count, because no task is measured on it. Returns what
+        it reads.
         """
         other = replace(
             self,
             capture=capture,
             tasks_only=False,
+            batched=(),
             values={},
             annotated={},
             reads=[],
@@ -253,6 +260,7 @@ class Trace:
             weight_scales=[],
         )
         self.annotated.update(other.run().annotated)
+        return other.reads
 
     # Called by rules.
 
@@ -350,7 +358,7 @@ class Trace:
             return self._labeled(self.attributes, self.capture.attributes[node.name], tuple(value.shape))
         if name is None:
             axes = plain(value.shape)
-            if node.name in self.capture.inputs and axes and axes[0].size == self._batch_size():
+            if node.name in self.capture.inputs and self._is_batched(self.capture.inputs.index(node.name)):
                 first = Axis(axes[0].size, None, np.arange(axes[0].size))
                 return (first, *axes[1:])
             return axes
@@ -361,13 +369,8 @@ class Trace:
             known[name] = tuple(Axis(size, self.labels.fresh(size) if size > 1 else None) for size in shape)
         return known[name]
 
-    def _batch_size(self) -> int | None:
-        """The first dimension of the first input tensor that has one."""
-        for node in self.capture.graph.find_nodes(op="placeholder"):
-            value = node.meta.get("val")
-            if node.name in self.capture.inputs and isinstance(value, torch.Tensor) and value.ndim:
-                return int(value.shape[0])
-        return None
+    def _is_batched(self, position: int) -> bool:
+        return position < len(self.batched) and self.batched[position]
 
     def _call(self, node: fx.Node) -> Any:
         call = Call(node, self._convert)

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from disparse_structured.data.batches import take
-from disparse_structured.data.call import call
+from disparse_structured.data.batches import map_batched, take
+from disparse_structured.data.call import Batched, call
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import DisparseError, PlanError, VerificationError
 from disparse_structured.graph.capture import clone_if_tensor
@@ -114,7 +114,7 @@ def _with_two_examples(model: nn.Module, structure: Structure) -> Structure | No
     """The structure with a batch of two, to tell the batch dimension, if ``structure`` has a batch of one."""
     if structure.resizing.batch != 1:
         return None
-    inputs = pytree.tree_map(lambda leaf: _longer(leaf, 1), structure.example_inputs)
+    inputs = _longer(structure.example_inputs)
     try:
         found = structure_at(structure, model, inputs)
     except DisparseError:
@@ -122,11 +122,11 @@ def _with_two_examples(model: nn.Module, structure: Structure) -> Structure | No
     return found if found.fingerprint == structure.fingerprint else None
 
 
-def _longer(leaf: Any, batch: int) -> Any:
-    """A batch of ``batch`` examples followed by one more."""
-    if not isinstance(leaf, torch.Tensor) or not leaf.ndim or leaf.shape[0] != batch:
-        return leaf
-    return torch.cat([leaf, leaf[:1].flip(tuple(range(1, leaf.ndim)))])
+def _longer(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """``inputs`` followed by one more example; where tensors are shared, examples may refer to positions."""
+    if isinstance(inputs, Batched):
+        return map_batched(lambda leaf: torch.cat([leaf, leaf[:1]]), inputs)
+    return map_batched(lambda leaf: torch.cat([leaf, leaf[:1].flip(tuple(range(1, leaf.ndim)))]), inputs)
 
 
 def _runner(
@@ -152,7 +152,7 @@ def _takes_other_batches(
 ) -> bool:
     """Whether one more example changes nothing: each window of examples gives what it gives alone."""
     batch = reference.structure.resizing.batch
-    inputs = pytree.tree_map(lambda leaf: _longer(leaf, batch), reference.inputs)
+    inputs = _longer(reference.inputs)
     worst = 0.0
     try:
         with torch.no_grad():

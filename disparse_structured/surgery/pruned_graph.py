@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from disparse_structured.data.batches import batched_leaves
 from disparse_structured.graph.instrument import instrumented
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.graph.operators import schema_arguments
@@ -52,6 +53,7 @@ class PrunedGraph(nn.Module):
         self._tasks = tuple(zip(capture.tasks, capture.widths, strict=True))
         self._examples, self._any_batch = structure.resizing.batch, any_batch
         self._example = tuple(_shape(leaf) for leaf in pytree.tree_leaves(structure.example_inputs))
+        self._batched = tuple(batched_leaves(structure.example_inputs))
         self._program = _resized(structure, keep, any_batch)
 
     @property
@@ -83,7 +85,7 @@ class PrunedGraph(nn.Module):
             raise ValueError(f"the graph takes {len(self._example)} inputs, found {len(leaves)}.")
         for position, (leaf, expected) in enumerate(zip(leaves, self._example, strict=True)):
             found = _shape(leaf)
-            free = self._any_batch and isinstance(leaf, torch.Tensor) and expected[:1] == (self._examples,)
+            free = self._any_batch and isinstance(leaf, torch.Tensor) and self._batched[position]
             if found[1:] != expected[1:] if free else found != expected:
                 wanted = f"(any, {', '.join(map(str, expected[1:]))})" if free else expected
                 raise ValueError(

@@ -21,6 +21,7 @@ from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import LoadError
+from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.side_effects import undone
 from disparse_structured.report.pruning import GraphFacts, PruningReport
@@ -77,6 +78,7 @@ def load(
     *,
     tasks: Sequence[Task | str] | None = None,
     example_inputs: tuple[Any, ...] | None = None,
+    entry_points: EntryPoints | None = None,
 ) -> nn.Module:
     """Load the pruned model of ``folder``, in eval mode.
 
@@ -89,6 +91,7 @@ def load(
         example_inputs: the arguments of one forward pass, if the report could not describe them.
         tasks: the tasks as given to ``prune``, needed if the model is a pruned graph and the output of one
             of them is picked by a callable: the folder holds keys, indices and paths, but no code.
+        entry_points: as given to :func:`~disparse_structured.analyse`, needed if one of them is a function.
 
     Raises:
         LoadError: a file is missing or does not belong to the others, or the weights or tasks do not fit.
@@ -121,7 +124,7 @@ def load(
         model = (
             _pruned_graph(dense, plan, inputs, tasks, report, folder)
             if form_of(plan.fingerprint) == "graph"
-            else _pruned_module(dense, plan, inputs, tasks, report)
+            else _pruned_module(dense, plan, inputs, tasks, report, entry_points)
         )
     _load_weights(model, weights, folder)
     if report.get("computes") and "unknown" not in report["inputs"]:
@@ -148,12 +151,39 @@ def _pruned_module(
     inputs: tuple[Any, ...],
     tasks: Sequence[Task | str] | None,
     report: Mapping[str, Any],
+    entry_points: EntryPoints | None,
 ) -> nn.Module:
     outputs = outputs_of(plan.fingerprint)
     # Unless other outputs may shrink, a module is cut the same way whatever its tasks.
     chosen = _tasks(tasks, plan, report) if outputs == "tasks" else [Task("output", ())]
-    structure = analyse(dense, inputs, chosen, attention=attention_of(plan.fingerprint), outputs=outputs)
+    structure = analyse(
+        dense,
+        inputs,
+        chosen,
+        attention=attention_of(plan.fingerprint),
+        outputs=outputs,
+        entry_points=_entry_points(entry_points, report),
+    )
     return apply(dense, plan, structure, verify=False).model
+
+
+def _entry_points(given: EntryPoints | None, report: Mapping[str, Any]) -> EntryPoints:
+    """``given``, or the entry points that the report describes."""
+    known: Mapping[str, Any] = report.get("entry_points", {})
+    if given is not None:
+        if set(given) != set(known):
+            raise LoadError(
+                f"entry_points= has {sorted(given)}, but the model was pruned with {sorted(known)}. "
+                "Pass those."
+            )
+        return given
+    functions = [name for name, described in known.items() if described is None]
+    if functions:
+        raise LoadError(
+            f"the entry points {functions} are functions, which a folder cannot hold. Pass entry_points=, "
+            "those that the model was pruned with, to load()."
+        )
+    return {name: described_inputs(described) for name, described in known.items()}
 
 
 def _pruned_graph(

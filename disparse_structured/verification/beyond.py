@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from disparse_structured.data.batches import batch_size
+from disparse_structured.data.batches import batch_size, batched_leaves, map_batched
 from disparse_structured.data.call import call
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.graph.capture import clone_if_tensor, tensor_leaves
@@ -84,18 +84,18 @@ class Abilities:
 def _situations(inputs: Inputs, outputs: Outputs) -> Iterator[Sequence[Situation]]:
     """Lists of alternatives; the first one that the dense model handles counts."""
     size = batch_size(inputs)
-    yield [_shaped(f"a batch of {size + 1}", _resized(inputs, lambda _: {0: size + 1}, size), outputs)]
-    spatial = {tuple(leaf.shape[2:]) for leaf in _batched(inputs, size) if leaf.ndim > 2}
+    yield [_shaped(f"a batch of {size + 1}", _resized(inputs, lambda _: {0: size + 1}), outputs)]
+    spatial = {tuple(leaf.shape[2:]) for leaf in _batched(inputs) if leaf.ndim > 2}
     if spatial:
         largest = max(spatial, key=sum)
         yield [
-            _shaped(f"the size {'x'.join(map(str, grown))}", _of_size(inputs, largest, grown, size), outputs)
+            _shaped(f"the size {'x'.join(map(str, grown))}", _of_size(inputs, largest, grown), outputs)
             for grown in (tuple(side + _STEP for side in largest), tuple(2 * side for side in largest))
         ]
-    lengths = {leaf.shape[1] for leaf in _batched(inputs, size) if _is_sequence(leaf)}
+    lengths = {leaf.shape[1] for leaf in _batched(inputs) if _is_sequence(leaf)}
     for length in sorted(lengths):
         yield [
-            _shaped(f"the length {longer}", _of_length(inputs, length, longer, size), outputs)
+            _shaped(f"the length {longer}", _of_length(inputs, length, longer), outputs)
             for longer in (2 * length, length + 4, length + 1)
         ]
     yield [Situation("train mode", lambda model: _trained(model, inputs))]
@@ -123,9 +123,9 @@ def _trained(model: nn.Module, inputs: Inputs) -> None:
         sum(losses, torch.zeros(())).backward()
 
 
-def _batched(inputs: Inputs, size: int) -> list[torch.Tensor]:
-    leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
-    return [leaf for leaf in leaves if leaf.ndim and leaf.shape[0] == size]
+def _batched(inputs: Inputs) -> list[torch.Tensor]:
+    pairs = zip(pytree.tree_leaves(inputs), batched_leaves(inputs), strict=True)
+    return [leaf for leaf, batched in pairs if batched]
 
 
 def _is_sequence(leaf: torch.Tensor) -> bool:
@@ -134,16 +134,16 @@ def _is_sequence(leaf: torch.Tensor) -> bool:
     return (tokens or leaf.ndim == 3) and leaf.shape[1] > 1
 
 
-def _of_length(inputs: Inputs, length: int, longer: int, batch: int) -> Inputs:
+def _of_length(inputs: Inputs, length: int, longer: int) -> Inputs:
     """``inputs`` with the second dimension ``longer`` where it was ``length``."""
 
     def sizes(leaf: torch.Tensor) -> dict[int, int]:
         return {1: longer} if leaf.ndim > 1 and leaf.shape[1] == length else {}
 
-    return _resized(inputs, sizes, batch)
+    return _resized(inputs, sizes)
 
 
-def _of_size(inputs: Inputs, sides: tuple[int, ...], grown: tuple[int, ...], batch: int) -> Inputs:
+def _of_size(inputs: Inputs, sides: tuple[int, ...], grown: tuple[int, ...]) -> Inputs:
     """``inputs`` with the largest grown from ``sides`` to ``grown`` and all others in proportion."""
 
     def sizes(leaf: torch.Tensor) -> dict[int, int]:
@@ -152,19 +152,16 @@ def _of_size(inputs: Inputs, sides: tuple[int, ...], grown: tuple[int, ...], bat
             return {}
         return {2 + i: side * grown[i] // sides[i] for i, side in enumerate(own)}
 
-    return _resized(inputs, sizes, batch)
+    return _resized(inputs, sizes)
 
 
-def _resized(inputs: Inputs, sizes: Callable[[torch.Tensor], dict[int, int]], batch: int) -> Inputs:
-    """``inputs`` repeated along dimensions, so that values stay in their range."""
+def _resized(inputs: Inputs, sizes: Callable[[torch.Tensor], dict[int, int]]) -> Inputs:
+    """Batched ``inputs`` repeated along dimensions, so that values stay in their range."""
 
-    def resized(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or not leaf.ndim or leaf.shape[0] != batch:
-            return leaf
+    def resized(leaf: torch.Tensor) -> torch.Tensor:
         for dim, size in sizes(leaf).items():
             positions = torch.arange(size, device=leaf.device) % leaf.shape[dim]
             leaf = leaf.index_select(dim, positions)
         return leaf
 
-    found: Inputs = pytree.tree_map(resized, inputs)
-    return found
+    return map_batched(resized, inputs)

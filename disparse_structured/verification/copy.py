@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from disparse_structured.data.batches import batched_leaves, map_batched
+from disparse_structured.data.call import Batched
 from disparse_structured.errors import CaptureError, PlanError, VerificationError
 from disparse_structured.graph.copies import copied
 from disparse_structured.graph.named_tensors import detached_tensors, named_tensors
@@ -104,9 +106,9 @@ class VerificationCopy:
         """
         found: dict[str, list[float]] = {name: [] for name in self.structure.tasks}
         seen: dict[str, list[Sequence[torch.Tensor]]] = {name: [] for name in self.structure.tasks}
-        others = _other_inputs(self.inputs)
+        others = other_inputs(self.inputs)
         for inputs in (self.inputs, others):
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), self._precision():
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), self.precision():
                 wanted = expected(inputs)
                 given = actual(inputs)
             for name in found:
@@ -127,7 +129,8 @@ class VerificationCopy:
         }
         return Comparison(deviation, remarks)
 
-    def _precision(self) -> AbstractContextManager[None]:
+    def precision(self) -> AbstractContextManager[None]:
+        """Make everything compute in float64 where the copy does."""
         if self.dtype is torch.float64 and has_narrow_dtypes(self.structure.capture.graph):
             return double_precision()
         return nullcontext()
@@ -206,8 +209,12 @@ def _cast(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
     return found
 
 
-def _other_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Other values of the same shape, so that the networks cannot agree by accident."""
+def other_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Other values of the same shape, so that the networks cannot agree by accident.
+
+    Where examples share a tensor, they may refer to its positions (regions of images), so they only trade
+    places.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def other(leaf: Any) -> Any:
@@ -218,5 +225,11 @@ def _other_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         noise = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
         return leaf.flip(0) + noise * (leaf.std() or 1.0)
 
+    if isinstance(inputs, Batched):
+        shared = map_batched(lambda leaf: leaf.flip(0), inputs)
+        batched = iter(batched_leaves(inputs))
+        return pytree.tree_map(  # type: ignore[no-any-return]
+            lambda leaf: leaf if next(batched) else other(leaf), shared
+        )
     found: tuple[Any, ...] = pytree.tree_map(other, inputs)
     return found

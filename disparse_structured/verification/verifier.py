@@ -16,6 +16,7 @@ from disparse_structured.graph.capture import clone_if_tensor, tensor_leaves
 from disparse_structured.structure import Structure
 from disparse_structured.verification.beyond import Abilities
 from disparse_structured.verification.copy import TOLERANCES, Comparison, VerificationCopy
+from disparse_structured.verification.entries import entry_mismatch
 from disparse_structured.verification.twin import masked_twin
 
 Cut = Callable[[nn.Module, Structure, torch.Tensor], nn.Module]
@@ -96,7 +97,11 @@ class Verifier:
                 reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 self._verdicts[key] = _Verdict(Comparison({}, {}), reason)
             else:
-                mismatch = mismatch_in(comparison.deviation, self.dtype) or self._missing(pruned)
+                mismatch = (
+                    mismatch_in(comparison.deviation, self.dtype)
+                    or self._missing(pruned)
+                    or entry_mismatch(self._reference, keep, pruned)
+                )
                 self._verdicts[key] = _Verdict(comparison, mismatch)
         return self._verdicts[key]
 
@@ -129,7 +134,10 @@ class Verifier:
             TOLERANCES[self.dtype],
             dict(comparison.deviation),
             comparison.empty,
-            self._abilities.names if self._abilities is not None else (),
+            (
+                *(self._abilities.names if self._abilities is not None else ()),
+                *(f"entry point {each.entry.name!r}" for each in self._given.entry_points),
+            ),
         )
         return keep, verification, tuple(refused)
 

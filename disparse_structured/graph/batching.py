@@ -1,0 +1,150 @@
+"""Which inputs of a model have a batch dimension: found out by running it with one more example."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from disparse_structured.data.batches import batched_leaves
+from disparse_structured.data.call import Batched, call, named_leaves
+from disparse_structured.data.modes import eval_mode
+from disparse_structured.data.randomness import Isolation
+from disparse_structured.errors import OptionError
+from disparse_structured.graph.capture import clone_if_tensor, tensor_leaves
+from disparse_structured.graph.copies import copied
+from disparse_structured.graph.named_tensors import device_of
+
+Inputs = tuple[Any, ...]
+
+_TRIED = 4
+"""Among more inputs with as many positions, only one of them, all, and all but one are tried."""
+
+_CLOSE = 1e-3
+"""How far the earlier examples' outputs may move, relative to the largest value."""
+
+
+def with_batch(model: nn.Module, inputs: Inputs, batched: Sequence[str] | None = None) -> Inputs:
+    """Return ``inputs`` as :class:`Batched` if not all of their tensors have a batch dimension.
+
+    Some tensors have one together if a copy of ``model`` accepts one more example in all of them, returns one
+    more in an output, and returns the same for the earlier examples. Of such sets, the smallest count. So an
+    input without a batch dimension is told from others by what the model does, even if it is as long as the
+    batch. If nothing is found (a network that mixes its examples, or whose graph fixes the batch), all
+    tensors count whose first dimension is as large as the first tensor's.
+
+    Args:
+        inputs: the arguments of ``forward``; returned unchanged if they are already marked.
+        batched: the names of those with a batch dimension, if they need not be found out. The name of a
+            container stands for all tensors in it.
+
+    Raises:
+        OptionError: ``batched`` names no tensor argument, or tensors of unequal length.
+    """
+    if batched is not None:
+        return Batched(inputs, _named(model, inputs, batched))
+    leaves = pytree.tree_leaves(inputs)
+    tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor) and leaf.ndim]
+    if isinstance(inputs, Batched) or len(tensors) < 2:
+        return inputs
+    found = _found(model, inputs, tensors)
+    if found is None:
+        found = [i for i, yes in enumerate(batched_leaves(inputs)) if yes]
+    return inputs if found == tensors else Batched(inputs, found)
+
+
+def _named(model: nn.Module, inputs: Inputs, batched: Sequence[str]) -> list[int]:
+    leaves = named_leaves(model.forward, inputs)
+    tensors = {
+        i: name for i, (name, leaf) in enumerate(leaves) if isinstance(leaf, torch.Tensor) and leaf.ndim
+    }
+    if isinstance(batched, str) or not batched:
+        raise OptionError(
+            f"batched={batched!r} must be a list of names. The tensors are {list(tensors.values())}."
+        )
+    found = [
+        i for i, name in tensors.items() if any(name == of or name.startswith(f"{of}.") for of in batched)
+    ]
+    for each in batched:
+        if not any(name == each or name.startswith(f"{each}.") for name in tensors.values()):
+            raise OptionError(
+                f"batched= names {each!r}, which is not a tensor among the arguments of "
+                f"{type(model).__name__}.forward. The tensors are {list(tensors.values())}."
+            )
+    sizes = {tensors[i]: leaves[i][1].shape[0] for i in found}
+    if len(set(sizes.values())) > 1:
+        raise OptionError(f"the arguments of batched= hold different numbers of examples: {sizes}.")
+    return found
+
+
+def _found(model: nn.Module, inputs: Inputs, tensors: Sequence[int]) -> list[int] | None:
+    leaves = pytree.tree_leaves(inputs)
+    try:
+        student = copied(model)
+        before = _run(student, inputs)
+    except Exception:  # whatever a user's forward raises; the caller runs it again and says so
+        return None
+    for size in dict.fromkeys(leaves[i].shape[0] for i in tensors):
+        alike = [i for i in tensors if leaves[i].shape[0] == size]
+        passing: list[frozenset[int]] = []
+        for chosen in _subsets(alike):
+            smaller = any(known <= chosen for known in passing)
+            if not smaller and _grows(student, inputs, chosen, size, before):
+                passing.append(chosen)
+        together = frozenset[int]().union(*passing)
+        if size == 1 and passing and _grows(student, inputs, frozenset(alike), size, before):
+            together = frozenset(alike)  # one position may also be broadcast, so it says nothing
+        if together:
+            return sorted(together)
+    return None
+
+
+def _subsets(items: Sequence[int]) -> Iterator[frozenset[int]]:
+    """Sets of ``items``, from small to large."""
+    sizes: Iterable[int] = range(1, len(items) + 1)
+    if len(items) > _TRIED:
+        sizes = (1, len(items) - 1, len(items))
+    for size in sizes:
+        yield from map(frozenset, itertools.combinations(items, size))
+
+
+def _grows(
+    model: nn.Module, inputs: Inputs, chosen: frozenset[int], size: int, before: Sequence[torch.Tensor]
+) -> bool:
+    """Whether one more example in the leaves of ``chosen`` adds one to an output and changes nothing else.
+
+    The example is a repeated one, so that indices stay in range.
+    """
+    leaves, spec = pytree.tree_flatten(inputs)
+    grown = [torch.cat([leaf, leaf[:1]]) if i in chosen else leaf for i, leaf in enumerate(leaves)]
+    try:
+        after = _run(model, pytree.tree_unflatten(grown, spec))
+    except Exception:  # whatever a user's forward raises
+        return False
+    if len(after) != len(before):
+        return False
+    longer = False
+    for old, new in zip(before, after, strict=True):
+        more = bool(old.ndim) and new.ndim == old.ndim and new.shape[0] * size == old.shape[0] * (size + 1)
+        if not (new[: old.shape[0]].shape == old.shape if more else new.shape == old.shape):
+            return False
+        if not _close(new[: old.shape[0]] if more else new, old):
+            return False
+        longer |= more and old.shape[0] > 0
+    return longer
+
+
+def _run(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
+    with eval_mode(model), torch.no_grad(), Isolation(0, device_of(model)):
+        return tensor_leaves(call(model, pytree.tree_map(clone_if_tensor, inputs)))
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    if not expected.numel():
+        return True
+    found, expected = found.double().nan_to_num(), expected.double().nan_to_num()
+    return bool((found - expected).abs().max() <= _CLOSE * expected.abs().max())
