@@ -106,7 +106,7 @@ def _of_classifier(module: nn.Module) -> Iterator[SizeDeclaration]:
     bare: Any = _without_data(module)
     before = set(bare.modules())
     try:
-        with torch.device("meta"), traced_attributes(bare, set()):
+        with torch.device("meta"), traced_attributes(bare, []):
             bare.reset_classifier(1)
     except Exception:  # timm itself refuses: the dense model cannot take another classifier either
         return
