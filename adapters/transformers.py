@@ -11,11 +11,8 @@ Auto classes. The folder holds no code, and none is executed.
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from disparse_structured.errors import LoadError, UnsupportedModelError, require
 from disparse_structured.graph.copies import borrowing

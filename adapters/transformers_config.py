@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
@@ -35,7 +34,7 @@ _SIZES = re.compile("size|dim|inner|heads|width|channels|features")
 def fitted(model: PreTrainedModel, inputs: tuple[Any, ...] | None = None) -> PreTrainedConfig | None:
     """A configuration of the same class that builds ``model``; None if none was found.
 
-    Fields are changed as the widths were, one or two at a time, as long as more tensors and numbers of the
+    Fields are changed as the widths were, one at a time, as long as more tensors and numbers of the
     model that the configuration builds are those of ``model``. Only a configuration that builds all of them
     is returned, so what is read from a configuration and seen in no tensor, such as the number of heads of a
     fused projection, is right as well.
@@ -47,11 +46,7 @@ def fitted(model: PreTrainedModel, inputs: tuple[Any, ...] | None = None) -> Pre
     changes: dict[_Path, int] = {}
     left = search.off(changes)
     while left:
-        proposed = list(search.proposed(changes))
-        single = ([each] for each in proposed)
-        better = search.best(changes, single, left) or search.best(
-            changes, itertools.combinations(proposed, 2), left
-        )
+        better = search.best(changes, search.proposed(changes), left)
         if better is None:
             return None
         left, changes = better
@@ -106,12 +101,12 @@ class _Search:
         return None if found is None else len(found)
 
     def best(
-        self, changes: _Changes, candidates: Iterable[Iterable[tuple[_Path, int]]], left: int
+        self, changes: _Changes, candidates: Iterable[tuple[_Path, int]], left: int
     ) -> tuple[int, dict[_Path, int]] | None:
         """The first of those candidates that leave least, if that is less than ``left``."""
         best: tuple[int, dict[_Path, int]] | None = None
-        for candidate in candidates:
-            trial = {**changes, **dict(candidate)}
+        for path, value in candidates:
+            trial = {**changes, path: value}
             off = self.off(trial)
             if off is not None and off < (left if best is None else best[0]):
                 best = off, trial
@@ -121,7 +116,9 @@ class _Search:
         """Fields with the values that they would have if they had changed as some width did."""
         ratios = set()
         for before, after in self._differences(changes) or ():
-            pairs = zip(before, after, strict=False) if isinstance(before, tuple | list) else ((before, after),)
+            pairs = (
+                zip(before, after, strict=False) if isinstance(before, tuple | list) else ((before, after),)
+            )
             ratios.update(
                 (old, new)
                 for old, new in pairs
@@ -142,7 +139,9 @@ class _Search:
                 return None
             try:
                 found = Widths.of(built(self._kind, self.config(changes)))
-            except Exception:  # whatever a configuration or a model raises about sizes that do not go together
+            except (
+                Exception
+            ):  # whatever a configuration or a model raises about sizes that do not go together
                 self._tried[key] = None
             else:
                 self._tried[key] = list(found.differences(self._wanted, self._unread))

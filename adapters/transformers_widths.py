@@ -64,7 +64,9 @@ class Widths:
     def unchanged_integers(self, other: Widths) -> frozenset[Key]:
         """The integers that both have in common. In a pruned model, ``forward`` may not read them."""
         return frozenset(
-            key for key, value in self.numbers.items() if type(value) is int and other.numbers.get(key) == value
+            key
+            for key, value in self.numbers.items()
+            if type(value) is int and other.numbers.get(key) == value
         )
 
 
