@@ -25,7 +25,7 @@ _TRIES = 150
 """Most configurations that are tried."""
 
 _TOLERANCE = 1e-2
-"""Largest difference of outputs, relative to the largest value: of rounding, not of another number of heads."""
+"""Largest difference of outputs, relative to the largest value: rounding, not other heads."""
 
 _SIZES = re.compile("size|dim|inner|heads|width|channels|features")
 """Names of fields that count something, where their value (None, or no value) does not say so."""

@@ -56,8 +56,8 @@ class MultiTask(nn.Module):
         width = getattr(getattr(backbone, "config", None), "hidden_size", None)
         if not isinstance(width, int):
             raise TaskError(
-                f"{type(backbone).__name__} has no config.hidden_size, so it does not say how wide its tokens "
-                "are. Pass a transformer encoder or decoder, or write a module that returns a dict."
+                f"{type(backbone).__name__} has no config.hidden_size, so it does not say how wide its "
+                "tokens are. Pass a transformer encoder or decoder, or write a module that returns a dict."
             )
         self.backbone = backbone
         self.heads = nn.ModuleDict({name: _built(name, head, width) for name, head in heads.items()})
@@ -84,7 +84,7 @@ def _built(name: str, head: Head, width: int) -> nn.Module:
         return head
     if not isinstance(head, TokenHead | PooledHead) or head.outputs < 1:
         raise TaskError(
-            f"the head {name!r} is {head!r}. Pass TokenHead(outputs), PooledHead(outputs) with outputs >= 1, or "
-            "a module that is called with tokens [B, tokens, width]."
+            f"the head {name!r} is {head!r}. Pass TokenHead(outputs), PooledHead(outputs) with outputs >= 1, "
+            "or a module that is called with tokens [B, tokens, width]."
         )
     return nn.Linear(width, head.outputs) if isinstance(head, TokenHead) else _Pooled(head, width)

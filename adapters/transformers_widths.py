@@ -1,4 +1,4 @@
-"""The widths of a module as plain data: shapes of tensors and numbers of modules, measured, compared, restored.
+"""The widths of a module as plain data: shapes of tensors and numbers of modules, to compare and restore.
 
 Nothing here imports transformers.
 """
@@ -52,7 +52,7 @@ class Widths:
         return cls(shapes, unsaved, numbers)
 
     def differences(self, other: Widths, but: Container[Key] = ()) -> Iterator[tuple[Any, Any]]:
-        """The pairs of shapes and of numbers that differ; numbers ``but``, or in one of them, do not count."""
+        """The pairs of shapes and of numbers that differ; those ``but``, or in only one, do not count."""
         for mine, theirs in ((self.shapes, other.shapes), (self.unsaved, other.unsaved)):
             for name in mine.keys() & theirs.keys():
                 if mine[name] != theirs[name]:
@@ -128,8 +128,8 @@ def _resized(old: torch.Tensor, shape: list[int]) -> torch.Tensor:
 
 def _unknown(name: str, model: nn.Module) -> str:
     return (
-        f"the record in config.json names {name!r}, which {type(model).__name__} does not have. The folder was "
-        "probably written with another version of transformers; use that one, or save the model again."
+        f"the record in config.json names {name!r}, which {type(model).__name__} does not have. The folder "
+        "was probably written with another version of transformers; use that one, or save the model again."
     )
 
 

@@ -1,4 +1,4 @@
-"""Pruned networks of transformers are saved and loaded with their widths, by an ordinary config or by a record."""
+"""Pruned networks of transformers keep their widths when saved: by an ordinary config, or by a record."""
 
 from __future__ import annotations
 
