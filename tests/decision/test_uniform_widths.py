@@ -97,7 +97,7 @@ def test_it_goes_together_with_the_other_rules_about_widths() -> None:
     scores = torch.rand(2, structure.units, generator=torch.Generator().manual_seed(0))
 
     rounded = ds.plan(structure, scores, ds.Budget(macs=0.6, uniform=True, round_to=4))
-    protected = ds.plan(structure, scores, ds.Budget(macs=0.8, uniform=True, protected="blocks.1.up"))
+    protected = ds.plan(structure, scores, ds.Budget(macs=0.92, uniform=True, protected="blocks.1.up"))
 
     assert of_the_blocks(rounded) <= {4, 8, 12, 16, 20}
     assert len(of_the_blocks(rounded)) == 1
