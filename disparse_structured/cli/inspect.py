@@ -87,6 +87,7 @@ def _reachable(structure: Structure, floor: float, arguments: argparse.Namespace
         "min_width": arguments.min_width,
         "round_to": arguments.round_to,
         "protected": tuple(arguments.protect),
+        "uniform": arguments.uniform,
     }
     # The smallest width depends neither on the limit nor on which cost is limited.
     keep = smallest(structure, Budget(macs=0.5, **rules))

@@ -134,6 +134,11 @@ def add_widths(group: Options) -> None:
         help=f"round kept widths up to a multiple of N (default: {ROUND_TO})",
     )
     group.add_argument(
+        "--uniform",
+        action="store_true",
+        help="give layers of one kind one width: groups whose names differ only in numbers",
+    )
+    group.add_argument(
         "--protect",
         nargs="+",
         action="extend",

@@ -52,4 +52,5 @@ def budget(arguments: argparse.Namespace) -> Budget:
         min_width=arguments.min_width,
         round_to=arguments.round_to,
         protected=tuple(arguments.protect),
+        uniform=arguments.uniform,
     )

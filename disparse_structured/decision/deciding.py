@@ -16,6 +16,7 @@ from disparse_structured.decision.budget.limits import Budget
 from disparse_structured.decision.budget.protection import protected_units
 from disparse_structured.decision.budget.search import Bracket, bracket
 from disparse_structured.decision.budget.slack import Fits, cheapest, give_back, give_back_free, trade
+from disparse_structured.decision.budget.uniform import shared_scores
 from disparse_structured.decision.budget.unit_costs import unit_costs
 from disparse_structured.decision.budget.unreachable import Unreachable
 from disparse_structured.decision.budget.widths import Widths
@@ -159,6 +160,8 @@ def decide(
     _check(budget, arbiter, ranking)
     if left is not None:
         scores = scores.masked_fill(~left, 0.0)
+    if budget.uniform:
+        scores = shared_scores(scores, structure.groups, structure.tasks)
     free = _free(structure, budget)
     if stay is not None:
         free &= ~stay

@@ -176,7 +176,7 @@ def test_every_refit_has_a_name(tiny, capsys, name):
 
 
 def test_options_reach_the_plan_and_the_report(tiny, capsys):
-    widths = "--round-to 4 --min-width 4 --floor 0.2"
+    widths = "--round-to 4 --min-width 4 --floor 0.2 --uniform"
     rules = "--criterion l1 --ranking layer --arbiter any --seed 7 --no-verify"
     words = [*QUICK, *widths.split(), *rules.split(), "--protect", "far.*", "--protect", "near", "--json"]
     assert main(prune_tiny("--parameters", "0.8", *words)) == 0
@@ -184,7 +184,7 @@ def test_options_reach_the_plan_and_the_report(tiny, capsys):
     plan = Plan.load("out/plan.json")
     budget = dict(plan.budget)
     assert (budget["cost"], budget["limit"]) == ("parameters", 0.8)
-    assert (budget["round_to"], budget["min_width"]) == (4, 4)
+    assert (budget["round_to"], budget["min_width"], budget["uniform"]) == (4, 4, True)
     assert (budget["floor"], budget["protected"], plan.provenance.seed) == (0.2, ("far.*", "near"), 7)
     assert [report[each] for each in ("criterion", "arbiter", "ranking")] == [
         "Magnitude(p=1)",

@@ -66,6 +66,13 @@ def test_the_page_on_extending() -> None:
     assert max(block.count("\n") for block in blocks("docs/extending.md", "python")) < 30
 
 
+def test_the_page_on_transformers() -> None:
+    names = run("docs/transformers.md")
+
+    assert type(names["plain"]).__name__ == type(names["loaded"]).__name__ == "Qwen2ForCausalLM"
+    assert names["small"].report.costs["macs"].ratio <= 0.7
+
+
 def test_the_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"make ([a-z]+)", (ROOT / "README.md").read_text(encoding="utf-8")):

@@ -24,7 +24,7 @@ class Budget:
     """What the pruned model may cost, and how narrow its layers may become.
 
     >>> Budget(macs=0.5)
-    Budget(limit=0.5, of=MACs(), floor=0.1, min_width=1, round_to=1, protected=(), shares=())
+    Budget(limit=0.5, of=MACs(), floor=0.1, min_width=1, round_to=1, protected=(), shares=(), uniform=False)
     >>> Budget(parameters=1_000_000, round_to=8, protected="stem.*").limit
     1000000.0
     >>> Budget(macs=0.5) == Budget(0.5, of=MACs())
@@ -45,10 +45,13 @@ class Budget:
         shares: name pattern or module -> the largest share of its units that may be removed, or a pair of
             the smallest and largest: ``{"stem*": 0.2, "neck*": (0.5, 0.5)}``. The last match applies, in
             place of ``floor`` and ``min_width``. Rounding and count constraints may keep more.
+        uniform: give layers of one kind one width: groups whose names differ only in numbers, such as
+            ``layers.0.mlp.up`` and ``layers.7.mlp.up``, keep equally many units. Which units is decided in
+            each of them. If one of them is protected, all keep their width.
 
     Raises:
         BudgetError: no limit or two, a fraction <= 0 or >= 1, NaN, an option out of its range.
-        OptionError: ``of`` is not a cost, or ``protected`` or ``shares`` is invalid.
+        OptionError: ``of`` is not a cost, or ``protected``, ``shares`` or ``uniform`` is invalid.
     """
 
     limit: float
@@ -58,6 +61,7 @@ class Budget:
     round_to: int
     protected: tuple[str | nn.Module, ...]
     shares: tuple[tuple[str | nn.Module, float, float], ...]
+    uniform: bool
 
     def __init__(
         self,
@@ -71,9 +75,12 @@ class Budget:
         round_to: int = 1,
         protected: str | nn.Module | Iterable[str | nn.Module] = (),
         shares: Mapping[str | nn.Module, float | tuple[float, float]] | Iterable[Any] = (),
+        uniform: bool = False,
     ) -> None:
         cost, limit = _limited(limit, of, macs, parameters)
         _check_widths(floor, min_width, round_to)
+        if not isinstance(uniform, bool):
+            raise OptionError(f"uniform must be True or False, got {uniform!r}.")
         values = {
             # One form for one budget: 1e9 and 10**9 give the same plan, byte for byte.
             "limit": float(limit),
@@ -83,6 +90,7 @@ class Budget:
             "round_to": round_to,
             "protected": _protected(protected),
             "shares": _shares(shares),
+            "uniform": uniform,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -138,6 +146,7 @@ class Budget:
                 if self.shares
                 else ()
             ),
+            *((("uniform", True),) if self.uniform else ()),
         )
 
     def __str__(self) -> str:

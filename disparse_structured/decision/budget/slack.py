@@ -117,17 +117,16 @@ def trade(keep: torch.Tensor, removable: torch.Tensor, widths: Widths, fits: Fit
 
 
 def _trades(widths: Widths, counts: np.ndarray) -> list[np.ndarray]:
-    """Changes of the counts, smallest first: all of them in a tiny network, else those of two groups."""
+    """Changes of the counts, smallest first: all of them in a tiny network, else those of two blocks."""
     dense = widths.dense
     if math.prod(dense.tolist()) <= _TRIALS:
         changes = [np.array(each) - counts for each in itertools.product(*(range(1, n + 1) for n in dense))]
     else:
         sizes = [0, *(int(step) * count for step in np.unique(widths.step) for count in range(1, _TRADE + 1))]
-        unit = np.eye(len(dense), dtype=np.int64)
         changes = [
-            more * unit[second] - fewer * unit[first]
+            more * second - fewer * first
             for fewer, more in itertools.product(sizes, sizes)
-            for first, second in itertools.permutations(range(len(dense)), 2)
+            for first, second in itertools.permutations(widths.blocks, 2)
         ]
     changes.sort(key=lambda change: (int(np.abs(change).sum()), change.tolist()))
     return changes[:_TRIALS]

@@ -49,7 +49,9 @@ class Unreachable:
         dense, unit = self.cost.dense, self.budget.of.unit
         reached, target = self.reached, self.budget.target(dense)
         limiting = self._limiting()
-        unrestricted = replace(self.budget, floor=0.0, min_width=1, round_to=1, protected=(), shares=())
+        unrestricted = replace(
+            self.budget, floor=0.0, min_width=1, round_to=1, protected=(), shares=(), uniform=False
+        )
         remains = self._least(unrestricted, torch.zeros_like(self.last)) / dense
         return (
             f"the budget {self.budget} ({target:.4g} {unit}, {target / dense:.1%} of dense) cannot be met. "
@@ -79,6 +81,7 @@ class Unreachable:
             (f"round_to={budget.round_to}", replace(budget, round_to=1), last),
             (f"protected={list(budget.protected)}", replace(budget, protected=()), last & free),
             (f"shares={[name for name, *_ in budget.shares]}", replace(budget, shares=()), last),
+            ("uniform=True", replace(budget, uniform=False), last),
             ("the arbiter", budget, torch.zeros_like(last)),
         ]
         return [

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from disparse_structured.decision.budget.protection import matching
+from disparse_structured.decision.budget.uniform import ties
 from disparse_structured.errors import PlanError
 from disparse_structured.structure.groups import ChannelGroup, RatioConstraint
 
@@ -39,6 +40,11 @@ class WidthRules(Protocol):
     @property
     def shares(self) -> tuple[tuple[Any, float, float], ...]:
         """Pattern, and the smallest and largest share that may be removed of what it matches."""
+        ...
+
+    @property
+    def uniform(self) -> bool:
+        """Whether groups of one kind keep equally many units."""
         ...
 
 
@@ -96,7 +102,8 @@ class Widths:
         group: int64 ``[units]``, the group of each unit.
         by_importance: int64 ``[units]``, all units, most important first.
         within: int64 ``[units]``, the same order inside each group, groups in their order.
-        links: the count constraints.
+        links: the count constraints, those of uniform widths among them.
+        blocks: int64 ``[blocks, groups]``, ones where groups shrink together because widths are uniform.
         surplus: bool ``[units]``, the least important units that must be removed to meet a largest width.
     """
 
@@ -108,6 +115,7 @@ class Widths:
     by_importance: torch.Tensor
     within: torch.Tensor
     links: tuple[_Link, ...]
+    blocks: np.ndarray
     surplus: torch.Tensor
 
     @classmethod
@@ -133,6 +141,7 @@ class Widths:
         place = torch.arange(len(within)) - torch.from_numpy(dense.cumsum() - dense)[group]
         surplus = torch.zeros(len(within), dtype=torch.bool)
         surplus[within] = place >= torch.from_numpy(maximum)[group]
+        uniform = ties(groups) if rules.uniform else ()
         return cls(
             dense=dense,
             minimum=minimum,
@@ -141,7 +150,8 @@ class Widths:
             group=group,
             by_importance=by_importance,
             within=within,
-            links=tuple(_link(constraint, places, dense, step) for constraint in constraints),
+            links=tuple(_link(each, places, dense, step) for each in (*constraints, *uniform)),
+            blocks=_blocks(uniform, places),
             surplus=surplus,
         )
 
@@ -204,6 +214,16 @@ def _minimum(units: int, rules: WidthRules, reached: bool) -> int:
     # A floor keeps layers useful; a group that no task reads has no use.
     share = math.ceil(rules.floor * units - 1e-9) if reached else 0
     return min(units, max(1, rules.min_width, share))
+
+
+def _blocks(uniform: Sequence[RatioConstraint], places: dict[str, int]) -> np.ndarray:
+    rows = np.eye(len(places), dtype=np.int64)
+    leaders = np.ones(len(places), dtype=bool)
+    for constraint in uniform:
+        first, *others = (places[name] for name in constraint.groups)
+        rows[first, others] = 1
+        leaders[others] = False
+    return rows[leaders]
 
 
 def _link(constraint: RatioConstraint, places: dict[str, int], dense: np.ndarray, step: np.ndarray) -> _Link:
