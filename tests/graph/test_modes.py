@@ -26,7 +26,7 @@ def logged(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-class Auxiliary(nn.Module):
+class Parts(nn.Module):
     """A head with a hidden layer that runs in train mode only, on what the trunk computes."""
 
     def __init__(self) -> None:
@@ -34,19 +34,21 @@ class Auxiliary(nn.Module):
         self.trunk, self.head = nn.Linear(6, 24), nn.Linear(24, 2)
         self.extra = nn.Sequential(nn.Linear(24, 12), nn.ReLU(), nn.Linear(12, 3))
 
+
+class Auxiliary(Parts):
     def forward(self, x: Tensor) -> Any:
         x = self.trunk(x).relu()
         return (self.head(x), self.extra(x)) if self.training else self.head(x)
 
 
-class Decorated(Auxiliary):
+class Decorated(Parts):
     @logged
     def forward(self, x: Tensor) -> Any:
         x = self.trunk(x).relu()
         return (self.head(x), self.extra(x)) if self.training else self.head(x)
 
 
-class DecoratedTwice(Auxiliary):
+class DecoratedTwice(Parts):
     @logged
     @logged
     def forward(self, x: Tensor) -> Any:
@@ -55,7 +57,7 @@ class DecoratedTwice(Auxiliary):
 
 
 @pytest.mark.parametrize("kind", [Auxiliary, Decorated, DecoratedTwice])
-def test_a_head_for_training_follows_the_trunk_and_keeps_its_own_width(kind: type[Auxiliary]) -> None:
+def test_a_head_for_training_follows_the_trunk_and_keeps_its_own_width(kind: type[Parts]) -> None:
     torch.manual_seed(0)
     model = kind().eval()
     structure = analyse(model, X[:2])
