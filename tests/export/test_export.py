@@ -124,15 +124,15 @@ class ImageAndWord(nn.Module):
         return self.conv(full)[..., ::2, ::2] + self.conv(half) + words[:, :, None, None]
 
 
-class TwoImages(nn.Module):
-    """Two inputs of one shape that are not treated alike."""
+class ImageAndColor(nn.Module):
+    """Two inputs of different shapes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3, padding=1)
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return self.conv(a - 2 * b)
+        return self.conv(a - 2 * b[:, :, None, None])
 
 
 @pytest.fixture(autouse=True)
@@ -329,16 +329,16 @@ def test_several_inputs_of_several_types(tmp_path: Path) -> None:
 
 
 def test_inputs_by_name_come_in_any_order(tmp_path: Path) -> None:
-    model = TwoImages()
-    a, b, c, d = torch.randn(4, 1, 3, 8, 8)
+    model = ImageAndColor()
+    (a, c), (b, d) = torch.randn(2, 1, 3, 8, 8), torch.randn(2, 1, 3)
     facts = export_onnx(
         model,
         {"b": b, "a": a},
         tmp_path / "m.onnx",
         outputs={"all": whole},
-        check_inputs=[{"b": d, "a": c}, {"a": d, "b": c}],
+        check_inputs=[{"b": d, "a": c}, {"a": a, "b": d}],
     )
-    parity = check_parity(model, tmp_path / "m.onnx", [{"b": c, "a": d}], outputs={"all": whole})
+    parity = check_parity(model, tmp_path / "m.onnx", [{"b": b, "a": c}], outputs={"all": whole})
 
     assert [value.name for value in facts.inputs] == ["a", "b"]
     assert max(fact.max_abs for fact in (*facts.parity, *parity)) <= 1e-5
