@@ -110,8 +110,8 @@ class DisparseImportance(Importance):  # type: ignore[misc]
     important. A group that has only such channels is not pruned.
 
     The pruner decides how layers compete (``global_pruning``, ``isomorphic``, ratios by layer) and how many
-    channels are removed: there is no budget. It groups, cuts and checks in its own way; nothing is verified
-    against the masked twin.
+    channels are removed: there is no budget. A stock pruner groups and cuts in its own way, and nothing is
+    verified; :func:`~disparse_structured.adapters.torch_pruning_pruners.verified` changes that.
 
     Scores belong to the dense network: use ``iterative_steps=1``, or make a new importance, from a new
     structure and new scores, for each pruner. Parameters outside modules, recurrent layers and the query

@@ -22,6 +22,9 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
+from disparse_structured.data.randomness import Isolation
+from disparse_structured.graph.named_tensors import device_of
+
 _FOREIGN = frozenset({"torch", "numpy", "scipy", "disparse_structured", *sys.stdlib_module_names}) - {
     "__main__"
 }
@@ -41,11 +44,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def leaves_no_trace(function: F) -> F:
-    """Wrap ``function(model, ...)`` in :func:`undone`, because even copies of a model share its globals."""
+    """Wrap ``function(model, ...)`` in :func:`undone`, because even copies of a model share its globals.
+
+    Inside, the global random states start from a fixed seed, and afterwards they are what they were: a
+    ``forward`` may draw.
+    """
 
     @functools.wraps(function)
     def wrapped(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with undone(model):
+        device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
+        with undone(model), Isolation(0, device):
             return function(model, *args, **kwargs)
 
     return cast(F, wrapped)

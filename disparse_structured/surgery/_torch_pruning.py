@@ -8,6 +8,7 @@ running statistics) or is wrong (its layer-norm pruner loses the order of the ke
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -219,16 +220,16 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
         ignored_layers: Sequence[nn.Module] = (),
         root_module_types: Sequence[type] = (nn.Module,),
     ) -> Iterator[StructureGroup]:
-        """Yield one group for each channel group with units left, with all of them."""
-        for group, cuts in zip(self.structure.groups, self._cuts, strict=True):
+        """Yield one group for each channel group with units left, with all of them.
+
+        As on a traced graph, only layers that produce the group's channels count: if one of them is
+        ignored, or none is of ``root_module_types``, the group is left out.
+        """
+        ignored = set(ignored_layers)
+        for group, layers in zip(self.structure.groups, self.producers, strict=True):
             units = np.flatnonzero(self._kept[group.slice]) + group.start
-            layers = [cut.node.module for cut in cuts]
-            ignored = any(layer is each for layer in layers for each in ignored_layers)
-            if (
-                len(units)
-                and not ignored
-                and any(isinstance(layer, tuple(root_module_types)) for layer in layers)
-            ):
+            wanted = any(isinstance(layer, tuple(root_module_types)) for layer in layers)
+            if len(units) and wanted and not ignored.intersection(layers):
                 yield self.units_group(units)
 
     def get_pruning_group(
@@ -265,6 +266,14 @@ class StructureGraph(tp.DependencyGraph):  # type: ignore[misc]
         left = self._kept.copy()
         left[group._units] = False
         return all(left[each.slice].any() for each in self.structure.groups)
+
+    @functools.cached_property
+    def producers(self) -> tuple[tuple[nn.Module, ...], ...]:
+        """For each channel group, the modules whose output channels shrink with it."""
+        return tuple(
+            tuple(cut.node.module for cut in cuts if self.is_out_channel_pruning_fn(cut.handler))
+            for cuts in self._cuts
+        )
 
     # What surgery uses.
 

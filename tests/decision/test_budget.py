@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from disparse_structured.decision.arbiters import AnyTask, Ballot, Majority, Quorum, Unanimous, WeightedMean
 from disparse_structured.decision.budget import Budget
@@ -67,6 +68,20 @@ def share(structure: Chain, keep: torch.Tensor, kind: str = "macs") -> float:
 def test_a_budget_that_makes_no_sense_is_refused_at_once(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(BudgetError, match=text):
         Budget(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("shares", "text"),
+    [
+        (3, r"shares holds 3\. Pass a dict"),
+        ("stem", r"shares holds 'stem'\. Pass a dict"),
+        (nn.Sequential(nn.ReLU()), r"shares holds Sequential\("),
+        ([("stem",)], r"shares holds \('stem',\)\. Pass a dict"),
+    ],
+)
+def test_shares_of_the_wrong_kind_are_refused_at_once(shares: Any, text: str) -> None:
+    with pytest.raises(OptionError, match=text):
+        Budget(macs=0.5, shares=shares)
 
 
 def test_the_remedy_is_part_of_the_refusal() -> None:

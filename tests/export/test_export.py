@@ -124,6 +124,17 @@ class ImageAndWord(nn.Module):
         return self.conv(full)[..., ::2, ::2] + self.conv(half) + words[:, :, None, None]
 
 
+class ImageAndColor(nn.Module):
+    """Two inputs of different shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return self.conv(a - 2 * b[:, :, None, None])
+
+
 @pytest.fixture(autouse=True)
 def _one_seed() -> None:
     torch.manual_seed(0)
@@ -315,6 +326,24 @@ def test_several_inputs_of_several_types(tmp_path: Path) -> None:
     ]
     assert facts.inputs[2].shape == ("batch", "length")
     assert facts.inputs[3].shape == (7,)
+
+
+def test_inputs_by_name_come_in_any_order(tmp_path: Path) -> None:
+    model = ImageAndColor()
+    (a, c), (b, d) = torch.randn(2, 1, 3, 8, 8), torch.randn(2, 1, 3)
+    facts = export_onnx(
+        model,
+        {"b": b, "a": a},
+        tmp_path / "m.onnx",
+        outputs={"all": whole},
+        check_inputs=[{"b": d, "a": c}, {"a": a, "b": d}],
+    )
+    parity = check_parity(model, tmp_path / "m.onnx", [{"b": b, "a": c}], outputs={"all": whole})
+
+    assert [value.name for value in facts.inputs] == ["a", "b"]
+    assert max(fact.max_abs for fact in (*facts.parity, *parity)) <= 1e-5
+    found = run(tmp_path / "m.onnx", a, b)["all"]
+    np.testing.assert_allclose(found, model(a, b).detach().numpy(), atol=1e-5)
 
 
 def test_what_is_not_asked_for_is_static(tmp_path: Path) -> None:

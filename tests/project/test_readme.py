@@ -59,6 +59,15 @@ def test_the_page_on_relatedness() -> None:
     assert names["alone"].parameters[1] < names["alone"].parameters[0]
 
 
+def test_the_page_on_torch_pruning() -> None:
+    names = run("docs/torch-pruning.md")
+
+    assert "invalid for input of size 60" in str(names["seen"])
+    widths = {group.name: group.kept for group in names["result"].plan.groups}
+    assert widths == {"patch_embed.proj": 32, "blocks.0.attn.qkv": 4, "blocks.0.mlp.fc1": 96}
+    assert names["pruner"].verification.deviation["output"] <= 1e-9
+
+
 def test_the_page_on_extending() -> None:
     """Each recipe has fewer than 30 lines."""
     run("docs/extending.md")

@@ -573,6 +573,31 @@ def test_what_is_left_of_a_normalized_weight_keeps_its_value(norm: Callable[[nn.
     assert torch.allclose(done.model[2].weight, model[2].weight[rows][:, columns])
 
 
+def test_a_normalized_layer_that_runs_twice_keeps_its_value() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(10, 2)
+            self.shared = nn.utils.parametrizations.weight_norm(nn.Linear(8, 10))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            return self.last(self.shared(x.relu()).relu() + self.shared((-x).relu()).relu())
+
+    torch.manual_seed(0)
+    model = Twice().eval()
+    structure = analyse(model, (torch.randn(2, 6),), WHOLE)
+    plan = random_plan(structure, 0)
+
+    done = apply(model, plan, structure)
+
+    keep = plan.keep(structure)
+    rows, columns = keep[structure.group("shared").slice], keep[structure.group("first").slice]
+    assert 0 < int(columns.sum()) < 8
+    assert done.refused == ()
+    assert torch.allclose(done.model.shared.weight, model.shared.weight[rows][:, columns])
+
+
 def test_a_refused_group_is_data_of_the_plan() -> None:
     """The plan that was carried out can be written and read like any other."""
     model, structure, plan = subject(ScaledByWidth())

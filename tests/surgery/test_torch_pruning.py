@@ -97,10 +97,11 @@ def test_ignored_layers_and_root_types_select_groups() -> None:
     graph = graph_of(case("fused-qkv"))
     qkv = graph.model.trunk[1].qkv
 
+    every = len(list(graph.get_all_groups()))
     kept = list(graph.get_all_groups(ignored_layers=[graph.model.trunk[1].proj]))
-    assert (
-        len(kept) == len(list(graph.get_all_groups())) - 2
-    )  # its inputs are the heads, its outputs the width
+    assert len(kept) == every - 1  # its outputs are the width; the heads are only its inputs
+    kept = list(graph.get_all_groups(ignored_layers=[qkv]))
+    assert len(kept) == every - 1
     assert not any(item.dep.target.module is qkv and item.idxs for group in kept for item in group[:1])
     assert list(graph.get_all_groups(root_module_types=[nn.Conv2d])) == []
 

@@ -177,7 +177,7 @@ def _shares(given: Any) -> tuple[tuple[str | nn.Module, float, float], ...]:
             (key, *(share if isinstance(share, tuple | list) else (0.0, share)))
             for key, share in given.items()
         ]
-    if not isinstance(given, Iterable):
+    if isinstance(given, str | nn.Module) or not isinstance(given, Iterable):
         given = [given]
     found = []
     for each in given:
