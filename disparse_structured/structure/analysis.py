@@ -46,6 +46,7 @@ from disparse_structured.structure.structure import (
     fingerprint_of,
 )
 from disparse_structured.structure.tracing import Trace
+from disparse_structured.structure.unused import unused_modules
 from disparse_structured.tasks import Task
 
 _NO_TASK = ""
@@ -187,8 +188,9 @@ def _traced(subject: Subject, captured: Capture) -> Trace:
     if trained is not None:
         trace.add(trained)
         trace.train_only = _used_tensors(trained) - used
+    trace.used = used | trace.train_only
     for name, value in trace.tensors.items():
-        if name not in used | trace.train_only:
+        if name not in trace.used:
             for axis in value:
                 trace.labels.pin(axis.atoms(), "never used by forward", "", name.rpartition(".")[0])
     subject.declared.pin(trace, canonical)
@@ -307,6 +309,7 @@ def _assembled(
         tasks=names,
         groups=grouping.groups,
         pinned=pinned,
+        unused=unused_modules(subject.model, trace.used),
         graph_only=graph_only,
         constraints=solution.constraints,
         reach=reach_matrix(grouping.groups, names),

@@ -209,6 +209,7 @@ class Trace:
     scaled: list[Scaled] = field(default_factory=list)
     weight_scales: list[WeightScale] = field(default_factory=list)
     train_only: set[str] = field(default_factory=set)
+    used: set[str] = field(default_factory=set)
     _parts: dict[bytes, tuple[Call, set[int]]] = field(default_factory=dict)
 
     def run(self) -> Trace:
