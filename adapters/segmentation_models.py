@@ -64,7 +64,7 @@ def tasks_of(model: nn.Module) -> tuple[Task, ...]:
     """
     if not isinstance(model, SegmentationModel):
         raise UnsupportedModelError(
-            f"{type(model).__name__} is no model of segmentation_models_pytorch. Use "
+            f"{type(model).__name__} comes from another library than segmentation_models_pytorch. Use "
             "disparse_structured.prune."
         )
     if model.classification_head is None:
