@@ -75,12 +75,16 @@ def prune(
     ``masks`` or ``keypoints`` where it has them. Those of a segmenter are ``out`` and ``aux``.
 
     >>> import torch
-    >>> from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+    >>> from torchvision.models.detection import RetinaNet
+    >>> from torchvision.models.detection.anchor_utils import AnchorGenerator
     >>> from disparse_structured.adapters.torchvision import prune
-    >>> model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3)
-    >>> smaller, result = prune(model, torch.rand(2, 3, 32, 32), macs=0.9, refit=None)
-    >>> smaller(torch.rand(2, 3, 32, 32))["out"].shape
-    torch.Size([2, 3, 32, 32])
+    >>> backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 8), torch.nn.ReLU())
+    >>> backbone.out_channels = 8
+    >>> anchors = AnchorGenerator(((16,),), ((1.0,),))
+    >>> detector = RetinaNet(backbone, 2, min_size=32, max_size=32, anchor_generator=anchors).eval()
+    >>> smaller, result = prune(detector, torch.rand(2, 3, 32, 32), macs=0.7, refit=None)
+    >>> sorted(smaller(torch.rand(1, 3, 32, 32))[0])
+    ['boxes', 'labels', 'scores']
 
     Args:
         images: for a detector, what its ``forward`` takes: images ``[C, H, W]`` in [0, 1] of any sizes, in a
