@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         samples=arguments.samples,
         seed=arguments.seed,
         verify=arguments.verify,
+        drop_unused=arguments.drop_unused,
         progress=screen.interactive,
     )
     return deliver(result, Subject(model, structure.task_objects, data), arguments, screen)

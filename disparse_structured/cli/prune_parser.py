@@ -38,6 +38,11 @@ def add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
     budget = parser.add_argument_group("budget")
     options.add_limit(budget)
     options.add_widths(budget)
+    budget.add_argument(
+        "--drop-unused",
+        action="store_true",
+        help="leave out modules that never run, in eval or train mode, and prune what remains",
+    )
     _add_method(parser.add_argument_group("method", options.OWN))
     output = parser.add_argument_group("output")
     options.add_out(output)

@@ -23,7 +23,7 @@ from disparse_structured.report.pruning import (
     VerificationFacts,
 )
 from disparse_structured.report.refit import LayerFacts, RefitFacts, SkippedLayer
-from disparse_structured.structure import Pin, RatioConstraint
+from disparse_structured.structure import Pin, RatioConstraint, UnusedModule
 
 _MEMBERS_SHOWN = 3
 
@@ -39,7 +39,14 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
         facts = {name: document[name] for name in fields}
         facts["costs"] = {name: CostFacts(**cost) for name, cost in facts["costs"].items()}
         facts["verification"] = VerificationFacts(**facts["verification"])
-        for name, kind in (("tasks", TaskFacts), ("refused", RefusedGroup), ("pinned", Pin)):
+        lists: tuple[tuple[str, Any], ...] = (
+            ("tasks", TaskFacts),
+            ("refused", RefusedGroup),
+            ("pinned", Pin),
+            ("unused", UnusedModule),
+            ("dropped", UnusedModule),
+        )
+        for name, kind in lists:
             facts[name] = tuple(kind(**entry) for entry in facts[name])
         for name, optional in (("graph", GraphFacts), ("graph_only", GraphOnly)):
             facts[name] = None if facts[name] is None else optional(**facts[name])

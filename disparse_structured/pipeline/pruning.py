@@ -31,7 +31,8 @@ from disparse_structured.pipeline.refitting import Execution
 from disparse_structured.pipeline.result import PruningResult
 from disparse_structured.pipeline.tolerance import check_limits, within_limits
 from disparse_structured.refit import LeastSquares, RefitMethod
-from disparse_structured.structure import Structure, analyse
+from disparse_structured.structure import Structure, UnusedModule, analyse
+from disparse_structured.surgery.unused import without_unused
 from disparse_structured.tasks import Task
 
 _COMPENSATED: Method = Compensated()
@@ -56,6 +57,7 @@ def prune(
     samples: int | None = None,
     seed: int = 0,
     verify: bool = True,
+    drop_unused: bool = False,
     progress: bool = False,
 ) -> PruningResult:
     """Makes ``model`` physically smaller: each task votes, an arbiter decides, Torch-Pruning removes.
@@ -95,6 +97,8 @@ def prune(
             :class:`DiSparse` scores on all of ``data``.
         seed: random seed of scores, refit, and whatever a loader draws.
         verify: compare the result with the masked twin in float64 before handing it back.
+        drop_unused: first leave out modules that never run, in eval or train mode. The budget is then a
+            fraction of what remains. The report lists them.
         progress: show progress bars on a terminal.
 
     Returns:
@@ -122,6 +126,10 @@ def prune(
     if structure is None:
         with step("reading the structure", progress):
             structure = _analyse(model, given.example_inputs, tasks)
+    dropped: tuple[UnusedModule, ...] = ()
+    if drop_unused and structure.unused:
+        with step("leaving out what never runs", progress):
+            model, structure, dropped = without_unused(model, structure)
     problem = Problem(
         model,
         structure,
@@ -141,7 +149,15 @@ def prune(
         done = execute(
             decision.plan(structure, method=type(method).__name__, criterion=saliency.criterion, seed=seed)
         )
-    return PruningResult.of(structure, saliency, done.applied, done.deviation, done.refit, costs=[budget.of])
+    return PruningResult.of(
+        structure,
+        saliency,
+        done.applied,
+        done.deviation,
+        done.refit,
+        costs=[budget.of],
+        dropped=dropped,
+    )
 
 
 def _analyse(

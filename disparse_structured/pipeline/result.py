@@ -28,7 +28,7 @@ from disparse_structured.report.pruning import (
 )
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.scoring import Saliency
-from disparse_structured.structure import Structure
+from disparse_structured.structure import Structure, UnusedModule
 from disparse_structured.surgery import Applied, saving
 from disparse_structured.surgery.pruned_graph import PrunedGraph
 from disparse_structured.tasks import Task
@@ -64,9 +64,10 @@ class PruningResult:
         deviation: DeviationFacts | None = None,
         refit: RefitFacts | None = None,
         costs: Iterable[Cost] = (),
+        dropped: Sequence[UnusedModule] = (),
     ) -> PruningResult:
         """The result of one run; costs are counted on the pruned model itself, where they can be."""
-        report = _report(structure, saliency, applied, deviation, refit, distinct(costs))
+        report = _report(structure, saliency, applied, deviation, refit, distinct(costs), tuple(dropped))
         tasks = structure.task_objects
         if isinstance(applied.model, PrunedGraph):  # it returns {task: tensor}
             tasks = tuple(dataclasses.replace(task, output=task.name) for task in tasks)
@@ -108,6 +109,7 @@ def _report(
     deviation: DeviationFacts | None,
     refit: RefitFacts | None,
     costs: Iterable[Cost],
+    dropped: tuple[UnusedModule, ...],
 ) -> PruningReport:
     plan, verification = applied.plan, applied.verification
     keep = plan.keep(structure)
@@ -144,6 +146,8 @@ def _report(
         refused=tuple(RefusedGroup(each.group, each.reason) for each in applied.refused),
         stale=applied.stale,
         pinned=structure.pinned,
+        unused=structure.unused,
+        dropped=dropped,
         graph=_graph_facts(applied.model),
         graph_only=GraphOnly.of(structure.graph_only, _held_by(refused, structure)),
         inputs=saving.describe_inputs(structure.example_inputs),

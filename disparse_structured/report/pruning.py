@@ -16,7 +16,7 @@ from rich.text import Text
 from disparse_structured.naming import cost_label
 from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.refit import RefitFacts
-from disparse_structured.structure import Pin
+from disparse_structured.structure import Pin, UnusedModule
 
 EXACT = ("macs", "parameters")
 """The costs whose prediction is exact, so that another count is a fault."""
@@ -131,12 +131,13 @@ class PruningReport:
     """What was removed, who voted for it, what it saves, and how it was verified.
 
     ``costs`` are by name, such as ``"macs"``. ``stale`` are integer attributes that still hold a dense size.
-    ``deviation`` is None where the model was trained after it was pruned, ``refit`` where the remaining
-    weights were left unchanged, ``graph`` where the module itself was pruned, ``graph_only`` where its
-    exported graph could not shrink more. ``selectors`` says by task what picks its part of the dense model's
-    output; None for a callable, which cannot be stored. ``entry_points`` describes the arguments of each
-    method that was named as one; None for a function. ``shared_inputs`` are the tensors among ``forward``'s
-    arguments that have no batch dimension.
+    ``unused`` are modules that never run, in eval or train mode; ``dropped`` are those that were left out
+    before the costs were counted. ``deviation`` is None where the model was trained after it was pruned,
+    ``refit`` where the remaining weights were left unchanged, ``graph`` where the module itself was pruned,
+    ``graph_only`` where its exported graph could not shrink more. ``selectors`` says by task what picks its
+    part of the dense model's output; None for a callable, which cannot be stored. ``entry_points`` describes
+    the arguments of each method that was named as one; None for a function. ``shared_inputs`` are the tensors
+    among ``forward``'s arguments that have no batch dimension.
     """
 
     model: str
@@ -160,6 +161,8 @@ class PruningReport:
     refused: tuple[RefusedGroup, ...]
     stale: tuple[str, ...]
     pinned: tuple[Pin, ...]
+    unused: tuple[UnusedModule, ...]
+    dropped: tuple[UnusedModule, ...]
     graph: GraphFacts | None
     graph_only: GraphOnly | None
     inputs: Mapping[str, Any]
@@ -208,6 +211,13 @@ class PruningReport:
                 "Set them before calling a method that reads them, such as one that fuses layers.",
                 style="yellow",
             )
+        if self.dropped:
+            yield Text(f"dropped, because it never runs: {_modules(self.dropped)}")
+        if self.unused:
+            yield Text(
+                f"never runs: {_modules(self.unused)}. drop_unused=True (--drop-unused) leaves it out.",
+                style="yellow",
+            )
         counted = [pin for pin in self.pinned if pin.number]
         if counted:
             yield summarize_pins(counted)
@@ -245,6 +255,12 @@ class PruningReport:
 
 def _amount(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) or value >= 1e4 else f"{value:.4g}"
+
+
+def _modules(unused: Sequence[UnusedModule]) -> str:
+    names = ", ".join(each.module for each in unused)
+    parameters = sum(each.parameters for each in unused)
+    return f"{names} ({parameters:,} parameters, {sum(each.share for each in unused):.1%})"
 
 
 def summarize_pins(pins: Sequence[Pin]) -> Table:

@@ -12,6 +12,7 @@ from disparse_structured.structure.groups import (
     RatioConstraint,
 )
 from disparse_structured.structure.structure import AttributeUpdate, Form, Structure
+from disparse_structured.structure.unused import UnusedModule
 
 __all__ = [
     "Attention",
@@ -24,6 +25,7 @@ __all__ = [
     "RatioConstraint",
     "SizeDeclaration",
     "Structure",
+    "UnusedModule",
     "analyse",
     "count_macs",
     "count_parameters",

@@ -49,6 +49,7 @@ from disparse_structured.structure.structure import (
     fingerprint_of,
 )
 from disparse_structured.structure.tracing import Read, Trace
+from disparse_structured.structure.unused import unused_modules
 from disparse_structured.tasks import Task
 
 _NO_TASK = ""
@@ -244,8 +245,9 @@ def _traced(subject: Subject, captured: Capture) -> tuple[Trace, list[list[Read]
     if trained is not None:
         trace.add(trained)
         trace.unscored.update(dict.fromkeys(_used_tensors(trained) - used, "used in train mode only"))
+    trace.used = used | trace.unscored.keys()
     for name, value in trace.tensors.items():
-        if name not in used | trace.unscored.keys():
+        if name not in trace.used:
             for axis in value:
                 trace.labels.pin(axis.atoms(), "never used by forward", "", name.rpartition(".")[0])
     subject.declared.pin(trace, canonical)
@@ -366,6 +368,7 @@ def _assembled(
         tasks=names,
         groups=grouping.groups,
         pinned=pinned,
+        unused=unused_modules(subject.model, trace.used),
         graph_only=graph_only,
         constraints=solution.constraints,
         reach=reach_matrix(grouping.groups, names),

@@ -20,6 +20,7 @@ from disparse_structured.structure.entering import EntryGraph
 from disparse_structured.structure.groups import Attention, ChannelGroup, Pin, RatioConstraint
 from disparse_structured.structure.resizing import Resizing
 from disparse_structured.structure.scales import AttentionScale
+from disparse_structured.structure.unused import UnusedModule
 from disparse_structured.structure.weight_scales import WeightScale
 from disparse_structured.tasks import Task
 
@@ -44,20 +45,21 @@ class Structure:
     """What in a model may shrink, what must shrink together, and what reads it.
 
     ``reach`` is bool ``[tasks, units]``. ``unclaimed`` names the groups that no task reaches but an output
-    outside all tasks depends on: no task votes on them, so they are kept. ``graph_only`` is the share of
-    the parameters in slices that only numbers in ``forward`` pin. ``fingerprint`` identifies the
-    architecture (names, shapes, groups), the form and the unit of attention, not the weights.
-    ``resizing`` says which integers of the graph follow the widths, ``scales`` and ``weight_scales`` which
-    attention scales and which normalized weights would change with them. ``train_mode`` says whether train
-    mode runs something that eval mode does not. ``entry_points`` are the other ways into the model that must
-    work, with their graphs. ``capture`` is the model's graph for ``example_inputs``, and
-    ``signature`` identifies it. ``captures`` caches graphs for other inputs, see
+    outside all tasks depends on: no task votes on them, so they are kept. ``unused`` are modules that never
+    run. ``graph_only`` is the share of the parameters in slices that only numbers in ``forward`` pin.
+    ``fingerprint`` identifies the architecture (names, shapes, groups), the form and the unit of attention,
+    not the weights. ``resizing`` says which integers of the graph follow the widths, ``scales`` and
+    ``weight_scales`` which attention scales and which normalized weights would change with them.
+    ``train_mode`` says whether train mode runs something that eval mode does not. ``entry_points`` are the
+    other ways into the model that must work, with their graphs. ``capture`` is the model's graph for
+    ``example_inputs``, and ``signature`` identifies it. ``captures`` caches graphs for other inputs, see
     :func:`~disparse_structured.structure.at_shape.structure_at`.
     """
 
     tasks: tuple[str, ...]
     groups: tuple[ChannelGroup, ...]
     pinned: tuple[Pin, ...]
+    unused: tuple[UnusedModule, ...]
     graph_only: float
     constraints: tuple[RatioConstraint, ...]
     reach: torch.Tensor

@@ -213,6 +213,7 @@ class Trace:
     weight_scales: list[WeightScale] = field(default_factory=list)
     batched: tuple[bool, ...] = ()
     unscored: dict[str, str] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
     _parts: dict[bytes, tuple[Call, set[int]]] = field(default_factory=dict)
 
     def run(self) -> Trace:

@@ -30,6 +30,7 @@ from disparse_structured.structure.structure import attention_of, form_of, outpu
 from disparse_structured.surgery.graph import rebuild_graph
 from disparse_structured.surgery.module import apply
 from disparse_structured.surgery.summaries import differs, output_summary
+from disparse_structured.surgery.unused import without
 from disparse_structured.tasks import Task, check_tasks
 
 PLAN, WEIGHTS, REPORT = "plan.json", "weights.safetensors", "report.json"
@@ -118,6 +119,8 @@ def load(
         )
     dense = factory()
     inputs = example_inputs or described_inputs(report["inputs"])
+    if report.get("dropped"):
+        dense = without(dense, [each["module"] for each in report["dropped"]])
     with undone(dense):
         if weights.keys() - named_tensors(dense)[0].keys():
             _call_once(dense, inputs)

@@ -68,6 +68,27 @@ def test_the_page_on_torch_pruning() -> None:
     assert names["pruner"].verification.deviation["output"] <= 1e-9
 
 
+def test_the_page_on_torchvision() -> None:
+    names = run("docs/torchvision.md")
+
+    assert names["result"].report.costs["macs"].ratio <= 0.6
+    names["smaller"].eval()
+    images = names["images"]
+    assert [each.keys() for each in names["detections"]] == [
+        each.keys() for each in names["detector"](images)
+    ]
+    with torch.no_grad():
+        again, smaller = (names[name](images)[0]["boxes"] for name in ("again", "smaller"))
+    assert torch.equal(again, smaller)
+
+
+def test_the_page_on_segmentation_models() -> None:
+    names = run("docs/segmentation-models.md")
+
+    assert 0.935 < sum(each.share for each in names["result"].report.dropped) < 0.945
+    assert names["masks"].shape == (4, 5, 32, 32)
+
+
 def test_the_page_on_extending() -> None:
     """Each recipe has fewer than 30 lines."""
     run("docs/extending.md")
