@@ -197,6 +197,14 @@ def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float(worst.nan_to_num(torch.inf, torch.inf))
 
 
+def mismatch_in(deviation: Mapping[str, float], dtype: torch.dtype) -> str | None:
+    """Describe the largest of the tasks' deviations; None if all are within tolerance."""
+    task, worst = max(deviation.items(), key=lambda item: item[1])
+    if not worst <= TOLERANCES[dtype]:
+        return f"task {task!r} deviates from the masked twin by {worst:.3g}"
+    return None
+
+
 def _cast(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
     def cast(leaf: Any) -> Any:
         return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
