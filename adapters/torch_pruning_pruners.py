@@ -191,3 +191,4 @@ class _Rounded:
     floor: float = 0.0
     min_width: int = 1
     shares: tuple[tuple[Any, float, float], ...] = ()
+    uniform: bool = False

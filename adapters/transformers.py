@@ -43,7 +43,7 @@ _RECORD = "disparse"
 """The ``model_type`` of a configuration that records widths."""
 
 
-class PrunedConfig(PreTrainedConfig):  # type: ignore[misc]
+class PrunedConfig(PreTrainedConfig):
     """A configuration that records widths which no configuration of the model's own class describes.
 
     Args:
@@ -67,13 +67,15 @@ class PrunedConfig(PreTrainedConfig):  # type: ignore[misc]
         self.widths = widths or {}
 
 
-class PrunedModel(PreTrainedModel):  # type: ignore[misc]
+class PrunedModel(PreTrainedModel):
     """What transformers' Auto classes find for a :class:`PrunedConfig`; loads the class that was saved."""
 
     config_class = PrunedConfig
 
     @classmethod
-    def from_pretrained(cls, folder: Any, *arguments: Any, config: Any = None, **options: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]
+        cls, folder: Any, *arguments: Any, config: Any = None, **options: Any
+    ) -> Any:
         """See :func:`from_pretrained`."""
         config = config if isinstance(config, PrunedConfig) else PrunedConfig.from_pretrained(folder)
         return _loaded(folder, config, _class(config.architecture, None, folder), *arguments, **options)
@@ -98,10 +100,11 @@ def save_pretrained(
         UnsupportedModelError: the model is not a class of transformers, or it holds something that a folder
             of transformers does not.
     """
-    model = result.model if isinstance(result, PruningResult) else result
+    model: Any = result.model if isinstance(result, PruningResult) else result
     config = fitted_config(result)
     document = {"dtype": str(model.dtype).removeprefix("torch."), "architectures": [type(model).__name__]}
-    with borrowing(model) as replica:  # saving writes to the config
+    with borrowing(model) as borrowed:  # saving writes to the config
+        replica: Any = borrowed
         replica.config = copy.deepcopy(model.config if isinstance(config, PrunedConfig) else config)
         replica.save_pretrained(folder, **options)
     for name, value in document.items():
@@ -175,7 +178,8 @@ def _loaded(
     folder: Any, config: PreTrainedConfig, kind: type[PreTrainedModel], *arguments: Any, **options: Any
 ) -> PreTrainedModel:
     recorded = isinstance(config, PrunedConfig)
-    given = kind.config_class.from_dict(dict(config.dense)) if recorded else config
+    own: Any = kind.config_class
+    given = own.from_dict(dict(config.dense)) if recorded else config
     loading = _restoring(kind, config.widths) if recorded else kind
     try:
         model = loading.from_pretrained(folder, *arguments, config=given, **options)
@@ -202,7 +206,7 @@ def _restoring(kind: type[PreTrainedModel], widths: dict[str, Any]) -> type[PreT
 def _register() -> None:
     AutoConfig.register(_RECORD, PrunedConfig, exist_ok=True)
     for auto in vars(modeling_auto).values():
-        if isinstance(auto, type) and getattr(auto, "_model_mapping", None) is not None:
+        if getattr(auto, "_model_mapping", None) is not None:
             auto.register(PrunedConfig, PrunedModel, exist_ok=True)
 
 

@@ -57,7 +57,8 @@ def fitted(model: PreTrainedModel, inputs: tuple[Any, ...] | None = None) -> Pre
 def _computes(config: PreTrainedConfig, model: PreTrainedModel, inputs: tuple[Any, ...]) -> bool:
     """Whether the model of ``config`` with the weights of ``model`` computes the same."""
     with Isolation(0, model.device):
-        other = type(model)(copy.deepcopy(config)).to(model.device, model.dtype)
+        other: Any = type(model)(copy.deepcopy(config))
+        other.to(device=model.device, dtype=model.dtype)
     other.load_state_dict(model.state_dict())
     found = []
     for each in (other, model):
@@ -114,7 +115,7 @@ class _Search:
 
     def proposed(self, changes: _Changes) -> Iterator[tuple[_Path, int]]:
         """Fields with the values that they would have if they had changed as some width did."""
-        ratios = set()
+        ratios: set[Any] = set()
         for before, after in self._differences(changes) or ():
             pairs = (
                 zip(before, after, strict=False) if isinstance(before, tuple | list) else ((before, after),)

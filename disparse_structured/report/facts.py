@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 class ParityFact:
     """How far the outputs of one task differ between ONNX Runtime and PyTorch on one batch.
 
-    ``max_abs`` is ``max |a - b|`` and ``max_rel`` is ``max |a - b| / max |b|``, ``b`` being PyTorch's
-    tensor; for a task with several tensors, each is the worst one's. ``batch`` is the size of the first
-    dimension of the first input.
+    ``max_abs`` is ``max |a - b|``, and ``max_rel`` is ``max |a - b| / max |b|`` of the worst channel or
+    column, ``b`` being PyTorch's tensor (see :func:`~disparse_structured.export.check_parity` for channels
+    that are mostly rounding); for a task with several tensors, each is the worst one's. ``batch`` is the
+    size of the first dimension of the first input.
     """
 
     task: str

@@ -26,9 +26,15 @@ from disparse_structured.structure.structure import check_described
 from disparse_structured.surgery.applied import Applied
 from disparse_structured.surgery.forms import check_form
 from disparse_structured.surgery.pruned_graph import PrunedGraph
-from disparse_structured.verification.copy import TOLERANCES, Outputs, VerificationCopy, difference
+from disparse_structured.verification.copy import (
+    TOLERANCES,
+    Outputs,
+    VerificationCopy,
+    difference,
+    mismatch_in,
+)
 from disparse_structured.verification.twin import masked_twin
-from disparse_structured.verification.verifier import Verification, mismatch_in
+from disparse_structured.verification.verifier import Verification
 
 
 @leaves_no_trace

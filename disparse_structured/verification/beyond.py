@@ -1,7 +1,8 @@
 """What the dense model can do beyond the example: other batches, other sizes, train mode.
 
-A pruned model must do all of this too. Tables that were cut to the example's length, heads that run only in
-train mode, and fixed sizes fail here, though not on the example.
+A pruned model must do all of this too, and compute what the masked twin computes there. Tables that were cut
+to the example's length, heads that run only in train mode, fixed sizes and numbers that only other sizes use
+fail here, though not on the example.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from disparse_structured.data.randomness import Isolation
 from disparse_structured.graph.capture import clone_if_tensor, tensor_leaves
 from disparse_structured.graph.copies import copied
 from disparse_structured.graph.named_tensors import device_of
+from disparse_structured.verification.copy import Outputs, VerificationCopy, mismatch_in
+from disparse_structured.verification.elsewhere import ComparisonError, Elsewhere, Run, elsewhere
 
 Inputs = tuple[Any, ...]
-Outputs = Callable[[Any], Sequence[torch.Tensor]]
 
 _STEP = 32
 """By how many pixels images are enlarged: most networks halve them at most five times."""
@@ -34,83 +36,140 @@ class Situation:
 
     Args:
         name: for reports and messages, such as ``"a batch of 3"``.
-        run: runs a model that way and returns what must be the same for the dense and the pruned model.
+        inputs: of another shape than the example's; None for the example in train mode.
+        batch: whether they are the example inputs with one more example.
     """
 
     name: str
-    run: Callable[[nn.Module], Any]
+    inputs: Inputs | None
+    batch: bool = False
 
 
 @dataclass(frozen=True)
-class Abilities:
-    """The situations that a dense model handles, and what it returned."""
+class _Found:
+    """A situation that the dense model handles, the shapes that it returns, and the twin, if it is known."""
 
-    found: tuple[tuple[Situation, Any], ...]
+    situation: Situation
+    shapes: list[tuple[int, ...]]
+    twin: Elsewhere | None
+
+    def deviation(self, run: Run, keep: torch.Tensor) -> dict[str, float] | None:
+        return None if self.twin is None else self.twin.deviation(run, keep)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the dense model can do and a pruned one cannot, if anything, and what both can do."""
+
+    missing: str | None
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Abilities:
+    """The situations that the dense model of a verification copy handles."""
+
+    reference: VerificationCopy
+    found: tuple[_Found, ...]
 
     @classmethod
-    def of(cls, dense: nn.Module, inputs: Inputs, outputs: Outputs = tensor_leaves) -> Abilities:
-        """Try the situations on ``dense``, which must be in eval mode; those that fail are left out.
-
-        ``outputs`` picks the tensors whose shapes must be the same from what a model returns.
-        """
-        found: list[tuple[Situation, Any]] = []
-        for alternatives in _situations(inputs, outputs):
+    def of(cls, reference: VerificationCopy) -> Abilities:
+        """Try the situations on the dense model; those that fail are left out."""
+        found: list[_Found] = []
+        for alternatives in _situations(reference.inputs):
             for situation in alternatives:
                 try:
-                    found.append((situation, situation.run(dense)))
+                    shapes = _shapes(reference, reference.model, situation)
                 except Exception:  # whatever it raises, the model does not handle it
                     continue
+                found.append(_Found(situation, shapes, _twin(reference, situation)))
                 break
-        return cls(tuple(found))
+        return cls(reference, tuple(found))
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the situations."""
-        return tuple(situation.name for situation, _ in self.found)
+    def check(self, pruned: nn.Module, keep: torch.Tensor) -> Checked:
+        """Compare ``pruned``, which has the units of ``keep``, with the dense model and with the masked twin.
 
-    def missing(self, pruned: nn.Module) -> str | None:
-        """Say what the dense model can do and ``pruned`` cannot; None if nothing."""
-        for situation, expected in self.found:
+        Values are compared where the graph can be exported for the situation's inputs.
+        """
+        names = []
+        for each in self.found:
+            name = each.situation.name
             try:
-                actual = situation.run(pruned)
+                shapes = _shapes(self.reference, pruned, each.situation)
+                deviation = each.deviation(runner(self.reference, pruned), keep)
             except Exception as error:
                 reason = str(error).splitlines()[0] if str(error) else ""
-                return f"with {situation.name}, it raises {type(error).__name__}: {reason}"
-            if actual != expected:
-                return f"with {situation.name}, it returns {actual}; the dense model returns {expected}"
+                said = (
+                    reason
+                    if isinstance(error, ComparisonError)
+                    else f"it raises {type(error).__name__}: {reason}"
+                )
+                return Checked(f"with {name}, {said}")
+            if shapes != each.shapes:
+                return Checked(f"with {name}, it returns {shapes}; the dense model returns {each.shapes}")
+            if deviation is not None and (wrong := mismatch_in(deviation, self.reference.dtype)) is not None:
+                return Checked(f"with {name}, {wrong}")
+            shapes_only = each.situation.inputs is not None and deviation is None
+            names.append(f"{name} (only its shapes were compared)" if shapes_only else name)
+        return Checked(None, tuple(names))
+
+
+def _twin(reference: VerificationCopy, situation: Situation) -> Elsewhere | None:
+    if situation.inputs is None:
         return None
+    dense = runner(reference, reference.model)
+    return elsewhere(reference, situation.inputs, dense, batch=situation.batch)
 
 
-def _situations(inputs: Inputs, outputs: Outputs) -> Iterator[Sequence[Situation]]:
+def runner(reference: VerificationCopy, model: nn.Module) -> Run:
+    """Return what runs ``model``, a copy of the one of ``reference``, and picks its tasks' tensors."""
+
+    def run(inputs: Inputs) -> Outputs:
+        output = call(model, pytree.tree_map(clone_if_tensor, inputs))
+        return {task.name: task.tensors(output) for task in reference.structure.task_objects}
+
+    return run
+
+
+def _shapes(reference: VerificationCopy, model: nn.Module, situation: Situation) -> list[tuple[int, ...]]:
+    """The shapes of what ``model`` returns and must return like the dense model; none in train mode."""
+    if situation.inputs is None:
+        _train(model, reference.inputs)
+        return []
+    with torch.no_grad(), Isolation(0, device_of(model)):
+        output = call(model, pytree.tree_map(clone_if_tensor, situation.inputs))
+    structure = reference.structure
+    outputs = structure.task_tensors if structure.outputs == "tasks" else tensor_leaves
+    return [tuple(tensor.shape) for tensor in outputs(output)]
+
+
+def _situations(inputs: Inputs) -> Iterator[Sequence[Situation]]:
     """Lists of alternatives; the first one that the dense model handles counts."""
     size = batch_size(inputs)
-    yield [_shaped(f"a batch of {size + 1}", _resized(inputs, lambda _: {0: size + 1}), outputs)]
+    more = _resized(inputs, lambda _: {0: size + 1})
+    yield [Situation(f"a batch of {size + 1}", more, batch=True)]
+    yield from other_sizes(inputs)
+    yield [Situation("train mode", None)]
+
+
+def other_sizes(inputs: Inputs) -> Iterator[Sequence[Situation]]:
+    """Larger images and longer sequences, as lists of alternatives."""
     spatial = {tuple(leaf.shape[2:]) for leaf in _batched(inputs) if leaf.ndim > 2}
     if spatial:
         largest = max(spatial, key=sum)
         yield [
-            _shaped(f"the size {'x'.join(map(str, grown))}", _of_size(inputs, largest, grown), outputs)
+            Situation(f"the size {'x'.join(map(str, grown))}", _of_size(inputs, largest, grown))
             for grown in (tuple(side + _STEP for side in largest), tuple(2 * side for side in largest))
         ]
     lengths = {leaf.shape[1] for leaf in _batched(inputs) if _is_sequence(leaf)}
     for length in sorted(lengths):
         yield [
-            _shaped(f"the length {longer}", _of_length(inputs, length, longer), outputs)
+            Situation(f"the length {longer}", _of_length(inputs, length, longer))
             for longer in (2 * length, length + 4, length + 1)
         ]
-    yield [Situation("train mode", lambda model: _trained(model, inputs))]
 
 
-def _shaped(name: str, inputs: Inputs, outputs: Outputs) -> Situation:
-    def run(model: nn.Module) -> list[tuple[int, ...]]:
-        with torch.no_grad(), Isolation(0, device_of(model)):
-            output = call(model, pytree.tree_map(clone_if_tensor, inputs))
-        return [tuple(tensor.shape) for tensor in outputs(output)]
-
-    return Situation(name, run)
-
-
-def _trained(model: nn.Module, inputs: Inputs) -> None:
+def _train(model: nn.Module, inputs: Inputs) -> None:
     """A forward and a backward pass in train mode.
 
     Only that it runs counts. What it computes may depend on random numbers, of which dropout draws as many as

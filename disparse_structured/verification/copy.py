@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.data.batches import batched_leaves, map_batched
 from disparse_structured.data.call import Batched
+from disparse_structured.data.differences import by_channel
 from disparse_structured.errors import CaptureError, PlanError, VerificationError
 from disparse_structured.graph.copies import copied
 from disparse_structured.graph.named_tensors import detached_tensors, named_tensors
@@ -194,11 +195,17 @@ def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     if not error.any():
         return 0.0
     least = _SMALL.get(expected.dtype, _SMALL[torch.float32]) * size.max()
-    worst = error.max() / size.max()
-    for dim in {1, expected.ndim - 1} if expected.ndim > 1 else set():
-        others = [each for each in range(expected.ndim) if each != dim]
-        worst = torch.maximum(worst, (error.amax(others) / size.amax(others).clamp_min(least)).max())
+    pairs = zip(by_channel(error), by_channel(size), strict=True)
+    worst = max((errors / sizes.clamp_min(least)).max() for errors, sizes in pairs)
     return float(worst.nan_to_num(torch.inf, torch.inf))
+
+
+def mismatch_in(deviation: Mapping[str, float], dtype: torch.dtype) -> str | None:
+    """Describe the largest of the tasks' deviations; None if all are within tolerance."""
+    task, worst = max(deviation.items(), key=lambda item: item[1])
+    if not worst <= TOLERANCES[dtype]:
+        return f"task {task!r} deviates from the masked twin by {worst:.3g}"
+    return None
 
 
 def _cast(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:

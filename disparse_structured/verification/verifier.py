@@ -12,10 +12,10 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.data.call import call
 from disparse_structured.errors import VerificationError
-from disparse_structured.graph.capture import clone_if_tensor, tensor_leaves
+from disparse_structured.graph.capture import clone_if_tensor
 from disparse_structured.structure import Structure
-from disparse_structured.verification.beyond import Abilities
-from disparse_structured.verification.copy import TOLERANCES, Comparison, VerificationCopy
+from disparse_structured.verification.beyond import Abilities, Checked
+from disparse_structured.verification.copy import TOLERANCES, Comparison, VerificationCopy, mismatch_in
 from disparse_structured.verification.entries import entry_mismatch
 from disparse_structured.verification.twin import masked_twin
 
@@ -48,6 +48,7 @@ class _Verdict:
 
     comparison: Comparison
     mismatch: str | None
+    beyond: tuple[str, ...] = ()
 
 
 class Verifier:
@@ -97,21 +98,16 @@ class Verifier:
                 reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 self._verdicts[key] = _Verdict(Comparison({}, {}), reason)
             else:
-                mismatch = (
-                    mismatch_in(comparison.deviation, self.dtype)
-                    or self._missing(pruned)
-                    or entry_mismatch(self._reference, keep, pruned)
-                )
-                self._verdicts[key] = _Verdict(comparison, mismatch)
+                mismatch = mismatch_in(comparison.deviation, self.dtype)
+                beyond = Checked(mismatch) if mismatch else self._beyond(pruned, keep)
+                missing = beyond.missing or entry_mismatch(self._reference, keep, pruned)
+                self._verdicts[key] = _Verdict(comparison, missing, beyond.names)
         return self._verdicts[key]
 
-    def _missing(self, pruned: nn.Module) -> str | None:
-        """What the dense model can do beyond the example and the pruned model cannot."""
+    def _beyond(self, pruned: nn.Module, keep: torch.Tensor) -> Checked:
         if self._abilities is None:
-            structure = self._reference.structure
-            outputs = structure.task_tensors if structure.outputs == "tasks" else tensor_leaves
-            self._abilities = Abilities.of(self._reference.model, self._reference.inputs, outputs)
-        return self._abilities.missing(pruned)
+            self._abilities = Abilities.of(self._reference)
+        return self._abilities.check(pruned, keep)
 
     def resolve(self, keep: torch.Tensor) -> tuple[torch.Tensor, Verification, tuple[Refusal, ...]]:
         """Restore the groups that ``forward`` cannot follow; return ``keep``, its verification and them."""
@@ -128,14 +124,15 @@ class Verifier:
                 )
             refused.extend(found)
             keep = self._with(keep, [refusal.group for refusal in found])
-        comparison = self._verdict(keep).comparison
+        verdict = self._verdict(keep)
+        comparison = verdict.comparison
         verification = Verification(
             str(self.dtype),
             TOLERANCES[self.dtype],
             dict(comparison.deviation),
             comparison.empty,
             (
-                *(self._abilities.names if self._abilities is not None else ()),
+                *verdict.beyond,
                 *(f"entry point {each.entry.name!r}" for each in self._given.entry_points),
             ),
         )
@@ -179,11 +176,3 @@ class Verifier:
         for name in self._given.bound_to(names):
             keep[self._given.group(name).slice] = True
         return keep
-
-
-def mismatch_in(deviation: Mapping[str, float], dtype: torch.dtype) -> str | None:
-    """Describe the largest of the tasks' deviations; None if all are within tolerance."""
-    task, worst = max(deviation.items(), key=lambda item: item[1])
-    if not worst <= TOLERANCES[dtype]:
-        return f"task {task!r} deviates from the masked twin by {worst:.3g}"
-    return None

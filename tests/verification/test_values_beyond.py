@@ -1,0 +1,120 @@
+"""Values at other batches, sizes and lengths are compared with the masked twin, not shapes alone."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import disparse_structured as ds
+from disparse_structured.structure import analyse
+from disparse_structured.surgery.module import apply
+from tests.support.plans import random_plan
+
+IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Plain(nn.Module):
+    """Two convolutions and a head; ``larger`` is what images above 20 pixels do to the first map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.body = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 12, 3, padding=1)
+        self.head = nn.Conv2d(12, 2, 1)
+
+    def larger(self, y: Tensor) -> Tensor:
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.stem(x))
+        y = self.larger(y) if x.shape[-1] > 20 else y
+        return self.head(torch.relu(self.body(y)))
+
+
+class CountsEight(Plain):
+    """A number of channels that only larger images use; it cannot follow the width."""
+
+    def larger(self, y: Tensor) -> Tensor:
+        return y * y[:, :8].sum(1, keepdim=True)
+
+
+class Mirrors(Plain):
+    """Larger images add each channel to another one, which is then no unit of its own."""
+
+    def larger(self, y: Tensor) -> Tensor:
+        first, last = y.chunk(2, 1)
+        return y + torch.cat([last, first], 1)
+
+
+class CountsExamples(Plain):
+    """The same as ``CountsEight``, for batches of more than two examples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.stem(x))
+        y = y * y[:, :8].sum(1, keepdim=True) if len(x) > 2 else y
+        return self.head(torch.relu(self.body(y)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (CountsEight, r"with the size 48x48, task 'output' deviates from the masked twin by \d"),
+        (Mirrors, r"with the size 48x48, the units of 'stem' depend on one another in other ways"),
+        (CountsExamples, r"with a batch of 3, task 'output' deviates from the masked twin by \d"),
+    ],
+)
+def test_what_is_right_for_the_example_only_is_left_whole_with_the_reason(
+    kind: type[Plain], said: str
+) -> None:
+    model = kind().eval()
+    structure = analyse(model, IMAGES)
+    assert len(structure.groups) == 2
+    done = apply(model, random_plan(structure, 0), structure)
+
+    assert [refusal.group for refusal in done.refused] == ["stem"]
+    assert re.match(said, done.refused[0].reason)
+    assert done.model.get_parameter("stem.weight").shape[0] == 16
+    assert done.model.get_parameter("body.weight").shape[0] < 12
+    wide = torch.rand(3, 3, 48, 48)
+    assert done.model(wide).shape == model(wide).shape
+
+
+def vit() -> nn.Module:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"img_size": 32, "dynamic_img_size": True, "num_classes": 5}
+    return timm.create_model("test_vit", pretrained=False, **options).eval()
+
+
+@pytest.mark.parametrize("build", [Plain, vit], ids=["plain", "vit"])
+def test_networks_that_follow_are_compared_by_value(build: Any) -> None:
+    model = build().eval()
+    side = 16 if build is Plain else 32
+    images = torch.rand(2, 3, side, side)
+    structure = analyse(model, images)
+    done = apply(model, random_plan(structure, 0), structure)
+
+    assert not done.refused
+    assert done.verification is not None
+    size = f"the size {side + 32}x{side + 32}"
+    assert done.verification.beyond == ("a batch of 3", size, "train mode")
+
+
+class Unknown(Plain):
+    """Larger images go through an operator without a rule, so that the twin is unknown there."""
+
+    def larger(self, y: Tensor) -> Tensor:
+        return torch.special.erfcx(y)
+
+
+def test_what_could_not_be_compared_is_said() -> None:
+    model = Unknown().eval()
+    result = ds.prune(model, IMAGES.repeat(8, 1, 1, 1), macs=0.6, method=ds.DiSparse(), refit=None)
+    assert not result.report.refused
+    beyond = result.report.verification.beyond
+    assert beyond == ("a batch of 3", "the size 48x48 (only its shapes were compared)", "train mode")
+    assert "(only its shapes were compared)" in str(result.report)
