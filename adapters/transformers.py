@@ -205,7 +205,8 @@ def _restoring(kind: type[PreTrainedModel], widths: dict[str, Any]) -> type[PreT
 
 def _register() -> None:
     AutoConfig.register(_RECORD, PrunedConfig, exist_ok=True)
-    for auto in vars(modeling_auto).values():
+    found: list[Any] = [each for each in vars(modeling_auto).values() if isinstance(each, type)]
+    for auto in found:
         if getattr(auto, "_model_mapping", None) is not None:
             auto.register(PrunedConfig, PrunedModel, exist_ok=True)
 
