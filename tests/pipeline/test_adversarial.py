@@ -380,13 +380,27 @@ def test_numbers_in_a_list_follow_and_stay_plain_integers() -> None:
     [
         lambda self, x: x.reshape(*x.shape[:-1], self.dim) * self.dim**-0.5,
         lambda self, x: x / x.shape[-1] ** 0.5,
+        lambda self, x: x * len("x" * x.shape[-1]),
+    ],
+    ids=["scale-of-an-attribute", "scale-of-the-width", "scale-through-a-string"],
+)
+def test_a_scale_keeps_the_width_that_it_is_computed_from(
+    forward: Callable[[Numbers, Tensor], Tensor],
+) -> None:
+    structure = analyse(Numbers(forward), (torch.randn(2, 5, 6),), WHOLE)
+
+    assert structure.groups == ()
+    assert "forward computes a real number from the width" in {pin.reason for pin in structure.pinned}
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
         lambda self, x: x.relu() if self.dim == 8 and x.shape[-1] == 8 else x,
         lambda self, x: x if x.shape[-1] == 8 else x * float("nan"),
         lambda self, x: x + torch.tensor([[float("inf")], *[[0.0]] * 4]) if x.shape[-1] == 8 else x,
     ],
     ids=[
-        "scale-of-an-attribute",
-        "scale-of-the-width",
         "branch-on-the-width",
         "nan-below-the-width",
         "infinite-at-full-width",
@@ -410,7 +424,7 @@ def test_only_the_culprit_is_left_alone() -> None:
         def forward(self, x: Tensor) -> Tensor:
             for i, layer in enumerate(self.layers):
                 x = layer(x).relu()
-                x = x * x.shape[-1] ** -0.5 if i in (2, 6) else x
+                x = x * 2 if i in (2, 6) and x.shape[-1] == 8 else x
             return self.last(x)
 
     done = applied(Chain(), (torch.randn(2, 6),))
@@ -456,7 +470,7 @@ class HiddenBehindZero(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        return self.last(x + self.scale * self.branch(x) / x.shape[-1] ** 0.5)
+        return self.last(x + self.scale * self.branch(x) * (1.0 / x.shape[-1]))
 
 
 @pytest.mark.parametrize("zero", [True, False])
@@ -466,7 +480,7 @@ def test_a_scale_of_zero_hides_no_mistake(zero: bool) -> None:
 
 def test_infinite_outputs_hide_no_mistake() -> None:
     def masked(self: Numbers, x: Tensor) -> Tensor:
-        return x / x.shape[-1] ** 0.5
+        return x * (1.0 / x.shape[-1])
 
     class Masked(Numbers):
         def forward(self, x: Tensor) -> Tensor:
@@ -697,7 +711,7 @@ def scaled_tail() -> nn.Module:
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.inner(x)
-            return self.last(x / x.shape[-1] ** 0.5)
+            return self.last(x * (1.0 / x.shape[-1]))
 
     return Tail()
 

@@ -404,7 +404,7 @@ class ScaledByWidth(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.second(torch.tanh(self.first(x))))
-        return self.out(torch.tanh(self.third(x * x.shape[1] ** -0.5)))
+        return self.out(torch.tanh(self.third(x * (1.0 / x.shape[1]))))
 
 
 def test_the_refit_does_not_compensate_for_a_group_that_was_refused() -> None:

@@ -48,10 +48,10 @@ class Stubborn(nn.Module):
 
 
 class ScaledByWidth(Stubborn):
-    """A scale that ``forward`` computes from the width, as old attention code does."""
+    """A scale that ``forward`` computes from the width in a way that leaves no trace in the graph."""
 
     def middle(self, x: Tensor) -> Tensor:
-        return x * x.shape[1] ** -0.5
+        return x * (1.0 / x.shape[1])
 
 
 class AssertsWidth(Stubborn):
@@ -72,19 +72,11 @@ class LooksUpWidth(Stubborn):
         return x + TABLE[x.shape[1]]
 
 
-class FlagsWidth(Stubborn):
-    """The width hides in a string."""
-
-    def middle(self, x: Tensor) -> Tensor:
-        return x * len(f"{'x' * x.shape[1]}")
-
-
 STUBBORN: list[tuple[type[Stubborn], str]] = [
     (ScaledByWidth, "task 'out' deviates from the masked twin by"),
     (AssertsWidth, "AssertionError: ten channels, please"),
     (BranchesOnWidth, "task 'out' deviates from the masked twin by"),
     (LooksUpWidth, "task 'out' deviates from the masked twin by"),
-    (FlagsWidth, "task 'out' deviates from the masked twin by"),
 ]
 
 
@@ -118,7 +110,7 @@ def test_two_groups_that_cannot_follow_are_both_named() -> None:
     class Twice(ScaledByWidth):
         def forward(self, x: Tensor) -> Tensor:
             x = torch.tanh(self.first(x))
-            x = torch.tanh(self.second(x * x.shape[1] ** -0.5))
+            x = torch.tanh(self.second(x * (1.0 / x.shape[1])))
             return self.out(torch.tanh(self.third(self.middle(x))))
 
     model, structure, plan = subject(Twice())
@@ -144,7 +136,7 @@ def test_groups_bound_to_a_refused_one_are_left_alone_with_it() -> None:
             batch, tokens, width = x.shape
             qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
             y = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0))
-            x = x * width**-0.5 + self.proj(y.transpose(1, 2).reshape(batch, tokens, width))
+            x = x * (1.0 / width) + self.proj(y.transpose(1, 2).reshape(batch, tokens, width))
             return self.out(torch.tanh(self.hidden(x)))
 
     model = Bound().eval()
