@@ -22,7 +22,13 @@ from disparse_structured.graph.capture import clone_if_tensor, tensor_leaves
 from disparse_structured.graph.copies import copied
 from disparse_structured.graph.named_tensors import device_of
 from disparse_structured.verification.copy import Outputs, VerificationCopy, mismatch_in
-from disparse_structured.verification.elsewhere import ComparisonError, Elsewhere, Run, elsewhere
+from disparse_structured.verification.elsewhere import (
+    ComparisonError,
+    Elsewhere,
+    Run,
+    elsewhere,
+    same_operators,
+)
 
 Inputs = tuple[Any, ...]
 
@@ -47,10 +53,15 @@ class Situation:
 
 @dataclass(frozen=True)
 class _Found:
-    """A situation that the dense model handles, the shapes that it returns, and the twin, if it is known."""
+    """A situation that the dense model handles, and the shapes that it returns.
+
+    ``twin`` is None if it is unknown, or not needed: because of ``alike``, what the dense model computes
+    there does not depend on the situation.
+    """
 
     situation: Situation
     shapes: list[tuple[int, ...]]
+    alike: bool
     twin: Elsewhere | None
 
     def deviation(self, run: Run, keep: torch.Tensor) -> dict[str, float] | None:
@@ -82,14 +93,15 @@ class Abilities:
                     shapes = _shapes(reference, reference.model, situation)
                 except Exception:  # whatever it raises, the model does not handle it
                     continue
-                found.append(_Found(situation, shapes, _twin(reference, situation)))
+                found.append(_found(reference, situation, shapes))
                 break
         return cls(reference, tuple(found))
 
     def check(self, pruned: nn.Module, keep: torch.Tensor) -> Checked:
         """Compare ``pruned``, which has the units of ``keep``, with the dense model and with the masked twin.
 
-        Values are compared where the graph can be exported for the situation's inputs.
+        Values are compared where the dense model computes in another way than on the example, and its graph
+        can be exported for the situation's inputs.
         """
         names = []
         for each in self.found:
@@ -109,16 +121,19 @@ class Abilities:
                 return Checked(f"with {name}, it returns {shapes}; the dense model returns {each.shapes}")
             if deviation is not None and (wrong := mismatch_in(deviation, self.reference.dtype)) is not None:
                 return Checked(f"with {name}, {wrong}")
-            shapes_only = each.situation.inputs is not None and deviation is None
+            shapes_only = deviation is None and not each.alike
             names.append(f"{name} (only its shapes were compared)" if shapes_only else name)
         return Checked(None, tuple(names))
 
 
-def _twin(reference: VerificationCopy, situation: Situation) -> Elsewhere | None:
+def _found(reference: VerificationCopy, situation: Situation, shapes: list[tuple[int, ...]]) -> _Found:
     if situation.inputs is None:
-        return None
+        return _Found(situation, shapes, alike=True, twin=None)
+    if not situation.batch and same_operators(reference, situation.inputs):
+        return _Found(situation, shapes, alike=True, twin=None)
     dense = runner(reference, reference.model)
-    return elsewhere(reference, situation.inputs, dense, batch=situation.batch)
+    twin = elsewhere(reference, situation.inputs, dense, batch=situation.batch)
+    return _Found(situation, shapes, alike=False, twin=twin)
 
 
 def runner(reference: VerificationCopy, model: nn.Module) -> Run:

@@ -9,8 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from disparse_structured.data.batches import batch_size, map_batched, take
+from disparse_structured.data.call import call
+from disparse_structured.data.randomness import Isolation
+from disparse_structured.graph.capture import clone_if_tensor
+from disparse_structured.graph.named_tensors import device_of
 from disparse_structured.structure import Structure
 from disparse_structured.structure.at_shape import structure_at
 from disparse_structured.structure.captures import Captures
@@ -43,6 +49,35 @@ class Elsewhere:
         """
         twin = self.twin(keep)
         return None if twin is None else self.reference.deviation(run, twin)
+
+
+def same_operators(reference: VerificationCopy, inputs: tuple[Any, ...]) -> bool:
+    """Whether the dense model computes on ``inputs`` as on its own: the same operators with the same numbers.
+
+    What is true of its own inputs is then true of ``inputs``.
+    """
+    found: list[list[tuple[Any, ...]]] = []
+    for each in (reference.inputs, inputs):
+        with torch.no_grad(), Isolation(0, device_of(reference.model)), _Operators() as operators:
+            call(reference.model, pytree.tree_map(clone_if_tensor, each))
+        found.append(operators.called)
+    return found[0] == found[1]
+
+
+class _Operators(TorchDispatchMode):
+    """Records the operators that are called, with all arguments that are not tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.called: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        leaves = pytree.tree_leaves((args, kwargs))
+        numbers = tuple(leaf for leaf in leaves if isinstance(leaf, int | float | str | bool))
+        self.called.append((func, numbers))
+        return func(*args, **(kwargs or {}))
 
 
 def elsewhere(
