@@ -153,8 +153,8 @@ def raw_outputs(model: nn.Module, example_inputs: tuple[Any, ...] | Tensor) -> t
     """The raw outputs of a network's head in eval mode, as label-free tasks.
 
     They are ``boxes``, ``scores``, and ``masks`` (coefficients) with ``prototypes``, ``keypoints`` or
-    ``angles`` for heads that detect. Networks with two heads (YOLOv10, YOLO26) train the backbone by
-    the one that inference drops; its outputs are tasks too: ``one2many_boxes`` and so on. RT-DETR has
+    ``angles`` for heads that detect. YOLOv10 and YOLO26 train two heads, of which inference uses one. The
+    outputs of the other are tasks too: ``one2one_boxes`` or ``one2many_boxes``, and so on. RT-DETR has
     ``boxes`` and ``scores``, also as its encoder proposes them. A classifier has ``scores`` (logits).
 
     Args:
@@ -180,10 +180,11 @@ def raw_outputs(model: nn.Module, example_inputs: tuple[Any, ...] | Tensor) -> t
     raw = output[1]
     if "one2one" not in raw:
         return tuple(Task(name, (1, key)) for key, name in _RAW.items() if key in raw)
-    found = [Task(name, (1, "one2one", key)) for key, name in _RAW.items() if key in raw["one2one"]]
+    used, other = ("one2one", "one2many") if head.end2end else ("one2many", "one2one")
+    found = [Task(name, (1, used, key)) for key, name in _RAW.items() if key in raw[used]]
     for key, name in _RAW.items():
-        if key in raw["one2many"] and key != "proto":  # both heads share the prototypes
-            found.append(Task(f"one2many_{name}", (1, "one2many", key)))
+        if key in raw[other] and key != "proto":  # both heads share the prototypes
+            found.append(Task(f"{other}_{name}", (1, other, key)))
     return tuple(found)
 
 
@@ -240,7 +241,10 @@ def load(folder: str | Path, dense: Model | nn.Module | None = None) -> Model:
     def build() -> nn.Module:
         if dense is not None:
             return copied(_network(dense))
-        return _dense(getattr(networks, described["network"]), described["yaml"])
+        model: Any = _dense(getattr(networks, described["network"]), described["yaml"])
+        if described["end2end"]:  # otherwise the library's default
+            model.end2end = True
+        return model  # type: ignore[no-any-return]
 
     model: Any = saving.load(folder, build)
     model.yaml, model.pt_path = _marked(described["yaml"]), described["file"]
@@ -327,6 +331,7 @@ def _description(model: Any) -> dict[str, Any]:
         "network": type(model).__name__,
         "yaml": _unmarked(model.yaml),
         "names": model.names,
+        "end2end": bool(getattr(model, "end2end", False)),
         "args": {key: model.args[key] for key in ("imgsz", "data", "task", "single_cls")},
         "file": Path(model.pt_path).name,
     }

@@ -195,7 +195,10 @@ def test_the_librarys_file_is_loaded(pruned: Any, tmp_path: Path) -> None:
 
 
 def test_both_heads_vote_and_fusing_keeps_the_outputs(tmp_path: Path) -> None:
-    result = prune(small(tmp_path / "tiny.yaml", TWO_HEADS), pictures(), macs=0.5, verify=False, **QUICK)
+    dense = small(tmp_path / "tiny.yaml", TWO_HEADS)
+    dense.model.end2end = True
+
+    result = prune(dense, pictures(), macs=0.5, verify=False, **QUICK)
 
     names = ["boxes", "scores", "one2many_boxes", "one2many_scores"]
     assert [task.name for task in result.tasks] == names
@@ -219,13 +222,14 @@ def test_both_heads_vote_and_fusing_keeps_the_outputs(tmp_path: Path) -> None:
         ("yolov8n-obb", "boxes scores angles"),
         ("yolov8n-cls", "scores"),
         ("yolo26n-depth", "depth"),
-        ("yolo26n-seg", "boxes scores masks prototypes one2many_boxes one2many_scores one2many_masks"),
+        ("yolo26n-seg", "boxes scores masks prototypes one2one_boxes one2one_scores one2one_masks"),
         ("yolov8n-rtdetr", "boxes scores encoder_boxes encoder_scores"),
     ],
 )
 def test_every_head_has_its_raw_outputs(name: str, wanted: str, tmp_path: Path) -> None:
-    yolo = ultralytics.YOLO(f"{name}.yaml")
-    model: Any = yolo.model.eval()
+    kind: Any = ultralytics.RTDETR if name.endswith("rtdetr") else ultralytics.YOLO
+    yolo = kind(f"{name}.yaml")
+    model = yolo.model.eval()
 
     found = raw_outputs(model, pictures(2))
 
