@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 import disparse_structured as ds
 from disparse_structured.adapters.ultralytics import RTDETR, YOLO, images, load, prune, raw_outputs
 from disparse_structured.errors import LoadError, OptionError, TaskError, UnsupportedModelError
-from tests.support.shapes import COUNT, SEGMENT, SIDE, TWO_HEADS, render, small
+from tests.support.shapes import COUNT, DECODER, SEGMENT, SIDE, TWO_HEADS, render, small
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "ultralytics.md"
 QUICK: dict[str, Any] = {"method": ds.DiSparse(criterion=ds.criteria.Magnitude()), "refit": None}
@@ -213,6 +213,22 @@ def test_both_heads_vote_and_fusing_keeps_the_outputs(tmp_path: Path) -> None:
         torch.testing.assert_close(got, wanted, atol=1e-3, rtol=1e-3)
     fused: Any = result.model
     assert not fused.is_fused()  # what is saved is the network as it was pruned
+
+
+def test_an_rtdetr_trains_with_denoising(tmp_path: Path) -> None:
+    """Its loss joins an embedding of the classes to the queries; no forward pass without labels does."""
+    everywhere = ds.DiSparse(criterion=ds.criteria.Magnitude(), ranking=ds.rankings.LayerRanking())
+    dense = small(tmp_path / "tiny.yaml", DECODER)
+
+    result = prune(dense, pictures(), macs=0.6, method=everywhere, refit=None, verify=False)
+
+    result.yolo.train(data=str(render(tmp_path / "shapes")), epochs=1, name="run", **options(tmp_path))
+
+    assert type(result.yolo) is RTDETR
+    before, trained = widths(result.model), widths(result.yolo.model)
+    assert before["model.0.conv.weight"] == trained["model.0.conv.weight"]
+    changed = {name.split(".")[2] for name, shape in before.items() if trained[name] != shape}
+    assert changed == {"enc_score_head", "dec_score_head", "denoising_class_embed"}
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ head:
 """A small detector's layers, in the library's own format."""
 
 SEGMENT = LAYERS + "  - [[8, 5], 1, Segment, [nc, 8, 16]]\n"
+DECODER = LAYERS + "  - [[8, 5], 1, RTDETRDecoder, [nc, 32, 20, 2, 2, 1, 48]]\n"
 TWO_HEADS = LAYERS + "  - [[8, 5], 1, v10Detect, [nc]]\n"
 
 
@@ -41,7 +42,7 @@ def small(file: Path, text: str) -> Any:
     import ultralytics
 
     file.write_text(text)
-    yolo = ultralytics.YOLO(str(file))
+    yolo: Any = (ultralytics.RTDETR if text == DECODER else ultralytics.YOLO)(str(file))
     for module in yolo.model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
