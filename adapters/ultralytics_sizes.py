@@ -30,6 +30,8 @@ _BLOCKS: dict[str, tuple[SizeDeclaration, ...]] = {
     "RepNCSPELAN4": (SizeDeclaration("c", "cv2.0.cv1.conv.weight", 1),),
     # Fusing creates an identity with c1 channels.
     "RepConv": (SizeDeclaration("c1", "conv1.conv.weight", 1),),
+    # The loss joins an embedding of the classes to the queries, which therefore keep their width.
+    "RTDETRDecoder": (SizeDeclaration(None, "enc_output.1.weight", 0),),
 }
 
 
