@@ -559,7 +559,7 @@ X = torch.zeros(1, 3, 8, 8)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"example_inputs": ()}, "must hold a tensor, found tuple"),
+        ({"example_inputs": ()}, "do not fit OneConv.forward: missing a required argument: 'x'"),
         ({"example_inputs": (3,)}, "example_inputs must hold a tensor, found tuple"),
         ({"example_inputs": (X, 3)}, "do not fit OneConv.forward: too many positional arguments"),
         ({"example_inputs": (X[:0],)}, r"input 0 of shape \(0, 3, 8, 8\) is empty"),
