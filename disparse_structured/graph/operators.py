@@ -186,6 +186,8 @@ _TABLE: tuple[tuple[str, Operator], ...] = (
      Operator(with_second_derivative=_hardsigmoid)),
     ("sigmoid tanh exp sqrt rsqrt reciprocal softmax log_softmax relu elu selu celu",
      Operator(saves_result=True)),
+    ("arange",
+     Operator(sizes={"end": "result"})),
     ("broadcast_to zeros ones full empty rand randn new_zeros new_ones new_full new_empty",
      Operator(sizes={"size": "result"})),
     ("repeat",
