@@ -65,6 +65,8 @@ def rebuild_graph(
 ) -> PrunedGraph:
     """Rebuild the graph that :func:`apply_graph` made from ``plan``; nothing is verified.
 
+    Its inputs are shaped like those of ``structure``, which may be of another size than those of the graph.
+
     Raises:
         PlanError: the plan is not for this structure, or its example inputs have another batch size.
     """
@@ -72,10 +74,10 @@ def rebuild_graph(
     made_from: Structure | None = structure
     if any_batch and structure.resizing.batch < examples:
         made_from = _with_two_examples(model, structure)
-    if made_from is None or made_from.resizing.batch != examples:
+    if made_from is None or (not any_batch and made_from.resizing.batch != examples):
         raise PlanError(
             f"the graph was exported with {examples} examples, and the example inputs hold "
-            f"{structure.resizing.batch}. Pass those that the model was pruned with."
+            f"{structure.resizing.batch}. Pass as many as the model was pruned with."
         )
     return PrunedGraph(model, made_from, keep, any_batch=any_batch)
 

@@ -69,29 +69,38 @@ class PrunedGraph(nn.Module):
     def forward(self, *inputs: Any, **named: Any) -> dict[str, torch.Tensor | tuple[torch.Tensor, ...]]:
         """Compute the tasks' outputs; raise ``ValueError`` for inputs that the graph was not made for."""
         leaves = pytree.tree_leaves((inputs, named))
-        self._check(leaves)
+        wrong = self._wrong_in(leaves)
+        if (
+            wrong is not None
+        ):  # no DisparseError: who tries other sizes, as the export does, expects a module's
+            raise ValueError(wrong)
         given = iter(leaves)
         arguments = [self._argument(name) if name else next(given) for name in self._sources]
         returned = iter(self._program(*arguments))
         outputs = {task: tuple(next(returned) for _ in range(width)) for task, width in self._tasks}
         return {task: found[0] if len(found) == 1 else found for task, found in outputs.items()}
 
+    def takes(self, inputs: tuple[Any, ...]) -> bool:
+        """Check whether the graph was made for inputs of these shapes."""
+        return self._wrong_in(pytree.tree_leaves(inputs)) is None
+
     def _argument(self, name: str) -> Any:
         return self._objects[name] if name in self._objects else operator.attrgetter(name)(self)
 
-    def _check(self, leaves: Sequence[Any]) -> None:
-        # No DisparseError: callers that try other sizes, as the ONNX export does, expect a module's error.
+    def _wrong_in(self, leaves: Sequence[Any]) -> str | None:
         if len(leaves) != len(self._example):
-            raise ValueError(f"the graph takes {len(self._example)} inputs, found {len(leaves)}.")
+            return f"the graph takes {len(self._example)} inputs, found {len(leaves)}."
         for position, (leaf, expected) in enumerate(zip(leaves, self._example, strict=True)):
             found = _shape(leaf)
             free = self._any_batch and isinstance(leaf, torch.Tensor) and self._batched[position]
             if found[1:] != expected[1:] if free else found != expected:
                 wanted = f"(any, {', '.join(map(str, expected[1:]))})" if free else expected
-                raise ValueError(
+                return (
                     f"input {position} is {found}, but the graph was made for {wanted}: its sizes are fixed. "
-                    "Analyze the model with example inputs of the new shape and apply the plan again."
+                    "Analyze the model with example inputs of the new shape and apply the plan again, or "
+                    "pass them as example_inputs= to load()."
                 )
+        return None
 
 
 def _shape(leaf: Any) -> Any:

@@ -1,15 +1,16 @@
-"""The pruned graph takes any batch, on real networks, whichever batch it was made from."""
+"""The pruned graph of real networks takes any batch, and is loaded for other sizes."""
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+import timm
 import torch
 import torchvision
 import transformers
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import disparse_structured as ds
+from disparse_structured.errors import CaptureError
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import analyse
 from disparse_structured.surgery.graph import apply_graph
@@ -27,22 +29,19 @@ from tests.support.plans import random_plan
 
 LOGITS = Task("logits", "logits")
 
-LAYERS: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "num_attention_heads": 4, "num_labels": 5}
-"""Of the tiny text networks."""
-
 
 def bert() -> nn.Module:
     config = transformers.BertConfig(
-        **LAYERS, num_hidden_layers=1, intermediate_size=48, max_position_embeddings=16
-    )
+        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=16, num_labels=5,
+    )  # fmt: skip
     return transformers.BertForSequenceClassification(config)
 
 
-def llama() -> nn.Module:
-    config = transformers.LlamaConfig(
-        **LAYERS, intermediate_size=48, num_hidden_layers=1, num_key_value_heads=2, use_cache=False
-    )
-    return transformers.LlamaForCausalLM(config)
+def bloom() -> nn.Module:
+    """Its position biases are repeated for each example."""
+    config = transformers.BloomConfig(vocab_size=50, hidden_size=32, n_layer=1, n_head=4, use_cache=False)
+    return transformers.BloomForCausalLM(config)
 
 
 def swin_v2() -> nn.Module:
@@ -61,16 +60,19 @@ def text(count: int) -> dict[str, Tensor]:
     return {"input_ids": tokens(count), "attention_mask": torch.ones(count, 8, dtype=torch.long)}
 
 
+def image(count: int, side: int) -> Tensor:
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(count))
+
+
 def images(count: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(count)
-    return {"x": torch.rand(count, 3, 32, 32, generator=generator, dtype=torch.float64)}
+    return {"x": image(count, 32).double()}
 
 
 Network = tuple[Callable[[], nn.Module], Callable[[int], dict[str, Tensor]], list[Task]]
 
 NETWORKS: Mapping[str, Network] = {
     "bert": (bert, text, [LOGITS]),
-    "llama": (llama, text, [LOGITS]),
+    "bloom": (bloom, text, [LOGITS]),
     "swin_v2": (swin_v2, images, [Task("output", ())]),
 }
 
@@ -141,3 +143,32 @@ def test_a_text_network_is_saved_loaded_and_exported(tmp_path: Path) -> None:
         (logits,) = session.run(None, dict(zip(names, given, strict=True)))
         with torch.no_grad():
             assert np.allclose(logits, result.model(**text(count))["logits"], atol=1e-5)
+
+
+def vit(*, dynamic: bool) -> nn.Module:
+    return timm.create_model(
+        "test_vit", pretrained=False, img_size=32, num_classes=5, dynamic_img_size=dynamic
+    )
+
+
+@pytest.mark.filterwarnings("error:the model loaded from")
+def test_a_graph_is_loaded_for_another_image_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = vit(dynamic=True).eval()
+    task = Task("logits", ())
+    structure = analyse(model, image(2, 32), [task], form="graph")
+    result = ds.prune(model, image(8, 32), structure=structure, macs=0.7, method=ds.DiSparse(), refit=None)
+    result.save(tmp_path)
+    with pytest.raises(ValueError, match=r"its sizes are fixed\. .* example_inputs= to load\(\)"):
+        result.model(image(1, 48))
+    loaded = ds.load(tmp_path, lambda: copy.deepcopy(model), example_inputs=(image(1, 48),)).double()
+
+    there = analyse(model.double(), image(3, 48).double(), [task], form="graph")
+    state = {name: tensor.detach() for name, tensor in named_tensors(model)[0].items()}
+    twin = masked_twin(there, result.plan.keep(there))
+    with torch.no_grad():
+        (expected,) = there.capture.run(state, there.example_inputs, twin)["logits"]
+        found = loaded(image(3, 48).double())["logits"]
+    assert difference(found, expected) <= 1e-5
+    with pytest.raises(CaptureError, match="48"):
+        ds.load(tmp_path, lambda: vit(dynamic=False), example_inputs=(image(2, 48),))
