@@ -33,15 +33,17 @@ LOGITS = Task("logits", "logits")
 def bert() -> nn.Module:
     config = transformers.BertConfig(
         vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=16, num_labels=5,
+        max_position_embeddings=16,
     )  # fmt: skip
-    return transformers.BertForSequenceClassification(config)
+    model: nn.Module = transformers.BertForSequenceClassification(config)
+    return model
 
 
 def bloom() -> nn.Module:
     """Its position biases are repeated for each example."""
     config = transformers.BloomConfig(vocab_size=50, hidden_size=32, n_layer=1, n_head=4, use_cache=False)
-    return transformers.BloomForCausalLM(config)
+    model: nn.Module = transformers.BloomForCausalLM(config)
+    return model
 
 
 def swin_v2() -> nn.Module:
@@ -50,6 +52,11 @@ def swin_v2() -> nn.Module:
         [4, 4], 16, [1, 1], [2, 2], [4, 4], num_classes=5, block=swin.SwinTransformerBlockV2,
         downsample_layer=swin.PatchMergingV2,
     )  # fmt: skip
+
+
+def vit(*, dynamic: bool) -> nn.Module:
+    model: nn.Module = timm.create_model("test_vit", img_size=32, num_classes=5, dynamic_img_size=dynamic)
+    return model
 
 
 def tokens(count: int, length: int = 8) -> Tensor:
@@ -143,12 +150,6 @@ def test_a_text_network_is_saved_loaded_and_exported(tmp_path: Path) -> None:
         (logits,) = session.run(None, dict(zip(names, given, strict=True)))
         with torch.no_grad():
             assert np.allclose(logits, result.model(**text(count))["logits"], atol=1e-5)
-
-
-def vit(*, dynamic: bool) -> nn.Module:
-    return timm.create_model(
-        "test_vit", pretrained=False, img_size=32, num_classes=5, dynamic_img_size=dynamic
-    )
 
 
 @pytest.mark.filterwarnings("error:the model loaded from")
