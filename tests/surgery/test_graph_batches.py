@@ -122,6 +122,10 @@ def test_a_masked_text_at_another_batch_and_length() -> None:
         found = pruned(**given)["logits"]
         assert difference(pruned(**other)["logits"], found) <= 1e-9
         assert not torch.allclose(pruned(**text(3))["logits"], found)
+        reverse = dict(reversed(given.items()))
+        assert torch.equal(pruned(**reverse)["logits"], found)
+        with pytest.raises(ValueError, match=r"takes \['attention_mask'\] by name, found \['mask'\]"):
+            pruned(given["input_ids"], mask=given["attention_mask"])
 
     longer = pytree.tree_map(lambda leaf: torch.cat([leaf, leaf], 1), text(1))
     with pytest.raises(
