@@ -82,12 +82,45 @@ def _named(model: nn.Module, inputs: Inputs, batched: Sequence[str]) -> list[int
 
 
 def _found(model: nn.Module, inputs: Inputs, tensors: Sequence[int]) -> list[int] | None:
-    leaves = pytree.tree_leaves(inputs)
     try:
         student = copied(model)
-        before = _run(student, inputs)
-    except Exception:  # whatever a user's forward raises; the caller runs it again and says so
+    except Exception:  # whatever a user's module raises; the caller copies it again and says so
         return None
+    for given in (_varied(inputs), inputs):
+        try:
+            before = _run(student, given)
+        except Exception:  # whatever a user's forward raises; the caller runs it again and says so
+            continue
+        found = _growing(student, given, tensors, before)
+        if found is not None:
+            return found
+    return None
+
+
+def _varied(inputs: Inputs) -> Inputs:
+    """``inputs`` with another value at the end of tensors that hold only one.
+
+    A model may skip a mask that hides nothing, and then accepts one for fewer examples.
+    """
+
+    def varied(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or not leaf.ndim or leaf.shape[-1] < 2 or not leaf.numel():
+            return leaf
+        first = leaf.reshape(-1)[0]
+        if not bool((leaf == first).all()):
+            return leaf
+        other = leaf.clone()
+        other[..., -1] = 0 if first else 1
+        return other
+
+    found: Inputs = pytree.tree_map(varied, inputs)
+    return found
+
+
+def _growing(
+    student: nn.Module, inputs: Inputs, tensors: Sequence[int], before: Sequence[torch.Tensor]
+) -> list[int] | None:
+    leaves = pytree.tree_leaves(inputs)
     for size in dict.fromkeys(leaves[i].shape[0] for i in tensors):
         alike = [i for i in tensors if leaves[i].shape[0] == size]
         passing: list[frozenset[int]] = []

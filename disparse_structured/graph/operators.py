@@ -29,13 +29,14 @@ Normalization = Literal["each channel", "over channels"]
 Movement = Literal["view", "reshape", "singleton", "permutation", "part", "repetition"]
 """How values move. A view needs compatible strides; a singleton adds or drops dimensions of size 1."""
 
-Counts = Literal["result", "unflattened", "trailing", "parts", "along", "before", "channels"]
+Counts = Literal["result", "repeats", "unflattened", "trailing", "parts", "along", "before", "channels"]
 """What the integers of an argument count, in order.
 
-``result``: the dimensions of the result. ``unflattened``: those that replace dimension ``dim``.
-``trailing``: the last ones of the result. ``parts``: dimension ``dim`` of each result. ``along``: dimension
-``dim`` of the result. ``before``: the positions of dimension ``dim`` of ``self`` before this bound.
-``channels``: the channels of ``input``; the groups of a depthwise convolution count them.
+``result``: the dimensions of the result. ``repeats``: the copies of ``self`` along each of them, which are
+its positions if ``self`` has one there. ``unflattened``: those that replace dimension ``dim``. ``trailing``:
+the last ones of the result. ``parts``: dimension ``dim`` of each result. ``along``: dimension ``dim`` of the
+result. ``before``: the positions of dimension ``dim`` of ``self`` before this bound. ``channels``: the
+channels of ``input``; the groups of a depthwise convolution count them.
 """
 
 
@@ -186,10 +187,12 @@ _TABLE: tuple[tuple[str, Operator], ...] = (
      Operator(with_second_derivative=_hardsigmoid)),
     ("sigmoid tanh exp sqrt rsqrt reciprocal softmax log_softmax relu elu selu celu",
      Operator(saves_result=True)),
+    ("arange",
+     Operator(sizes={"end": "result"})),
     ("broadcast_to zeros ones full empty rand randn new_zeros new_ones new_full new_empty",
      Operator(sizes={"size": "result"})),
     ("repeat",
-     Operator(sizes={"repeats": "result"})),
+     Operator(sizes={"repeats": "repeats"})),
     ("unsafe_split",
      Operator(sizes={"split_size": "parts"})),
     ("unsafe_split_with_sizes",

@@ -59,6 +59,16 @@ def _result(call: Call, result: Value, argument: str) -> list[Axis]:
     return list(result)
 
 
+def _repeats(call: Call, result: Value, argument: str) -> list[Axis]:
+    repeated: Value = call["self"]
+    ones = [1] * (len(result) - len(repeated))
+    sizes = [*ones, *(axis.size for axis in repeated)]
+    return [
+        axis if size == 1 else Axis(axis.size // size if size else 0, None, None)
+        for axis, size in zip(result, sizes, strict=True)
+    ]
+
+
 def _unflattened(call: Call, result: Value, argument: str) -> list[Axis]:
     start = call["dim"] % len(call["self"])
     return list(result[start : start + len(call.raw[argument])])
@@ -97,6 +107,7 @@ def _channels(call: Call, result: Value, argument: str) -> list[Axis]:
 
 COUNTED: dict[Counts, Counted] = {
     "result": _result,
+    "repeats": _repeats,
     "unflattened": _unflattened,
     "trailing": _trailing,
     "parts": _parts,
@@ -150,8 +161,7 @@ def _places(
 ) -> Iterator[tuple[int | None, Axis, Expression]]:
     """Items of the argument, what they count, and their origin.
 
-    An item counts a dimension only if it equals its size. This excludes -1, a slice bound beyond the end, and
-    a number of repeats of more than one position.
+    An item counts a dimension only if it equals its size. This excludes -1 and a slice bound beyond the end.
     """
     given = call.raw.get(argument)
     items: list[tuple[int | None, Any]] = (

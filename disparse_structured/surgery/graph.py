@@ -6,14 +6,13 @@ The result runs, trains and exports like any module; it is not an instance of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from disparse_structured.data.batches import map_batched, take
+from disparse_structured.data.batches import map_batched
 from disparse_structured.data.call import Batched, call
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import DisparseError, PlanError, VerificationError
@@ -26,13 +25,9 @@ from disparse_structured.structure.structure import check_described
 from disparse_structured.surgery.applied import Applied
 from disparse_structured.surgery.forms import check_form
 from disparse_structured.surgery.pruned_graph import PrunedGraph
-from disparse_structured.verification.copy import (
-    TOLERANCES,
-    Outputs,
-    VerificationCopy,
-    difference,
-    mismatch_in,
-)
+from disparse_structured.verification.beyond import runner
+from disparse_structured.verification.copy import TOLERANCES, Outputs, VerificationCopy, mismatch_in
+from disparse_structured.verification.elsewhere import Run, elsewhere
 from disparse_structured.verification.twin import masked_twin
 from disparse_structured.verification.verifier import Verification
 
@@ -65,6 +60,8 @@ def rebuild_graph(
 ) -> PrunedGraph:
     """Rebuild the graph that :func:`apply_graph` made from ``plan``; nothing is verified.
 
+    Its inputs are shaped like those of ``structure``, which may be of another size than those of the graph.
+
     Raises:
         PlanError: the plan is not for this structure, or its example inputs have another batch size.
     """
@@ -72,10 +69,10 @@ def rebuild_graph(
     made_from: Structure | None = structure
     if any_batch and structure.resizing.batch < examples:
         made_from = _with_two_examples(model, structure)
-    if made_from is None or made_from.resizing.batch != examples:
+    if made_from is None or (not any_batch and made_from.resizing.batch != examples):
         raise PlanError(
             f"the graph was exported with {examples} examples, and the example inputs hold "
-            f"{structure.resizing.batch}. Pass those that the model was pruned with."
+            f"{structure.resizing.batch}. Pass as many as the model was pruned with."
         )
     return PrunedGraph(model, made_from, keep, any_batch=any_batch)
 
@@ -108,10 +105,10 @@ def _verified(
             "please report this model."
         )
     verification = Verification(str(reference.dtype), TOLERANCES[reference.dtype], deviation)
-    if _takes_other_batches(reference, reference.structure, keep, expected):
+    if _takes_other_batches(reference, reference.structure, keep):
         return verification, structure
     twice = _with_two_examples(reference.model, reference.structure)
-    if twice is not None and _takes_other_batches(reference, twice, keep, expected):
+    if twice is not None and _takes_other_batches(reference, twice, keep):
         return verification, _with_two_examples(model, structure)
     return verification, None
 
@@ -135,9 +132,7 @@ def _longer(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return map_batched(lambda leaf: torch.cat([leaf, leaf[:1].flip(tuple(range(1, leaf.ndim)))]), inputs)
 
 
-def _runner(
-    reference: VerificationCopy, structure: Structure, keep: torch.Tensor, *, any_batch: bool
-) -> Callable[[tuple[Any, ...]], Outputs]:
+def _runner(reference: VerificationCopy, structure: Structure, keep: torch.Tensor, *, any_batch: bool) -> Run:
     """The pruned graph of a verification copy, its constants in the precision of the copy."""
     graph = PrunedGraph(reference.model, structure, keep, any_batch=any_batch).to(reference.dtype)
 
@@ -150,24 +145,14 @@ def _runner(
     return run
 
 
-def _takes_other_batches(
-    reference: VerificationCopy,
-    structure: Structure,
-    keep: torch.Tensor,
-    expected: Callable[[tuple[Any, ...]], Outputs],
-) -> bool:
-    """Whether one more example changes nothing: each window of examples gives what it gives alone."""
-    batch = reference.structure.resizing.batch
-    inputs = _longer(reference.inputs)
-    worst = 0.0
+def _takes_other_batches(reference: VerificationCopy, structure: Structure, keep: torch.Tensor) -> bool:
+    """Whether the pruned graph is also the masked twin with one more example."""
+    dense = runner(reference, reference.model)
+    twin = elsewhere(reference, _longer(reference.inputs), dense, batch=True)
+    if twin is None:
+        return False
     try:
-        with torch.no_grad():
-            outputs = _runner(reference, structure, keep, any_batch=True)(inputs)
-            for window in (slice(0, batch), slice(1, batch + 1)):
-                for task, wanted in expected(take(inputs, window)).items():
-                    for found, tensor in zip(outputs[task], wanted, strict=True):
-                        whole = found.ndim > 0 and found.shape[0] == batch + 1
-                        worst = max(worst, difference(found[window] if whole else found, tensor))
+        deviation = twin.deviation(_runner(reference, structure, keep, any_batch=True), keep)
     except Exception:  # whatever it raises, it cannot take this batch
         return False
-    return worst <= TOLERANCES[reference.dtype]
+    return deviation is not None and mismatch_in(deviation, reference.dtype) is None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from disparse_structured.data.batches import batched_leaves
+from disparse_structured.data.call import split
 from disparse_structured.graph.instrument import instrumented
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.graph.operators import schema_arguments
@@ -53,6 +55,7 @@ class PrunedGraph(nn.Module):
         self._tasks = tuple(zip(capture.tasks, capture.widths, strict=True))
         self._examples, self._any_batch = structure.resizing.batch, any_batch
         self._example = tuple(_shape(leaf) for leaf in pytree.tree_leaves(structure.example_inputs))
+        self._arguments = _argument_names(model, structure.example_inputs)
         self._batched = tuple(batched_leaves(structure.example_inputs))
         self._program = _resized(structure, keep, any_batch)
 
@@ -68,30 +71,57 @@ class PrunedGraph(nn.Module):
 
     def forward(self, *inputs: Any, **named: Any) -> dict[str, torch.Tensor | tuple[torch.Tensor, ...]]:
         """Compute the tasks' outputs; raise ``ValueError`` for inputs that the graph was not made for."""
-        leaves = pytree.tree_leaves((inputs, named))
-        self._check(leaves)
+        leaves = self._leaves(inputs, named)
+        wrong = self._wrong_in(leaves)
+        if (
+            wrong is not None
+        ):  # no DisparseError: who tries other sizes, as the export does, expects a module's
+            raise ValueError(wrong)
         given = iter(leaves)
         arguments = [self._argument(name) if name else next(given) for name in self._sources]
         returned = iter(self._program(*arguments))
         outputs = {task: tuple(next(returned) for _ in range(width)) for task, width in self._tasks}
         return {task: found[0] if len(found) == 1 else found for task, found in outputs.items()}
 
+    def _leaves(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> list[Any]:
+        """The inputs in the order of the export, whatever the order of those passed by name."""
+        rest = self._arguments[len(inputs) :]
+        if not named.keys() <= set(rest):
+            raise ValueError(f"the graph takes {list(rest)} by name, found {list(named)}.")
+        return pytree.tree_leaves((inputs, [named[name] for name in rest if name in named]))
+
+    def takes(self, inputs: tuple[Any, ...]) -> bool:
+        """Check whether the graph was made for inputs of these shapes."""
+        return self._wrong_in(self._leaves(*split(inputs))) is None
+
     def _argument(self, name: str) -> Any:
         return self._objects[name] if name in self._objects else operator.attrgetter(name)(self)
 
-    def _check(self, leaves: Sequence[Any]) -> None:
-        # No DisparseError: callers that try other sizes, as the ONNX export does, expect a module's error.
+    def _wrong_in(self, leaves: Sequence[Any]) -> str | None:
         if len(leaves) != len(self._example):
-            raise ValueError(f"the graph takes {len(self._example)} inputs, found {len(leaves)}.")
+            return f"the graph takes {len(self._example)} inputs, found {len(leaves)}."
         for position, (leaf, expected) in enumerate(zip(leaves, self._example, strict=True)):
             found = _shape(leaf)
             free = self._any_batch and isinstance(leaf, torch.Tensor) and self._batched[position]
             if found[1:] != expected[1:] if free else found != expected:
                 wanted = f"(any, {', '.join(map(str, expected[1:]))})" if free else expected
-                raise ValueError(
+                return (
                     f"input {position} is {found}, but the graph was made for {wanted}: its sizes are fixed. "
-                    "Analyze the model with example inputs of the new shape and apply the plan again."
+                    "Analyze the model with example inputs of the new shape and apply the plan again, or "
+                    "pass them as example_inputs= to load()."
                 )
+        return None
+
+
+def _argument_names(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, ...]:
+    """The parameter of ``forward`` that each of ``inputs`` is for; "" if it cannot be passed by name."""
+    positional, named = split(inputs)
+    names = [
+        each.name if each.kind is each.POSITIONAL_OR_KEYWORD else ""
+        for each in inspect.signature(model.forward).parameters.values()
+        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+    ][: len(positional)]
+    return (*names, *[""] * (len(positional) - len(names)), *named)
 
 
 def _shape(leaf: Any) -> Any:

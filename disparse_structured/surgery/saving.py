@@ -29,6 +29,7 @@ from disparse_structured.structure import analyse
 from disparse_structured.structure.structure import attention_of, form_of, outputs_of
 from disparse_structured.surgery.graph import rebuild_graph
 from disparse_structured.surgery.module import apply
+from disparse_structured.surgery.pruned_graph import PrunedGraph
 from disparse_structured.surgery.summaries import differs, output_summary
 from disparse_structured.surgery.unused import without
 from disparse_structured.tasks import Task, check_tasks
@@ -85,11 +86,14 @@ def load(
 
     ``factory`` builds the dense model, the plan is replayed on it, and the weights are loaded.
 
-    A pruned graph is loaded as one: it returns ``{task: tensor}`` and takes the same batches as before. For a
-    model that was pruned twice, pass ``lambda: load(first_folder, factory)`` as the second's factory.
+    A pruned graph is loaded as one: it returns ``{task: tensor}`` and takes the same batches as before. Its
+    other sizes are those of ``example_inputs``: pass inputs of another image size or length, which the dense
+    model takes, and the graph is made for that size. For a model that was pruned twice, pass
+    ``lambda: load(first_folder, factory)`` as the second's factory.
 
     Args:
-        example_inputs: the arguments of one forward pass, if the report could not describe them.
+        example_inputs: the arguments of one forward pass, if the report could not describe them, or if a
+            pruned graph is to take inputs of another shape.
         tasks: the tasks as given to ``prune``, needed if the model is a pruned graph and the output of one
             of them is picked by a callable: the folder holds keys, indices and paths, but no code.
         entry_points: as given to :func:`~disparse_structured.analyse`, needed if one of them is a function.
@@ -100,7 +104,8 @@ def load(
         TaskError: a task picks nothing from what the factory's model returns.
 
     Warns:
-        UserWarning: the model does not compute what the saved one computed.
+        UserWarning: the model does not compute what the saved one computed. Nothing is compared if a graph
+            is loaded for another size.
     """
     folder = Path(folder)
     for name in (PLAN, WEIGHTS, REPORT):
@@ -130,8 +135,10 @@ def load(
             else _pruned_module(dense, plan, inputs, tasks, report, entry_points)
         )
     _load_weights(model, weights, folder)
-    if report.get("computes") and "unknown" not in report["inputs"]:
-        found = output_summary(model, described_inputs(report["inputs"]))
+    saved = described_inputs(report["inputs"]) if "unknown" not in report["inputs"] else None
+    elsewhere = saved is not None and isinstance(model, PrunedGraph) and not model.takes(saved)
+    if report.get("computes") and saved is not None and not elsewhere:
+        found = output_summary(model, saved)
         if found is None or differs(found, report["computes"]):
             warnings.warn(
                 f"the model loaded from {str(folder)!r} does not compute what the saved model computed: "

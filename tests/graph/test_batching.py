@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
@@ -180,6 +181,21 @@ def test_a_batch_of_one_does_not_hide_a_batch_dimension() -> None:
 
     assert where(structure) is None
     assert ds.score(model, structure, [((seeded(8, 6), seeded(8)),)]).samples == 8
+
+
+@pytest.mark.parametrize("hidden", [0, 3])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_mask_is_batched_even_if_it_hides_nothing(hidden: int, batch: int) -> None:
+    """Transformers skips such a mask, and then takes one for fewer examples."""
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+    )
+    model = transformers.BertForSequenceClassification(config).eval()
+    mask = torch.ones(batch, 8, dtype=torch.long)
+    mask[:, 8 - hidden :] = 0
+    ids = torch.randint(3, 50, (batch, 8), generator=torch.Generator().manual_seed(0))
+
+    assert where(ds.analyse(model, {"input_ids": ids, "attention_mask": mask}, ["logits"])) is None
 
 
 def test_it_can_be_said() -> None:

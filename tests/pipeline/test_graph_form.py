@@ -347,10 +347,18 @@ def test_a_report_that_does_not_describe_the_graph_is_refused(
         load(tmp_path, MIXED.factory)
 
 
-def test_example_inputs_of_another_batch_are_refused(tmp_path: Path) -> None:
-    mixed_graph().save(tmp_path)
+def test_example_inputs_of_another_batch_make_the_same_graph(tmp_path: Path) -> None:
+    pruned = mixed_graph()
+    pruned.save(tmp_path)
+    loaded = load(tmp_path, MIXED.factory, example_inputs=MIXED.inputs(3))
 
-    with pytest.raises(PlanError, match=r"exported with 2 examples, .* inputs hold 3\. Pass those"):
+    assert_same(loaded, pruned.model, MIXED.inputs(2, seed=9))
+
+
+def test_example_inputs_of_another_batch_are_refused_if_the_batch_is_fixed(tmp_path: Path) -> None:
+    prune_graph(MIXED.factory(), MIXED.inputs(), MIXED.tasks, parameters=0.9, verify=False).save(tmp_path)
+
+    with pytest.raises(PlanError, match=r"exported with 2 examples, .* inputs hold 3\. Pass as many"):
         load(tmp_path, MIXED.factory, example_inputs=MIXED.inputs(3))
 
 
