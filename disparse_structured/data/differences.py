@@ -11,8 +11,8 @@ def by_channel(values: torch.Tensor) -> list[torch.Tensor]:
     A channel is an index of dimension 1, a column one of the last dimension. A tensor of fewer than two
     dimensions is one channel.
 
-    >>> by_channel(torch.tensor([[640.0, 0.5], [320.0, 0.25]]))
-    [tensor([640.0000,   0.5000])]
+    >>> [each.tolist() for each in by_channel(torch.tensor([[640.0, 0.5], [320.0, 0.25]]))]
+    [[640.0, 0.5]]
     """
     if values.ndim < 2:
         return [values.max().reshape(1)]
