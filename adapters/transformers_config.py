@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -43,15 +44,12 @@ def fitted(model: PreTrainedModel, inputs: tuple[Any, ...] | None = None) -> Pre
     arguments of one forward pass, such integers may differ, and the outputs are compared.
     """
     search = _Search(model, lenient=inputs is not None)
-    changes: dict[_Path, int] = {}
-    left = search.off(changes)
-    while left:
-        better = search.best(changes, search.proposed(changes), left)
-        if better is None:
-            return None
-        left, changes = better
-    config = search.config(changes)
-    return config if left == 0 and (inputs is None or _computes(config, model, inputs)) else None
+    for start in ({}, search.explicit()):
+        changes = search.from_(start)
+        if changes is not None:
+            config = search.config(changes)
+            return config if inputs is None or _computes(config, model, inputs) else None
+    return None
 
 
 def _computes(config: PreTrainedConfig, model: PreTrainedModel, inputs: tuple[Any, ...]) -> bool:
@@ -82,8 +80,8 @@ class _Search:
 
     def __init__(self, model: PreTrainedModel, lenient: bool) -> None:
         self._kind, self._given, self._wanted = type(model), model.config, Widths.of(model)
-        dense = Widths.of(built(self._kind, self._given))
-        self._unread = self._wanted.unchanged_integers(dense) if lenient else frozenset()
+        self._dense = Widths.of(built(self._kind, self._given))
+        self._unread = self._wanted.unchanged_integers(self._dense) if lenient else frozenset()
         self._tried: dict[frozenset[tuple[_Path, int]], list[tuple[Any, Any]] | None] = {}
 
     def config(self, changes: _Changes) -> PreTrainedConfig:
@@ -95,6 +93,30 @@ class _Search:
                 owner = owner[each]
             owner[name] = value
         return type(self._given).from_dict(document)
+
+    def explicit(self) -> dict[_Path, int]:
+        """Fields without a value, with the number that modules of the dense model have under their name.
+
+        A head dimension, for example, then stays when the hidden width changes.
+        """
+        named: dict[str, set[Any]] = defaultdict(set)
+        for (_, name), each in self._dense.numbers.items():
+            named[name].add(each if type(each) is int else None)
+        missing = [path for path, value in _fields(self._given.to_dict(), ()) if value is None]
+        single = {name: numbers.pop() for name, numbers in named.items() if len(numbers) == 1}
+        return {path: number for path in missing if (number := single.get(str(path[-1]))) is not None}
+
+    def from_(self, start: _Changes) -> dict[_Path, int] | None:
+        """``start`` and changes of other fields that build the model; None if there are none."""
+        changes = dict(start)
+        left = self.off(changes)
+        while left:
+            proposed = [(path, value) for path, value in self.proposed(changes) if path not in start]
+            better = self.best(changes, proposed, left)
+            if better is None:
+                return None
+            left, changes = better
+        return None if left is None else changes
 
     def off(self, changes: _Changes) -> int | None:
         """How many tensors and numbers ``changes`` get wrong; None if nothing can be built."""
