@@ -32,10 +32,11 @@ def with_batch(model: nn.Module, inputs: Inputs, batched: Sequence[str] | None =
     """Return ``inputs`` as :class:`Batched` if not all of their tensors have a batch dimension.
 
     Some tensors have one together if a copy of ``model`` accepts one more example in all of them, returns one
-    more in an output, and returns the same for the earlier examples. Of such sets, the smallest count. So an
-    input without a batch dimension is told from others by what the model does, even if it is as long as the
-    batch. If nothing is found (a network that mixes its examples, or whose graph fixes the batch), all
-    tensors count whose first dimension is as large as the first tensor's.
+    more in an output, and returns the same for the earlier examples. Of such sets, those count that lengthen
+    most outputs, and of these the smallest. So an input without a batch dimension is told from others by what
+    the model does, even if it is as long as the batch. If nothing is found (a network that mixes its
+    examples, or whose graph fixes the batch), all tensors count whose first dimension is as large as the
+    first tensor's.
 
     Args:
         inputs: the arguments of ``forward``; returned unchanged if they are already marked.
@@ -123,13 +124,15 @@ def _growing(
     leaves = pytree.tree_leaves(inputs)
     for size in dict.fromkeys(leaves[i].shape[0] for i in tensors):
         alike = [i for i in tensors if leaves[i].shape[0] == size]
-        passing: list[frozenset[int]] = []
+        passing: dict[frozenset[int], int] = {}
         for chosen in _subsets(alike):
-            smaller = any(known <= chosen for known in passing)
-            if not smaller and _grows(student, inputs, chosen, size, before):
-                passing.append(chosen)
-        together = frozenset[int]().union(*passing)
-        if size == 1 and passing and _grows(student, inputs, frozenset(alike), size, before):
+            within = [longer for known, longer in passing.items() if known <= chosen]
+            longer = 0 if len(before) in within else _longer(student, inputs, chosen, size, before)
+            if longer > max(within, default=0):
+                passing[chosen] = longer
+        most = max(passing.values(), default=0)
+        together = frozenset[int]().union(*(known for known, longer in passing.items() if longer == most))
+        if size == 1 and passing and _longer(student, inputs, frozenset(alike), size, before):
             together = frozenset(alike)  # one position may also be broadcast, so it says nothing
         if together:
             return sorted(together)
@@ -145,10 +148,10 @@ def _subsets(items: Sequence[int]) -> Iterator[frozenset[int]]:
         yield from map(frozenset, itertools.combinations(items, size))
 
 
-def _grows(
+def _longer(
     model: nn.Module, inputs: Inputs, chosen: frozenset[int], size: int, before: Sequence[torch.Tensor]
-) -> bool:
-    """Whether one more example in the leaves of ``chosen`` adds one to an output and changes nothing else.
+) -> int:
+    """To how many outputs one more example in the leaves of ``chosen`` adds one; 0 if it changes the others.
 
     The example is a repeated one, so that indices stay in range.
     """
@@ -157,17 +160,17 @@ def _grows(
     try:
         after = _run(model, pytree.tree_unflatten(grown, spec))
     except Exception:  # whatever a user's forward raises
-        return False
+        return 0
     if len(after) != len(before):
-        return False
-    longer = False
+        return 0
+    longer = 0
     for old, new in zip(before, after, strict=True):
         more = bool(old.ndim) and new.ndim == old.ndim and new.shape[0] * size == old.shape[0] * (size + 1)
         if not (new[: old.shape[0]].shape == old.shape if more else new.shape == old.shape):
-            return False
+            return 0
         if not _close(new[: old.shape[0]] if more else new, old):
-            return False
-        longer |= more and old.shape[0] > 0
+            return 0
+        longer += more and old.shape[0] > 0
     return longer
 
 

@@ -42,6 +42,16 @@ def regions(count: int, images: int) -> Tensor:
     return torch.cat([(torch.arange(count) % images)[:, None].float(), corners], 1)
 
 
+class Both(Regions):
+    """Also returns a map of every image, which needs no region."""
+
+    def forward(self, images: Tensor, regions: Tensor) -> dict[str, Tensor]:
+        maps = self.trunk(images)
+        x = roi_align(maps, list(regions.unbind()), (2, 2)).flatten(1)
+        kinds = self.kinds(self.mix(x).relu()).unflatten(0, regions.shape[:2])
+        return {"maps": maps.mean((2, 3)), "kinds": kinds}
+
+
 class Attending(nn.Module):
     """Attention with a mask ``[L, L]``, a table of positions ``[1, L, D]`` and a time ``[1]``."""
 
@@ -94,6 +104,13 @@ def test_regions_are_the_examples_even_if_there_are_as_many_as_images(count: int
 
     assert where(structure) == (1,)
     assert structure.cost.macs.dense == pytest.approx(count_macs(model, structure.example_inputs), abs=1)
+
+
+def test_images_and_their_regions_are_one_batch_although_some_outputs_need_images_only() -> None:
+    corners = torch.tensor([1.0, 1.0, 6.0, 6.0]) + seeded(2, 3, 4)
+    structure = ds.analyse(Both().eval(), (seeded(2, 3, 8, 8), corners))
+
+    assert where(structure) is None  # every tensor has the batch
 
 
 @pytest.mark.parametrize("count", [7, 16])
