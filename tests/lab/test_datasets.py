@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Callable
@@ -469,6 +470,17 @@ def test_damaged_and_vanished_files_are_named(adashare_nyuv2: Path) -> None:
         samples[0]
     with pytest.raises(IndexError, match="sample 1 of 1"):
         samples[1]
+
+
+def test_a_damaged_picture_is_named_although_ultralytics_patches_pillow(
+    adashare_nyuv2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YOLO_OFFLINE", "true")
+    monkeypatch.setenv("YOLO_AUTOINSTALL", "false")
+    importlib.import_module("ultralytics.utils.patches")
+    (adashare_nyuv2 / "img/0001.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"0001\.png cannot be read as a picture \(UnidentifiedImageError"):
+        sets.nyuv2_adashare(adashare_nyuv2, "train")[0]
 
 
 def test_pickled_arrays_are_not_loaded(mtan_nyuv2: Path) -> None:

@@ -32,10 +32,17 @@ def read_array(path: Path) -> np.ndarray:
             return np.array(picture)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist. Fetch it, or leave its task out with tasks=.") from None
-    except (OSError, ValueError, EOFError) as error:  # what both libraries raise for damaged files
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        ImportError,
+    ) as error:  # what the libraries raise for damaged files
+        # Ultralytics, once imported, makes Image.open look for one more decoder, which may be missing.
+        reason = (error.__context__ or error) if isinstance(error, ImportError) else error
         raise DataError(
             f"{path} cannot be read as {'an array' if path.suffix == '.npy' else 'a picture'} "
-            f"({type(error).__name__}: {error}). Fetch it again."
+            f"({type(reason).__name__}: {reason}). Fetch it again."
         ) from error
 
 
