@@ -8,15 +8,15 @@ are shared by both tasks as far as both read them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from disparse_structured.errors import TaskError, UnsupportedModelError, require
+from disparse_structured.errors import UnsupportedModelError, require
 from disparse_structured.pipeline.pruning import prune as prune_module
 from disparse_structured.pipeline.result import PruningResult
-from disparse_structured.tasks import Task
+from disparse_structured.tasks import Task, named_among
 
 require("smp", "segmentation_models_pytorch")
 
@@ -52,7 +52,7 @@ def prune(
     """
     known = tasks_of(model)
     if options.get("structure") is None:
-        tasks = known if tasks is None else _chosen(tasks, known)
+        tasks = named_among(tasks, lambda: known)
     return prune_module(model, images, tasks, **options)
 
 
@@ -70,13 +70,3 @@ def tasks_of(model: nn.Module) -> tuple[Task, ...]:
     if model.classification_head is None:
         return (Task("masks", ()),)
     return Task("masks", 0), Task("labels", 1)
-
-
-def _chosen(tasks: Sequence[Task | str], known: Sequence[Task]) -> Sequence[Task | str]:
-    if isinstance(tasks, str | Task) or not isinstance(tasks, Iterable):
-        return tasks  # refused by prune
-    by_name = {task.name: task for task in known}
-    for task in tasks:
-        if isinstance(task, str) and task not in by_name:
-            raise TaskError(f"there is no task {task!r}. The model has {', '.join(map(repr, by_name))}.")
-    return [by_name[task] if isinstance(task, str) else task for task in tasks]

@@ -19,7 +19,7 @@ from disparse_structured.adapters.torch_pruning_arguments import INSTEAD, scopes
 from disparse_structured.decision.budget.widths import Widths
 from disparse_structured.graph.side_effects import undone
 from disparse_structured.graph.supported import check_supported
-from disparse_structured.structure import ChannelGroup, Structure, analyse
+from disparse_structured.structure import ChannelGroup, Structure, analyse, analyse_alike
 from disparse_structured.surgery._torch_pruning import StructureGraph
 from disparse_structured.surgery.module import cut
 from disparse_structured.verification.verifier import Refusal, Verification, Verifier
@@ -68,7 +68,7 @@ def verified(pruner: type[P], *, structure: Structure | None = None, verify: boo
 _SIGNATURE = inspect.signature(tp.pruner.BasePruner.__init__)
 
 
-class _OnOurGraph(tp.pruner.BasePruner):  # type: ignore[misc]
+class _OnOurGraph(tp.pruner.BasePruner):  # type: ignore[misc]  # Torch-Pruning is untyped
     """Replaces how ``BasePruner`` reads a network and chooses widths.
 
     Classes derived from ``BasePruner`` reach this ``__init__`` through ``super()``. It does not call that of
@@ -128,14 +128,7 @@ class _OnOurGraph(tp.pruner.BasePruner):  # type: ignore[misc]
 
     def _read_again(self) -> None:
         """Read the structure of what earlier steps have left."""
-        before: Structure = self.DG.structure
-        after = analyse(
-            self.model,
-            before.example_inputs,
-            before.task_objects,
-            attention=before.attention,
-            outputs=before.outputs,
-        )
+        after = analyse_alike(self.model, self.DG.structure)
         history = self.DG.pruning_history()
         self.DG = StructureGraph(self.model, after)
         self.DG.pruning_history().extend(history)

@@ -73,7 +73,7 @@ class PrunedModel(PreTrainedModel):
     config_class = PrunedConfig
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(  # type: ignore[override]  # transformers' own has many named options
         cls, folder: Any, *arguments: Any, config: Any = None, **options: Any
     ) -> Any:
         """See :func:`from_pretrained`."""

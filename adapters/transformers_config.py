@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from disparse_structured.adapters.transformers_widths import Widths
 from disparse_structured.data.call import call
+from disparse_structured.data.differences import close
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.graph.capture import clone_if_tensor, tensor_leaves
@@ -26,7 +27,7 @@ _TRIES = 150
 """Most configurations that are tried."""
 
 _TOLERANCE = 1e-2
-"""Largest difference of outputs, relative to the largest value: rounding, not other heads."""
+"""Largest difference of outputs: rounding, not other heads."""
 
 _SIZES = re.compile("size|dim|inner|heads|width|channels|features")
 """Names of fields that count something, where their value (None, or no value) does not say so."""
@@ -58,15 +59,13 @@ def _computes(config: PreTrainedConfig, model: PreTrainedModel, inputs: tuple[An
         other: Any = type(model)(copy.deepcopy(config))
         other.to(device=model.device, dtype=model.dtype)
     other.load_state_dict(model.state_dict())
-    found = []
-    for each in (other, model):
-        with undone(each), eval_mode(each), torch.no_grad(), Isolation(0, model.device):
-            found.append(tensor_leaves(call(each, pytree.tree_map(clone_if_tensor, inputs))))
-    return len(found[0]) == len(found[1]) and all(
-        bool((mine - wanted).abs().max() <= _TOLERANCE * wanted.abs().max())
-        for mine, wanted in zip(*found, strict=True)
-        if wanted.is_floating_point() and wanted.numel()
-    )
+    mine, wanted = (_outputs(each, inputs) for each in (other, model))
+    return close(mine, wanted, _TOLERANCE)
+
+
+def _outputs(model: PreTrainedModel, inputs: tuple[Any, ...]) -> list[torch.Tensor]:
+    with undone(model), eval_mode(model), torch.no_grad(), Isolation(0, model.device):
+        return tensor_leaves(call(model, pytree.tree_map(clone_if_tensor, inputs)))
 
 
 def built(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
@@ -162,9 +161,7 @@ class _Search:
                 return None
             try:
                 found = Widths.of(built(self._kind, self.config(changes)))
-            except (
-                Exception
-            ):  # whatever a configuration or a model raises about sizes that do not go together
+            except Exception:  # whatever they raise about sizes that do not go together
                 self._tried[key] = None
             else:
                 self._tried[key] = list(found.differences(self._wanted, self._unread))

@@ -134,6 +134,5 @@ def _unknown(name: str, model: nn.Module) -> str:
 
 
 def _is_number(value: object) -> bool:
-    if type(value) in (tuple, list):
-        return bool(value) and all(type(each) in (int, float) for each in value)  # type: ignore[attr-defined]
-    return type(value) in (int, float)
+    items = value if isinstance(value, tuple | list) and type(value) in (tuple, list) else [value]
+    return bool(items) and all(type(each) in (int, float) for each in items)

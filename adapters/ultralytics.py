@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from disparse_structured.data.arguments import arguments
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.data.calibration import Calibration
+from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import (
     DataError,
     LoadError,
     OptionError,
-    TaskError,
     UnsupportedModelError,
     require,
 )
@@ -36,7 +36,7 @@ from disparse_structured.pipeline.inputs import SAMPLES, Data
 from disparse_structured.pipeline.result import PruningResult
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.surgery import saving
-from disparse_structured.tasks import Task
+from disparse_structured.tasks import Task, named_among
 
 require("ultralytics", "ultralytics")
 
@@ -136,7 +136,8 @@ def prune(
     if structure is None:
         data = list(data) if isinstance(data, Iterator) else data
         inputs = Data.of(model, data, read, samples=2, fits=False).example_inputs
-        structure = analyse(model, inputs, _chosen(model, inputs, tasks), outputs="tasks")
+        chosen = named_among(tasks, lambda: raw_outputs(model, inputs))
+        structure = analyse(model, inputs, chosen, outputs="tasks")
         tasks = None
     elif structure.form == "graph":
         raise OptionError(
@@ -244,7 +245,8 @@ def load(folder: str | Path, dense: Model | nn.Module | None = None) -> Model:
         model: Any = _dense(getattr(networks, described["network"]), described["yaml"])
         if described["end2end"]:  # otherwise the library's default
             model.end2end = True
-        return model  # type: ignore[no-any-return]
+        built: nn.Module = model
+        return built
 
     model: Any = saving.load(folder, build)
     model.yaml, model.pt_path = _marked(described["yaml"]), described["file"]
@@ -259,7 +261,7 @@ def load(folder: str | Path, dense: Model | nn.Module | None = None) -> Model:
 def _keeps_widths(trainer: type) -> type:
     """``trainer`` with a ``get_model`` that takes a pruned network as it is, fitted to the data set."""
 
-    class Trainer(trainer):  # type: ignore[misc]
+    class Trainer(trainer):  # type: ignore[misc]  # its base is known when it runs
         def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> nn.Module:
             if _is_pruned(weights):
                 dense = super().get_model(cfg=_unmarked(weights.yaml), weights=None, verbose=False)
@@ -285,14 +287,14 @@ class _KeepsWidths:
     def train(self, trainer: Any = None, **options: Any) -> Any:
         """As the library's ``train``, with any of its options."""
         trainer = _keeps_widths(trainer or self.task_map[self.task]["trainer"])
-        return super().train(trainer=trainer, **options)  # type: ignore[misc]
+        return super().train(trainer=trainer, **options)  # type: ignore[misc]  # of the class mixed in
 
 
-class RTDETR(_KeepsWidths, ultralytics.RTDETR):  # type: ignore[misc]
+class RTDETR(_KeepsWidths, ultralytics.RTDETR):  # type: ignore[misc]  # mypy skips Ultralytics
     """Ultralytics' ``RTDETR`` whose ``train`` keeps the widths of a pruned network."""
 
 
-class YOLO(_KeepsWidths, ultralytics.YOLO):  # type: ignore[misc]
+class YOLO(_KeepsWidths, ultralytics.YOLO):  # type: ignore[misc]  # mypy skips Ultralytics
     """Ultralytics' ``YOLO`` whose ``train`` keeps the widths of a pruned network.
 
     Use it to train from files of pruned networks: ``YOLO("best.pt").train(...)``, or
@@ -374,20 +376,6 @@ def _inputs(model: nn.Module, batch: Any) -> tuple[Any, ...]:
     return arguments(model, batch, None)
 
 
-def _chosen(
-    model: nn.Module, inputs: tuple[Any, ...], tasks: Sequence[Task | str] | None
-) -> Sequence[Task | str]:
-    if tasks is not None and not any(isinstance(task, str) for task in tasks):
-        return tasks
-    known = {task.name: task for task in raw_outputs(model, inputs)}
-    if tasks is None:
-        return list(known.values())
-    for task in tasks:
-        if isinstance(task, str) and task not in known:
-            raise TaskError(f"there is no raw output {task!r}. Choose from {list(known)}, or pass a Task.")
-    return [known[task] if isinstance(task, str) else task for task in tasks]
-
-
 # Configurations.
 
 
@@ -419,7 +407,7 @@ def _unmarked(yaml: Mapping[str, Any]) -> dict[str, Any]:
 def _dense(kind: Any, yaml: Mapping[str, Any]) -> nn.Module:
     """The network of ``yaml``, with random weights; the global random state is unchanged."""
     given = _unmarked(yaml)
-    with torch.random.fork_rng(devices=[]):
+    with Isolation(0, torch.device("cpu")):
         model: nn.Module = kind(given, ch=given.get("channels", 3), nc=given["nc"], verbose=False)
     return model
 
@@ -449,20 +437,23 @@ def _fitted(pruned: Any, dense: Any) -> nn.Module:
         if isinstance(module, nn.Dropout):
             model.get_submodule(name).p = module.p
     model.load(pruned, verbose=False)  # moves the rows of classes that are called the same
-    return model.requires_grad_(True).train()  # type: ignore[no-any-return]
+    found: nn.Module = model.requires_grad_(True).train()
+    return found
 
 
 def _count_classes(head: Any, dense: nn.Module) -> None:
     """Replaces the layers that count classes by new ones with the outputs and biases of ``dense``."""
     for name in _class_layers(head):
-        old, new = head.get_submodule(name), dense.get_submodule(name)
+        old: Any = head.get_submodule(name)
+        new: Any = dense.get_submodule(name)
         layer: nn.Module
         if isinstance(old, nn.Conv2d):
-            layer = nn.Conv2d(old.in_channels, new.out_channels, old.kernel_size)  # type: ignore[arg-type]
+            kernel: Any = old.kernel_size
+            layer = nn.Conv2d(old.in_channels, new.out_channels, kernel)
         elif isinstance(old, nn.Linear):
-            layer = nn.Linear(old.in_features, new.out_features)  # type: ignore[arg-type]
+            layer = nn.Linear(old.in_features, new.out_features)
         else:
-            layer = nn.Embedding(new.num_embeddings, old.embedding_dim)  # type: ignore[arg-type]
+            layer = nn.Embedding(new.num_embeddings, old.embedding_dim)
         if isinstance(getattr(new, "bias", None), Tensor):
             layer.load_state_dict({"bias": new.bias}, strict=False)
         owner, _, last = name.rpartition(".")

@@ -104,6 +104,22 @@ def check_tasks(tasks: Sequence[Task | str]) -> tuple[Task, ...]:
     return found
 
 
+def named_among(
+    tasks: Sequence[Task | str] | None, known: Callable[[], Sequence[Task]]
+) -> Sequence[Task | str]:
+    """``tasks`` with each name replaced by the task of ``known()`` that has it; by default all of them."""
+    if tasks is None:
+        return known()
+    if isinstance(tasks, Task | str) or not isinstance(tasks, Iterable):
+        return tasks  # refused by check_tasks
+    names = [task for task in tasks if isinstance(task, str)]
+    by_name = {task.name: task for task in known()} if names else {}
+    for name in names:
+        if name not in by_name:
+            raise TaskError(f"there is no task {name!r}. The model has {', '.join(map(repr, by_name))}.")
+    return [by_name[task] if isinstance(task, str) else task for task in tasks]
+
+
 def _is_plain_object(value: Any) -> bool:
     return not isinstance(value, torch.Tensor | Mapping | list | tuple) and hasattr(value, "__dict__")
 

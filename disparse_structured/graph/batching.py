@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.data.batches import batched_leaves
 from disparse_structured.data.call import Batched, call, named_leaves
+from disparse_structured.data.differences import difference
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import OptionError
@@ -25,7 +26,7 @@ _TRIED = 4
 """Among more inputs with as many positions, only one of them, all, and all but one are tried."""
 
 _CLOSE = 1e-3
-"""How far the earlier examples' outputs may move, relative to the largest value."""
+"""How far the earlier examples' outputs may move."""
 
 
 def with_batch(model: nn.Module, inputs: Inputs, batched: Sequence[str] | None = None) -> Inputs:
@@ -168,7 +169,7 @@ def _longer(
         more = bool(old.ndim) and new.ndim == old.ndim and new.shape[0] * size == old.shape[0] * (size + 1)
         if not (new[: old.shape[0]].shape == old.shape if more else new.shape == old.shape):
             return 0
-        if not _close(new[: old.shape[0]] if more else new, old):
+        if not difference(new[: old.shape[0]] if more else new, old) <= _CLOSE:
             return 0
         longer += more and old.shape[0] > 0
     return longer
@@ -177,10 +178,3 @@ def _longer(
 def _run(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
     with eval_mode(model), torch.no_grad(), Isolation(0, device_of(model)):
         return tensor_leaves(call(model, pytree.tree_map(clone_if_tensor, inputs)))
-
-
-def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    if not expected.numel():
-        return True
-    found, expected = found.double().nan_to_num(), expected.double().nan_to_num()
-    return bool((found - expected).abs().max() <= _CLOSE * expected.abs().max())

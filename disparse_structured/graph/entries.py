@@ -40,6 +40,11 @@ class Entry:
     inputs: tuple[Any, ...] | None
     function: Callable[..., Any] | None
 
+    @property
+    def given(self) -> Any:
+        """The item of :data:`EntryPoints` that this was made from."""
+        return self.inputs if self.function is None else self.function
+
     @classmethod
     def of(cls, model: nn.Module, name: str, given: Any) -> Entry:
         """Check one item of :data:`EntryPoints`.

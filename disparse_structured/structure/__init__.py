@@ -1,6 +1,6 @@
 """The structure of a model, read from its exported graph: channel groups, units, reach, constraints."""
 
-from disparse_structured.structure.analysis import analyse
+from disparse_structured.structure.analysis import analyse, analyse_alike
 from disparse_structured.structure.counting import count_macs, count_parameters
 from disparse_structured.structure.declared import SizeDeclaration
 from disparse_structured.structure.groups import (
@@ -27,6 +27,7 @@ __all__ = [
     "Structure",
     "UnusedModule",
     "analyse",
+    "analyse_alike",
     "count_macs",
     "count_parameters",
 ]

@@ -119,6 +119,23 @@ def analyse(
     return solved(subject, subject.captured(), signature, Captures())
 
 
+def analyse_alike(model: nn.Module, structure: Structure) -> Structure:
+    """Analyze ``model`` by the choices of ``structure``, which was read from another version of it.
+
+    Raises:
+        DisparseError: as :func:`analyse` does.
+    """
+    return analyse(
+        model,
+        structure.example_inputs,
+        structure.task_objects,
+        form=structure.form,
+        attention=structure.attention,
+        outputs=structure.outputs,
+        entry_points={each.entry.name: each.entry.given for each in structure.entry_points},
+    )
+
+
 def _entries(model: nn.Module, form: Form, given: EntryPoints) -> tuple[Entry, ...]:
     if not isinstance(given, Mapping):
         raise OptionError(

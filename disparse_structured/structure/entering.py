@@ -8,13 +8,14 @@ that the entry point read are taken for sizes of the tensors of their modules.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from disparse_structured.data.differences import close
 from disparse_structured.errors import CaptureError, OptionError
 from disparse_structured.graph.capture import Capture, capture, tensor_leaves
 from disparse_structured.graph.copies import copied
@@ -29,7 +30,7 @@ OUTPUT = "output"
 """The task of an entry point's graph: everything that it returns."""
 
 _CLOSE = 1e-3
-"""How far a changed model's output may be from the model's own, relative to its largest value."""
+"""How far a changed model's output may be from the model's own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +81,7 @@ def entry_graph(model: nn.Module, entry: Entry, inputs: tuple[Any, ...], number:
         except CaptureError:
             pass
     before = Entered(None, copied(model)).tensors(inputs)
-    if not _close(tensors, before):
+    if not close(tensors, before, _CLOSE):
         raise CaptureError(
             f"entry point {entry.name!r} changes what forward computes and cannot be exported, so there is "
             "nothing to compare a pruned model with. Pass a function of the model that returns tensors and "
@@ -103,13 +104,6 @@ def _tried(
             f"entry point {entry.name!r} fails on the model itself: {type(error).__name__}: {error}. "
             "Give it the arguments that it takes."
         ) from error
-
-
-def _close(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> bool:
-    if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
-        return False
-    pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True) if b.numel()]
-    return all(bool((a - b).abs().max() <= _CLOSE * b.abs().max()) for a, b in pairs)
 
 
 def sizes_read(

@@ -73,9 +73,8 @@ class PrunedGraph(nn.Module):
         """Compute the tasks' outputs; raise ``ValueError`` for inputs that the graph was not made for."""
         leaves = self._leaves(inputs, named)
         wrong = self._wrong_in(leaves)
-        if (
-            wrong is not None
-        ):  # no DisparseError: who tries other sizes, as the export does, expects a module's
+        if wrong is not None:
+            # No DisparseError: callers that try other sizes (the ONNX export) expect a module's error.
             raise ValueError(wrong)
         given = iter(leaves)
         arguments = [self._argument(name) if name else next(given) for name in self._sources]

@@ -7,15 +7,17 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from disparse_structured.data.call import call
 from disparse_structured.data.modes import eval_mode, train_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import LoadError, UnsupportedModelError
-from disparse_structured.graph.capture import tensor_leaves
+from disparse_structured.graph.capture import clone_if_tensor, tensor_leaves
 from disparse_structured.graph.copies import borrowing, copied
+from disparse_structured.graph.entries import entered
 from disparse_structured.graph.named_tensors import device_of
-from disparse_structured.structure import Structure, UnusedModule, analyse
+from disparse_structured.structure import Structure, UnusedModule, analyse_alike
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 """They stay, with other modules inside, because code may index them or ask for their length."""
@@ -26,7 +28,8 @@ def without_unused(
 ) -> tuple[nn.Module, Structure, tuple[UnusedModule, ...]]:
     """Copy ``model`` without the unused modules of its ``structure``.
 
-    A module stays if the copy fails without it, or computes something else in eval or train mode.
+    A module stays if the copy fails without it, or computes something else in eval mode, in train mode, or at
+    an entry point.
 
     Returns:
         The copy, its structure, and the modules that were left out.
@@ -34,12 +37,11 @@ def without_unused(
     Raises:
         UnsupportedModelError: the model fails in train mode, so what it needs there is unknown.
     """
-    inputs = structure.example_inputs
-    outputs = _outputs(model, inputs)
+    outputs = _outputs(model, structure)
 
     def droppable(modules: Sequence[UnusedModule]) -> bool:
         with contextlib.suppress(Exception):  # whatever a forward raises that misses a module
-            found = _outputs(without(model, [each.module for each in modules]), inputs)
+            found = _outputs(without(model, [each.module for each in modules]), structure)
             return len(found) == len(outputs) and all(map(torch.equal, found, outputs))
         return False
 
@@ -52,15 +54,7 @@ def without_unused(
     if not dropped:
         return model, structure, ()
     smaller = without(model, [each.module for each in dropped])
-    found = analyse(
-        smaller,
-        inputs,
-        structure.task_objects,
-        form=structure.form,
-        attention=structure.attention,
-        outputs=structure.outputs,
-    )
-    return smaller, found, dropped
+    return smaller, analyse_alike(smaller, structure), dropped
 
 
 def without(model: nn.Module, names: Iterable[str]) -> nn.Module:
@@ -91,15 +85,17 @@ def _parts(module: nn.Module) -> Iterator[nn.Module]:
         yield module
 
 
-def _outputs(model: nn.Module, inputs: tuple[object, ...]) -> list[torch.Tensor]:
-    """What ``model`` returns in eval mode, then in train mode; it is not changed."""
-    copy = copied(model)
-    with torch.no_grad(), Isolation(0, device_of(model)):
-        with eval_mode(copy):
-            outputs = tensor_leaves(call(copy, inputs))
+def _outputs(model: nn.Module, structure: Structure) -> list[torch.Tensor]:
+    """What ``model`` returns in eval mode, at its entry points, and in train mode; it is not changed."""
+    inputs, copy = structure.example_inputs, copied(model)
+    with torch.no_grad(), Isolation(0, device_of(model)), eval_mode(copy):
+        outputs = tensor_leaves(call(copy, pytree.tree_map(clone_if_tensor, inputs)))
+    for graph in structure.entry_points:
+        student = copied(model)
+        outputs += entered(graph.entry, student, graph.entry.arguments(student, inputs)).tensors(inputs)
     try:
         with torch.no_grad(), Isolation(0, device_of(model)), train_mode(copy):
-            return outputs + tensor_leaves(call(copy, inputs))
+            return outputs + tensor_leaves(call(copy, pytree.tree_map(clone_if_tensor, inputs)))
     except Exception as error:  # whatever a user's forward raises
         raise UnsupportedModelError(
             f"{type(model).__name__} fails in train mode ({type(error).__name__}: {error}), so it is unknown "

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.data.batches import batched_leaves, map_batched
 from disparse_structured.data.call import Batched
-from disparse_structured.data.differences import by_channel
+from disparse_structured.data.differences import difference
 from disparse_structured.errors import CaptureError, PlanError, VerificationError
 from disparse_structured.graph.copies import copied
 from disparse_structured.graph.named_tensors import detached_tensors, named_tensors
@@ -23,9 +23,6 @@ from disparse_structured.verification.precision import double_precision, has_nar
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest deviation between networks that must agree, relative as in :func:`difference`."""
-
-_SMALL = {torch.float64: 1e-6, torch.float32: 1e-1}
-"""A channel's difference is relative to its largest value, or to this fraction of the output's, if larger."""
 
 Outputs = Mapping[str, Sequence[torch.Tensor]]
 """The tensors of each task."""
@@ -172,32 +169,6 @@ def _nothing_in(outputs: Sequence[Sequence[torch.Tensor]], inputs_differ: bool) 
     ):
         return "its output is the same for other inputs"
     return None
-
-
-def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return the largest difference, relative to the largest value of its channel or column.
-
-    So large values, such as coordinates, do not hide small ones, such as scores, in the same tensor. It is
-    infinite if the shapes or the non-finite values differ.
-    """
-    if actual.shape != expected.shape:
-        return float("inf")
-    if not expected.numel():
-        return 0.0
-    if not (actual.is_complex() or actual.is_floating_point()):
-        actual, expected = actual.double(), expected.double()
-    finite = expected.isfinite()
-    same = (actual == expected) | (actual.isnan() & expected.isnan())
-    if not same[~finite].all():
-        return float("inf")
-    error = torch.where(finite, (actual - expected).abs(), 0).nan_to_num(torch.inf, torch.inf)
-    size = torch.where(finite, expected.abs(), 0)
-    if not error.any():
-        return 0.0
-    least = _SMALL.get(expected.dtype, _SMALL[torch.float32]) * size.max()
-    pairs = zip(by_channel(error), by_channel(size), strict=True)
-    worst = max((errors / sizes.clamp_min(least)).max() for errors, sizes in pairs)
-    return float(worst.nan_to_num(torch.inf, torch.inf))
 
 
 def mismatch_in(deviation: Mapping[str, float], dtype: torch.dtype) -> str | None:

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from disparse_structured.data.differences import difference
 from disparse_structured.graph.copies import copied
 from disparse_structured.graph.entries import Entered, entered
 from disparse_structured.graph.named_tensors import detached_tensors
 from disparse_structured.structure.entering import OUTPUT, EntryGraph
-from disparse_structured.verification.copy import TOLERANCES, VerificationCopy, difference, other_inputs
+from disparse_structured.verification.copy import TOLERANCES, VerificationCopy, other_inputs
 from disparse_structured.verification.twin import masked_twin
 
 _Run = Callable[[tuple[Any, ...]], Sequence[torch.Tensor]]

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import disparse_structured as ds
 from disparse_structured.errors import CaptureError, LoadError, OptionError
+from tests.support.fusing import Rep
 
 IMAGES = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 VECTORS = torch.rand(32, 6, generator=torch.Generator().manual_seed(0))
@@ -38,28 +38,6 @@ class Auto(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.narrow(torch.relu(self.wide(x))))
-
-
-class Rep(nn.Module):
-    """Two branches that ``fuse`` makes one layer; only ``fuse`` reads the numbers."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.in_channels, self.out_channels, self.kernel_size = inputs, outputs, 3
-        self.three, self.one = nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(inputs, outputs, 1)
-        self.fused: nn.Module | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.three(x) + self.one(x) if self.fused is None else self.fused(x))
-
-    def fuse(self) -> None:
-        fused = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, padding=1)
-        fused.weight.data.copy_(self.three.weight + F.pad(self.one.weight, [1, 1, 1, 1]))
-        assert self.three.bias is not None
-        assert self.one.bias is not None
-        fused.bias.data.copy_(self.three.bias + self.one.bias)  # type: ignore[union-attr]
-        self.fused = fused
-        del self.three, self.one
 
 
 class Fusable(nn.Sequential):

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import disparse_structured as ds
+from disparse_structured.data.differences import difference
 from disparse_structured.errors import CaptureError
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import analyse
 from disparse_structured.surgery.graph import apply_graph
 from disparse_structured.tasks import Task
-from disparse_structured.verification.copy import difference
 from disparse_structured.verification.twin import masked_twin
 from tests.support.plans import random_plan
 

@@ -3,33 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 import disparse_structured as ds
+from tests.support.fusing import Rep
 
 IMAGES = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-class Rep(nn.Module):
-    """Two branches that can be fused into one layer."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.in_channels, self.out_channels, self.kernel_size = inputs, outputs, 3
-        self.three, self.one = nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(inputs, outputs, 1)
-        self.fused: nn.Module | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.three(x) + self.one(x) if self.fused is None else self.fused(x))
-
-    def fuse(self) -> None:
-        fused = nn.Conv2d(self.in_channels, self.out_channels, 3, padding=1)
-        fused.weight.data.copy_(self.three.weight + F.pad(self.one.weight, [1, 1, 1, 1]))
-        assert self.three.bias is not None
-        assert self.one.bias is not None
-        fused.bias.data.copy_(self.three.bias + self.one.bias)
-        self.fused = fused
 
 
 def test_they_are_listed_and_once_set_the_other_method_works() -> None:

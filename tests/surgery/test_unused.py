@@ -102,3 +102,33 @@ def test_a_model_that_runs_everything_is_pruned_as_usual() -> None:
 
     assert result.report.unused == result.report.dropped == ()
     assert "never run" not in str(result.report)
+
+
+class Codes(nn.Module):
+    """``decode`` is an entry point that ``forward`` never runs; ``forward`` writes to its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.code = nn.Linear(6, 16), nn.Linear(16, 4)
+        self.back, self.never = nn.Linear(4, 6), nn.Linear(6, 9)
+
+    def decode(self, code: Tensor) -> Tensor:
+        return self.back(code)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.code(self.wide(x.mul_(2)).relu())
+
+
+def test_what_an_entry_point_runs_is_not_dropped_and_still_verified() -> None:
+    torch.manual_seed(0)
+    model = Codes().eval()
+    entry_points = {"decode": (torch.randn(2, 4),)}
+    structure = ds.analyse(model, INPUTS.clone()[:2], entry_points=entry_points)
+
+    result = ds.prune(model, INPUTS.clone(), structure=structure, drop_unused=True, **FAST)
+
+    assert [each.module for each in result.report.dropped] == ["never"]
+    assert set(result.report.entry_points) == {"decode"}
+    assert "entry point 'decode'" in str(result.report)
+    smaller: Any = result.model
+    assert smaller.decode(torch.randn(2, 4)).shape == (2, 6)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import disparse_structured as ds
+from disparse_structured.data.differences import difference
 from disparse_structured.structure import analyse
 from disparse_structured.surgery.module import apply
-from disparse_structured.verification.copy import difference
 from tests.support.plans import random_plan
 
 IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
