@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,6 @@ from torch import nn
 
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.data.calibration import Calibration
-from disparse_structured.data.call import marked_like
 from disparse_structured.decision.budget import Budget
 from disparse_structured.errors import CaptureError
 from disparse_structured.graph.batching import with_batch
@@ -115,12 +115,7 @@ def prune(
     check_method(method)
     check_refit(refit)
     check_structure(structure, tasks, batched)
-
-    def marked(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        if structure is not None:
-            return marked_like(inputs, structure.example_inputs)
-        return with_batch(model, inputs, batched)
-
+    marked = functools.partial(with_batch, model, batched=batched) if structure is None else structure.marked
     fits = refit is not None or _fits(method)
     given = Data.of(model, data, to_inputs, samples=samples, seed=seed, fits=fits, marked=marked)
     if structure is None:

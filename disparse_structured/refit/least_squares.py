@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.data.calibration import Calibration
-from disparse_structured.data.call import marked_like
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import PlanError
 from disparse_structured.graph.copies import copied
@@ -163,13 +162,7 @@ def refit(
         calibration = (
             data
             if isinstance(data, Calibration)
-            else Calibration.of(
-                model,
-                data,
-                to_inputs,
-                limit=limit,
-                marked=lambda inputs: marked_like(inputs, structure.example_inputs),
-            )
+            else Calibration.of(model, data, to_inputs, limit=limit, marked=structure.marked)
         )
         described = structure_for_batch(structure, model, calibration.chunks[0])
         # An even number of chunks each time, so that an image and its copies are in the same fold.

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from disparse_structured.data.batches import ToInputs
-from disparse_structured.data.call import marked_like
 from disparse_structured.decision.budget import Budget, named
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import LoadError
@@ -56,11 +55,7 @@ class _Physical(Regime):
                         data,
                         lambda: (
                             Data.of(
-                                model,
-                                data,
-                                to_inputs,
-                                seed=seed,
-                                marked=lambda inputs: marked_like(inputs, self.structure.example_inputs),
+                                model, data, to_inputs, seed=seed, marked=self.structure.marked
                             ).calibration
                         ),
                         named(budget, model),

@@ -212,10 +212,10 @@ class PruningReport:
                 style="yellow",
             )
         if self.dropped:
-            yield Text(f"dropped, because it never runs: {_modules(self.dropped)}")
+            yield Text(f"dropped, because never used: {_modules(self.dropped)}")
         if self.unused:
             yield Text(
-                f"never runs: {_modules(self.unused)}. drop_unused=True (--drop-unused) leaves it out.",
+                f"never used: {_modules(self.unused)}. drop_unused=True (--drop-unused) leaves these out.",
                 style="yellow",
             )
         counted = [pin for pin in self.pinned if pin.number]

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from disparse_structured.data.arguments import arguments, described, examples, shared_tensors
 from disparse_structured.data.batches import ToInputs, batch_size, batches, model_inputs, to_device
-from disparse_structured.data.call import Batched, call, marked_like
+from disparse_structured.data.call import Batched, call
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation, generator, signs
 from disparse_structured.errors import BatchError, DisparseError, PlanError
@@ -383,10 +383,10 @@ class Probe:
         return {task.name: Packing(task, output) for task in tasks}
 
     def _inputs(self, batch: Any) -> tuple[Any, ...]:
-        return marked_like(arguments(self.model, batch, self.to_inputs), self.structure.example_inputs)
+        return self.structure.marked(arguments(self.model, batch, self.to_inputs))
 
     def _examples(self, batch: Any, size: int) -> Iterator[Any]:
-        given = marked_like(model_inputs(self.model, batch, self.to_inputs), self.structure.example_inputs)
+        given = self.structure.marked(model_inputs(self.model, batch, self.to_inputs))
         return examples(batch, size, shared_tensors(given) if isinstance(given, Batched) else ())
 
     def _one_at_a_time(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from disparse_structured.data.call import marked_like
 from disparse_structured.errors import PlanError
 from disparse_structured.graph.capture import Capture
 from disparse_structured.graph.provenance import Attribute
@@ -89,6 +90,10 @@ class Structure:
     def task_tensors(self, output: Any) -> list[torch.Tensor]:
         """Return the tensors that the tasks pick from the model's ``output``."""
         return [tensor for task in self.task_objects for tensor in task.tensors(output)]
+
+    def marked(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return ``inputs`` with the batch dimensions of the example inputs."""
+        return marked_like(inputs, self.example_inputs)
 
     def group(self, name: str) -> ChannelGroup:
         """Return the group called ``name``."""

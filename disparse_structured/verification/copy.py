@@ -206,8 +206,7 @@ def other_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     if isinstance(inputs, Batched):
         shared = map_batched(lambda leaf: leaf.flip(0), inputs)
         batched = iter(batched_leaves(inputs))
-        return pytree.tree_map(  # type: ignore[no-any-return]
-            lambda leaf: leaf if next(batched) else other(leaf), shared
-        )
-    found: tuple[Any, ...] = pytree.tree_map(other, inputs)
+        found: tuple[Any, ...] = pytree.tree_map(lambda leaf: leaf if next(batched) else other(leaf), shared)
+    else:
+        found = pytree.tree_map(other, inputs)
     return found

@@ -68,7 +68,7 @@ class _Operators(TorchDispatchMode):
     """Records the operators that are called, with all arguments that are not tensors."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's has no types
         self.called: list[tuple[Any, ...]] = []
 
     def __torch_dispatch__(

@@ -41,7 +41,7 @@ def test_what_never_runs_is_reported_and_dropped(tmp_path: Path) -> None:
 
     assert result.report.dropped == unused
     assert result.report.unused == ()
-    assert "dropped, because it never runs: encoder.layer3, encoder.layer4 (" in str(result.report)
+    assert "dropped, because never used: encoder.layer3, encoder.layer4 (" in str(result.report)
     assert result.report.costs["parameters"].pruned == sum(p.numel() for p in result.model.parameters())
     assert result.report.costs["parameters"].dense == sum(p.numel() for p in model.parameters()) - never_run
 
