@@ -159,12 +159,12 @@ def _vision() -> dict[str, Builder]:
     three = {"hidden_sizes": [16, 32, 48], "depths": [1, 1, 1], "num_attention_heads": [2, 2, 3]}
     pyramid = {"hidden_sizes": [16, 32, 32, 64], "num_attention_heads": [1, 2, 2, 4]}
     configs: dict[str, Config] = {
-        **dict.fromkeys(("ViT", "DeiT", "Beit", "Data2VecVision", "Dinov2", "ViTMSN"), image),
+        **dict.fromkeys(("ViT", "DeiT", "Beit", "Data2VecVision", "Dinov2", "IJepa", "ViTMSN"), image),
         **{name: {**windows, "image_size": 64} for name in ("Swin", "Swinv2")},
         **dict.fromkeys(("ConvNext", "ConvNextV2", "PoolFormer"), stages),
         **{name: {"image_size": 64} for name in ("MobileViT", "MobileViTV2")},
         **{name: {"image_size": 64, "depth_multiplier": 0.5} for name in ("MobileNetV1", "MobileNetV2")},
-        "Cvt": {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 1, 1]},
+        "Cvt": {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 2, 3]},
         "Hiera": {**_ONE_BLOCK_A_STAGE, "image_size": [64, 64], "embed_dim": 16, "num_heads": [1, 2, 4, 8]},
         "Levit": {**three, "image_size": 64, "key_dim": [8, 8, 8]},
         "PvtV2": {**_ONE_BLOCK_A_STAGE, **pyramid, "image_size": 64},
