@@ -15,7 +15,7 @@ TENSOR_FILES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
 FORMS = ("module", "graph")
 ATTENTION = ("heads", "head_dim")
 OUTPUTS = ("all", "tasks")
-FLOOR, MIN_WIDTH, ROUND_TO = 0.1, 1, 1
+FLOOR, MIN_WIDTH, ROUND_TO = 0.1, 1, "auto"
 """The defaults of :class:`~disparse_structured.decision.budget.Budget`."""
 
 FILES = "plan.json, weights.safetensors, report.json and model.onnx"
@@ -128,10 +128,10 @@ def add_widths(group: Options) -> None:
     )
     group.add_argument(
         "--round-to",
-        type=values.count(),
+        type=values.rounding,
         default=ROUND_TO,
         metavar="N",
-        help=f"round kept widths up to a multiple of N (default: {ROUND_TO})",
+        help=f"round kept widths up to a multiple of N; auto: convolutions, for speed (default: {ROUND_TO})",
     )
     group.add_argument(
         "--uniform",

@@ -37,6 +37,14 @@ def count(least: int = 1) -> Callable[[str], int]:
     return parse
 
 
+def rounding(text: str) -> int | str:
+    """``auto``, or a whole number of at least 1."""
+    value = _whole(text)
+    if text != "auto" and (value is None or value < 1):
+        _refuse(text, "'auto' or a whole number of at least 1")
+    return text if value is None else value
+
+
 def seed(text: str) -> int:
     """A random seed."""
     value = _whole(text)

@@ -70,7 +70,8 @@ class ChannelGroup:
 
     ``start`` is the position of the group's first unit in the flat vectors over all units that
     saliency, votes and arbitration work on. ``attributes`` are slices of plain tensors that modules hold,
-    such as a position table; they shrink too.
+    such as a position table; they shrink too. A runtime's convolutions are fast where the number of kept
+    units is a multiple of ``multiple``, see :mod:`.multiples`.
     """
 
     name: str
@@ -81,6 +82,7 @@ class ChannelGroup:
     kind: Kind
     start: int
     attributes: tuple[Member, ...] = ()
+    multiple: int = 1
 
     @property
     def slice(self) -> slice:
