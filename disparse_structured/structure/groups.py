@@ -26,12 +26,14 @@ Attention = Literal["heads", "head_dim"]
 class Member:
     """The slices of one parameter or buffer that shrink with the group.
 
-    ``index`` is int64 ``[units, multiplicity]``: the positions along ``dim`` that unit ``u`` owns.
+    ``index`` is int64 ``[units, multiplicity]``: the positions along ``dim`` that unit ``u`` owns. ``reads``
+    if ``dim`` is the one along which a weight is multiplied with the layer's input.
     """
 
     parameter: str
     dim: int
     index: np.ndarray
+    reads: bool = False
 
 
 @dataclass(frozen=True, eq=False)
