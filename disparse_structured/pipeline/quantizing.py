@@ -1,0 +1,286 @@
+"""INT8 with the tasks' consent: a matrix of measured damage, an arbiter, and measurements of the whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from disparse_structured.data.batches import batch_size
+from disparse_structured.decision.arbiters import Arbiter, Ballot, Tolerance
+from disparse_structured.decision.arbiters.ballot import arbitrate
+from disparse_structured.decision.arbiters.by_name import by_task
+from disparse_structured.errors import BatchError, OptionError
+from disparse_structured.naming import rule_name
+from disparse_structured.pipeline.inputs import SAMPLES
+from disparse_structured.report.quantization import (
+    LayerFact,
+    QuantizationFacts,
+    TaskDeviation,
+    compare_latency,
+)
+
+if TYPE_CHECKING:
+    from disparse_structured.export.int8 import Candidate
+    from disparse_structured.export.qdq import Setting
+
+TOLERANCE = 0.05
+"""How far INT8 may move a task's output by default, relative in the Euclidean norm."""
+
+_MOST = 1e12
+
+Deviations = Mapping[str, float]
+
+
+def quantize(
+    float_path: str | os.PathLike[str],
+    data: torch.Tensor | Mapping[str, torch.Tensor] | Iterable[Any],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    tolerance: float | Mapping[str, float] = TOLERANCE,
+    arbiter: Arbiter | None = None,
+    samples: int = SAMPLES,
+    threads: int = 1,
+    rounds: int = 30,
+) -> QuantizationFacts:
+    """Write an INT8 file beside an ONNX file, as far as every task allows it.
+
+    Each layer is quantized alone, and the outputs of all tasks are compared in ONNX Runtime on held-out
+    inputs. From this matrix of damage the arbiter decides which layers become INT8. That set is measured as a
+    whole, and layers come back to float until no task moves further than its tolerance. The float file is
+    left as it is.
+
+    Args:
+        float_path: a float32 ONNX file, such as :func:`~disparse_structured.export.export_onnx` writes.
+            Tasks are read from its metadata; without it, every output is a task.
+        data: a tensor ``[N, ...]``, a tuple of the file's inputs in order, a dict of them by name, or batches
+            of any of these. Half of the examples calibrate, the other half is compared.
+        path: the file to write; by default ``model.int8.onnx`` beside ``model.onnx``.
+        tolerance: how far INT8 may move a task's output from the float file's, relative in the Euclidean norm;
+            one number, or one for each task (5 % for those that are not named).
+        arbiter: decides between tasks, see :mod:`disparse_structured.decision.arbiters`; by default the least
+            damage within the tolerances. A layer is a unit.
+        samples: read at most this many examples.
+        threads: of ONNX Runtime while latency is measured.
+        rounds: timed runs of each file; 0 measures no latency.
+
+    Returns:
+        What became INT8, what it costs each task, and whether it is faster here. If nothing can become INT8,
+        nothing is written, and ``path`` is None.
+
+    Raises:
+        OptionError: an option is out of range.
+        TaskError: ``tolerance`` names an unknown task.
+        BatchError: fewer than two examples, or inputs that are not the file's.
+        ExportError: the file is missing, damaged, quantized already, or refused by ONNX Runtime.
+    """
+    from disparse_structured.export.int8 import Candidate, file_inputs  # ONNX is imported only where it is used
+
+    source = Path(float_path)
+    batches, fixed = file_inputs(source, data, samples)
+    calibration, held_out = _halves(batches, source)
+    return quantize_candidate(
+        Candidate(source, calibration, held_out, fixed), path, tolerance, arbiter, threads=threads, rounds=rounds
+    )
+
+
+def quantize_candidate(
+    candidate: Candidate,
+    path: str | os.PathLike[str] | None,
+    tolerance: float | Mapping[str, float],
+    arbiter: Arbiter | None,
+    *,
+    threads: int,
+    rounds: int,
+    pruned: Deviations | None = None,
+    from_dense: Callable[[Path], Deviations] | None = None,
+) -> QuantizationFacts:
+    """Decide and write; ``pruned`` and ``from_dense`` say how far files are from the dense network.
+
+    Args:
+        candidate: the float file and its inputs.
+        path: the file to write; by default beside the float file.
+        tolerance, arbiter, threads, rounds: as in :func:`quantize`.
+        pruned: by task, the deviation of the float file from the dense network.
+        from_dense: the same for the INT8 file, once it is written.
+
+    Raises:
+        OptionError, TaskError, ExportError: as :func:`quantize` does.
+    """
+    limits = _limits(tolerance, tuple(candidate.graph.tasks))
+    rule = arbiter or Tolerance(limits)
+    goal = Path(path) if path is not None else candidate.path.with_suffix(".int8.onnx")
+    if goal.resolve() == candidate.path.resolve():
+        raise OptionError(f"{goal} is the float file, which is kept. Choose another path for the INT8 file.")
+    settings = {
+        name: (_used(candidate.deviations(candidate.layers, setting), limits), setting)
+        for name, setting in candidate.settings.items()
+    }
+    setting = min(settings.values(), key=lambda each: each[0])[1]
+    damage = {layer: candidate.deviations([layer], setting) for layer in candidate.layers}
+    search = _Search(candidate, limits, rule, damage)
+    setting, layers = search.decide(setting)
+    written = candidate.write(layers, setting, goal, threads=threads, rounds=rounds) if layers else None
+    recommended, verdict = compare_latency(written.latency if written else None)
+    if not layers:
+        verdict = "Every layer stayed float, so no INT8 file was written."
+    dense = from_dense(goal) if written and from_dense else {}
+    found = written.deviation if written else dict.fromkeys(limits, 0.0)
+    return QuantizationFacts(
+        path=str(goal) if written else None,
+        float_path=str(candidate.path),
+        bytes=written.bytes if written else None,
+        float_bytes=candidate.bytes,
+        sha256=written.sha256 if written else None,
+        tasks={
+            task: TaskDeviation(
+                tolerance=limit,
+                pruned=pruned.get(task) if pruned else None,
+                all_int8=search.deviations(candidate.layers, setting)[task],
+                int8=found[task],
+                int8_from_dense=dense.get(task),
+                max_abs=written.max_abs[task] if written else 0.0,
+            )
+            for task, limit in limits.items()
+        },
+        layers=tuple(_layer_facts(candidate, damage, layers, limits)),
+        calibration=setting.method,
+        weight_bits=setting.bits,
+        settings={name: used for name, (used, _) in settings.items()},
+        biases_corrected=bool(setting.shifts),
+        arbiter=rule_name(rule),
+        measured=search.measured,
+        calibrated_on=_examples(candidate.calibration),
+        checked_on=_examples(candidate.held_out),
+        latency=written.latency if written else None,
+        recommended=recommended,
+        verdict=verdict,
+    )
+
+
+class _Search:
+    """The most layers in INT8, by the arbiter's order, whose joint deviation is within the limits."""
+
+    def __init__(
+        self, candidate: Candidate, limits: Deviations, arbiter: Arbiter, damage: Mapping[str, Deviations]
+    ) -> None:
+        self.candidate, self.limits, self.arbiter = candidate, limits, arbiter
+        rows = [[damage[layer][task] ** 2 for layer in candidate.layers] for task in limits]
+        self.damage = torch.tensor(rows, dtype=torch.float64).reshape(len(limits), -1).nan_to_num(_MOST, _MOST)
+        macs = [max(candidate.macs[layer], 1) for layer in candidate.layers]
+        self.macs = torch.tensor(macs, dtype=torch.float64)
+        self._found: dict[tuple[frozenset[str], int], Deviations] = {}
+
+    @property
+    def measured(self) -> int:
+        """How many sets were measured as a whole."""
+        return len(self._found)
+
+    def deviations(self, layers: Collection[str], setting: Setting) -> Deviations:
+        """Of each task with ``layers`` in INT8, measured once."""
+        key = frozenset(layers), id(setting)
+        if key not in self._found:
+            self._found[key] = self.candidate.deviations(layers, setting)
+        return self._found[key]
+
+    def decide(self, setting: Setting) -> tuple[Setting, tuple[str, ...]]:
+        """The layers, and the setting with corrected biases if that brings the outputs closer."""
+        corrected = dataclasses.replace(setting, shifts=self.candidate.shifts(setting))
+        every = self.candidate.layers
+        if self._used(every, corrected) < self._used(every, setting):
+            layers = self._most(corrected)
+            return (corrected if self._used(layers, corrected) < self._used(layers, setting) else setting), layers
+        return setting, self._most(setting)
+
+    def _used(self, layers: Collection[str], setting: Setting) -> float:
+        return _used(self.deviations(layers, setting), self.limits)
+
+    def _most(self, setting: Setting) -> tuple[str, ...]:
+        """By bisection over the share of the layers that the arbiter is asked for."""
+        total = len(self.candidate.layers)
+        best = self.at(1.0)
+        if self._used(best, setting) <= 1:
+            return best
+        best, passed, failed = (), 0, total
+        while failed - passed > 1:
+            middle = (passed + failed) // 2
+            layers = self.at(middle / total)
+            if self._used(layers, setting) <= 1:
+                best, passed = layers, middle
+            else:
+                failed = middle
+        return best
+
+    def at(self, ratio: float) -> tuple[str, ...]:
+        """What the arbiter makes INT8 if every task is asked for this share of its layers."""
+        reach = self.damage > 0
+        every = self.damage.new_ones(len(self.damage))
+        standings = torch.stack([self._standing(row, own) for row, own in zip(self.damage, reach, strict=True)])
+        ballot = Ballot(
+            votes=~reach | (standings >= ratio),
+            reach=reach,
+            scores=self.damage / self.damage.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny),
+            ratio=ratio,
+            rerank=self._standing,
+            weights=every,
+            damage=self.damage,
+            tasks=tuple(self.limits),
+        )
+        keep = arbitrate(self.arbiter, ballot)
+        return tuple(layer for layer, kept in zip(self.candidate.layers, keep.tolist(), strict=True) if not kept)
+
+    def _standing(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The share of the layers of ``mask`` with less damage for each multiplication."""
+        order = torch.argsort(torch.where(mask, scores / self.macs, torch.inf), stable=True)
+        standing = torch.empty_like(scores)
+        standing[order] = torch.arange(len(order), dtype=scores.dtype) / max(int(mask.sum()), 1)
+        return torch.where(mask, standing, 1.0)
+
+
+def _layer_facts(
+    candidate: Candidate, damage: Mapping[str, Deviations], layers: Collection[str], limits: Deviations
+) -> Iterable[LayerFact]:
+    examples = _examples(candidate.calibration[:1])
+    for name, operator, obstacle in candidate.weighted:
+        own = damage.get(name, {})
+        reason = obstacle
+        if own and name not in layers:
+            task, used = max(((task, own[task] / limit) for task, limit in limits.items()), key=lambda each: each[1])
+            reason = f"alone it moves {task} by {100 * own[task]:.2g} %, {used:.2g} of its tolerance"
+        macs = candidate.macs.get(name)
+        yield LayerFact(
+            name, operator, name in layers, macs and macs // examples, dict(own), "" if name in layers else reason
+        )
+
+
+def _examples(batches: Sequence[tuple[torch.Tensor, ...]]) -> int:
+    return sum(batch_size(batch) for batch in batches)
+
+
+def _halves(batches: Sequence[Any], path: Path) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Every other batch: to calibrate on, and held out."""
+    if len(batches) < 2:
+        raise BatchError(
+            f"{_examples(batches)} example(s) are too few for {path.name}: ranges come from one half, and the "
+            f"other half is compared. Pass {SAMPLES}, and at least two batches of the size that the file takes."
+        )
+    return batches[::2], batches[1::2]
+
+
+def _limits(tolerance: float | Mapping[str, float], tasks: tuple[str, ...]) -> dict[str, float]:
+    given = tolerance if isinstance(tolerance, Mapping) else dict.fromkeys(tasks, tolerance)
+    try:
+        limits = Tolerance(given).limits if given else {}
+    except OptionError as error:
+        raise OptionError(f"invalid tolerance={tolerance!r}: {error}") from error
+    by_task(limits, tasks, TOLERANCE, "tolerance")
+    return {task: limits.get(task, TOLERANCE) for task in tasks}
+
+
+def _used(found: Deviations, limits: Mapping[str, float]) -> float:
+    """The largest share of a tolerance that is used; above 1 it is passed."""
+    return max(found[task] / limit for task, limit in limits.items())

@@ -1,0 +1,271 @@
+"""Layers of an ONNX file in INT8: what each costs each task, measured in ONNX Runtime, and the file itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from disparse_structured.data.batches import batch_size, batches, take, tensor_batches
+from disparse_structured.data.calibration import CHUNK
+from disparse_structured.errors import BatchError, ExportError
+from disparse_structured.export.latency import measure_latency
+from disparse_structured.export.onnx_file import make_folder
+from disparse_structured.export.plain import Inputs, checked_inputs
+from disparse_structured.export.qdq import FloatGraph, Setting
+from disparse_structured.export.ranges import (
+    bounds_by_method,
+    channel_means,
+    largest_differences,
+    task_deviations,
+    task_outputs,
+)
+from disparse_structured.export.reasons import reason
+from disparse_structured.export.session import open_session
+from disparse_structured.report.facts import LatencyFacts
+from disparse_structured.report.quantization import ALL_INT8, FLOAT, INT8
+
+BITS = (8, 7)
+"""Widths of weights. With 7, sums of two products fit into 16 bits, which AVX2 without VNNI needs."""
+
+CORRECTED_ON = 2
+"""Batches that biases are corrected on."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """An INT8 file: its size and hash, and how it compares with the float file on the held-out inputs."""
+
+    bytes: int
+    sha256: str
+    deviation: Mapping[str, float]
+    max_abs: Mapping[str, float]
+    latency: LatencyFacts | None
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """An ONNX file, and inputs on which any of its layers can be tried in INT8.
+
+    Args:
+        path: the float file.
+        calibration: inputs that ranges and biases come from, in the order of the file.
+        held_out: inputs that everything is compared on.
+        fixed: whether the file takes batches of one size only.
+    """
+
+    path: Path
+    calibration: Sequence[Inputs]
+    held_out: Sequence[Inputs]
+    fixed: bool = False
+
+    @cached_property
+    def graph(self) -> FloatGraph:
+        """The file, prepared."""
+        return FloatGraph.load(self.path)
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that can be INT8: supported, and with a finite range for all that they read and give."""
+        needed = {name: self.graph.tensors(name) for name in self.graph.layers}
+        return tuple(
+            name
+            for name, tensors in needed.items()
+            if all(tensor in bounds for bounds in self._bounds.values() for tensor in tensors)
+        )
+
+    @property
+    def weighted(self) -> list[tuple[str, str, str]]:
+        """Name and operator of every layer of the file, and why it cannot be INT8, if it cannot."""
+        known = {**dict.fromkeys(self.graph.layers, "its tensors have no finite range"), **self.graph.unsupported}
+        known |= dict.fromkeys(self.layers, "")
+        return [
+            (name, node.op_type, known[name]) for name, node in self.graph.nodes.items() if name in known
+        ]
+
+    @property
+    def bytes(self) -> int:
+        """Of the float file and its weights."""
+        files = [self.path, self.path.with_name(f"{self.path.name}.data")]
+        return sum(file.stat().st_size for file in files if file.is_file())
+
+    @cached_property
+    def settings(self) -> dict[str, Setting]:
+        """Ways of quantizing, by name."""
+        return {
+            f"{method}, {bits} bits": Setting(method, bounds, bits)
+            for method, bounds in self._bounds.items()
+            for bits in BITS
+        }
+
+    @cached_property
+    def macs(self) -> dict[str, int]:
+        """By layer, the multiplications for one batch of the calibration inputs."""
+        names = {self.graph.output_of(layer): layer for layer in self.graph.layers}
+        session = self._session(self.graph.exposing(names))
+        declared = [output.name for output in session.get_outputs()]
+        found = task_outputs(session, self.calibration[:1], {"": declared})[0][""]
+        shapes = {name: value.shape for name, value in zip(declared, found, strict=True)}
+        return {layer: self.graph.multiplications(layer, shapes[name]) for name, layer in names.items()}
+
+    def deviations(self, layers: Collection[str], setting: Setting) -> dict[str, float]:
+        """By task, how far its output is from the float file's on the held-out inputs with ``layers`` in INT8."""
+        if not layers:
+            return dict.fromkeys(self.graph.tasks, 0.0)
+        session = self._session(self.graph.quantized(layers, setting).SerializeToString())
+        return task_deviations(task_outputs(session, self.held_out, self.graph.tasks), self._expected)
+
+    def shifts(self, setting: Setting) -> dict[str, np.ndarray]:
+        """By layer that can have a bias, float64 ``[channels]``: what INT8 takes from the mean of its output.
+
+        Each layer is INT8 alone, so that no shift is counted twice (fast bias correction, as in NNCF).
+        """
+        batches = self.calibration[:CORRECTED_ON]
+        dims = {layer: self.graph.channels(layer) for layer in self.layers}
+        with_bias = {layer: dim for layer, dim in dims.items() if dim is not None}
+        outputs = {self.graph.output_of(layer): dim for layer, dim in with_bias.items()}
+        wanted = channel_means(self._session(self.graph.exposing(outputs)), batches, outputs)
+        found = {}
+        for layer, dim in with_bias.items():
+            name = self.graph.output_of(layer)
+            alone = self.graph.quantized([layer], setting, followers=False, expose=[name])
+            means = channel_means(self._session(alone.SerializeToString()), batches, {name: dim})
+            found[layer] = wanted[name] - means[name]
+        return found
+
+    def write(
+        self, layers: Collection[str], setting: Setting, path: Path, *, threads: int, rounds: int
+    ) -> Written:
+        """Write ``path`` with ``layers`` in INT8 once it is valid and runs; an earlier file is kept otherwise.
+
+        It is timed in turn with the float file, and with one in which all layers are INT8, unless ``rounds``
+        is 0.
+
+        Raises:
+            ExportError: the file cannot be written, or ONNX Runtime refuses it.
+        """
+        made = {INT8: self._model(layers, setting)}
+        if set(layers) != set(self.layers):
+            made[ALL_INT8] = self._model(self.layers, setting)
+        make_folder(path)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            drafts = {name: Path(folder, f"{name}.onnx") for name in made}
+            for name, draft in drafts.items():
+                _save(made[name], draft)
+            found = task_outputs(self._session(drafts[INT8]), self.held_out, self.graph.tasks)
+            latency = None
+            if rounds:
+                inputs = self.held_out[0] if self.fixed else _first(self.held_out[0])
+                latency = measure_latency({FLOAT: self.path, **drafts}, inputs, threads=threads, rounds=rounds)
+            content = drafts[INT8].read_bytes()
+            os.replace(drafts[INT8], path)
+        return Written(
+            len(content),
+            hashlib.sha256(content).hexdigest(),
+            task_deviations(found, self._expected),
+            largest_differences(found, self._expected),
+            latency,
+        )
+
+    def _model(self, layers: Collection[str], setting: Setting) -> onnx.ModelProto:
+        facts = {"layers": len(layers), "calibration": setting.method, "weight_bits": setting.bits}
+        return self.graph.quantized(layers, setting, metadata={"int8": json.dumps(facts)})
+
+    @cached_property
+    def _bounds(self) -> dict[str, Mapping[str, tuple[float, float]]]:
+        return dict(bounds_by_method(self.graph, self._float, self.calibration))
+
+    @cached_property
+    def _float(self) -> onnxruntime.InferenceSession:
+        return self._session(self.path)
+
+    @cached_property
+    def _expected(self) -> list[dict[str, list[np.ndarray]]]:
+        return task_outputs(self._float, self.held_out, self.graph.tasks)
+
+    def _session(self, file: Path | bytes) -> onnxruntime.InferenceSession:
+        return open_session(file, threads=torch.get_num_threads())
+
+
+def _save(model: onnx.ModelProto, draft: Path) -> None:
+    try:
+        onnx.save(model, draft)
+        onnx.checker.check_model(draft, full_check=True)
+    except Exception as error:
+        raise ExportError(f"the INT8 file is not valid ONNX: {reason(error)}.") from error
+
+
+def _first(batch: Inputs) -> Inputs:
+    """The first example of a batch."""
+    size = len(batch[0]) if batch[0].ndim else None
+    return tuple(tensor[:1] if tensor.ndim and len(tensor) == size else tensor for tensor in batch)
+
+
+def file_inputs(path: Path, data: Any, samples: int) -> tuple[list[Inputs], bool]:
+    """The first examples of ``data`` in batches that the file takes, and whether it takes only their size.
+
+    Raises:
+        BatchError: the data is not of the file's inputs.
+        ExportError: there is no such file, or ONNX Runtime refuses it.
+    """
+    declared = open_session(path, threads=1).get_inputs()
+    found: list[Inputs] = []
+    read = 0
+    for given in _given(data):
+        batch = _in_order(given, [each.name for each in declared])
+        found.append(batch)
+        read += batch_size(batch)
+        if read >= samples:
+            break
+    return fitted(path, found, samples)
+
+
+def fitted(path: Path, batches: Sequence[Inputs], samples: int) -> tuple[list[Inputs], bool]:
+    """``batches`` cut to the size that the file takes, at least two where possible, at most ``samples`` in all."""
+    declared = open_session(path, threads=1).get_inputs()
+    sizes = [each.shape[0] if each.shape else None for each in declared]
+    fixed = not any(isinstance(size, str) for size in sizes)
+    first = next((size for size in sizes if isinstance(size, int)), 1)
+    total = min(sum(map(batch_size, batches)), samples)
+    size = first if fixed else max(1, min(CHUNK, total // 2))
+    cut = [
+        take(batch, slice(start, start + size))
+        for batch in batches
+        for start in range(0, batch_size(batch) // size * size or (0 if fixed else 1), size)
+    ]
+    return cut[: max(total // size, 1)], fixed
+
+
+def _given(data: Any) -> Iterable[Any]:
+    if isinstance(data, torch.Tensor):
+        return tensor_batches(data)
+    if isinstance(data, Mapping | tuple):
+        return [data]
+    if isinstance(data, Iterable):
+        return batches(data)
+    raise BatchError(f"data must be a tensor [N, ...] or batches, got {type(data).__name__} {data!r:.80}.")
+
+
+def _in_order(given: Any, names: Sequence[str]) -> Inputs:
+    """A batch as the tensors of the file, in order."""
+    if isinstance(given, Mapping):
+        missing = [name for name in names if name not in given]
+        if missing:
+            raise BatchError(f"a batch has the entries {list(given)}, but the file takes {list(names)}.")
+        given = tuple(given[name] for name in names)
+    found = given if isinstance(given, tuple) else tuple(given) if isinstance(given, list) else (given,)
+    if len(found) < len(names) or not all(isinstance(each, torch.Tensor) for each in found[: len(names)]):
+        kinds = [type(each).__name__ for each in found]
+        raise BatchError(f"a batch holds {kinds}, but the file takes {len(names)} tensors: {list(names)}.")
+    return checked_inputs(found[: len(names)], "a batch")
