@@ -1,4 +1,4 @@
-"""Layers of an ONNX file in INT8: what each costs each task, measured in ONNX Runtime, and the file itself."""
+"""Layers of an ONNX file in INT8: what each costs each task in ONNX Runtime, and the file itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from disparse_structured.data.calibration import CHUNK
 from disparse_structured.errors import BatchError, ExportError
 from disparse_structured.export.latency import measure_latency
 from disparse_structured.export.onnx_file import make_folder
-from disparse_structured.export.plain import Inputs, checked_inputs
+from disparse_structured.export.plain import Inputs, TaskOutputs, checked_inputs, reference
 from disparse_structured.export.qdq import FloatGraph, Setting
 from disparse_structured.export.ranges import (
     bounds_by_method,
@@ -39,7 +39,7 @@ from disparse_structured.report.quantization import ALL_INT8, FLOAT, INT8
 BITS = (8, 7)
 """Widths of weights. With 7, sums of two products fit into 16 bits, which AVX2 without VNNI needs."""
 
-CORRECTED_ON = 2
+CORRECTED_ON = 1
 """Batches that biases are corrected on."""
 
 
@@ -62,13 +62,15 @@ class Candidate:
         path: the float file.
         calibration: inputs that ranges and biases come from, in the order of the file.
         held_out: inputs that everything is compared on.
-        fixed: whether the file takes batches of one size only.
+        timed: the inputs of a timed run.
+        dense: the network that files are compared with besides the float one, with the same tasks.
     """
 
     path: Path
     calibration: Sequence[Inputs]
     held_out: Sequence[Inputs]
-    fixed: bool = False
+    timed: Inputs
+    dense: TaskOutputs | None = None
 
     @cached_property
     def graph(self) -> FloatGraph:
@@ -88,15 +90,16 @@ class Candidate:
     @property
     def weighted(self) -> list[tuple[str, str, str]]:
         """Name and operator of every layer of the file, and why it cannot be INT8, if it cannot."""
-        known = {**dict.fromkeys(self.graph.layers, "its tensors have no finite range"), **self.graph.unsupported}
+        known = {
+            **dict.fromkeys(self.graph.layers, "its tensors have no finite range"),
+            **self.graph.unsupported,
+        }
         known |= dict.fromkeys(self.layers, "")
-        return [
-            (name, node.op_type, known[name]) for name, node in self.graph.nodes.items() if name in known
-        ]
+        return [(name, node.op_type, known[name]) for name, node in self.graph.nodes.items() if name in known]
 
     @property
-    def bytes(self) -> int:
-        """Of the float file and its weights."""
+    def size(self) -> int:
+        """Bytes of the float file and its weights."""
         files = [self.path, self.path.with_name(f"{self.path.name}.data")]
         return sum(file.stat().st_size for file in files if file.is_file())
 
@@ -120,11 +123,21 @@ class Candidate:
         return {layer: self.graph.multiplications(layer, shapes[name]) for name, layer in names.items()}
 
     def deviations(self, layers: Collection[str], setting: Setting) -> dict[str, float]:
-        """By task, how far its output is from the float file's on the held-out inputs with ``layers`` in INT8."""
+        """By task, how far ``layers`` in INT8 move its output from the float file's, on held-out inputs."""
         if not layers:
             return dict.fromkeys(self.graph.tasks, 0.0)
         session = self._session(self.graph.quantized(layers, setting).SerializeToString())
         return task_deviations(task_outputs(session, self.held_out, self.graph.tasks), self._expected)
+
+    def from_dense(self, path: Path) -> dict[str, float]:
+        """By task, how far the outputs of a file are from the dense network's; {} without one."""
+        if self.dense is None:
+            return {}
+        wanted = [
+            {task: [tensor.double().numpy() for tensor in tensors] for task, tensors in found.items()}
+            for found in (reference(self.dense, batch) for batch in self.held_out)
+        ]
+        return task_deviations(task_outputs(self._session(path), self.held_out, self.graph.tasks), wanted)
 
     def shifts(self, setting: Setting) -> dict[str, np.ndarray]:
         """By layer that can have a bias, float64 ``[channels]``: what INT8 takes from the mean of its output.
@@ -147,7 +160,7 @@ class Candidate:
     def write(
         self, layers: Collection[str], setting: Setting, path: Path, *, threads: int, rounds: int
     ) -> Written:
-        """Write ``path`` with ``layers`` in INT8 once it is valid and runs; an earlier file is kept otherwise.
+        """Write ``path`` with ``layers`` in INT8 if it is valid and runs; an earlier file is kept otherwise.
 
         It is timed in turn with the float file, and with one in which all layers are INT8, unless ``rounds``
         is 0.
@@ -166,8 +179,8 @@ class Candidate:
             found = task_outputs(self._session(drafts[INT8]), self.held_out, self.graph.tasks)
             latency = None
             if rounds:
-                inputs = self.held_out[0] if self.fixed else _first(self.held_out[0])
-                latency = measure_latency({FLOAT: self.path, **drafts}, inputs, threads=threads, rounds=rounds)
+                files = {FLOAT: self.path, **drafts}
+                latency = measure_latency(files, self.timed, threads=threads, rounds=rounds)
             content = drafts[INT8].read_bytes()
             os.replace(drafts[INT8], path)
         return Written(
@@ -206,45 +219,62 @@ def _save(model: onnx.ModelProto, draft: Path) -> None:
         raise ExportError(f"the INT8 file is not valid ONNX: {reason(error)}.") from error
 
 
-def _first(batch: Inputs) -> Inputs:
-    """The first example of a batch."""
-    size = len(batch[0]) if batch[0].ndim else None
-    return tuple(tensor[:1] if tensor.ndim and len(tensor) == size else tensor for tensor in batch)
+def candidate_of(
+    path: Path, batches: Sequence[tuple[Any, ...]], samples: int, dense: TaskOutputs | None = None
+) -> Candidate:
+    """The file at ``path`` with the first ``samples`` examples of ``batches``, in batches that it takes.
+
+    Every other one is held out.
+
+    Args:
+        path: the float file.
+        batches: each the arguments of the network, or the tensors of the file.
+        samples: how many examples to use at most.
+        dense: see :class:`Candidate`.
+
+    Raises:
+        BatchError: there are fewer than two batches.
+        ExportError: there is no such file, or ONNX Runtime refuses it.
+    """
+    declared = open_session(path, threads=1).get_inputs()
+    sizes = [each.shape[0] if each.shape else None for each in declared]
+    fixed = not any(isinstance(size, str) for size in sizes)
+    total = min(sum(map(batch_size, batches)), samples)
+    size = (
+        next((size for size in sizes if isinstance(size, int)), 1)
+        if fixed
+        else max(1, min(CHUNK, total // 2))
+    )
+    cut: list[tuple[Any, ...]] = []
+    for batch in batches:
+        for start in range(0, batch_size(batch), size):
+            piece = take(batch, slice(start, start + size))
+            if sum(map(batch_size, cut)) < total and not (fixed and batch_size(piece) < size):
+                cut.append(piece)
+    if len(cut) < 2:
+        raise BatchError(
+            f"{total} example(s) are too few for {path.name}, which takes {size} at once: ranges come from "
+            "one half, and the other half is compared. Pass at least twice as many, better 64."
+        )
+    tensors = [checked_inputs(batch, "a batch") for batch in cut]
+    timed = tensors[0] if fixed else checked_inputs(take(cut[0], slice(1)), "a batch")
+    return Candidate(path, tensors[::2], tensors[1::2], timed, dense)
 
 
-def file_inputs(path: Path, data: Any, samples: int) -> tuple[list[Inputs], bool]:
-    """The first examples of ``data`` in batches that the file takes, and whether it takes only their size.
+def file_batches(path: Path, data: Any, samples: int) -> list[Inputs]:
+    """The first ``samples`` examples of ``data``, each batch as the tensors that the file takes.
 
     Raises:
         BatchError: the data is not of the file's inputs.
         ExportError: there is no such file, or ONNX Runtime refuses it.
     """
-    declared = open_session(path, threads=1).get_inputs()
+    names = [each.name for each in open_session(path, threads=1).get_inputs()]
     found: list[Inputs] = []
-    read = 0
     for given in _given(data):
-        batch = _in_order(given, [each.name for each in declared])
-        found.append(batch)
-        read += batch_size(batch)
-        if read >= samples:
+        found.append(_in_order(given, names))
+        if sum(map(batch_size, found)) >= samples:
             break
-    return fitted(path, found, samples)
-
-
-def fitted(path: Path, batches: Sequence[Inputs], samples: int) -> tuple[list[Inputs], bool]:
-    """``batches`` cut to the size that the file takes, at least two where possible, at most ``samples`` in all."""
-    declared = open_session(path, threads=1).get_inputs()
-    sizes = [each.shape[0] if each.shape else None for each in declared]
-    fixed = not any(isinstance(size, str) for size in sizes)
-    first = next((size for size in sizes if isinstance(size, int)), 1)
-    total = min(sum(map(batch_size, batches)), samples)
-    size = first if fixed else max(1, min(CHUNK, total // 2))
-    cut = [
-        take(batch, slice(start, start + size))
-        for batch in batches
-        for start in range(0, batch_size(batch) // size * size or (0 if fixed else 1), size)
-    ]
-    return cut[: max(total // size, 1)], fixed
+    return found
 
 
 def _given(data: Any) -> Iterable[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -84,7 +84,9 @@ class FloatGraph:
             given = onnx.load(path)
             onnx.checker.check_model(path)
         except Exception as error:
-            raise ExportError(f"{path} is not a valid ONNX file: {reason(error)}. Export it again.") from error
+            raise ExportError(
+                f"{path} is not a valid ONNX file: {reason(error)}. Export it again."
+            ) from error
         opset = next((each.version for each in given.opset_import if each.domain in ("", "ai.onnx")), 0)
         if opset < _OLDEST_OPSET:
             raise ExportError(
@@ -93,7 +95,9 @@ class FloatGraph:
             )
         quantized = sum(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in given.graph.node)
         if quantized:
-            raise ExportError(f"{path} is quantized already: it holds {quantized} Q/DQ nodes. Give the float file.")
+            raise ExportError(
+                f"{path} is quantized already: it holds {quantized} Q/DQ nodes. Give the float file."
+            )
         model = _prepared(path, given)
         _name_nodes(model.graph)
         graph = cls(model, {})
@@ -114,7 +118,9 @@ class FloatGraph:
     def layers(self) -> tuple[str, ...]:
         """The names of the layers that can become INT8."""
         return tuple(
-            name for name, node in self.nodes.items() if node.op_type in LAYERS and name not in self.unsupported
+            name
+            for name, node in self.nodes.items()
+            if node.op_type in LAYERS and name not in self.unsupported
         )
 
     @property
@@ -148,12 +154,12 @@ class FloatGraph:
         weight = self.weights.get(node.input[1])
         if weight is None:
             return int(np.prod(output_shape))
-        outputs = weight.dims[_axis(node, weight)]
+        outputs = int(weight.dims[_axis(node, weight)])
         return int(np.prod(output_shape)) * int(np.prod(weight.dims)) // max(outputs, 1)
 
     def exposing(self, names: Collection[str]) -> bytes:
         """The float model with the tensors ``names`` as further outputs."""
-        return _exposing(self.model, names).SerializeToString()
+        return bytes(_exposing(self.model, names).SerializeToString())
 
     def quantized(
         self,
@@ -312,7 +318,7 @@ class _Insertion:
 
     def _dequantized(
         self, name: str, whole: np.ndarray, scale: np.ndarray, axis: int
-    ) -> Iterator[onnx.NodeProto]:
+    ) -> Generator[onnx.NodeProto, None, str]:
         zeros = np.zeros(scale.shape, whole.dtype)
         inputs = [
             self._constant(f"{name}_int", whole),
@@ -347,7 +353,7 @@ class _Insertion:
         )
 
     def _clamped(self, name: str) -> bool:
-        """Whether only an INT8 activation reads the tensor, which ONNX Runtime then merges into its rounding."""
+        """Whether only an INT8 activation reads the tensor; ONNX Runtime merges it into its rounding."""
         readers = self.consumers.get(name, [])
         return (
             name not in self.results
@@ -391,7 +397,9 @@ def _exposing(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto
     made.CopyFrom(model)
     present = {output.name for output in model.graph.output}
     made.graph.output.extend(
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in present
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for name in names
+        if name not in present
     )
     return made
 

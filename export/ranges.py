@@ -59,7 +59,9 @@ def _bounds(path: Path, feeds: Sequence[Mapping[str, np.ndarray]], method: Calib
                 calibrator.collect_data(_Once(feed))
             found = calibrator.compute_data()
     except Exception as error:
-        raise ExportError(f"ONNX Runtime could not calibrate the file by {method.name}: {reason(error)}") from error
+        raise ExportError(
+            f"ONNX Runtime could not calibrate the file by {method.name}: {reason(error)}"
+        ) from error
     ranges = {name: tuple(float(np.min(each)) for each in data.range_value) for name, data in found.items()}
     return {name: (low, high) for name, (low, high) in ranges.items() if math.isfinite(high - low)}
 
@@ -97,7 +99,9 @@ def task_outputs(
     found = []
     for batch in batches:
         outputs = dict(zip(names, run_session(session, batch), strict=True))
-        found.append({task: [outputs[name].astype(np.float64) for name in own] for task, own in tasks.items()})
+        found.append(
+            {task: [outputs[name].astype(np.float64) for name in own] for task, own in tasks.items()}
+        )
     return found
 
 

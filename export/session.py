@@ -32,8 +32,9 @@ def open_session(file: Path | bytes, *, threads: int) -> onnxruntime.InferenceSe
     try:
         return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:
+        name = file.name if isinstance(file, Path) else "the model"
         raise ExportError(
-            f"ONNX Runtime cannot load {file.name if isinstance(file, Path) else 'the model'}: {reason(error)}. Its CPU provider lacks kernels for some "
+            f"ONNX Runtime cannot load {name}: {reason(error)}. Its CPU provider lacks kernels for some "
             "operators, mostly in float64, float16 and bfloat16: export model.float()."
         ) from error
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from disparse_structured.data.batches import batch_size
+from disparse_structured.data.batches import ToInputs, batch_size
+from disparse_structured.data.call import marked_like
 from disparse_structured.decision.arbiters import Arbiter, Ballot, Tolerance
 from disparse_structured.decision.arbiters.ballot import arbitrate
 from disparse_structured.decision.arbiters.by_name import by_task
-from disparse_structured.errors import BatchError, OptionError
+from disparse_structured.errors import OptionError
 from disparse_structured.naming import rule_name
-from disparse_structured.pipeline.inputs import SAMPLES
+from disparse_structured.pipeline.inputs import SAMPLES, Data
 from disparse_structured.report.quantization import (
     LayerFact,
     QuantizationFacts,
@@ -27,6 +29,8 @@ from disparse_structured.report.quantization import (
 if TYPE_CHECKING:
     from disparse_structured.export.int8 import Candidate
     from disparse_structured.export.qdq import Setting
+    from disparse_structured.pipeline.result import PruningResult
+    from disparse_structured.tasks import Task
 
 TOLERANCE = 0.05
 """How far INT8 may move a task's output by default, relative in the Euclidean norm."""
@@ -60,8 +64,8 @@ def quantize(
         data: a tensor ``[N, ...]``, a tuple of the file's inputs in order, a dict of them by name, or batches
             of any of these. Half of the examples calibrate, the other half is compared.
         path: the file to write; by default ``model.int8.onnx`` beside ``model.onnx``.
-        tolerance: how far INT8 may move a task's output from the float file's, relative in the Euclidean norm;
-            one number, or one for each task (5 % for those that are not named).
+        tolerance: how far INT8 may move a task's output from the float file's, relative in the Euclidean
+            norm; one number, or one for each task (5 % for those that are not named).
         arbiter: decides between tasks, see :mod:`disparse_structured.decision.arbiters`; by default the least
             damage within the tolerances. A layer is a unit.
         samples: read at most this many examples.
@@ -78,17 +82,81 @@ def quantize(
         BatchError: fewer than two examples, or inputs that are not the file's.
         ExportError: the file is missing, damaged, quantized already, or refused by ONNX Runtime.
     """
-    from disparse_structured.export.int8 import Candidate, file_inputs  # ONNX is imported only where it is used
+    from disparse_structured.export.int8 import (
+        candidate_of,
+        file_batches,
+    )  # ONNX is imported only where it is used
 
     source = Path(float_path)
-    batches, fixed = file_inputs(source, data, samples)
-    calibration, held_out = _halves(batches, source)
-    return quantize_candidate(
-        Candidate(source, calibration, held_out, fixed), path, tolerance, arbiter, threads=threads, rounds=rounds
+    _check(samples, rounds, threads)
+    candidate = candidate_of(source, file_batches(source, data, samples), samples)
+    return decide(candidate, path, tolerance, arbiter, threads=threads, rounds=rounds)
+
+
+def quantize_result(
+    result: PruningResult,
+    float_path: str | os.PathLike[str],
+    data: Any,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    dense: nn.Module | None = None,
+    dense_tasks: Sequence[Task] | None = None,
+    to_inputs: ToInputs | None = None,
+    tolerance: float | Mapping[str, float] = TOLERANCE,
+    arbiter: Arbiter | None = None,
+    samples: int = SAMPLES,
+    threads: int = 1,
+    rounds: int = 30,
+) -> QuantizationFacts:
+    """As :func:`quantize`, for the file that ``result`` was exported to, and data as ``prune`` takes it.
+
+    Args:
+        result: what was pruned.
+        float_path: what ``result.export`` wrote.
+        data: as :func:`~disparse_structured.prune` takes it.
+        path, tolerance, arbiter, samples, threads, rounds: as in :func:`quantize`.
+        dense: the network before pruning; then the report also says how far both files are from it.
+        dense_tasks: the tasks of ``dense``, if they are not those of the result.
+        to_inputs: as :func:`~disparse_structured.prune` takes it.
+    """
+    from disparse_structured.export.int8 import candidate_of
+    from disparse_structured.export.plain import Binding, plain_copy
+
+    _check(samples, rounds, threads)
+    given = Data.of(
+        result.model,
+        data,
+        to_inputs,
+        samples=samples,
+        marked=lambda inputs: marked_like(inputs, result.example_inputs),
+    ).calibration
+    batches = (*given.chunks, *given.checks)
+    reference = None
+    if dense is not None:
+        outputs = {task.name: task.tensors for task in dense_tasks or result.tasks}
+        reference = plain_copy(dense, outputs, Binding.of(dense, batches[0]))
+    candidate = candidate_of(Path(float_path), batches, samples, reference)
+    measured = result.report.deviation
+    return decide(
+        candidate,
+        path,
+        tolerance,
+        arbiter,
+        threads=threads,
+        rounds=rounds,
+        pruned=measured.final if measured else None,
     )
 
 
-def quantize_candidate(
+def _check(samples: int, rounds: int, threads: int) -> None:
+    if samples < 2 or rounds < 0 or threads < 1:
+        raise OptionError(
+            f"samples={samples}, rounds={rounds}, threads={threads}: give at least 2 samples, 0 rounds (no "
+            "latency is measured) and 1 thread."
+        )
+
+
+def decide(
     candidate: Candidate,
     path: str | os.PathLike[str] | None,
     tolerance: float | Mapping[str, float],
@@ -97,16 +165,14 @@ def quantize_candidate(
     threads: int,
     rounds: int,
     pruned: Deviations | None = None,
-    from_dense: Callable[[Path], Deviations] | None = None,
 ) -> QuantizationFacts:
-    """Decide and write; ``pruned`` and ``from_dense`` say how far files are from the dense network.
+    """Which layers of ``candidate`` become INT8, written and measured.
 
     Args:
         candidate: the float file and its inputs.
         path: the file to write; by default beside the float file.
         tolerance, arbiter, threads, rounds: as in :func:`quantize`.
-        pruned: by task, the deviation of the float file from the dense network.
-        from_dense: the same for the INT8 file, once it is written.
+        pruned: by task, the deviation of the float file from the dense network, if the candidate cannot tell.
 
     Raises:
         OptionError, TaskError, ExportError: as :func:`quantize` does.
@@ -128,13 +194,16 @@ def quantize_candidate(
     recommended, verdict = compare_latency(written.latency if written else None)
     if not layers:
         verdict = "Every layer stayed float, so no INT8 file was written."
-    dense = from_dense(goal) if written and from_dense else {}
+        if goal.exists():
+            verdict += f" {goal.name} is from an earlier run."
+    dense = candidate.from_dense(goal) if written else {}
+    pruned = candidate.from_dense(candidate.path) or pruned
     found = written.deviation if written else dict.fromkeys(limits, 0.0)
     return QuantizationFacts(
         path=str(goal) if written else None,
         float_path=str(candidate.path),
         bytes=written.bytes if written else None,
-        float_bytes=candidate.bytes,
+        float_bytes=candidate.size,
         sha256=written.sha256 if written else None,
         tasks={
             task: TaskDeviation(
@@ -170,7 +239,9 @@ class _Search:
     ) -> None:
         self.candidate, self.limits, self.arbiter = candidate, limits, arbiter
         rows = [[damage[layer][task] ** 2 for layer in candidate.layers] for task in limits]
-        self.damage = torch.tensor(rows, dtype=torch.float64).reshape(len(limits), -1).nan_to_num(_MOST, _MOST)
+        self.damage = (
+            torch.tensor(rows, dtype=torch.float64).reshape(len(limits), -1).nan_to_num(_MOST, _MOST)
+        )
         macs = [max(candidate.macs[layer], 1) for layer in candidate.layers]
         self.macs = torch.tensor(macs, dtype=torch.float64)
         self._found: dict[tuple[frozenset[str], int], Deviations] = {}
@@ -193,7 +264,9 @@ class _Search:
         every = self.candidate.layers
         if self._used(every, corrected) < self._used(every, setting):
             layers = self._most(corrected)
-            return (corrected if self._used(layers, corrected) < self._used(layers, setting) else setting), layers
+            return (
+                corrected if self._used(layers, corrected) < self._used(layers, setting) else setting
+            ), layers
         return setting, self._most(setting)
 
     def _used(self, layers: Collection[str], setting: Setting) -> float:
@@ -219,11 +292,14 @@ class _Search:
         """What the arbiter makes INT8 if every task is asked for this share of its layers."""
         reach = self.damage > 0
         every = self.damage.new_ones(len(self.damage))
-        standings = torch.stack([self._standing(row, own) for row, own in zip(self.damage, reach, strict=True)])
+        standings = torch.stack(
+            [self._standing(row, own) for row, own in zip(self.damage, reach, strict=True)]
+        )
         ballot = Ballot(
             votes=~reach | (standings >= ratio),
             reach=reach,
-            scores=self.damage / self.damage.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny),
+            scores=self.damage
+            / self.damage.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny),
             ratio=ratio,
             rerank=self._standing,
             weights=every,
@@ -231,7 +307,9 @@ class _Search:
             tasks=tuple(self.limits),
         )
         keep = arbitrate(self.arbiter, ballot)
-        return tuple(layer for layer, kept in zip(self.candidate.layers, keep.tolist(), strict=True) if not kept)
+        return tuple(
+            layer for layer, kept in zip(self.candidate.layers, keep.tolist(), strict=True) if not kept
+        )
 
     def _standing(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The share of the layers of ``mask`` with less damage for each multiplication."""
@@ -249,26 +327,23 @@ def _layer_facts(
         own = damage.get(name, {})
         reason = obstacle
         if own and name not in layers:
-            task, used = max(((task, own[task] / limit) for task, limit in limits.items()), key=lambda each: each[1])
-            reason = f"alone it moves {task} by {100 * own[task]:.2g} %, {used:.2g} of its tolerance"
+            task = max(limits, key=lambda task: own[task] / limits[task])
+            reason = f"alone it moves {task} by {100 * own[task]:.2g} % of {100 * limits[task]:.2g} % allowed"
+            if own[task] <= limits[task]:
+                reason += ", too much with the others"
         macs = candidate.macs.get(name)
         yield LayerFact(
-            name, operator, name in layers, macs and macs // examples, dict(own), "" if name in layers else reason
+            name,
+            operator,
+            name in layers,
+            macs and macs // examples,
+            dict(own),
+            "" if name in layers else reason,
         )
 
 
 def _examples(batches: Sequence[tuple[torch.Tensor, ...]]) -> int:
     return sum(batch_size(batch) for batch in batches)
-
-
-def _halves(batches: Sequence[Any], path: Path) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Every other batch: to calibrate on, and held out."""
-    if len(batches) < 2:
-        raise BatchError(
-            f"{_examples(batches)} example(s) are too few for {path.name}: ranges come from one half, and the "
-            f"other half is compared. Pass {SAMPLES}, and at least two batches of the size that the file takes."
-        )
-    return batches[::2], batches[1::2]
 
 
 def _limits(tolerance: float | Mapping[str, float], tasks: tuple[str, ...]) -> dict[str, float]:

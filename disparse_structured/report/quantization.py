@@ -112,11 +112,12 @@ class QuantizationFacts:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._tasks()
-        share = f"{len(self.quantized)} of {len(self.layers)} layers in INT8"
+        rule = self.arbiter.partition("(")[0]
+        chosen = f"{len(self.quantized)} of {len(self.layers)} layers in INT8, chosen by {rule}"
         biases = "biases corrected" if self.biases_corrected else "biases as they were"
         yield Text(
-            f"{share}, chosen by {self.arbiter} in {self.measured} measurements; weights of "
-            f"{self.weight_bits} bits by channel, ranges by {self.calibration}, {biases}"
+            f"{chosen} in {self.measured} measurements; weights of {self.weight_bits} bits by channel, "
+            f"ranges by {self.calibration}, {biases}"
         )
         yield Text(f"calibrated on {self.calibrated_on} inputs, compared on {self.checked_on} others")
         left = sorted(
@@ -150,7 +151,7 @@ class QuantizationFacts:
         for heading in headings:
             table.add_column(heading, justify="left" if heading == "deviation" else "right")
         for name, task in self.tasks.items():
-            row = [task.tolerance, task.all_int8, task.int8]
+            row: list[float | None] = [task.tolerance, task.all_int8, task.int8]
             row += [task.pruned] * dense + [task.int8_from_dense] * both
             table.add_row(Text(name), *map(_percent, row))
         return table
