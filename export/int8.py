@@ -32,7 +32,7 @@ from disparse_structured.export.ranges import (
     task_outputs,
 )
 from disparse_structured.export.reasons import reason
-from disparse_structured.export.session import open_session
+from disparse_structured.export.session import open_session, run_session
 from disparse_structured.report.facts import LatencyFacts
 from disparse_structured.report.quantization import ALL_INT8, FLOAT, INT8
 
@@ -236,7 +236,8 @@ def candidate_of(
         BatchError: there are fewer than two batches.
         ExportError: there is no such file, or ONNX Runtime refuses it.
     """
-    declared = open_session(path, threads=1).get_inputs()
+    session = open_session(path, threads=1)
+    declared = session.get_inputs()
     sizes = [each.shape[0] if each.shape else None for each in declared]
     fixed = not any(isinstance(size, str) for size in sizes)
     total = min(sum(map(batch_size, batches)), samples)
@@ -257,6 +258,7 @@ def candidate_of(
             "one half, and the other half is compared. Pass at least twice as many, better 64."
         )
     tensors = [checked_inputs(batch, "a batch") for batch in cut]
+    run_session(session, tensors[0])
     timed = tensors[0] if fixed else checked_inputs(take(cut[0], slice(1)), "a batch")
     return Candidate(path, tensors[::2], tensors[1::2], timed, dense)
 

@@ -50,10 +50,11 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
 
 def _int8(arguments: argparse.Namespace, tasks: tuple[str, ...]) -> Mapping[str, float] | None:
     """By task, how far INT8 may move its output; None if there is to be no INT8 file."""
-    given = dict(arguments.int8_tolerance)
-    common = given.pop(None, TOLERANCE)
-    by_task(given, tasks, common, "--int8-tolerance")
-    return {**dict.fromkeys(tasks, common), **given} if arguments.int8 else None
+    given = arguments.int8_tolerance
+    common: float = next((value for task, value in given if task is None), TOLERANCE)
+    named: dict[str, float] = {task: value for task, value in given if task is not None}
+    by_task(named, tasks, common, "--int8-tolerance")
+    return {**dict.fromkeys(tasks, common), **named} if arguments.int8 else None
 
 
 def budget(arguments: argparse.Namespace) -> Budget:

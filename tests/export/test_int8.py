@@ -40,7 +40,7 @@ def model(exported: Path, tmp_path: Path) -> Path:
 
 def test_layers_that_one_task_cannot_bear_stay_float(model: Path, images: torch.Tensor) -> None:
     before = model.read_bytes()
-    facts = ds.quantize(model, images, tolerance=0.03, rounds=0)
+    facts = ds.quantize(model, images, tolerance=0.15, rounds=0)
 
     floats = {layer.name: layer for layer in facts.layers if not layer.int8}
     hurt = max(facts.layers, key=lambda layer: layer.damage["fine"])
@@ -50,14 +50,14 @@ def test_layers_that_one_task_cannot_bear_stay_float(model: Path, images: torch.
     assert 0 < len(facts.quantized) < len(facts.layers)
     assert len(facts.quantized) == int8_layers(facts.path)
     assert all(task.int8 <= task.tolerance for task in facts.tasks.values())
-    assert facts.tasks["fine"].all_int8 > 0.03
+    assert facts.tasks["fine"].all_int8 > 0.15
     assert model.read_bytes() == before
 
 
 def test_what_the_facts_say_is_what_the_file_does(model: Path, images: torch.Tensor) -> None:
-    facts = ds.quantize(model, images, tolerance=0.03, rounds=0)
+    facts = ds.quantize(model, images, tolerance=0.15, rounds=0)
 
-    held_out = torch.cat([images[8:16]])
+    held_out = images[8:16]  # the second of three batches
     float_file, int8_file = outputs_of(model, held_out), outputs_of(facts.path, held_out)
     assert facts.checked_on == len(held_out)
     for task, fact in facts.tasks.items():
@@ -86,20 +86,20 @@ def test_a_tolerance_of_nearly_nothing_keeps_everything_float(model: Path, image
 
 
 def test_an_arbiter_of_the_user_decides(model: Path, images: torch.Tensor) -> None:
-    """Of 'fine' alone is asked what it thinks."""
-
     def only_rough(ballot: ds.arbiters.Ballot) -> torch.Tensor:
         return ballot.votes[ballot.tasks.index("rough")] & ballot.reach[ballot.tasks.index("rough")]
 
-    facts = ds.quantize(model, images, tolerance={"fine": 10.0, "rough": 0.03}, arbiter=only_rough, rounds=0)
+    facts = ds.quantize(model, images, tolerance={"fine": 10.0, "rough": 0.15}, arbiter=only_rough, rounds=0)
 
     assert facts.arbiter.endswith("only_rough")
     assert facts.tasks["fine"].int8 > 0.1
-    assert facts.tasks["rough"].int8 <= 0.03
+    assert facts.tasks["rough"].int8 <= 0.15
 
 
-def test_latency_is_measured_in_turn_and_decides_what_is_recommended(model: Path, images: torch.Tensor) -> None:
-    facts = ds.quantize(model, images, tolerance=0.03, rounds=5)
+def test_latency_is_measured_in_turn_and_decides_what_is_recommended(
+    model: Path, images: torch.Tensor
+) -> None:
+    facts = ds.quantize(model, images, tolerance=0.15, rounds=5)
 
     assert facts.latency is not None
     named = {fact.name: fact for fact in facts.latency.models}
@@ -189,16 +189,21 @@ def test_a_file_of_another_tool_with_a_fixed_batch(tmp_path: Path) -> None:
     facts = ds.quantize(path, torch.randn(9, 4), rounds=0)
 
     assert list(facts.tasks) == ["product", "sum"]
-    assert facts.calibrated_on + facts.checked_on == 6
+    assert facts.calibrated_on + facts.checked_on == 9
     assert facts.path == str(tmp_path / "other.int8.onnx")
     assert len(facts.quantized) == 1
 
 
 def _handmade(path: Path, opset: int = 18) -> Path:
     weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32), "w")
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["product"]), helper.make_node("Add", ["x", "x"], ["sum"])]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["product"]),
+        helper.make_node("Add", ["x", "x"], ["sum"]),
+    ]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 4])]
-    outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [3, w]) for n, w in (("product", 2), ("sum", 4))]
+    outputs = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [3, w]) for n, w in (("product", 2), ("sum", 4))
+    ]
     graph = helper.make_graph(nodes, "graph", inputs, outputs, [weight])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
     return path
@@ -213,7 +218,9 @@ def test_what_cannot_be_quantized_is_refused_and_nothing_is_lost(
     _handmade(tmp_path / "old.onnx", opset=11)
     before = {each: each.read_bytes() for each in tmp_path.iterdir()}
 
-    def refused(kind: type[Exception], words: str, path: Path = model, data: object = images, **options: object) -> None:
+    def refused(
+        kind: type[Exception], words: str, path: Path = model, data: object = images, **options: object
+    ) -> None:
         with pytest.raises(kind, match=words):
             ds.quantize(path, data, **{"rounds": 0, **options})
         assert {each: each.read_bytes() for each in tmp_path.iterdir()} == before
@@ -221,7 +228,9 @@ def test_what_cannot_be_quantized_is_refused_and_nothing_is_lost(
     refused(ExportError, "there is no ONNX file at", tmp_path / "absent.onnx")
     refused(ExportError, "cut.onnx", tmp_path / "cut.onnx")
     refused(ExportError, "text.onnx", tmp_path / "text.onnx")
-    refused(ExportError, "of opset 11. INT8 weights by channel need 13", tmp_path / "old.onnx", torch.randn(9, 4))
+    refused(
+        ExportError, "of opset 11. INT8 weights by channel need 13", tmp_path / "old.onnx", torch.randn(9, 4)
+    )
     refused(ExportError, "is quantized already: it holds", Path(done.path))
     refused(OptionError, "tolerance=0: .*number above 0", tolerance=0)
     refused(TaskError, "tolerance names 'deep'; the tasks are", tolerance={"deep": 0.1})
