@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from disparse_structured.decision.deciding import make_plan as plan
     from disparse_structured.errors import DisparseError
     from disparse_structured.pipeline import Compensated, DiSparse, prune
-    from disparse_structured.pipeline.quantizing import quantize
     from disparse_structured.scoring import criteria, score
     from disparse_structured.structure import analyse
     from disparse_structured.surgery import apply
@@ -46,7 +45,6 @@ _HOMES = {
     "load": "disparse_structured.surgery.saving:load",
     "plan": "disparse_structured.decision.deciding:make_plan",
     "prune": "disparse_structured.pipeline:prune",
-    "quantize": "disparse_structured.pipeline.quantizing:quantize",
     "rankings": "disparse_structured.decision.rankings",
     "refits": "disparse_structured.refit",
     "score": "disparse_structured.scoring:score",
@@ -67,7 +65,6 @@ __all__ = [
     "load",
     "plan",
     "prune",
-    "quantize",
     "rankings",
     "refits",
     "score",

@@ -19,7 +19,7 @@ FLOOR, MIN_WIDTH, ROUND_TO = 0.1, 1, 1
 """The defaults of :class:`~disparse_structured.decision.budget.Budget`."""
 
 INT8_TOLERANCE = 0.05
-"""The default of :func:`~disparse_structured.quantize`."""
+"""The default of :func:`~disparse_structured.pipeline.quantize`."""
 
 FILES = "plan.json, weights.safetensors, report.json and model.onnx"
 """What pruning commands write."""

@@ -107,7 +107,7 @@ class PruningResult:
         """Exports to ``path``, and writes an INT8 file beside it as far as every task allows it.
 
         ``model.onnx`` is the float file, ``model.int8.onnx`` the other one. See
-        :func:`disparse_structured.quantize`.
+        :func:`disparse_structured.pipeline.quantize`.
 
         Args:
             images: inputs as ``prune`` takes them, without labels. Half of them calibrate, the other half is
@@ -115,9 +115,9 @@ class PruningResult:
             path: the float file to write.
             export: options of :meth:`export`.
             options: ``tolerance``, ``arbiter``, ``samples``, ``threads`` and ``rounds`` as in
-                :func:`disparse_structured.quantize`, ``to_inputs`` as in ``prune``; ``dense``, the network
-                before pruning, so that both files are also compared with it, and ``dense_tasks``, if its
-                tasks are picked in another way.
+                :func:`disparse_structured.pipeline.quantize`, ``to_inputs`` as in ``prune``; ``dense``, the
+                network before pruning, so that both files are also compared with it, and ``dense_tasks``, if
+                its tasks are picked in another way.
 
         Raises:
             ExportError: a file cannot be written, is not valid, or ONNX Runtime refuses it.

@@ -16,6 +16,7 @@ from torch import nn
 import disparse_structured as ds
 from disparse_structured.errors import BatchError, ExportError, OptionError, TaskError
 from disparse_structured.export import export_onnx
+from disparse_structured.pipeline import quantize
 from tests.support.int8 import Lopsided, deviation, int8_layers, outputs_of
 
 
@@ -40,7 +41,7 @@ def model(exported: Path, tmp_path: Path) -> Path:
 
 def test_layers_that_one_task_cannot_bear_stay_float(model: Path, images: torch.Tensor) -> None:
     before = model.read_bytes()
-    facts = ds.quantize(model, images, tolerance=0.15, rounds=0)
+    facts = quantize(model, images, tolerance=0.15, rounds=0)
 
     floats = {layer.name: layer for layer in facts.layers if not layer.int8}
     hurt = max(facts.layers, key=lambda layer: layer.damage["fine"])
@@ -55,7 +56,7 @@ def test_layers_that_one_task_cannot_bear_stay_float(model: Path, images: torch.
 
 
 def test_what_the_facts_say_is_what_the_file_does(model: Path, images: torch.Tensor) -> None:
-    facts = ds.quantize(model, images, tolerance=0.15, rounds=0)
+    facts = quantize(model, images, tolerance=0.15, rounds=0)
 
     held_out = images[8:16]  # the second of three batches
     float_file, int8_file = outputs_of(model, held_out), outputs_of(facts.path, held_out)
@@ -69,7 +70,7 @@ def test_what_the_facts_say_is_what_the_file_does(model: Path, images: torch.Ten
 
 def test_the_int8_file_takes_other_batches_and_sizes(model: Path) -> None:
     images = torch.randn(17, 3, 12, 12)
-    facts = ds.quantize(model, images, rounds=0, tolerance=10.0)
+    facts = quantize(model, images, rounds=0, tolerance=10.0)
 
     assert outputs_of(facts.path, torch.randn(1, 3, 20, 28))["fine"].shape == (1, 1, 20, 28)
     assert facts.path == str(model.with_name("model.int8.onnx"))
@@ -78,7 +79,7 @@ def test_the_int8_file_takes_other_batches_and_sizes(model: Path) -> None:
 
 
 def test_a_tolerance_of_nearly_nothing_keeps_everything_float(model: Path, images: torch.Tensor) -> None:
-    facts = ds.quantize(model, images, tolerance=1e-9, rounds=0)
+    facts = quantize(model, images, tolerance=1e-9, rounds=0)
 
     assert (facts.path, facts.bytes, facts.quantized, facts.recommended) == (None, None, (), "float")
     assert "no INT8 file was written" in str(facts)
@@ -89,7 +90,7 @@ def test_an_arbiter_of_the_user_decides(model: Path, images: torch.Tensor) -> No
     def only_rough(ballot: ds.arbiters.Ballot) -> torch.Tensor:
         return ballot.votes[ballot.tasks.index("rough")] & ballot.reach[ballot.tasks.index("rough")]
 
-    facts = ds.quantize(model, images, tolerance={"fine": 10.0, "rough": 0.15}, arbiter=only_rough, rounds=0)
+    facts = quantize(model, images, tolerance={"fine": 10.0, "rough": 0.15}, arbiter=only_rough, rounds=0)
 
     assert facts.arbiter.endswith("only_rough")
     assert facts.tasks["fine"].int8 > 0.1
@@ -99,7 +100,7 @@ def test_an_arbiter_of_the_user_decides(model: Path, images: torch.Tensor) -> No
 def test_latency_is_measured_in_turn_and_decides_what_is_recommended(
     model: Path, images: torch.Tensor
 ) -> None:
-    facts = ds.quantize(model, images, tolerance=0.15, rounds=5)
+    facts = quantize(model, images, tolerance=0.15, rounds=5)
 
     assert facts.latency is not None
     named = {fact.name: fact for fact in facts.latency.models}
@@ -137,7 +138,7 @@ def test_convolutions_of_all_kinds(tmp_path: Path) -> None:
     images = torch.randn(16, 3, 8, 8)
     export_onnx(Mixed().eval(), images[:2], tmp_path / "model.onnx", outputs={"out": lambda y: y})
 
-    facts = ds.quantize(tmp_path / "model.onnx", images, tolerance=0.5, rounds=0)
+    facts = quantize(tmp_path / "model.onnx", images, tolerance=0.5, rounds=0)
 
     reasons = {layer.operator: layer.reason for layer in facts.layers if not layer.int8}
     assert reasons == {"ConvTranspose": "ONNX Runtime's CPU has no INT8 kernel for ConvTranspose"}
@@ -173,7 +174,7 @@ def test_token_ids_and_several_inputs(tmp_path: Path) -> None:
     outputs = {name: lambda o, n=name: o[n] for name in ("tags", "topic")}
     export_onnx(Reader().eval(), (ids[:2], mask[:2]), tmp_path / "model.onnx", outputs=outputs)
 
-    facts = ds.quantize(tmp_path / "model.onnx", {"mask": mask, "ids": ids}, tolerance=0.2, rounds=0)
+    facts = quantize(tmp_path / "model.onnx", {"mask": mask, "ids": ids}, tolerance=0.2, rounds=0)
 
     written = onnx.load(facts.path)
     tables = [node.input[0] for node in written.graph.node if node.op_type == "Gather"]
@@ -186,7 +187,7 @@ def test_token_ids_and_several_inputs(tmp_path: Path) -> None:
 def test_a_file_of_another_tool_with_a_fixed_batch(tmp_path: Path) -> None:
     path = _handmade(tmp_path / "other.onnx")
 
-    facts = ds.quantize(path, torch.randn(9, 4), rounds=0)
+    facts = quantize(path, torch.randn(9, 4), rounds=0)
 
     assert list(facts.tasks) == ["product", "sum"]
     assert facts.calibrated_on + facts.checked_on == 9
@@ -212,7 +213,7 @@ def _handmade(path: Path, opset: int = 18) -> Path:
 def test_what_cannot_be_quantized_is_refused_and_nothing_is_lost(
     model: Path, images: torch.Tensor, tmp_path: Path
 ) -> None:
-    done = ds.quantize(model, images, rounds=0, tolerance=10.0)
+    done = quantize(model, images, rounds=0, tolerance=10.0)
     (tmp_path / "cut.onnx").write_bytes(model.read_bytes()[:5000])
     (tmp_path / "text.onnx").write_text("not a network")
     _handmade(tmp_path / "old.onnx", opset=11)
@@ -222,7 +223,7 @@ def test_what_cannot_be_quantized_is_refused_and_nothing_is_lost(
         kind: type[Exception], words: str, path: Path = model, data: object = images, **options: object
     ) -> None:
         with pytest.raises(kind, match=words):
-            ds.quantize(path, data, **{"rounds": 0, **options})
+            quantize(path, data, **{"rounds": 0, **options})
         assert {each: each.read_bytes() for each in tmp_path.iterdir()} == before
 
     refused(ExportError, "there is no ONNX file at", tmp_path / "absent.onnx")
@@ -244,12 +245,12 @@ def test_what_cannot_be_quantized_is_refused_and_nothing_is_lost(
 def test_the_float_file_is_not_overwritten(model: Path, images: torch.Tensor) -> None:
     before = model.read_bytes()
     with pytest.raises(OptionError, match="is the float file, which is kept"):
-        ds.quantize(model, images, model, rounds=0)
+        quantize(model, images, model, rounds=0)
     assert model.read_bytes() == before
 
 
 def test_int8_kernels_run(model: Path, images: torch.Tensor, tmp_path: Path) -> None:
-    facts = ds.quantize(model, images, rounds=0, tolerance=10.0)
+    facts = quantize(model, images, rounds=0, tolerance=10.0)
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
