@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from disparse_structured.errors import BatchError, ExportError
 from disparse_structured.export.latency import measure_latency
 from disparse_structured.export.onnx_file import make_folder
 from disparse_structured.export.plain import Inputs, TaskOutputs, checked_inputs, reference
-from disparse_structured.export.qdq import FloatGraph, Setting
+from disparse_structured.export.qdq import FloatGraph, Setting, size_of
 from disparse_structured.export.ranges import (
     bounds_by_method,
     channel_means,
@@ -71,6 +71,7 @@ class Candidate:
     held_out: Sequence[Inputs]
     timed: Inputs
     dense: TaskOutputs | None = None
+    _deviations: dict[tuple[Any, ...], dict[str, float]] = field(default_factory=dict)
 
     @cached_property
     def graph(self) -> FloatGraph:
@@ -100,8 +101,7 @@ class Candidate:
     @property
     def size(self) -> int:
         """Bytes of the float file and its weights."""
-        files = [self.path, self.path.with_name(f"{self.path.name}.data")]
-        return sum(file.stat().st_size for file in files if file.is_file())
+        return size_of(self.path)
 
     @cached_property
     def settings(self) -> dict[str, Setting]:
@@ -115,19 +115,23 @@ class Candidate:
     @cached_property
     def macs(self) -> dict[str, int]:
         """By layer, the multiplications for one batch of the calibration inputs."""
-        names = {self.graph.output_of(layer): layer for layer in self.graph.layers}
-        session = self._session(self.graph.exposing(names))
-        declared = [output.name for output in session.get_outputs()]
-        found = task_outputs(session, self.calibration[:1], {"": declared})[0][""]
-        shapes = {name: value.shape for name, value in zip(declared, found, strict=True)}
-        return {layer: self.graph.multiplications(layer, shapes[name]) for name, layer in names.items()}
+        session = self._session(self.graph.exposing(self.graph.shaping))
+        names = [output.name for output in session.get_outputs()]
+        found = run_session(session, self.calibration[0])
+        shapes = {name: value.shape for name, value in zip(names, found, strict=True)}
+        return {layer: self.graph.multiplications(layer, shapes) for layer in self.graph.layers}
 
     def deviations(self, layers: Collection[str], setting: Setting) -> dict[str, float]:
-        """By task, how far ``layers`` in INT8 move its output from the float file's, on held-out inputs."""
-        if not layers:
-            return dict.fromkeys(self.graph.tasks, 0.0)
-        session = self._session(self.graph.quantized(layers, setting).SerializeToString())
-        return task_deviations(task_outputs(session, self.held_out, self.graph.tasks), self._expected)
+        """By task, how far ``layers`` in INT8 move its output from the float file's, on held-out inputs.
+
+        Measured once for each set and setting.
+        """
+        key = frozenset(layers), setting.method, setting.bits, bool(setting.shifts)
+        if key not in self._deviations:
+            session = self._session(self.graph.quantized(layers, setting).SerializeToString())
+            found = task_outputs(session, self.held_out, self.graph.tasks)
+            self._deviations[key] = task_deviations(found, self._expected)
+        return self._deviations[key]
 
     def from_dense(self, path: Path) -> dict[str, float]:
         """By task, how far the outputs of a file are from the dense network's; {} without one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -80,6 +81,8 @@ class FloatGraph:
         """
         if not path.is_file():
             raise ExportError(f"there is no ONNX file at {path}. Export the model first.")
+        if size_of(path) > _LARGEST:
+            raise ExportError(f"{path} and its weights exceed 2 GB, the most that ONNX can hold in memory.")
         try:
             given = onnx.load(path)
             onnx.checker.check_model(path)
@@ -148,14 +151,23 @@ class FloatGraph:
         """The dimension of the layer's output that its bias belongs to; None if it can have no bias."""
         return {"Conv": 1, "Gemm": -1}.get(self.nodes[layer].op_type)
 
-    def multiplications(self, layer: str, output_shape: tuple[int, ...]) -> int:
-        """How often ``layer`` multiplies to give an output of ``output_shape``."""
+    @property
+    def shaping(self) -> list[str]:
+        """The tensors whose shapes tell how often layers multiply."""
+        given = {each.name for each in self.model.graph.input}
+        tensors = [
+            name for layer in self.layers for name in (self.output_of(layer), self.nodes[layer].input[0])
+        ]
+        return [name for name in dict.fromkeys(tensors) if name not in given]
+
+    def multiplications(self, layer: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """How often ``layer`` multiplies, with tensors of ``shapes``."""
         node = self.nodes[layer]
+        results = math.prod(shapes[node.output[0]])
         weight = self.weights.get(node.input[1])
         if weight is None:
-            return int(np.prod(output_shape))
-        outputs = int(weight.dims[_axis(node, weight)])
-        return int(np.prod(output_shape)) * int(np.prod(weight.dims)) // max(outputs, 1)
+            return results * (shapes[node.input[0]][-1] if node.input[0] in shapes else 1)
+        return results * math.prod(weight.dims) // max(weight.dims[_axis(node, weight)], 1)
 
     def exposing(self, names: Collection[str]) -> bytes:
         """The float model with the tensors ``names`` as further outputs."""
@@ -207,6 +219,12 @@ class FloatGraph:
 _WEIGHTED = (*LAYERS, "ConvTranspose")
 
 
+def size_of(path: Path) -> int:
+    """Bytes of an ONNX file and of the weights beside it."""
+    files = [path, path.with_name(f"{path.name}.data")]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 @dataclass(eq=False)
 class _Insertion:
     """One quantized model in the making."""
@@ -246,7 +264,6 @@ class _Insertion:
         source = self.graph.model
         made = onnx.ModelProto(ir_version=source.ir_version, producer_name=source.producer_name)
         made.opset_import.extend(source.opset_import)
-        made.metadata_props.extend(source.metadata_props)
         helper.set_model_props(made, {**{each.key: each.value for each in source.metadata_props}, **metadata})
         made.functions.extend(source.functions)
         made.graph.name = source.graph.name

@@ -13,11 +13,11 @@ from torch import nn
 
 from disparse_structured.data.batches import ToInputs, batch_size
 from disparse_structured.data.call import marked_like
-from disparse_structured.decision.arbiters import Arbiter, Ballot, Tolerance
-from disparse_structured.decision.arbiters.ballot import arbitrate
+from disparse_structured.decision.arbiters import Arbiter, Tolerance
 from disparse_structured.decision.arbiters.by_name import by_task
 from disparse_structured.errors import OptionError
 from disparse_structured.naming import rule_name
+from disparse_structured.pipeline.consent import Consent, Deviations, used
 from disparse_structured.pipeline.inputs import SAMPLES, Data
 from disparse_structured.report.quantization import (
     LayerFact,
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.05
 """How far INT8 may move a task's output by default, relative in the Euclidean norm."""
-
-_MOST = 1e12
-
-Deviations = Mapping[str, float]
 
 
 def quantize(
@@ -57,6 +53,16 @@ def quantize(
     inputs. From this matrix of damage the arbiter decides which layers become INT8. That set is measured as a
     whole, and layers come back to float until no task moves further than its tolerance. The float file is
     left as it is.
+
+    >>> import tempfile, torch
+    >>> from disparse_structured.export import export_onnx
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2)).eval()
+    >>> images = torch.randn(32, 8)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     exported = export_onnx(model, images[:2], f"{folder}/model.onnx", outputs={"label": lambda y: y})
+    ...     facts = quantize(exported.path, images, tolerance=0.2, rounds=0)
+    >>> len(facts.quantized), facts.tasks["label"].int8 <= 0.2
+    (2, True)
 
     Args:
         float_path: a float32 ONNX file, such as :func:`~disparse_structured.export.export_onnx` writes.
@@ -183,13 +189,18 @@ def decide(
     if goal.resolve() == candidate.path.resolve():
         raise OptionError(f"{goal} is the float file, which is kept. Choose another path for the INT8 file.")
     settings = {
-        name: (_used(candidate.deviations(candidate.layers, setting), limits), setting)
+        name: (used(candidate.deviations(candidate.layers, setting), limits), setting)
         for name, setting in candidate.settings.items()
     }
-    setting = min(settings.values(), key=lambda each: each[0])[1]
-    damage = {layer: candidate.deviations([layer], setting) for layer in candidate.layers}
-    search = _Search(candidate, limits, rule, damage)
-    setting, layers = search.decide(setting)
+    setting = _better(candidate, candidate.layers, limits, *(setting for _, setting in settings.values()))
+    corrected = dataclasses.replace(setting, shifts=candidate.shifts(setting))
+    preferred = _better(candidate, candidate.layers, limits, setting, corrected)
+    damage = {layer: candidate.deviations([layer], preferred) for layer in candidate.layers}
+    consent = Consent(
+        damage, candidate.macs, limits, rule, lambda layers: candidate.deviations(layers, preferred)
+    )
+    layers = consent.layers()
+    setting = _better(candidate, layers, limits, setting, corrected)
     written = candidate.write(layers, setting, goal, threads=threads, rounds=rounds) if layers else None
     recommended, verdict = compare_latency(written.latency if written else None)
     if not layers:
@@ -198,6 +209,7 @@ def decide(
             verdict += f" {goal.name} is from an earlier run."
     dense = candidate.from_dense(goal) if written else {}
     pruned = candidate.from_dense(candidate.path) or pruned
+    everything = candidate.deviations(candidate.layers, setting)
     found = written.deviation if written else dict.fromkeys(limits, 0.0)
     return QuantizationFacts(
         path=str(goal) if written else None,
@@ -209,7 +221,7 @@ def decide(
             task: TaskDeviation(
                 tolerance=limit,
                 pruned=pruned.get(task) if pruned else None,
-                all_int8=search.deviations(candidate.layers, setting)[task],
+                all_int8=everything[task],
                 int8=found[task],
                 int8_from_dense=dense.get(task),
                 max_abs=written.max_abs[task] if written else 0.0,
@@ -222,101 +234,13 @@ def decide(
         settings={name: used for name, (used, _) in settings.items()},
         biases_corrected=bool(setting.shifts),
         arbiter=rule_name(rule),
-        measured=search.measured,
+        measured=consent.measured,
         calibrated_on=_examples(candidate.calibration),
         checked_on=_examples(candidate.held_out),
         latency=written.latency if written else None,
         recommended=recommended,
         verdict=verdict,
     )
-
-
-class _Search:
-    """The most layers in INT8, by the arbiter's order, whose joint deviation is within the limits."""
-
-    def __init__(
-        self, candidate: Candidate, limits: Deviations, arbiter: Arbiter, damage: Mapping[str, Deviations]
-    ) -> None:
-        self.candidate, self.limits, self.arbiter = candidate, limits, arbiter
-        rows = [[damage[layer][task] ** 2 for layer in candidate.layers] for task in limits]
-        self.damage = (
-            torch.tensor(rows, dtype=torch.float64).reshape(len(limits), -1).nan_to_num(_MOST, _MOST)
-        )
-        macs = [max(candidate.macs[layer], 1) for layer in candidate.layers]
-        self.macs = torch.tensor(macs, dtype=torch.float64)
-        self._found: dict[tuple[frozenset[str], int], Deviations] = {}
-
-    @property
-    def measured(self) -> int:
-        """How many sets were measured as a whole."""
-        return len(self._found)
-
-    def deviations(self, layers: Collection[str], setting: Setting) -> Deviations:
-        """Of each task with ``layers`` in INT8, measured once."""
-        key = frozenset(layers), id(setting)
-        if key not in self._found:
-            self._found[key] = self.candidate.deviations(layers, setting)
-        return self._found[key]
-
-    def decide(self, setting: Setting) -> tuple[Setting, tuple[str, ...]]:
-        """The layers, and the setting with corrected biases if that brings the outputs closer."""
-        corrected = dataclasses.replace(setting, shifts=self.candidate.shifts(setting))
-        every = self.candidate.layers
-        if self._used(every, corrected) < self._used(every, setting):
-            layers = self._most(corrected)
-            return (
-                corrected if self._used(layers, corrected) < self._used(layers, setting) else setting
-            ), layers
-        return setting, self._most(setting)
-
-    def _used(self, layers: Collection[str], setting: Setting) -> float:
-        return _used(self.deviations(layers, setting), self.limits)
-
-    def _most(self, setting: Setting) -> tuple[str, ...]:
-        """By bisection over the share of the layers that the arbiter is asked for."""
-        total = len(self.candidate.layers)
-        best = self.at(1.0)
-        if self._used(best, setting) <= 1:
-            return best
-        best, passed, failed = (), 0, total
-        while failed - passed > 1:
-            middle = (passed + failed) // 2
-            layers = self.at(middle / total)
-            if self._used(layers, setting) <= 1:
-                best, passed = layers, middle
-            else:
-                failed = middle
-        return best
-
-    def at(self, ratio: float) -> tuple[str, ...]:
-        """What the arbiter makes INT8 if every task is asked for this share of its layers."""
-        reach = self.damage > 0
-        every = self.damage.new_ones(len(self.damage))
-        standings = torch.stack(
-            [self._standing(row, own) for row, own in zip(self.damage, reach, strict=True)]
-        )
-        ballot = Ballot(
-            votes=~reach | (standings >= ratio),
-            reach=reach,
-            scores=self.damage
-            / self.damage.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny),
-            ratio=ratio,
-            rerank=self._standing,
-            weights=every,
-            damage=self.damage,
-            tasks=tuple(self.limits),
-        )
-        keep = arbitrate(self.arbiter, ballot)
-        return tuple(
-            layer for layer, kept in zip(self.candidate.layers, keep.tolist(), strict=True) if not kept
-        )
-
-    def _standing(self, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The share of the layers of ``mask`` with less damage for each multiplication."""
-        order = torch.argsort(torch.where(mask, scores / self.macs, torch.inf), stable=True)
-        standing = torch.empty_like(scores)
-        standing[order] = torch.arange(len(order), dtype=scores.dtype) / max(int(mask.sum()), 1)
-        return torch.where(mask, standing, 1.0)
 
 
 def _layer_facts(
@@ -356,6 +280,6 @@ def _limits(tolerance: float | Mapping[str, float], tasks: tuple[str, ...]) -> d
     return {task: limits.get(task, TOLERANCE) for task in tasks}
 
 
-def _used(found: Deviations, limits: Mapping[str, float]) -> float:
-    """The largest share of a tolerance that is used; above 1 it is passed."""
-    return max(found[task] / limit for task, limit in limits.items())
+def _better(candidate: Candidate, layers: Collection[str], limits: Deviations, *settings: Setting) -> Setting:
+    """Of ``settings``, the first that uses least of the limits with ``layers`` in INT8."""
+    return min(settings, key=lambda setting: used(candidate.deviations(layers, setting), limits))

@@ -119,6 +119,10 @@ class QuantizationFacts:
             f"{chosen} in {self.measured} measurements; weights of {self.weight_bits} bits by channel, "
             f"ranges by {self.calibration}, {biases}"
         )
+        yield Text(
+            f"everything in INT8 uses {min(self.settings.values()):.2g} of the worst task's tolerance, and "
+            f"up to {max(self.settings.values()):.2g} with other ranges or bits"
+        )
         yield Text(f"calibrated on {self.calibrated_on} inputs, compared on {self.checked_on} others")
         left = sorted(
             (layer for layer in self.layers if not layer.int8),
@@ -181,8 +185,15 @@ def compare_latency(latency: LatencyFacts | None) -> tuple[str, str]:
     if after.upper_quartile_ms < before.lower_quartile_ms:
         return INT8, f"INT8 is faster on this processor: {numbers}, {after.speedup:.2f}×."
     if after.lower_quartile_ms > before.upper_quartile_ms:
-        return FLOAT, f"INT8 is slower than float on this processor: {numbers}."
-    return FLOAT, f"INT8 is not faster on this processor: {numbers}, and the quartiles overlap."
+        slower = f"INT8 is slower than float on this processor: {numbers}."
+    else:
+        slower = f"INT8 is not measurably faster on this processor: {numbers}, and the quartiles overlap."
+    everything = named.get(ALL_INT8)
+    if everything is not None and everything.upper_quartile_ms < before.lower_quartile_ms:
+        slower += (
+            f" Everything in INT8 would be faster ({everything.median_ms:.3g} ms), beyond the tolerances."
+        )
+    return FLOAT, slower
 
 
 def _percent(value: float | None) -> str:

@@ -97,6 +97,15 @@ def test_an_arbiter_of_the_user_decides(model: Path, images: torch.Tensor) -> No
     assert facts.tasks["rough"].int8 <= 0.15
 
 
+@pytest.mark.parametrize("name", ["AnyTask", "Majority", "Minimax", "Priority", "Unanimous", "WeightedMean"])
+def test_every_arbiter_stays_within_the_tolerances(model: Path, images: torch.Tensor, name: str) -> None:
+    facts = quantize(model, images, tolerance=0.15, arbiter=getattr(ds.arbiters, name)(), rounds=0)
+
+    assert facts.arbiter.startswith(name)
+    assert 0 < len(facts.quantized) < len(facts.layers)
+    assert all(task.int8 <= task.tolerance for task in facts.tasks.values())
+
+
 def test_latency_is_measured_in_turn_and_decides_what_is_recommended(
     model: Path, images: torch.Tensor
 ) -> None:
@@ -210,6 +219,19 @@ def _handmade(path: Path, opset: int = 18) -> Path:
     return path
 
 
+def test_a_file_without_layers_stays_as_it_is(tmp_path: Path) -> None:
+    node = helper.make_node("Add", ["x", "x"], ["y"])
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy"]
+    graph = helper.make_graph([node], "graph", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.save(model, tmp_path / "add.onnx")
+
+    facts = quantize(tmp_path / "add.onnx", torch.randn(9, 4))
+
+    assert (facts.path, facts.layers) == (None, ())
+    assert "no INT8 file was written" in str(facts)
+
+
 def test_what_cannot_be_quantized_is_refused_and_nothing_is_lost(
     model: Path, images: torch.Tensor, tmp_path: Path
 ) -> None:
@@ -240,6 +262,18 @@ def test_what_cannot_be_quantized_is_refused_and_nothing_is_lost(
     refused(BatchError, "the file takes", data={"picture": images})
     refused(BatchError, "expected|must be a tensor", data=3)
     refused(ExportError, "ONNX Runtime refuses inputs of", data=images[:, :2])
+
+
+def test_weights_in_a_file_of_their_own(model: Path, images: torch.Tensor, tmp_path: Path) -> None:
+    apart = tmp_path / "apart.onnx"
+    options = {"save_as_external_data": True, "location": "apart.onnx.data", "size_threshold": 0}
+    onnx.save(onnx.load(model), apart, **options)
+
+    facts = quantize(apart, images, rounds=0, tolerance=10.0)
+
+    (tmp_path / "apart.onnx.data").unlink()
+    assert outputs_of(facts.path, images[:2])["rough"].shape == (2, 1, 12, 12)
+    assert facts.float_bytes > model.stat().st_size / 2
 
 
 def test_the_float_file_is_not_overwritten(model: Path, images: torch.Tensor) -> None:
