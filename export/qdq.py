@@ -167,7 +167,8 @@ class FloatGraph:
         weight = self.weights.get(node.input[1])
         if weight is None:
             return results * (shapes[node.input[0]][-1] if node.input[0] in shapes else 1)
-        return results * math.prod(weight.dims) // max(weight.dims[_axis(node, weight)], 1)
+        per_result: int = math.prod(weight.dims) // max(weight.dims[_axis(node, weight)], 1)
+        return results * per_result
 
     def exposing(self, names: Collection[str]) -> bytes:
         """The float model with the tensors ``names`` as further outputs."""

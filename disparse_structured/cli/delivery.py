@@ -18,7 +18,7 @@ from disparse_structured.cli import views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.data import CHECK_SAMPLES, first_inputs
 from disparse_structured.data.batches import take
-from disparse_structured.errors import ExportError
+from disparse_structured.errors import BatchError, ExportError
 from disparse_structured.pipeline import SAMPLES, PruningResult
 from disparse_structured.pipeline.quantizing import quantize_result
 from disparse_structured.report.facts import ExportFacts
@@ -101,18 +101,24 @@ def _quantized(
     tolerance: Mapping[str, float],
 ) -> dict[str, Any]:
     """The report's entry about the INT8 file."""
-    with screen.step("measuring which layers may be INT8"):
-        facts = quantize_result(
-            result,
-            arguments.out / ONNX,
-            given.data,
-            arguments.out / INT8_ONNX,
-            dense=given.model,
-            dense_tasks=given.tasks,
-            tolerance=tolerance,
-            samples=arguments.samples or SAMPLES,
-            threads=arguments.threads,
-        )
+    try:
+        with screen.step("measuring which layers may be INT8"):
+            facts = quantize_result(
+                result,
+                arguments.out / ONNX,
+                given.data,
+                arguments.out / INT8_ONNX,
+                dense=given.model,
+                dense_tasks=given.tasks,
+                tolerance=tolerance,
+                samples=arguments.samples or SAMPLES,
+                threads=arguments.threads,
+            )
+    except (BatchError, ExportError) as error:
+        raise type(error)(
+            f"{error} The pruned model and {ONNX} are saved in {str(arguments.out)!r}; leave out --int8 "
+            "to do without the INT8 file."
+        ) from error
     own = {"path": facts.path and INT8_ONNX, "float_path": ONNX}
     return {"int8": dataclasses.asdict(facts) | own}
 

@@ -150,14 +150,15 @@ class QuantizationFacts:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         dense = any(task.pruned is not None for task in self.tasks.values())
         both = any(task.int8_from_dense is not None for task in self.tasks.values())
-        headings = ["deviation", "tolerance", "all INT8", "INT8"]
+        headings = ["deviation", "tolerance", "all INT8", "INT8", "largest difference"]
         headings += ["float from dense"] * dense + ["INT8 from dense"] * both
         for heading in headings:
             table.add_column(heading, justify="left" if heading == "deviation" else "right")
         for name, task in self.tasks.items():
-            row: list[float | None] = [task.tolerance, task.all_int8, task.int8]
-            row += [task.pruned] * dense + [task.int8_from_dense] * both
-            table.add_row(Text(name), *map(_percent, row))
+            row = [_percent(value) for value in (task.tolerance, task.all_int8, task.int8)]
+            row.append(f"{task.max_abs:.2g}")
+            row += [_percent(task.pruned)] * dense + [_percent(task.int8_from_dense)] * both
+            table.add_row(Text(name), *row)
         return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import disparse_structured as ds
 from disparse_structured.errors import BatchError, ExportError, OptionError, TaskError
 from disparse_structured.export import export_onnx
 from disparse_structured.pipeline import quantize
+from disparse_structured.report.facts import LatencyFact, LatencyFacts
+from disparse_structured.report.quantization import compare_latency
 from tests.support.int8 import Lopsided, deviation, int8_layers, outputs_of
 
 
@@ -117,6 +120,28 @@ def test_latency_is_measured_in_turn_and_decides_what_is_recommended(
     faster = named["int8"].upper_quartile_ms < named["float"].lower_quartile_ms
     assert facts.recommended == ("int8" if faster else "float")
     assert ("is faster" in facts.verdict) == faster
+
+
+def timed(**quartiles: tuple[float, float]) -> LatencyFacts:
+    models = tuple(
+        LatencyFact(name.replace("_", " "), (low + high) / 2, low, high, 1.0, 1.0)
+        for name, (low, high) in quartiles.items()
+    )
+    return LatencyFacts("float", models, ((1, 3, 8, 8),), 1, 30, 5, "a processor", "a runtime")
+
+
+def test_verdicts_on_latency() -> None:
+    assert compare_latency(timed(float=(10, 11), int8=(8, 9)))[0] == "int8"
+    float_is_better = {
+        "is slower than float": timed(float=(10, 11), int8=(12, 13)),
+        "is not measurably faster .* the quartiles overlap": timed(float=(8, 20), int8=(7, 9)),
+        "Everything in INT8 would be faster": timed(float=(10, 11), int8=(9, 12), all_int8=(7, 8)),
+        "was not measured": None,
+    }
+    for words, latency in float_is_better.items():
+        recommended, verdict = compare_latency(latency)
+        assert recommended == "float"
+        assert re.search(words, verdict)
 
 
 class Mixed(nn.Module):
