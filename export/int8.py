@@ -20,10 +20,11 @@ import torch
 from disparse_structured.data.batches import batch_size, batches, take, tensor_batches
 from disparse_structured.data.calibration import CHUNK
 from disparse_structured.errors import BatchError, ExportError
+from disparse_structured.export.float_graph import FloatGraph, size_of
 from disparse_structured.export.latency import measure_latency
 from disparse_structured.export.onnx_file import make_folder
 from disparse_structured.export.plain import Inputs, TaskOutputs, checked_inputs, reference
-from disparse_structured.export.qdq import FloatGraph, Setting, size_of
+from disparse_structured.export.qdq import Setting, quantized
 from disparse_structured.export.ranges import (
     bounds_by_method,
     channel_means,
@@ -63,6 +64,7 @@ class Candidate:
         calibration: inputs that ranges and biases come from, in the order of the file.
         held_out: inputs that everything is compared on.
         timed: the inputs of a timed run.
+        examples: how many there are in the first batch, in ``calibration`` and in ``held_out``.
         dense: the network that files are compared with besides the float one, with the same tasks.
     """
 
@@ -70,6 +72,7 @@ class Candidate:
     calibration: Sequence[Inputs]
     held_out: Sequence[Inputs]
     timed: Inputs
+    examples: tuple[int, int, int]
     dense: TaskOutputs | None = None
     _deviations: dict[tuple[Any, ...], dict[str, float]] = field(default_factory=dict)
 
@@ -114,12 +117,15 @@ class Candidate:
 
     @cached_property
     def macs(self) -> dict[str, int]:
-        """By layer, the multiplications for one batch of the calibration inputs."""
+        """By layer, the multiplications for one example."""
         session = self._session(self.graph.exposing(self.graph.shaping))
         names = [output.name for output in session.get_outputs()]
         found = run_session(session, self.calibration[0])
         shapes = {name: value.shape for name, value in zip(names, found, strict=True)}
-        return {layer: self.graph.multiplications(layer, shapes) for layer in self.graph.layers}
+        return {
+            layer: self.graph.multiplications(layer, shapes) // self.examples[0]
+            for layer in self.graph.layers
+        }
 
     def deviations(self, layers: Collection[str], setting: Setting) -> dict[str, float]:
         """By task, how far ``layers`` in INT8 move its output from the float file's, on held-out inputs.
@@ -128,7 +134,7 @@ class Candidate:
         """
         key = frozenset(layers), setting.method, setting.bits, bool(setting.shifts)
         if key not in self._deviations:
-            session = self._session(self.graph.quantized(layers, setting).SerializeToString())
+            session = self._session(quantized(self.graph, layers, setting).SerializeToString())
             found = task_outputs(session, self.held_out, self.graph.tasks)
             self._deviations[key] = task_deviations(found, self._expected)
         return self._deviations[key]
@@ -148,16 +154,16 @@ class Candidate:
 
         Each layer is INT8 alone, so that no shift is counted twice (fast bias correction, as in NNCF).
         """
-        batches = self.calibration[:CORRECTED_ON]
+        inputs = self.calibration[:CORRECTED_ON]
         dims = {layer: self.graph.channels(layer) for layer in self.layers}
         with_bias = {layer: dim for layer, dim in dims.items() if dim is not None}
         outputs = {self.graph.output_of(layer): dim for layer, dim in with_bias.items()}
-        wanted = channel_means(self._session(self.graph.exposing(outputs)), batches, outputs)
+        wanted = channel_means(self._session(self.graph.exposing(outputs)), inputs, outputs)
         found = {}
         for layer, dim in with_bias.items():
             name = self.graph.output_of(layer)
-            alone = self.graph.quantized([layer], setting, followers=False, expose=[name])
-            means = channel_means(self._session(alone.SerializeToString()), batches, {name: dim})
+            alone = quantized(self.graph, [layer], setting, followers=False, expose=[name])
+            means = channel_means(self._session(alone.SerializeToString()), inputs, {name: dim})
             found[layer] = wanted[name] - means[name]
         return found
 
@@ -197,7 +203,7 @@ class Candidate:
 
     def _model(self, layers: Collection[str], setting: Setting) -> onnx.ModelProto:
         facts = {"layers": len(layers), "calibration": setting.method, "weight_bits": setting.bits}
-        return self.graph.quantized(layers, setting, metadata={"int8": json.dumps(facts)})
+        return quantized(self.graph, layers, setting, metadata={"int8": json.dumps(facts)})
 
     @cached_property
     def _bounds(self) -> dict[str, Mapping[str, tuple[float, float]]]:
@@ -264,7 +270,9 @@ def candidate_of(
     tensors = [checked_inputs(batch, "a batch") for batch in cut]
     run_session(session, tensors[0])
     timed = tensors[0] if fixed else checked_inputs(take(cut[0], slice(1)), "a batch")
-    return Candidate(path, tensors[::2], tensors[1::2], timed, dense)
+    counts = [batch_size(batch) for batch in cut]
+    examples = (counts[0], sum(counts[::2]), sum(counts[1::2]))
+    return Candidate(path, tensors[::2], tensors[1::2], timed, examples, dense)
 
 
 def file_batches(path: Path, data: Any, samples: int) -> list[Inputs]:

@@ -14,8 +14,9 @@ from onnxruntime.quantization import CalibrationMethod
 from onnxruntime.quantization.calibrate import create_calibrator
 
 from disparse_structured.errors import ExportError
+from disparse_structured.export.float_graph import CALIBRATED, FloatGraph
 from disparse_structured.export.plain import Inputs
-from disparse_structured.export.qdq import CALIBRATED, Bounds, FloatGraph
+from disparse_structured.export.qdq import Bounds
 from disparse_structured.export.quiet import quiet
 from disparse_structured.export.reasons import reason
 from disparse_structured.export.session import feed_of, run_session

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from disparse_structured.data.batches import ToInputs, batch_size
+from disparse_structured.data.batches import ToInputs
 from disparse_structured.data.call import marked_like
 from disparse_structured.decision.arbiters import Arbiter, Tolerance
 from disparse_structured.decision.arbiters.by_name import by_task
@@ -88,10 +88,7 @@ def quantize(
         BatchError: fewer than two examples, or inputs that are not the file's.
         ExportError: the file is missing, damaged, quantized already, or refused by ONNX Runtime.
     """
-    from disparse_structured.export.int8 import (
-        candidate_of,
-        file_batches,
-    )  # ONNX is imported only where it is used
+    from disparse_structured.export.int8 import candidate_of, file_batches  # ONNX may not be installed
 
     source = Path(float_path)
     _check(samples, rounds, threads)
@@ -188,6 +185,7 @@ def decide(
     goal = Path(path) if path is not None else candidate.path.with_suffix(".int8.onnx")
     if goal.resolve() == candidate.path.resolve():
         raise OptionError(f"{goal} is the float file, which is kept. Choose another path for the INT8 file.")
+    pruned = candidate.from_dense(candidate.path) or pruned
     settings = {
         name: (used(candidate.deviations(candidate.layers, setting), limits), setting)
         for name, setting in candidate.settings.items()
@@ -208,7 +206,6 @@ def decide(
         if goal.exists():
             verdict += f" {goal.name} is from an earlier run."
     dense = candidate.from_dense(goal) if written else {}
-    pruned = candidate.from_dense(candidate.path) or pruned
     everything = candidate.deviations(candidate.layers, setting)
     found = written.deviation if written else dict.fromkeys(limits, 0.0)
     return QuantizationFacts(
@@ -235,8 +232,8 @@ def decide(
         biases_corrected=bool(setting.shifts),
         arbiter=rule_name(rule),
         measured=consent.measured,
-        calibrated_on=_examples(candidate.calibration),
-        checked_on=_examples(candidate.held_out),
+        calibrated_on=candidate.examples[1],
+        checked_on=candidate.examples[2],
         latency=written.latency if written else None,
         recommended=recommended,
         verdict=verdict,
@@ -246,7 +243,6 @@ def decide(
 def _layer_facts(
     candidate: Candidate, damage: Mapping[str, Deviations], layers: Collection[str], limits: Deviations
 ) -> Iterable[LayerFact]:
-    examples = _examples(candidate.calibration[:1])
     for name, operator, obstacle in candidate.weighted:
         own = damage.get(name, {})
         reason = obstacle
@@ -256,18 +252,7 @@ def _layer_facts(
             if own[task] <= limits[task]:
                 reason += ", too much with the others"
         macs = candidate.macs.get(name)
-        yield LayerFact(
-            name,
-            operator,
-            name in layers,
-            macs and macs // examples,
-            dict(own),
-            "" if name in layers else reason,
-        )
-
-
-def _examples(batches: Sequence[tuple[torch.Tensor, ...]]) -> int:
-    return sum(batch_size(batch) for batch in batches)
+        yield LayerFact(name, operator, name in layers, macs, dict(own), "" if name in layers else reason)
 
 
 def _limits(tolerance: float | Mapping[str, float], tasks: tuple[str, ...]) -> dict[str, float]:
