@@ -180,6 +180,22 @@ def test_convolutions_of_all_kinds(tmp_path: Path) -> None:
     assert facts.tasks["out"].int8 < 0.1
 
 
+def test_biases_make_up_for_weights_that_are_rounded_away(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 1, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.fill_(0.003)  # less than half of the step of 1 / 127
+        layer.weight[:, 0] = 1
+    images = torch.rand(16, 16, 8, 8)
+    images[:, 0] = 2 * images[:, 0] - 1
+    export_onnx(layer.eval(), images[:2], tmp_path / "model.onnx", outputs={"out": lambda y: y})
+
+    facts = quantize(tmp_path / "model.onnx", images, rounds=0)
+
+    assert facts.biases_corrected
+    assert min(facts.settings.values()) * 0.05 > 0.03 > 0.01 > facts.tasks["out"].int8
+
+
 class Reader(nn.Module):
     """Token ids and a mask; an embedding, attention, a feed-forward part, two tasks."""
 
