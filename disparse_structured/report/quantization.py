@@ -75,7 +75,7 @@ class QuantizationFacts:
         calibration: the method by which the ranges were chosen.
         weight_bits: 8 or 7.
         settings: by method and bits, the worst task's deviation as a share of its tolerance with everything
-            in INT8.
+            in INT8 and biases not corrected.
         biases_corrected: whether constants were added to biases.
         arbiter: the rule that chose the layers.
         measured: how many sets of layers were tried as a whole.
@@ -120,8 +120,8 @@ class QuantizationFacts:
             f"ranges by {self.calibration}, {biases}"
         )
         yield Text(
-            f"everything in INT8 uses {min(self.settings.values()):.2g} of the worst task's tolerance, and "
-            f"up to {max(self.settings.values()):.2g} with other ranges or bits"
+            f"everything in INT8, biases not corrected, uses {min(self.settings.values()):.2g} of the worst "
+            f"task's tolerance, and up to {max(self.settings.values()):.2g} with other ranges or bits"
         )
         yield Text(f"calibrated on {self.calibrated_on} inputs, compared on {self.checked_on} others")
         left = sorted(
