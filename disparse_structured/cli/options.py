@@ -18,6 +18,9 @@ OUTPUTS = ("all", "tasks")
 FLOOR, MIN_WIDTH, ROUND_TO = 0.1, 1, "auto"
 """The defaults of :class:`~disparse_structured.decision.budget.Budget`."""
 
+INT8_TOLERANCE = 0.05
+"""The default of :func:`~disparse_structured.pipeline.quantize`."""
+
 FILES = "plan.json, weights.safetensors, report.json and model.onnx"
 """What pruning commands write."""
 
@@ -224,6 +227,25 @@ def add_delivery(group: Options) -> None:
         default=1,
         metavar="N",
         help="threads used by --latency (default: 1)",
+    )
+
+
+def add_int8(group: Options) -> None:
+    """``--int8`` and ``--int8-tolerance``."""
+    group.add_argument(
+        "--int8",
+        action="store_true",
+        help="also write model.int8.onnx, with as many layers in INT8 as the tasks' outputs allow, and "
+        "measure whether it is faster than model.onnx",
+    )
+    group.add_argument(
+        "--int8-tolerance",
+        type=values.tolerance,
+        action="append",
+        default=[],
+        metavar="[TASK=]X",
+        help="how far INT8 may move a task's output, relative to model.onnx; repeat it for further tasks "
+        f"(default: {INT8_TOLERANCE:g})",
     )
 
 

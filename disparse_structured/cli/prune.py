@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 import torch
 
@@ -11,8 +12,10 @@ from disparse_structured.cli import names, sources
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.data import first_inputs, load_data
 from disparse_structured.cli.delivery import Subject, deliver
+from disparse_structured.decision.arbiters.by_name import by_task
 from disparse_structured.decision.budget import Budget
 from disparse_structured.pipeline import EXAMPLE_SAMPLES
+from disparse_structured.pipeline.quantizing import TOLERANCE
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
@@ -27,6 +30,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         example = first_inputs(model, data, EXAMPLE_SAMPLES)
     with screen.step("reading the structure"):
         structure = sources.read_structure(model, example, tasks, arguments)
+    int8 = _int8(arguments, structure.tasks)
     result = ds.prune(
         model,
         data,
@@ -41,7 +45,16 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         drop_unused=arguments.drop_unused,
         progress=screen.interactive,
     )
-    return deliver(result, Subject(model, structure.task_objects, data), arguments, screen)
+    return deliver(result, Subject(model, structure.task_objects, data), arguments, screen, int8=int8)
+
+
+def _int8(arguments: argparse.Namespace, tasks: tuple[str, ...]) -> Mapping[str, float] | None:
+    """By task, how far INT8 may move its output; None if there is to be no INT8 file."""
+    given = arguments.int8_tolerance
+    common: float = next((value for task, value in given if task is None), TOLERANCE)
+    named: dict[str, float] = {task: value for task, value in given if task is not None}
+    by_task(named, tasks, common, "--int8-tolerance")
+    return {**dict.fromkeys(tasks, common), **named} if arguments.int8 else None
 
 
 def budget(arguments: argparse.Namespace) -> Budget:

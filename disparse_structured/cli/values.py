@@ -90,6 +90,11 @@ def by_task(number: Callable[[str], float]) -> Callable[[str], tuple[str, float]
     return parse
 
 
+def tolerance(text: str) -> tuple[str | None, float]:
+    """``0.05`` for every task, or ``depth=0.05`` for one."""
+    return by_task(positive)(text) if "=" in text else (None, positive(text))
+
+
 def shape(text: str) -> tuple[int, ...]:
     """The shape of a tensor, such as ``2x3x224x224``."""
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text):
