@@ -41,6 +41,15 @@ def _one_registry() -> None:
     module.ONNXRegistry.from_torchlib = staticmethod(copied)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the tests of one of the zoo's networks on one process, which then analyzes it once."""
+    for item in items:
+        network = getattr(item, "callspec", None) and item.callspec.params.get("id")
+        if network is not None and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(f"network {network}"))
+
+
 def pytest_collection_finish() -> None:
     """Spares the garbage collector what the imports made: an export makes many objects and keeps few."""
     gc.collect()

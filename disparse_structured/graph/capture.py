@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import io
 import logging
 import re
@@ -161,6 +162,7 @@ def capture(
         train_mode(model) if training else eval_mode(model),
         _quiet(),
         _no_stack_traces(),
+        _no_collection(),
         torch.enable_grad(),
         without_fast_path(),
         Isolation(0, device_of(model)),
@@ -364,6 +366,18 @@ def _no_stack_traces() -> Iterator[None]:
     finally:
         if before is not None:
             setattr(fx.config, name, before)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pauses the garbage collector: an export makes many objects, and keeps most of them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager
