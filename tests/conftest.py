@@ -1,8 +1,12 @@
-"""One thread a process, a fixed seed a test, and one Hypothesis profile."""
+"""One thread a process, a fixed seed a test, one Hypothesis profile, and less idle work for torch."""
 
 from __future__ import annotations
 
+import copy
+import functools
+import gc
 import os
+import sys
 
 import pytest
 import torch
@@ -19,3 +23,39 @@ settings.load_profile("default")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _one_registry() -> None:
+    """Reads the exporter's table of ONNX functions once a process: it parses a thousand sources each time."""
+    module = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if module is None or isinstance(vars(module.ONNXRegistry)["from_torchlib"], staticmethod):
+        return
+    read = functools.cache(module.ONNXRegistry.from_torchlib)
+
+    def copied(**options: int) -> object:
+        registry = copy.copy(read(**options))
+        registry.functions = {operator: list(found) for operator, found in registry.functions.items()}
+        return registry
+
+    module.ONNXRegistry.from_torchlib = staticmethod(copied)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the tests of one of the zoo's networks on one process, which then analyzes it once."""
+    for item in items:
+        network = getattr(item, "callspec", None) and item.callspec.params.get("id")
+        if network is not None and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(f"network {network}"))
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector what the imports made: an export makes many objects and keeps few."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import io
 import logging
 import re
@@ -13,6 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+import torch.fx.config
 from torch import fx, nn
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
@@ -159,6 +161,8 @@ def capture(
         undone(model),
         train_mode(model) if training else eval_mode(model),
         _quiet(),
+        _no_stack_traces(),
+        _no_collection(),
         torch.enable_grad(),
         without_fast_path(),
         Isolation(0, device_of(model)),
@@ -348,6 +352,32 @@ def _recorded(
                 afterwards.callback(attributes.pop, name)
             attributes[name] = recording(path, method)
         yield results
+
+
+@contextlib.contextmanager
+def _no_stack_traces() -> Iterator[None]:
+    """Skips the line of code behind each node, which nothing reads and which costs a tenth of the export."""
+    name = "do_not_emit_stack_traces"  # older versions of torch lack it
+    before = getattr(fx.config, name, None)
+    try:
+        if before is not None:
+            setattr(fx.config, name, True)
+        yield
+    finally:
+        if before is not None:
+            setattr(fx.config, name, before)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pauses the garbage collector: an export makes many objects, and keeps most of them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager

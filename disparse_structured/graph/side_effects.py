@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 import sys
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -37,6 +38,9 @@ _LEAVES = (
     types.BuiltinFunctionType, types.CodeType,
 )  # fmt: skip
 """Types that lead to no further state."""
+
+_COMMON = frozenset({str, int, float, bool, type(None), torch.Tensor, nn.Parameter})
+"""The most frequent of them, which are recognized fastest by their exact type."""
 
 _Undo = Callable[[], None]
 
@@ -86,16 +90,22 @@ class _State:
         pending = list(found)
         while pending:
             item = pending.pop()
-            if isinstance(item, _LEAVES) or id(item) in self._seen:
+            if type(item) in _COMMON or id(item) in self._seen or isinstance(item, _LEAVES):
                 continue
             self._seen[id(item)] = item
             pending.extend(self._inside(item))
 
     def restore(self) -> None:
         """Restores everything that has changed, the latest first, even if one object refuses."""
-        with contextlib.ExitStack() as stack:
-            for undo in self._undo:
-                stack.callback(undo)
+        failure: BaseException | None = None
+        while self._undo:
+            try:
+                while self._undo:
+                    self._undo.pop()()
+            except BaseException as error:
+                failure = error
+        if failure is not None:
+            raise failure
 
     def _inside(self, item: Any) -> Iterable[Any]:
         """Records what ``item`` itself holds, and returns it."""
@@ -132,28 +142,22 @@ class _State:
     def _entries(self, item: dict[Any, Any]) -> Iterable[Any]:
         # Use the built-in types' methods, because a user's subclass may override them.
         kind: Any = OrderedDict if isinstance(item, OrderedDict) else dict
-        before = list(kind.items(item))
+        keys, values = list(kind.keys(item)), list(kind.values(item))
 
         def undo() -> None:
-            now = list(kind.items(item))
-            if len(now) != len(before) or any(
-                key is not old_key or value is not old
-                for (key, value), (old_key, old) in zip(now, before, strict=True)
-            ):
+            if not (_same(kind.keys(item), keys) and _same(kind.values(item), values)):
                 kind.clear(item)
-                for key, value in before:
+                for key, value in zip(keys, values, strict=True):
                     kind.__setitem__(item, key, value)
 
         self._undo.append(undo)
-        return [each for entry in before for each in entry]
+        return [*keys, *values]
 
     def _items(self, item: list[Any] | deque[Any]) -> Iterable[Any]:
         before = list(item)
 
         def undo() -> None:
-            if len(item) != len(before) or any(
-                now is not then for now, then in zip(item, before, strict=True)
-            ):
+            if not _same(item, before):
                 item.clear()
                 item.extend(before)
 
@@ -210,8 +214,7 @@ class _State:
         wrapped = getattr(item, "__wrapped__", None)
         if wrapped is not None:
             found.append(wrapped)
-        names = frozenset(_names(item.__code__))
-        found.extend(self._globals(item.__globals__, names))
+        found.extend(self._globals(item.__globals__, _names(item.__code__)))
         return found
 
     def _globals(self, namespace: dict[str, Any], names: frozenset[str]) -> Iterable[Any]:
@@ -291,9 +294,13 @@ def _top_level(module: Any) -> str:
     return (module if isinstance(module, str) else "builtins").partition(".")[0]
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
+def _same(now: Collection[Any], before: Collection[Any]) -> bool:
+    """Whether both have the same objects in the same order."""
+    return len(now) == len(before) and all(map(operator.is_, now, before))
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _names(code: types.CodeType) -> frozenset[str]:
     """The global variables and attributes named by ``code`` and the functions inside it."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+    inside = (_names(each) for each in code.co_consts if isinstance(each, types.CodeType))
+    return frozenset(code.co_names).union(*inside)

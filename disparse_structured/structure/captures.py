@@ -31,9 +31,17 @@ class Captures:
     """
 
     _known: dict[Signature, Captured] = field(default_factory=dict)
+    _elsewhere: Captures | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_known": {}}
+
+    @property
+    def elsewhere(self) -> Captures:
+        """The cache of graphs at other sizes, which results are verified on; their numbers pin nothing."""
+        if self._elsewhere is None:
+            self._elsewhere = Captures()
+        return self._elsewhere
 
     def recall(self, signature: Signature) -> Captured | None:
         """Return the entry for ``signature``; None if it was never stored or has been evicted."""

@@ -19,7 +19,7 @@ from torch import nn
 
 from disparse_structured.errors import ExtensionError
 from disparse_structured.graph.provenance import Attribute, Key
-from disparse_structured.structure.entry_points import SIZES, described, loaded
+from disparse_structured.structure.entry_points import SIZES, described, installed, loaded
 from disparse_structured.structure.labels import Axis
 from disparse_structured.structure.tracing import SizeLiteral, Trace, is_value
 
@@ -98,7 +98,7 @@ class Declarations:
         Raises:
             ExtensionError: an entry point cannot be loaded, fails, or returns anything but declarations.
         """
-        entries = [(entry, _source(entry)) for entry in metadata.entry_points(group=SIZES)]
+        entries = [(entry, _source(entry)) for entry in installed(SIZES)]
         declared = (
             _declared(model, path, number)
             for path, module in model.named_modules()

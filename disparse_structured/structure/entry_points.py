@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import sys
 from importlib import metadata
 from typing import Any
 
@@ -28,8 +31,26 @@ def load_rules() -> None:
     Raises:
         ExtensionError: a module cannot be imported.
     """
-    for entry in metadata.entry_points(group=RULES):
+    for entry in installed(RULES):
         loaded(entry)
+
+
+def installed(group: str) -> tuple[metadata.EntryPoint, ...]:
+    """Return the entry points of ``group``; what is installed is read once, until a folder changes."""
+    return _read(group, tuple((folder, _changed(folder)) for folder in sys.path))
+
+
+@functools.lru_cache(maxsize=4)
+def _read(group: str, folders: tuple[tuple[str, int], ...]) -> tuple[metadata.EntryPoint, ...]:
+    return tuple(metadata.entry_points(group=group))
+
+
+def _changed(folder: str) -> int:
+    """When ``folder`` last changed, in nanoseconds; 0 if there is none."""
+    try:
+        return os.stat(folder or ".").st_mtime_ns
+    except OSError:
+        return 0
 
 
 def loaded(entry: metadata.EntryPoint) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,14 +12,18 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from disparse_structured.data.batches import batched_leaves, map_batched
-from disparse_structured.data.call import Batched
+from disparse_structured.data.call import Batched, call
 from disparse_structured.data.differences import difference
 from disparse_structured.errors import CaptureError, PlanError, VerificationError
+from disparse_structured.graph.capture import clone_if_tensor
 from disparse_structured.graph.copies import copied
 from disparse_structured.graph.named_tensors import detached_tensors, named_tensors
+from disparse_structured.graph.side_effects import undone
+from disparse_structured.graph.signature import Signature
 from disparse_structured.structure import Structure
 from disparse_structured.structure.at_shape import structure_at
-from disparse_structured.verification.precision import double_precision, has_narrow_dtypes
+from disparse_structured.structure.captures import Captured
+from disparse_structured.verification.precision import double_precision, has_narrow_dtypes, is_nested
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest deviation between networks that must agree, relative as in :func:`difference`."""
@@ -72,6 +76,11 @@ class VerificationCopy:
             module.training = False
         _randomize_constants(dense)
         inputs = _cast(structure.example_inputs, dtype)
+        signature = Signature.of(dense, inputs)
+        if signature != structure.signature and structure.captures.recall(signature) is None:
+            same = replace(structure, signature=signature, example_inputs=inputs)
+            if cls(dense, same, inputs, dtype)._is_the_model():
+                structure.captures.remember(signature, Captured(structure.capture))
         found = structure_at(structure, dense, inputs)
         if found.fingerprint != structure.fingerprint:
             raise PlanError(
@@ -79,6 +88,26 @@ class VerificationCopy:
                 "Analyze the model as it is now and make a new plan."
             )
         return cls(dense, found, inputs, dtype)
+
+    def _is_the_model(self) -> bool:
+        """Whether the graph, exported in another precision, computes the same as the model in this one.
+
+        A few passes tell that far sooner than another export.
+        """
+        graph = self.structure.capture.graph
+        if self.structure.entry_points or is_nested(graph) or has_narrow_dtypes(graph):
+            return False
+
+        def dense(inputs: tuple[Any, ...]) -> Outputs:
+            output = call(self.model, pytree.tree_map(clone_if_tensor, inputs))
+            return {task.name: task.tensors(output) for task in self.structure.task_objects}
+
+        try:
+            with undone(self.model):
+                deviation = self.deviation(self.run, dense)
+        except Exception:  # whatever it raises, the export says more
+            return False
+        return max(deviation.values()) <= TOLERANCES[self.dtype]
 
     def run(self, inputs: tuple[Any, ...], module: Callable[..., Any] | None = None) -> Outputs:
         """Run the exported graph, or ``module``, which was made from it."""

@@ -19,7 +19,6 @@ from disparse_structured.graph.capture import clone_if_tensor
 from disparse_structured.graph.named_tensors import device_of
 from disparse_structured.structure import Structure
 from disparse_structured.structure.at_shape import structure_at
-from disparse_structured.structure.captures import Captures
 from disparse_structured.structure.groups import positions_left
 from disparse_structured.verification.copy import TOLERANCES, Outputs, VerificationCopy
 from disparse_structured.verification.twin import masked_twin
@@ -139,7 +138,7 @@ def _repeated(inputs: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
 def _exported(reference: VerificationCopy, inputs: tuple[Any, ...]) -> Elsewhere:
     """The graph for these inputs. Its numbers pin nothing, because the twin does not compute with them."""
     given = reference.structure
-    own = replace(given, form="graph", train_mode=False, captures=Captures())
+    own = replace(given, form="graph", train_mode=False, captures=given.captures.elsewhere)
     found = structure_at(own, reference.model, inputs)
     there = replace(reference, structure=found, inputs=inputs)
 

@@ -33,10 +33,15 @@ def double_precision() -> Iterator[None]:
 
 def has_narrow_dtypes(graph: fx.Graph) -> bool:
     """Return whether ``graph`` names floating types below float64 and has no higher-order operators."""
-    if any(isinstance(node.target, HigherOrderOperator) for node in graph.nodes):
+    if is_nested(graph):
         return False
     arguments = (each for node in graph.nodes for each in (*node.args, *node.kwargs.values()))
     return any(isinstance(each, torch.dtype) and each in _NARROW for each in arguments)
+
+
+def is_nested(graph: fx.Graph) -> bool:
+    """Return whether ``graph`` has higher-order operators, whose own graphs may name floating types."""
+    return any(isinstance(node.target, HigherOrderOperator) for node in graph.nodes)
 
 
 class _Widening(TorchDispatchMode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import socket
@@ -103,9 +104,26 @@ EVERY = pytest.mark.parametrize("regime", REGIMES)
 
 @pytest.fixture
 def code(tmp_path: Path) -> Path:
-    file = tmp_path / "net.py"
+    return _written(tmp_path)
+
+
+def _written(folder: Path) -> Path:
+    file = folder / "net.py"
     file.write_text(CODE, encoding="utf-8")
     return file
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a regime's run in one process, without interruption; one run for all tests."""
+
+    @functools.cache
+    def run(regime: str) -> Path:
+        folder = tmp_path_factory.mktemp(regime)
+        assert main(_arguments(_written(folder), folder / "out", regime)) == 0
+        return folder / "out"
+
+    return run
 
 
 def _arguments(code: Path, out: Path, regime: str, data: str = "loader", epochs: int = 4) -> list[str]:
@@ -124,9 +142,8 @@ def _report(out: Path) -> Any:
 
 
 @EVERY
-def test_a_regime_ends_in_a_small_verified_model(code: Path, tmp_path: Path, regime: str) -> None:
-    out = tmp_path / "out"
-    assert main(_arguments(code, out, regime)) == 0
+def test_a_regime_ends_in_a_small_verified_model(whole: Callable[[str], Path], regime: str) -> None:
+    out = whole(regime)
     report = _report(out)
     assert report["verification"]["verified"]
     assert report["costs"]["macs"]["counted"] <= 0.5 * report["costs"]["macs"]["dense"]
@@ -140,9 +157,10 @@ def test_a_regime_ends_in_a_small_verified_model(code: Path, tmp_path: Path, reg
 
 
 @EVERY
-def test_killed_and_started_again_it_comes_to_the_same(code: Path, tmp_path: Path, regime: str) -> None:
-    whole, torn = tmp_path / "whole", tmp_path / "torn"
-    assert main([*_arguments(code, whole, regime), "--no-onnx"]) == 0
+def test_killed_and_started_again_it_comes_to_the_same(
+    code: Path, whole: Callable[[str], Path], tmp_path: Path, regime: str
+) -> None:
+    unbroken, torn = whole(regime), tmp_path / "torn"
     (process,) = started([*_arguments(code, torn, regime, "slow"), "--no-onnx"])
     checkpoint = torn / "checkpoint.pt"
     while not checkpoint.exists():
@@ -154,10 +172,10 @@ def test_killed_and_started_again_it_comes_to_the_same(code: Path, tmp_path: Pat
     assert process.exitcode == -signal.SIGKILL
     assert not (torn / "plan.json").exists()
     assert main([*_arguments(code, torn, regime), "--no-onnx"]) == 0
-    assert _plan(torn) == _plan(whole)
-    weights = [load_file(out / "weights.safetensors") for out in (torn, whole)]
+    assert _plan(torn) == _plan(unbroken)
+    weights = [load_file(out / "weights.safetensors") for out in (torn, unbroken)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
-    losses = [_report(out)["training"]["losses"] for out in (torn, whole)]
+    losses = [_report(out)["training"]["losses"] for out in (torn, unbroken)]
     assert losses[0] == losses[1]
 
 
@@ -184,10 +202,13 @@ def _forked(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(("regime", "run"), [("static", _launched), ("dynamic", _forked)])
 def test_two_processes_come_to_the_plan_of_one(
-    code: Path, tmp_path: Path, regime: str, run: Callable[[list[str]], None]
+    code: Path,
+    whole: Callable[[str], Path],
+    tmp_path: Path,
+    regime: str,
+    run: Callable[[list[str]], None],
 ) -> None:
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    assert main([*_arguments(code, alone, regime), "--no-onnx"]) == 0
+    alone, together = whole(regime), tmp_path / "together"
     run([*_arguments(code, together, regime), "--no-onnx"])
     assert _plan(together) == _plan(alone)
     weights = [load_file(out / "weights.safetensors") for out in (together, alone)]

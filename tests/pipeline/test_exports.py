@@ -41,19 +41,20 @@ def images(count: int = 64) -> Tensor:
     return NETWORK.inputs(count, seed=1)[0]
 
 
-def test_a_default_call_exports_the_model_three_times(exports: Exports) -> None:
-    """The example inputs, the chunks that are calibrated on, and the copy in double precision."""
-    prune(NETWORK.factory(), images(), macs=0.5)
+def test_a_default_call_exports_the_model_twice(exports: Exports) -> None:
+    """The example inputs and the chunks that are calibrated on; the copy in double precision needs none."""
+    result = prune(NETWORK.factory(), images(), macs=0.5)
 
-    assert exports.count <= 3
+    assert result.report.verification.dtype == "torch.float64"
+    assert exports.count <= 2
 
 
 def test_other_tries_to_stay_within_a_tolerance_export_nothing_more(exports: Exports) -> None:
     limits = {task.name: 1e-9 for task in NETWORK.tasks}
     with pytest.raises(BudgetError, match="of 4 tries"):
-        prune(NETWORK.factory(), images(32), NETWORK.tasks, macs=0.5, tolerance=limits, refit=Affine())
+        prune(NETWORK.factory(), images(16), NETWORK.tasks, macs=0.5, tolerance=limits, refit=Affine())
 
-    assert exports.count <= 4
+    assert exports.count <= 3
 
 
 class SinglePrecision(nn.Module):
@@ -79,18 +80,18 @@ def test_an_export_that_fails_is_not_tried_again(exports: Exports) -> None:
 
 @pytest.mark.parametrize("refit", [None, LeastSquares()])
 def test_votes_and_a_refit_export_once_for_every_shape(exports: Exports, refit: LeastSquares | None) -> None:
-    """Example inputs of 2, batches of 16, chunks of 4 that outputs are compared on, and the copy."""
+    """Example inputs of 2, batches of 16, and chunks of 4 that outputs are compared on."""
     data = list(images().split(16))
     prune(NETWORK.factory(), data, NETWORK.tasks, macs=0.5, method=DiSparse(), refit=refit)
 
-    assert exports.count <= 4
+    assert exports.count <= 3
 
 
 def test_the_pruned_graph_needs_no_export_of_its_own(exports: Exports) -> None:
     model = NETWORK.factory()
     prune(model, images(), structure=analyse(model, images(2), NETWORK.tasks, form="graph"), macs=0.5)
 
-    assert exports.count <= 3
+    assert exports.count <= 2
 
 
 def test_exchanges_of_a_regime_share_one_export(exports: Exports) -> None:
@@ -111,4 +112,4 @@ def test_exchanges_of_a_regime_share_one_export(exports: Exports) -> None:
     assert any(not torch.equal(mask, masks[0]) for mask in masks)  # units were exchanged
     assert exports.count == constructed
     regime.finish()
-    assert exports.count == constructed <= 3
+    assert exports.count == constructed <= 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +164,16 @@ def test_attributes_and_a_stage_for_one_task_only_are_stubbed() -> None:
     assert depth.macs[1] < depth.macs[0]
 
 
-def test_positions_in_a_tuple_stay_what_they_are() -> None:
+@functools.cache
+def of_tuple(*kept: str) -> tuple[nn.Module, Extracted]:
+    """A network with its parts for the tasks ``kept``, to be read only."""
     model = network(Tuple)
-    tasks = [Task(f"t{place}", place) for place in range(3)]
+    return model, extract(model, IMAGES, [Task(f"t{place}", place) for place in range(3)], kept)
+
+
+def test_positions_in_a_tuple_stay_what_they_are() -> None:
     for kept in (["t0"], ["t1"], ["t2", "t0"]):
-        found = extract(model, IMAGES, tasks, kept)
+        model, found = of_tuple(*kept)
         assert {task.name for task in found.tasks} == set(kept)
         assert len(found.removed) == 3 - len(kept)
         assert equal(found, model)
@@ -207,9 +213,7 @@ def test_units_that_no_chosen_task_reaches_go() -> None:
 @settings(max_examples=8, deadline=None)
 @given(st.sets(st.sampled_from(["t0", "t1", "t2"]), min_size=1))
 def test_fewer_tasks_never_cost_more(kept: set[str]) -> None:
-    model = network(Tuple)
-    tasks = [Task(f"t{place}", place) for place in range(3)]
-    found = extract(model, IMAGES, tasks, sorted(kept))
+    model, found = of_tuple(*sorted(kept))
 
     assert found.parameters[1] <= found.parameters[0]
     assert (found.parameters[1] == found.parameters[0]) == (len(kept) == 3)
