@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,30 @@ _ROUNDS = 20
 
 _CONTEXT = (0.5, 3.0)
 """How much longer an operation may take in the network than on its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class OperationFacts:
+    """One operation of the dense network, for tables and pictures.
+
+    Args:
+        label: what it does.
+        read, made: its channels.
+        count: how often it occurs in the network with these channels.
+        ms: what all of these take together in the dense network.
+        step, aligned: of the channels read and made: where times rise, and which channels are not slower.
+        curves: by ``"read"`` and ``"made"``, where that can shrink: widths and the milliseconds that one
+            takes.
+    """
+
+    label: str
+    read: int
+    made: int
+    count: int
+    ms: float
+    step: tuple[int, int]
+    aligned: tuple[int, int]
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +89,35 @@ class LatencyModel:
     def marginal(self, keep: torch.Tensor | np.ndarray, /) -> torch.Tensor:
         """Zeros, float64 ``[units]``: one unit less saves nothing that can be relied on."""
         return torch.zeros(len(keep), dtype=torch.float64)
+
+    def operations(self) -> list[OperationFacts]:
+        """The operations that are measured, those that take longest first."""
+        found = []
+        for place, entry in enumerate(self.work.entries):
+            assert self.staircases is not None  # there is one for every entry
+            own = self.work.entry == place
+            free = [(axis, name) for axis, name in enumerate(("read", "made")) if entry.free[axis]]
+            steps, aligned = self.staircases.step[place].tolist(), self.staircases.aligned[place].tolist()
+            found.append(
+                OperationFacts(
+                    entry.operation.label,
+                    *entry.dense,
+                    int(own.sum()),
+                    self.scale * float(self.work.ms[own].sum()),
+                    (steps[0], steps[1]),
+                    (aligned[0], aligned[1]),
+                    {name: self._curve(place, axis) for axis, name in free},
+                )
+            )
+        return sorted(found, key=lambda each: -each.ms)
+
+    def _curve(self, place: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
+        assert self.staircases is not None  # there is one for every entry
+        dense = self.work.entries[place].dense
+        widths = np.arange(1, dense[axis] + 1)
+        pairs = np.tile(np.array(dense, dtype=float), (len(widths), 1))
+        pairs[:, axis] = widths
+        return widths, self.staircases.exact(np.full(len(widths), place), pairs)
 
     @cached_property
     def _rungs(self) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.costs import CostModel
 from disparse_structured.errors import BudgetError
 from disparse_structured.latency import Latency, Runtime
@@ -99,6 +100,22 @@ def asked_latency(limit: object) -> tuple[float, bool]:
             'milliseconds, such as latency="12 ms".'
         )
     return float(number), bool(text) or number > 1  # type: ignore[arg-type, operator]  # a number by now
+
+
+def latency_budget(limit: object, latency: Latency, structure: Structure, **widths: Any) -> Budget:
+    """The budget of ``latency=limit``, with further options about ``widths``.
+
+    Raises:
+        BudgetError: ``limit`` is no time, or not below the dense network's.
+    """
+    number, absolute = asked_latency(limit)
+    dense = latency.on(structure).dense
+    if absolute and number >= dense:
+        raise BudgetError(
+            f"latency={number:g} ms is not below the dense model's {dense:.3g} ms, so there is nothing to "
+            "prune. Give a shorter time, or a share such as 0.5."
+        )
+    return Budget(number / dense if absolute else number, of=latency, **widths)
 
 
 def in_time(

@@ -12,7 +12,7 @@ from torch import nn
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.budget import Budget
-from disparse_structured.errors import BudgetError, CaptureError
+from disparse_structured.errors import CaptureError
 from disparse_structured.graph.batching import with_batch
 from disparse_structured.graph.outputs import output_of
 from disparse_structured.graph.side_effects import leaves_no_trace
@@ -20,7 +20,7 @@ from disparse_structured.graph.supported import check_supported
 from disparse_structured.latency import Latency, OnnxRuntime, Runtime
 from disparse_structured.pipeline.compensated import Compensated
 from disparse_structured.pipeline.inputs import Data
-from disparse_structured.pipeline.latency import asked_latency, in_time
+from disparse_structured.pipeline.latency import asked_latency, in_time, latency_budget
 from disparse_structured.pipeline.method import Method, Problem
 from disparse_structured.pipeline.options import (
     check_method,
@@ -124,7 +124,8 @@ def prune(
     """
     check_supported(model)
     budget = the_budget(model, {"macs": macs, "parameters": parameters, "latency": latency}, budget)
-    asked = None if latency is None else asked_latency(latency)
+    if latency is not None:
+        asked_latency(latency)
     check_runtime(runtime, timed=latency is not None)
     check_method(method)
     check_refit(refit)
@@ -139,10 +140,9 @@ def prune(
     if drop_unused and structure.unused:
         with step("leaving out what never runs", progress):
             model, structure, dropped = without_unused(model, structure)
-    if asked is not None:
-        budget = _in_milliseconds(
-            asked, Latency(model, runtime or OnnxRuntime(), progress=progress), structure
-        )
+    if latency is not None:
+        timed = Latency(model, runtime or OnnxRuntime(), progress=progress)
+        budget = latency_budget(latency, timed, structure)
     assert budget is not None  # the latency was asked for, or another cost
     problem = Problem(
         model,
@@ -181,18 +181,6 @@ def prune(
         dropped=dropped,
         speed=speed,
     )
-
-
-def _in_milliseconds(asked: tuple[float, bool], latency: Latency, structure: Structure) -> Budget:
-    """The budget that ``asked`` states; shorter times than a millisecond are limits too."""
-    number, absolute = asked
-    dense = latency.on(structure).dense
-    if absolute and number >= dense:
-        raise BudgetError(
-            f"latency={number:g} ms is not below the dense model's {dense:.3g} ms, so there is nothing to "
-            "prune. Give a shorter time, or a share such as 0.5."
-        )
-    return Budget(number / dense if absolute else number, of=latency)
 
 
 def _analyse(
