@@ -93,7 +93,7 @@ REFUSED = {
     f"{CUT} --latency soon": "soon is neither",
     f"{CUT} --latency 0ms": "0ms is neither",
     "prune --model net.py:build --data x.npy --out out --latency": "required, or --latency with a time.",
-    "latency --model net.py:build": "give --model and either --example or --data, to measure a model, or --clear",
+    "latency --model net.py:build": "give --model and either --example or --data, to measure a model",
     f"{CUT} --latency --no-onnx": "--latency measures ONNX files. Leave out --no-onnx.",
     f"{CUT} --out net.py": "argument --out: ",
     f"{CUT} --out net.py/below": "is a file. Name a folder.",
