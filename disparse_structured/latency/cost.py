@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -174,9 +176,10 @@ class Latency:
     progress: bool = field(default=False, repr=False)
     _known: dict[str, LatencyModel] = field(default_factory=dict, init=False, repr=False)
     _inputs: dict[str, tuple[Any, ...]] = field(default_factory=dict, init=False, repr=False)
-    _folder: tempfile.TemporaryDirectory[str] = field(
-        default_factory=tempfile.TemporaryDirectory, init=False, repr=False
-    )
+    _folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp()), init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     @property
     def name(self) -> str:
@@ -208,7 +211,7 @@ class Latency:
 
     def dense_file(self, structure: Structure) -> tuple[Path, tuple[Any, ...]]:
         """The ONNX file of the dense network, and the inputs to time it with. It is written once."""
-        path = Path(self._folder.name, f"{structure.fingerprint}.onnx")
+        path = self._folder / f"{structure.fingerprint}.onnx"
         if structure.fingerprint not in self._inputs:
             self._inputs[structure.fingerprint] = self.export(self.model, structure, path)
         return path, self._inputs[structure.fingerprint]
@@ -223,9 +226,12 @@ class Latency:
         tables = measuring.times(work.entries, rungs)
         dense = float(np.quantile(self.runtime.time_files([path], inputs, rounds=_ROUNDS), QUIET))
         if not work.entries:
-            return LatencyModel(work, None, np.ones(0), dense / (work.fixed + work.linear.sum()))
+            return _scaled(LatencyModel(work, None, np.ones(0), 1.0), dense)
         staircases = Staircases.of(work.entries, rungs, tables)
         alone = staircases.on.times[work.entry, -1, -1]
-        context = np.clip(work.ms / alone, *_CONTEXT)
-        parts = LatencyModel(work, staircases, context, 1.0)
-        return LatencyModel(work, staircases, context, dense / parts.dense)
+        return _scaled(LatencyModel(work, staircases, np.clip(work.ms / alone, *_CONTEXT), 1.0), dense)
+
+
+def _scaled(parts: LatencyModel, dense: float) -> LatencyModel:
+    """``parts``, such that the whole takes ``dense`` milliseconds."""
+    return replace(parts, scale=dense / parts.dense if parts.dense else 1.0)

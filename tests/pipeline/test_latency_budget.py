@@ -65,6 +65,19 @@ def test_a_time_that_no_width_reaches_is_an_error_that_says_how_far_it_can_go(tm
         ds.prune(model, images, budget=budget, method=ds.DiSparse())
 
 
+def test_a_time_and_limits_of_tasks_are_met_together(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    settings: dict[str, Any] = {"latency": 0.7, "runtime": PaperRuntime(), "refit": ds.refits.Affine()}
+    images = torch.randn(16, 3, 20, 20)
+    result = ds.prune(
+        network(), images, [ds.Task("out", ())], tolerance={"out": 0.9}, method=ds.DiSparse(), **settings
+    )
+    assert result.report.speed is not None
+    assert result.report.speed.measured <= 0.7 * 1.05
+    assert result.report.deviation is not None
+    assert result.report.deviation.final["out"] <= 0.9
+
+
 FACTS = {
     "asked": 0.5, "predicted": 0.5, "measured": 0.5, "dense_ms": 2.0, "pruned_ms": 1.0, "macs": 0.4,
     "exports": 1, "rounds": 40, "runtime": {"runtime": "r"},
