@@ -32,6 +32,7 @@ from benchmarks.harness.machine import in_words, machine
 from benchmarks.harness.views import spread
 from disparse_structured.adapters.timm import DenseHead, MultiTask, multitask
 from disparse_structured.decision.arbiters import Arbiter, Majority, Unanimous, WeightedMean
+from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.rankings import GlobalRanking, LayerRanking, PerCostRanking, Ranking
 from disparse_structured.lab.datasets import TargetLoss, evaluate, figure_of_merit, nyuv2_tasks
 from disparse_structured.pipeline import DiSparse, prune
@@ -98,7 +99,7 @@ def _ours(
             case.model,
             case.scored,
             voters(case) if voters else case.tasks,
-            macs=fraction,
+            budget=Budget(macs=fraction, round_to=1),
             method=DiSparse(criterion or Fisher(), arbiter or Unanimous(), ranking or PerCostRanking()),
             refit=None,
         ).model

@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = timm.create_model("resnet50", pretrained=False).eval()
     inputs = (torch.randn(1, 3, options.size, options.size),)
     model(*inputs).square().mean().backward()
-    result = compare(model, inputs, Budget(macs=options.macs), options.rounds)
+    result = compare(model, inputs, Budget(macs=options.macs, round_to=1), options.rounds)
     console = Console()
     console.print(table(result["seconds"], f"resnet50 at {options.size} px, {options.macs:.0%} of the MACs"))
     macs = result["macs"]

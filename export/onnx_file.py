@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
-import io
 import json
-import logging
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +33,7 @@ from disparse_structured.export.plain import (
     plain_copy,
     reference,
 )
+from disparse_structured.export.quiet import quiet
 from disparse_structured.export.reasons import reason
 from disparse_structured.export.session import open_session
 from disparse_structured.graph.batching import with_batch
@@ -128,7 +125,7 @@ def export_onnx(
         external_data=_weight_bytes(own) > single_file_bytes,
     )
     forms, narrowed = wanted_forms(layout, batch=dynamic_batch, size=dynamic_size)
-    _make_folder(path)
+    make_folder(path)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         for form in forms:
             draft = Path(folder, form.name, path.name)
@@ -168,7 +165,7 @@ def _write_and_verify(job: _Job, form: Form, draft: Path) -> tuple[tuple[ParityF
 
 def _write(job: _Job, form: Form, trace: Inputs, draft: Path, *, optimize: bool = True) -> None:
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 job.model,
                 trace,
@@ -289,7 +286,8 @@ def _weight_bytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def _make_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
+    """The folder of a file to write; raises :class:`ExportError` if there can be none."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -303,16 +301,3 @@ def _failure(model: nn.Module, path: Path, error: ExportError, narrowed: Sequenc
     others = [line for line in narrowed if line.partition(": ")[2] != text.removesuffix(".")]
     wider = f" Wider forms were not possible either: {'; '.join(others)}." if others else ""
     return f"{type(model).__name__} was not exported, nothing was written to {path}: {text}{wider}"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress, warnings and logs off the console; exceptions pass."""
-    level = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(level)

@@ -15,14 +15,14 @@ from disparse_structured.export.reasons import reason
 _SILENT = 4
 
 
-def open_session(path: Path, *, threads: int) -> onnxruntime.InferenceSession:
-    """A CPU session that runs on ``threads`` threads, one operator at a time.
+def open_session(file: Path | bytes, *, threads: int) -> onnxruntime.InferenceSession:
+    """A CPU session that runs a file, or its content, on ``threads`` threads, one operator at a time.
 
     Raises:
         ExportError: the file is missing, or ONNX Runtime refuses it.
     """
-    if not path.is_file():
-        raise ExportError(f"there is no ONNX file at {path}. Export the model first.")
+    if isinstance(file, Path) and not file.is_file():
+        raise ExportError(f"there is no ONNX file at {file}. Export the model first.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -30,10 +30,11 @@ def open_session(path: Path, *, threads: int) -> onnxruntime.InferenceSession:
     # An idle session's threads would otherwise keep spinning and slow down the next session timed.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:
+        name = file.name if isinstance(file, Path) else "the model"
         raise ExportError(
-            f"ONNX Runtime cannot load {path.name}: {reason(error)}. Its CPU provider lacks kernels for some "
+            f"ONNX Runtime cannot load {name}: {reason(error)}. Its CPU provider lacks kernels for some "
             "operators, mostly in float64, float16 and bfloat16: export model.float()."
         ) from error
 

@@ -98,7 +98,7 @@ class Bench:
         )
         return self.once(
             ("keep", criterion, ranking, fraction),
-            lambda: decide(self.joint, scores, Budget(macs=fraction), ranking=ranking).keep,
+            lambda: decide(self.joint, scores, Budget(macs=fraction, round_to=1), ranking=ranking).keep,
         )
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:

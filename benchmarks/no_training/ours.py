@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from benchmarks.no_training.bench import Bench, reestimated
+from disparse_structured.decision.budget import Budget
 from disparse_structured.pipeline import PruningResult, prune
 from disparse_structured.tasks import Task
 
@@ -25,7 +26,7 @@ def pruned(
     model: nn.Module, images: Tensor, tasks: Sequence[Task], macs: float, **options: Any
 ) -> PruningResult:
     """The call of the library that this family is about."""
-    return prune(model, images, tasks, macs=macs, **options)
+    return prune(model, images, tasks, budget=Budget(macs=macs, round_to=1), **options)
 
 
 def defaults() -> dict[str, Any]:

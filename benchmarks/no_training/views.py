@@ -26,8 +26,8 @@ with no training afterwards, and no labels but where the table says so. *Deviati
 `‖pruned − dense‖ / ‖dense‖` of each task's output, mean over the tasks, on images that no method saw;
 ΔT is the mean relative change of the tasks' figures in percent, higher is better. Figures are means (± sample
 standard deviation) over {seeds}; without ±, they are of one seed. MACs are counted on the pruned networks
-and meet the share within one percent from below. `+bn`: the statistics of batch norms re-estimated from the
-images.
+and meet the share within one percent from below; widths are not rounded (`round_to=1`).
+`+bn`: the statistics of batch norms re-estimated from the images.
 """
 
 _FAMILIES: tuple[tuple[str, tuple[Family, ...], str | None], ...] = (

@@ -175,14 +175,14 @@ def _begun(
 ) -> tuple[Regime, str]:
     """The cell's regime before its training, and the row's note; ``reference`` is dense and has ``macs``."""
     setup, data = bench.setup, problem(bench.setup)
-    budget = Budget(macs=round(1.0 - cell.removed, 6))
+    budget = Budget(macs=round(1.0 - cell.removed, 6), round_to=1)
     model = reference if cell.regime == "pretrained" else data.build(setup, cell.seed).to(bench.device)
     scored = Loader(data.train, setup.batch_size, shuffle=True)
     note = ""
     if cell.trunk:
         model, note = branched(model, example(setup, reference), tasks, scored, setup, cell)
         # The copies cost more than the one trunk did; the budget stays that of the shared network.
-        budget = Budget(macs=round((1.0 - cell.removed) * macs))
+        budget = Budget(macs=round((1.0 - cell.removed) * macs), round_to=1)
     return regime(setup, cell, method, model, tasks, scored, budget), note
 
 

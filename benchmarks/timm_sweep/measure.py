@@ -78,7 +78,7 @@ class Run:
 
     def prunable(self) -> Facts:
         structure = self._subject.structure
-        least = smallest(structure, Budget(parameters=0.5, floor=0.0))
+        least = smallest(structure, Budget(parameters=0.5, floor=0.0, round_to=1))
         cost = structure.cost
         return {
             "prunable_parameters": 1 - cost.parameters.total(least) / cost.parameters.dense,

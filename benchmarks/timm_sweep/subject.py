@@ -89,7 +89,9 @@ class Subject:
 def planned(structure: Structure) -> Plan:
     """Random units of every group, to the cost of the network at half of every width."""
     scores = torch.rand(structure.units, generator=torch.Generator().manual_seed(SEED))
-    budget = Budget(parameters=round(structure.cost.parameters.total(half(structure))), floor=FLOOR)
+    budget = Budget(
+        parameters=round(structure.cost.parameters.total(half(structure))), floor=FLOOR, round_to=1
+    )
     return make_plan(
         structure,
         scores.expand(len(structure.tasks), -1),
@@ -107,5 +109,5 @@ def half(structure: Structure) -> Tensor:
         stay = group.units if group.name in structure.unclaimed else math.ceil(group.units * WIDTH)
         keep[group.start : group.start + stay] = True
     order = torch.arange(structure.units)
-    rules = Budget(parameters=WIDTH, floor=FLOOR)
+    rules = Budget(parameters=WIDTH, floor=FLOOR, round_to=1)
     return Widths.of(structure.groups, structure.constraints, rules, structure.reach, order).settle(keep)

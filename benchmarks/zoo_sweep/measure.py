@@ -80,7 +80,7 @@ class Run:
 
     def structure(self) -> Facts:
         found = self._structure
-        least = smallest(found, Budget(parameters=0.5, floor=0.0))
+        least = smallest(found, Budget(parameters=0.5, floor=0.0, round_to=1))
         cost = found.cost.parameters
         return {
             "groups": len(found.groups),

@@ -89,6 +89,11 @@ def _check_prune(arguments: argparse.Namespace) -> None:
             "Leave one of them out."
         )
     _check_delivery(arguments)
+    if arguments.int8_tolerance and not arguments.int8:
+        raise UsageError("--int8-tolerance belongs to --int8. Give both, or leave it out.")
+    if arguments.int8 and not arguments.onnx:
+        raise UsageError("--int8 quantizes the ONNX file. Leave out --no-onnx.")
+    _check_once("int8-tolerance", [task or "all tasks" for task, _ in arguments.int8_tolerance])
 
 
 def _check_train(arguments: argparse.Namespace) -> None:

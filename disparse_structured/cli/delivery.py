@@ -18,13 +18,14 @@ from disparse_structured.cli import views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.data import CHECK_SAMPLES, first_inputs
 from disparse_structured.data.batches import take
-from disparse_structured.errors import ExportError
-from disparse_structured.pipeline import PruningResult
+from disparse_structured.errors import BatchError, ExportError
+from disparse_structured.pipeline import SAMPLES, PruningResult
+from disparse_structured.pipeline.quantizing import quantize_result
 from disparse_structured.report.facts import ExportFacts
 from disparse_structured.surgery.saving import PLAN, REPORT, WEIGHTS, extend_report
 from disparse_structured.tasks import Task
 
-ONNX = "model.onnx"
+ONNX, INT8_ONNX = "model.onnx", "model.int8.onnx"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def deliver(
     arguments: argparse.Namespace,
     screen: Screen,
     entries: Mapping[str, Any] | None = None,
+    int8: Mapping[str, float] | None = None,
 ) -> Outcome:
     """Saves ``result``, exports it if asked to, and says what was written.
 
@@ -52,15 +54,18 @@ def deliver(
         result: what was pruned.
         given: the model whose latency is measured too, and the data on whose first samples the ONNX file is
             checked.
+        int8: by task, how far INT8 may move its output; None for no INT8 file.
     """
     folder = arguments.out
-    for name in (ONNX, f"{ONNX}.data"):
+    for name in (ONNX, f"{ONNX}.data", INT8_ONNX):
         (folder / name).unlink(missing_ok=True)  # of an earlier plan
     result.save(folder)
     report = extend_report(folder, entries or {})
     if arguments.onnx:
         report = extend_report(folder, _deployed(result, given, arguments, screen))
-    files = [name for name in (PLAN, WEIGHTS, REPORT, ONNX) if (folder / name).is_file()]
+    if int8 is not None:
+        report = extend_report(folder, _quantized(result, given, arguments, screen, int8))
+    files = [name for name in (PLAN, WEIGHTS, REPORT, ONNX, INT8_ONNX) if (folder / name).is_file()]
     document = {"folder": str(folder), "files": files, "report": report}
     written = Text(f"written to {folder}: {', '.join(files)}")
     shown: list[RenderableType] = [result.plan, result.report, *views.attachments(report), written]
@@ -86,6 +91,36 @@ def _deployed(
             f"{error} The pruned model itself is saved in {str(arguments.out)!r}; --no-onnx skips the export."
         ) from error
     return entries
+
+
+def _quantized(
+    result: PruningResult,
+    given: Subject,
+    arguments: argparse.Namespace,
+    screen: Screen,
+    tolerance: Mapping[str, float],
+) -> dict[str, Any]:
+    """The report's entry about the INT8 file."""
+    try:
+        with screen.step("measuring which layers may be INT8"):
+            facts = quantize_result(
+                result,
+                arguments.out / ONNX,
+                given.data,
+                arguments.out / INT8_ONNX,
+                dense=given.model,
+                dense_tasks=given.tasks,
+                tolerance=tolerance,
+                samples=arguments.samples or SAMPLES,
+                threads=arguments.threads,
+            )
+    except (BatchError, ExportError) as error:
+        raise type(error)(
+            f"{error} The pruned model and {ONNX} are saved in {str(arguments.out)!r}; leave out --int8 "
+            "to do without the INT8 file."
+        ) from error
+    own = {"path": facts.path and INT8_ONNX, "float_path": ONNX}
+    return {"int8": dataclasses.asdict(facts) | own}
 
 
 def _latency(

@@ -15,8 +15,11 @@ TENSOR_FILES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
 FORMS = ("module", "graph")
 ATTENTION = ("heads", "head_dim")
 OUTPUTS = ("all", "tasks")
-FLOOR, MIN_WIDTH, ROUND_TO = 0.1, 1, 1
+FLOOR, MIN_WIDTH, ROUND_TO = 0.1, 1, "auto"
 """The defaults of :class:`~disparse_structured.decision.budget.Budget`."""
+
+INT8_TOLERANCE = 0.05
+"""The default of :func:`~disparse_structured.pipeline.quantize`."""
 
 FILES = "plan.json, weights.safetensors, report.json and model.onnx"
 """What pruning commands write."""
@@ -128,10 +131,10 @@ def add_widths(group: Options) -> None:
     )
     group.add_argument(
         "--round-to",
-        type=values.count(),
+        type=values.rounding,
         default=ROUND_TO,
         metavar="N",
-        help=f"round kept widths up to a multiple of N (default: {ROUND_TO})",
+        help=f"round kept widths up to a multiple of N; auto: convolutions, for speed (default: {ROUND_TO})",
     )
     group.add_argument(
         "--uniform",
@@ -237,6 +240,25 @@ def add_threads(group: Options, user: str) -> None:
         default=1,
         metavar="N",
         help=f"threads used by {user} (default: 1)",
+    )
+
+
+def add_int8(group: Options) -> None:
+    """``--int8`` and ``--int8-tolerance``."""
+    group.add_argument(
+        "--int8",
+        action="store_true",
+        help="also write model.int8.onnx, with as many layers in INT8 as the tasks' outputs allow, and "
+        "measure whether it is faster than model.onnx",
+    )
+    group.add_argument(
+        "--int8-tolerance",
+        type=values.tolerance,
+        action="append",
+        default=[],
+        metavar="[TASK=]X",
+        help="how far INT8 may move a task's output, relative to model.onnx; repeat it for further tasks "
+        f"(default: {INT8_TOLERANCE:g})",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from disparse_structured.cli import names, sources
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.data import first_inputs, load_data
 from disparse_structured.cli.delivery import Subject, deliver
+from disparse_structured.decision.arbiters.by_name import by_task
 from disparse_structured.decision.budget import Budget
 from disparse_structured.latency import Latency, OnnxRuntime
 from disparse_structured.pipeline import EXAMPLE_SAMPLES
 from disparse_structured.pipeline.latency import latency_budget
+from disparse_structured.pipeline.quantizing import TOLERANCE
 from disparse_structured.structure import Structure
 
 
@@ -36,6 +39,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     if limits is None:
         with screen.step("measuring the operations of the model"):
             limits = time_limit(arguments, model, structure)
+    int8 = _int8(arguments, structure.tasks)
     result = ds.prune(
         model,
         data,
@@ -50,7 +54,16 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         drop_unused=arguments.drop_unused,
         progress=screen.interactive,
     )
-    return deliver(result, Subject(model, structure.task_objects, data), arguments, screen)
+    return deliver(result, Subject(model, structure.task_objects, data), arguments, screen, int8=int8)
+
+
+def _int8(arguments: argparse.Namespace, tasks: tuple[str, ...]) -> Mapping[str, float] | None:
+    """By task, how far INT8 may move its output; None if there is to be no INT8 file."""
+    given = arguments.int8_tolerance
+    common: float = next((value for task, value in given if task is None), TOLERANCE)
+    named: dict[str, float] = {task: value for task, value in given if task is not None}
+    by_task(named, tasks, common, "--int8-tolerance")
+    return {**dict.fromkeys(tasks, common), **named} if arguments.int8 else None
 
 
 def time_limit(arguments: argparse.Namespace, model: nn.Module, structure: Structure) -> Budget:

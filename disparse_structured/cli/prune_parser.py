@@ -53,6 +53,7 @@ def add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
         help="skip the check of the pruned model against the masked dense model",
     )
     options.add_delivery(output, limits=True)
+    options.add_int8(output)
     options.add_json(output)
 
 

@@ -49,6 +49,14 @@ def count(least: int = 1) -> Callable[[str], int]:
     return parse
 
 
+def rounding(text: str) -> int | str:
+    """``auto``, or a whole number of at least 1."""
+    value = _whole(text)
+    if text != "auto" and (value is None or value < 1):
+        _refuse(text, "'auto' or a whole number of at least 1")
+    return text if value is None else value
+
+
 def seed(text: str) -> int:
     """A random seed."""
     value = _whole(text)
@@ -92,6 +100,11 @@ def by_task(number: Callable[[str], float]) -> Callable[[str], tuple[str, float]
         return task, number(value)
 
     return parse
+
+
+def tolerance(text: str) -> tuple[str | None, float]:
+    """``0.05`` for every task, or ``depth=0.05`` for one."""
+    return by_task(positive)(text) if "=" in text else (None, positive(text))
 
 
 def shape(text: str) -> tuple[int, ...]:

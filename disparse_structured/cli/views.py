@@ -13,6 +13,7 @@ from rich.text import Text
 
 from disparse_structured.errors import LoadError
 from disparse_structured.report.deviation import DeviationFacts
+from disparse_structured.report.facts import LatencyFact, LatencyFacts
 from disparse_structured.report.pruning import (
     CostFacts,
     GraphFacts,
@@ -22,6 +23,7 @@ from disparse_structured.report.pruning import (
     TaskFacts,
     VerificationFacts,
 )
+from disparse_structured.report.quantization import LayerFact, QuantizationFacts, TaskDeviation
 from disparse_structured.report.refit import LayerFacts, RefitFacts, SkippedLayer
 from disparse_structured.report.speed import SpeedFacts
 from disparse_structured.structure import Pin, RatioConstraint, UnusedModule
@@ -68,7 +70,7 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
 
 
 def attachments(document: Mapping[str, Any]) -> list[RenderableType]:
-    """Views of what commands add to a report: ``training``, ``export`` and ``latency``, if there."""
+    """Views of what commands add to a report: ``training``, ``export``, ``latency``, ``int8``."""
     views: list[RenderableType] = []
     if "training" in document:
         views += _training(document["training"])
@@ -76,7 +78,20 @@ def attachments(document: Mapping[str, Any]) -> list[RenderableType]:
         views += _export(document["export"])
     if "latency" in document:
         views += _latency(document["latency"])
+    if "int8" in document:
+        views.append(quantization_facts(document["int8"]))
     return views
+
+
+def quantization_facts(document: Mapping[str, Any]) -> QuantizationFacts:
+    """The facts whose JSON ``document`` is."""
+    facts = dict(document)
+    facts["tasks"] = {name: TaskDeviation(**task) for name, task in facts["tasks"].items()}
+    facts["layers"] = tuple(LayerFact(**layer) for layer in facts["layers"])
+    if facts["latency"] is not None:
+        models = tuple(LatencyFact(**model) for model in facts["latency"]["models"])
+        facts["latency"] = LatencyFacts(**{**facts["latency"], "models": models})
+    return QuantizationFacts(**facts)
 
 
 def _training(facts: Mapping[str, Any]) -> list[RenderableType]:

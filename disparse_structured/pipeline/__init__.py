@@ -6,6 +6,7 @@ from disparse_structured.pipeline.inputs import EXAMPLE_SAMPLES, SAMPLES, Data
 from disparse_structured.pipeline.iterative import Iterative
 from disparse_structured.pipeline.method import Decided, Method, Problem
 from disparse_structured.pipeline.pruning import prune
+from disparse_structured.pipeline.quantizing import quantize
 from disparse_structured.pipeline.result import PruningResult
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "Problem",
     "PruningResult",
     "prune",
+    "quantize",
 ]

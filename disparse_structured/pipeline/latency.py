@@ -115,7 +115,9 @@ def latency_budget(limit: object, latency: Latency, structure: Structure, **widt
             f"latency={number:g} ms is not below the dense model's {dense:.3g} ms, so there is nothing to "
             "prune. Give a shorter time, or a share such as 0.5."
         )
-    return Budget(number / dense if absolute else number, of=latency, **widths)
+    # Where widths are fast has been measured, so there is nothing to round.
+    steps = {} if widths.get("round_to", "auto") != "auto" else {"round_to": 1}
+    return Budget(number / dense if absolute else number, of=latency, **{**widths, **steps})
 
 
 def in_time(

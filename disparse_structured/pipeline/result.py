@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from disparse_structured.tasks import Task
 
 if TYPE_CHECKING:
     from disparse_structured.report.facts import ExportFacts
+    from disparse_structured.report.quantization import QuantizationFacts
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,6 +96,40 @@ class PruningResult:
         metadata = {"tasks": json.dumps(list(outputs)), "plan": self.plan.hash}
         given = {"outputs": outputs, "metadata": metadata, **options}
         return export_onnx(self.model, self.example_inputs, path, **given)
+
+    def quantize(
+        self,
+        images: torch.Tensor | Iterable[Any],
+        path: str | Path,
+        *,
+        export: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> QuantizationFacts:
+        """Exports to ``path``, and writes an INT8 file beside it as far as every task allows it.
+
+        ``model.onnx`` is the float file, ``model.int8.onnx`` the other one. See
+        :func:`disparse_structured.pipeline.quantize`.
+
+        Args:
+            images: inputs as ``prune`` takes them, without labels. Half of them calibrate, the other half is
+                compared.
+            path: the float file to write.
+            export: options of :meth:`export`.
+            options: ``tolerance``, ``arbiter``, ``samples``, ``threads`` and ``rounds`` as in
+                :func:`disparse_structured.pipeline.quantize`, ``to_inputs`` as in ``prune``; ``dense``, the
+                network before pruning, so that both files are also compared with it, and ``dense_tasks``, if
+                its tasks are picked in another way.
+
+        Raises:
+            ExportError: a file cannot be written, is not valid, or ONNX Runtime refuses it.
+            OptionError: an option is out of range.
+            TaskError: ``tolerance`` names an unknown task.
+            BatchError: the images are too few, or the network refuses them.
+        """
+        from disparse_structured.pipeline.quantizing import quantize_result
+
+        self.export(path, **(export or {}))
+        return quantize_result(self, path, images, **options)
 
     def __repr__(self) -> str:
         return f"PruningResult({type(self.model).__name__}, plan {self.plan.hash[:12]})"

@@ -36,6 +36,7 @@ from disparse_structured.structure.entering import EntryGraph, entry_graph, size
 from disparse_structured.structure.grouping import Grouping, group_units
 from disparse_structured.structure.groups import Attention, Pin, RatioConstraint, reach_matrix
 from disparse_structured.structure.labels import PinRecord
+from disparse_structured.structure.multiples import with_multiples
 from disparse_structured.structure.pins import summarize
 from disparse_structured.structure.ratios import ratio_constraints
 from disparse_structured.structure.resizing import resizing_of
@@ -371,8 +372,9 @@ def _assembled(
     captures: Captures,
 ) -> Structure:
     grouping = solution.grouping
+    groups = with_multiples(grouping.groups, grouping.units, trace.convolved)
     names = tuple(task.name for task in subject.tasks)
-    count = sum(group.units for group in grouping.groups)
+    count = sum(group.units for group in groups)
     batch = batch_size(subject.inputs)
     table = WidthTable(grouping.units, count)
     products = {
@@ -383,12 +385,12 @@ def _assembled(
     pinned, graph_only = _pins(subject, trace, solution)
     return Structure(
         tasks=names,
-        groups=grouping.groups,
+        groups=groups,
         pinned=pinned,
         unused=unused_modules(subject.model, trace.used),
         graph_only=graph_only,
         constraints=solution.constraints,
-        reach=reach_matrix(grouping.groups, names),
+        reach=reach_matrix(groups, names),
         unclaimed=_unclaimed(grouping, reach),
         cost=AnalyticCosts.of(table.finish(), **products),
         attributes=attributes,
@@ -404,7 +406,7 @@ def _assembled(
             for graph, consumers in zip(subject.entry_graphs, grouping.others, strict=True)
         ),
         fingerprint=fingerprint_of(
-            subject.tensors[0], grouping.groups, subject.form, subject.attention, subject.outputs
+            subject.tensors[0], groups, subject.form, subject.attention, subject.outputs
         ),
         capture=trace.capture,
         signature=signature,

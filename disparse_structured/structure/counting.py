@@ -15,7 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from disparse_structured.data.batches import batch_size
 from disparse_structured.data.call import call
 from disparse_structured.data.modes import eval_mode, without_fast_path
+from disparse_structured.data.randomness import Isolation
 from disparse_structured.graph.batching import with_batch
+from disparse_structured.graph.named_tensors import device_of
 from disparse_structured.graph.side_effects import undone
 
 
@@ -28,8 +30,11 @@ def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
     changed. If there are several tensors, :func:`~disparse_structured.graph.batching.with_batch` finds which
     of them hold the examples.
     """
-    example_inputs = with_batch(model, example_inputs)
+    isolated = Isolation(0, device_of(model))
+    with isolated:
+        example_inputs = with_batch(model, example_inputs)
     with (
+        isolated,
         undone(model),
         eval_mode(model),
         torch.no_grad(),

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import fx
 
+from disparse_structured.graph.capture import Capture
+from disparse_structured.graph.operators import named_arguments, operator_of
 from disparse_structured.structure.groups import ChannelGroup, Consumer, Kind, Member
 from disparse_structured.structure.labels import PINNED, PinRecord
 from disparse_structured.structure.tracing import Read, Trace
@@ -48,6 +51,7 @@ def group_units(
     Args:
         others: what further graphs of the model read.
     """
+    input_dims = _input_dims(trace.capture)
     all_reads = [*trace.reads, *(read for reads in others for read in reads)]
     graph_of = [0] * len(trace.reads) + [number for number, reads in enumerate(others, 1) for _ in reads]
     places = [
@@ -91,7 +95,11 @@ def group_units(
         rank = np.full(len(free), -1)
         rank[units] = np.arange(len(units))
         found = [(places[i], _positions(rank[positions[i]], len(units))) for i in inside[group]]
-        owned = tuple(Member(*place.member, where) for place, where in found if place.member is not None)
+        owned = tuple(
+            Member(*place.member, where, reads=place.member in input_dims)
+            for place, where in found
+            if place.member is not None
+        )
         attributes = tuple(
             Member(*place.attribute, where) for place, where in found if place.attribute is not None
         )
@@ -122,6 +130,21 @@ def group_units(
         record = PinRecord(atoms, "only one unit", "", "")
     by_graph = tuple(tuple(each[number] for each in elsewhere) for number in range(len(others)))
     return Grouping(tuple(groups), unit_of_class[classes], record, by_graph)
+
+
+def _input_dims(capture: Capture) -> set[tuple[str, int]]:
+    """Name and dimension of every weight along which it is multiplied with the data."""
+    found = set[tuple[str, int]]()
+    for node in capture.graph.nodes:
+        contracts = operator_of(node).contracts if node.op == "call_function" else None
+        if contracts is None or contracts.weight is None:
+            continue
+        weight = named_arguments(node).get(contracts.weight)
+        if isinstance(weight, fx.Node) and weight.name in capture.tensors:
+            last = weight.meta["val"].ndim - 2
+            dim = last if contracts.input_dim is None else contracts.input_dim
+            found.add((capture.tensors[weight.name], dim))
+    return found
 
 
 def _consumer(read: Read, where: np.ndarray) -> Consumer:

@@ -26,12 +26,14 @@ Attention = Literal["heads", "head_dim"]
 class Member:
     """The slices of one parameter or buffer that shrink with the group.
 
-    ``index`` is int64 ``[units, multiplicity]``: the positions along ``dim`` that unit ``u`` owns.
+    ``index`` is int64 ``[units, multiplicity]``: the positions along ``dim`` that unit ``u`` owns. ``reads``
+    if ``dim`` is the one along which a weight is multiplied with the layer's input.
     """
 
     parameter: str
     dim: int
     index: np.ndarray
+    reads: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +72,8 @@ class ChannelGroup:
 
     ``start`` is the position of the group's first unit in the flat vectors over all units that
     saliency, votes and arbitration work on. ``attributes`` are slices of plain tensors that modules hold,
-    such as a position table; they shrink too.
+    such as a position table; they shrink too. A runtime's convolutions are fast where the number of kept
+    units is a multiple of ``multiple``, see :mod:`.multiples`.
     """
 
     name: str
@@ -81,6 +84,7 @@ class ChannelGroup:
     kind: Kind
     start: int
     attributes: tuple[Member, ...] = ()
+    multiple: int = 1
 
     @property
     def slice(self) -> slice:

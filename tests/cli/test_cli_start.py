@@ -60,7 +60,7 @@ REFUSED = {
     f"{CUT} --macs half": "half is neither",
     f"{CUT} --floor 2": "argument --floor: 2 is not a number from 0 to 1",
     f"{CUT} --min-width 0": "argument --min-width: 0 is not a whole number of at least 1",
-    f"{CUT} --round-to 1.5": "argument --round-to: 1.5 is not a whole number of at least 1",
+    f"{CUT} --round-to 1.5": "argument --round-to: 1.5 is not 'auto' or a whole number of at least 1",
     f"{CUT} --samples 1": "argument --samples: 1 is not a whole number of at least 2",
     f"{CUT} --threads 0": "argument --threads: 0 is not a whole number of at least 1",
     f"{CUT} --seed -1": "argument --seed: -1 is not a whole number from 0 to 4294967295",

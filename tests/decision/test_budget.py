@@ -62,7 +62,7 @@ def share(structure: Chain, keep: torch.Tensor, kind: str = "macs") -> float:
         ({"macs": 0.5, "floor": 1.5}, r"floor must be a share in \[0, 1\], such as 0.1, got 1.5"),
         ({"macs": 0.5, "floor": float("nan")}, "floor must be .*, got nan"),
         ({"macs": 0.5, "min_width": 0}, "min_width must be an integer >= 1, a number of units, got 0"),
-        ({"macs": 0.5, "round_to": 2.0}, "round_to must be an integer >= 1"),
+        ({"macs": 0.5, "round_to": 2.0}, "round_to must be 'auto' or an integer >= 1"),
     ],
 )
 def test_a_budget_that_makes_no_sense_is_refused_at_once(arguments: dict[str, Any], text: str) -> None:

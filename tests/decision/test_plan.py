@@ -36,7 +36,7 @@ def small_plan(structure: Chain | None = None) -> Plan:
         structure,
         keep,
         votes=votes,
-        budget=Budget(macs=0.5, protected="stem*").facts(),
+        budget=Budget(macs=0.5, round_to=1, protected="stem*").facts(),
         provenance=Provenance(
             "DiSparse", "Magnitude(p=2)", "Unanimous()", "GlobalRanking()", 0.5, 7, (("torch", "2.15.0"),)
         ),

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 from torch.utils import _pytree as pytree
 
 from disparse_structured import Compensated, DiSparse, analyse, apply, load, prune
+from disparse_structured.decision.budget import Budget
 from disparse_structured.errors import BudgetError, LoadError, PlanError
 from disparse_structured.pipeline import PruningResult
 from disparse_structured.refit import Affine, LeastSquares
@@ -118,7 +119,8 @@ def test_prune_gives_the_graph_refit(id: str) -> None:
 def test_a_graph_within_a_tolerance() -> None:
     model, images = MIXED.factory(), MIXED.inputs(24, seed=3)[0]
     structure = analyse(model, images[:2], form="graph")
-    options: dict[str, Any] = {"macs": 0.7, "method": QUICK, "structure": structure, "verify": False}
+    budget = Budget(macs=0.7, round_to=1)
+    options: dict[str, Any] = {"budget": budget, "method": QUICK, "structure": structure, "verify": False}
     free = prune(model, images, **options).report.deviation
     assert free is not None
     limit = 0.8 * free.final["near"]

@@ -18,7 +18,7 @@ IMAGES = torch.rand(16, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 def net() -> nn.Sequential:
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 20, 3), nn.ReLU(), nn.Conv2d(20, 4, 1)]
+    layers = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.ReLU(), nn.Conv2d(24, 4, 1)]
     return nn.Sequential(*layers).eval()
 
 
@@ -46,8 +46,28 @@ def test_shares_limit_what_is_removed_of_a_layer() -> None:
     assert widths(pruned(model, shares={model[0]: (0.5, 0.5)}).model)[0] == 8
     exact = pruned(model, shares={"*": (0.25, 1.0), "2": (0.5, 0.5)})
     assert widths(exact.model)[0] <= 12
-    assert widths(exact.model)[1] == 10
+    assert widths(exact.model)[1] == 12
     assert Plan.from_json(exact.plan.to_json()) == exact.plan
+
+
+def test_shares_are_of_what_a_layer_writes_not_of_what_it_reads() -> None:
+    torch.manual_seed(0)
+    up, last = nn.ConvTranspose2d(16, 12, 2), nn.Conv2d(12, 4, 1)
+    structure = ds.analyse(nn.Sequential(nn.Conv2d(3, 16, 3), up, nn.ReLU(), last).eval(), IMAGES[:2])
+    budget = ds.Budget(macs=0.7, shares={"1": (0.5, 0.5)})
+    plan = ds.plan(structure, torch.rand(1, structure.units), budget)
+
+    assert {name: len(units) for name, units in plan.removals.items() if name == "1"} == {"1": 6}
+    with pytest.raises(PatternError, match="matches no channel group"):
+        ds.plan(structure, torch.rand(1, structure.units), ds.Budget(macs=0.7, shares={"3": 0.5}))
+
+
+def test_shares_of_an_embedding_are_of_its_features() -> None:
+    model = nn.Sequential(nn.Embedding(9, 12), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    structure = ds.analyse(model, torch.randint(0, 9, (2, 5)))
+    plan = ds.plan(structure, torch.rand(1, structure.units), ds.Budget(macs=0.7, shares={"0": (0.25, 0.25)}))
+
+    assert len(plan.removals["0"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -88,7 +108,7 @@ class Towers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.body, self.head = nn.Sequential(*list(net())[:4]), nn.Conv2d(20, 4, 1)
+        self.body, self.head = nn.Sequential(*list(net())[:4]), nn.Conv2d(24, 4, 1)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         features = self.body(x)
@@ -108,7 +128,7 @@ def test_outputs_beside_the_tasks_hold_their_width_unless_told_otherwise(tmp_pat
     structure = ds.analyse(model, IMAGES[:2], ["seg"], outputs="tasks")
     result = ds.prune(model, IMAGES, structure=structure, **options)
     assert result.report.costs["macs"].ratio <= 0.3
-    assert result.model.head.in_channels < 20
+    assert result.model.head.in_channels < 24
     result.save(tmp_path)
     loaded = ds.load(tmp_path, lambda: Towers().eval())
     torch.testing.assert_close(loaded(IMAGES)["seg"], result.model(IMAGES)["seg"])

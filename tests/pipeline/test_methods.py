@@ -47,7 +47,12 @@ def structure() -> Structure:
 
 def pruned(structure: Structure, method: Method, model: nn.Module | None = None) -> PruningResult:
     """The quickest way to a plan of ``method``."""
-    given: dict[str, Any] = {"structure": structure, "macs": MACS, "refit": None, "verify": False}
+    given: dict[str, Any] = {
+        "structure": structure,
+        "budget": Budget(macs=MACS, round_to=1),
+        "refit": None,
+        "verify": False,
+    }
     return prune(model or build(), images(8), method=method, **given)
 
 

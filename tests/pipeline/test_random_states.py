@@ -67,7 +67,11 @@ def loaded(folder: Path) -> Any:
     return {k: v.tolist() for k, v in ds.load(folder, build).state_dict().items()}
 
 
-@pytest.mark.parametrize("action", [analysed, pruned, loaded])
+def counted(folder: Path) -> Any:
+    return ds.costs.MACs().count(build(), (X[:2],))
+
+
+@pytest.mark.parametrize("action", [analysed, pruned, loaded, counted])
 def test_global_random_states_are_neither_changed_nor_read(
     action: Callable[[Path], Any], tmp_path: Path
 ) -> None:

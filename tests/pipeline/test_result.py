@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from disparse_structured import DiSparse, Task, analyse, load, prune
+from disparse_structured import Budget, DiSparse, Task, analyse, load, prune
 from disparse_structured.errors import ExportError, LoadError
 from disparse_structured.pipeline import PruningResult
 from disparse_structured.refit import Affine
@@ -104,7 +104,7 @@ def test_the_report_says_how_far_each_output_moved(refit: Any, count: int) -> No
 
 
 def test_a_refit_says_what_it_did() -> None:
-    found = prune(build(), images(24), macs=0.5, verify=False)
+    found = prune(build(), images(24), budget=Budget(macs=0.5, round_to=1), verify=False)
 
     refit, moved = found.report.refit, found.report.deviation
     assert refit is not None

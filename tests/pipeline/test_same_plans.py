@@ -18,15 +18,23 @@ from tests.support.zoo import BY_ID
 BEFORE = json.loads(Path(__file__).with_name("plans_3336ac7.json").read_text())
 """By network and setting, the units that were removed from each group at commit 3336ac7."""
 
+HALF = Budget(macs=0.5, round_to=1)
+
 SETTINGS: dict[str, dict[str, Any]] = {
-    "votes": {"macs": 0.5, "method": DiSparse()},
+    "votes": {"budget": HALF, "method": DiSparse()},
     "votes-parameters-round": {
         "budget": Budget(parameters=0.6, round_to=2),
         "method": DiSparse(),
     },
-    "taylor-majority-global": {"macs": 0.6, "method": DiSparse(Taylor(), Majority(), GlobalRanking())},
-    "compensated": {"macs": 0.5},
-    "compensated-unanimous": {"macs": 0.7, "method": Compensated(arbiter=Unanimous())},
+    "taylor-majority-global": {
+        "budget": Budget(macs=0.6, round_to=1),
+        "method": DiSparse(Taylor(), Majority(), GlobalRanking()),
+    },
+    "compensated": {"budget": HALF},
+    "compensated-unanimous": {
+        "budget": Budget(macs=0.7, round_to=1),
+        "method": Compensated(arbiter=Unanimous()),
+    },
 }
 
 EVERYWHERE = ("votes", "compensated")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from disparse_structured import Compensated, DiSparse, prune
+from disparse_structured import Budget, Compensated, DiSparse, prune
 from disparse_structured.decision.arbiters import Minimax, Priority
 from disparse_structured.errors import BudgetError
 from disparse_structured.pipeline import PruningResult
@@ -17,6 +17,7 @@ from tests.support.plans import snapshot
 from tests.support.redundant import build, deviations, images, macs_left, set_aside
 
 QUICK = Compensated(rounds=1)
+BUDGET = Budget(macs=0.6, round_to=1)
 
 
 class Rivals(nn.Module):
@@ -36,7 +37,7 @@ class Rivals(nn.Module):
 @pytest.fixture(scope="module")
 def rivals() -> dict[str, float]:
     """How far each output moves at 60 % of the MACs when there is no limit."""
-    return after(prune(build(Rivals), images(), macs=0.6, verify=False, method=QUICK))
+    return after(prune(build(Rivals), images(), budget=BUDGET, verify=False, method=QUICK))
 
 
 def after(result: PruningResult) -> dict[str, float]:
@@ -51,7 +52,7 @@ def test_a_tolerance_is_kept_at_the_same_cost_at_the_others_expense(
 ) -> None:
     limit = 0.85 * rivals[limited]
 
-    result = prune(build(Rivals), images(), macs=0.6, tolerance={limited: limit}, method=QUICK)
+    result = prune(build(Rivals), images(), budget=BUDGET, tolerance={limited: limit}, method=QUICK)
 
     other = {"depth": "edges", "edges": "depth"}[limited]
     assert after(result)[limited] <= limit
@@ -67,7 +68,7 @@ def test_a_tolerance_is_kept_at_the_same_cost_at_the_others_expense(
 def test_limits_of_all_tasks_are_kept_together(rivals: dict[str, float]) -> None:
     limits = {"depth": 0.85 * rivals["depth"], "edges": 2.5 * rivals["edges"]}
 
-    found = after(prune(build(Rivals), images(), macs=0.6, tolerance=limits, verify=False, method=QUICK))
+    found = after(prune(build(Rivals), images(), budget=BUDGET, tolerance=limits, verify=False, method=QUICK))
 
     assert all(found[name] <= limit for name, limit in limits.items())
 
@@ -80,7 +81,7 @@ def test_a_tolerance_that_cannot_be_kept_says_what_blocks_and_what_would_be_poss
     limits = {"depth": 0.3 * rivals["depth"], "edges": 40 * rivals["edges"]}
 
     with pytest.raises(BudgetError) as refused:
-        prune(model, images(), macs=0.6, tolerance=limits, method=QUICK)
+        prune(model, images(), budget=BUDGET, tolerance=limits, method=QUICK)
 
     assert snapshot(model) == before
     message = str(refused.value)
@@ -92,11 +93,16 @@ def test_a_tolerance_that_cannot_be_kept_says_what_blocks_and_what_would_be_poss
     # The remedies hold what they promise.
     allowed = float(re.findall(r"or allow depth=([0-9.]+)\.$", message)[0])
     assert closest < allowed
-    assert after(prune(model, images(), macs=0.8, tolerance=limits, method=QUICK))["depth"] <= limits["depth"]
+    assert (
+        after(prune(model, images(), budget=Budget(macs=0.8, round_to=1), tolerance=limits, method=QUICK))[
+            "depth"
+        ]
+        <= limits["depth"]
+    )
 
 
 def test_a_tolerance_replaces_the_arbiter_of_votes_too(rivals: dict[str, float]) -> None:
-    votes: dict[str, Any] = {"macs": 0.6, "method": DiSparse(), "verify": False}
+    votes: dict[str, Any] = {"budget": BUDGET, "method": DiSparse(), "verify": False}
     free = after(prune(build(Rivals), images(), **votes))
     limit = 1.02 * free["depth"]
 
@@ -111,13 +117,21 @@ def test_with_a_budget_of_parameters_a_tolerance_holds_too(rivals: dict[str, flo
     with pytest.raises(
         BudgetError, match=r"parameters=900 cannot.* At parameters=0\.\d+ .* more parameters, or"
     ):
-        prune(build(Rivals), images(), parameters=900, tolerance={"edges": 1e-4}, method=QUICK)
+        prune(
+            build(Rivals),
+            images(),
+            budget=Budget(parameters=900, round_to=1),
+            tolerance={"edges": 1e-4},
+            method=QUICK,
+        )
 
 
 def test_priority_and_minimax_shift_what_is_lost(rivals: dict[str, float]) -> None:
     def of(arbiter: Any) -> dict[str, float]:
         return after(
-            prune(build(Rivals), images(), macs=0.6, verify=False, method=replace(QUICK, arbiter=arbiter))
+            prune(
+                build(Rivals), images(), budget=BUDGET, verify=False, method=replace(QUICK, arbiter=arbiter)
+            )
         )
 
     depth, edges = of(Priority({"depth": 20})), of(Priority({"edges": 20}))

@@ -68,6 +68,15 @@ def test_the_page_on_relatedness() -> None:
     assert names["alone"].parameters[1] < names["alone"].parameters[0]
 
 
+def test_the_page_on_int8(tmp_path: Path) -> None:
+    names = run("docs/int8.md")
+
+    facts = names["facts"]
+    assert all(task.int8 <= task.tolerance for task in facts.tasks.values())
+    assert facts.recommended in ("float", "int8")
+    assert {path.name for path in (tmp_path / "small").iterdir()} >= {"model.onnx", "model.int8.onnx"}
+
+
 def test_the_page_on_torch_pruning() -> None:
     names = run("docs/torch-pruning.md")
 

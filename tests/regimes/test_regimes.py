@@ -37,7 +37,7 @@ from tests.support.plans import deviation
 pytestmark = pytest.mark.xdist_group("regimes")
 """One process runs every regime once for all."""
 
-BUDGET = Budget(macs=0.4)
+BUDGET = Budget(macs=0.4, round_to=1)
 
 
 class TwoHeads(nn.Module):

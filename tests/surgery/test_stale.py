@@ -14,7 +14,7 @@ IMAGES = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 def test_they_are_listed_and_once_set_the_other_method_works() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(Rep(3, 16), Rep(16, 32), nn.Conv2d(32, 4, 1)).eval()
-    result = ds.prune(model, IMAGES, macs=0.5)
+    result = ds.prune(model, IMAGES, budget=ds.Budget(macs=0.5, round_to=1))
 
     assert result.report.stale == ("0.out_channels", "1.in_channels", "1.out_channels")
     assert "still hold the dense size: 0.out_channels, 1.in_channels" in " ".join(str(result.report).split())

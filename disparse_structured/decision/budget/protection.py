@@ -55,7 +55,7 @@ def _names(group: ChannelGroup, produced: bool) -> set[str]:
     """
     found = {group.name}
     for member in group.members:
-        if produced and member.dim > 0:
+        if produced and member.reads:
             continue
         parts = member.parameter.split(".")
         found.update(".".join(parts[:length]) for length in range(1, len(parts) + 1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -33,8 +33,8 @@ class WidthRules(Protocol):
         ...
 
     @property
-    def round_to(self) -> int:
-        """What kept counts are multiples of."""
+    def round_to(self) -> int | Literal["auto"]:
+        """What kept counts are multiples of; ``"auto"``: of each group's own ``multiple``."""
         ...
 
     @property
@@ -134,7 +134,7 @@ class Widths:
             [_minimum(group.units, rules, bool(reached[group.start])) for group in groups], dtype=np.int64
         )
         maximum = _apply_shares(rules, groups, dense, minimum)
-        step = np.array([1 if group.kind == "head" else rules.round_to for group in groups], dtype=np.int64)
+        step = np.array([_step(group, rules.round_to) for group in groups], dtype=np.int64)
         places = {group.name: place for place, group in enumerate(groups)}
         group = torch.repeat_interleave(torch.arange(len(groups)), torch.from_numpy(dense))
         within = by_importance[group[by_importance].argsort(stable=True)]
@@ -208,6 +208,12 @@ def _apply_shares(
             minimum[place] = max(1, math.ceil(round(group.units * (1 - most), 9)))
             maximum[place] = max(kept_most, minimum[place])
     return maximum
+
+
+def _step(group: ChannelGroup, round_to: int | Literal["auto"]) -> int:
+    if group.kind == "head":
+        return 1
+    return group.multiple if round_to == "auto" else round_to
 
 
 def _minimum(units: int, rules: WidthRules, reached: bool) -> int:

@@ -117,6 +117,8 @@ def _finish(trace: Trace, call: Call, value: Value, weight: Value, outputs: Axis
     coefficient = math.prod(axis.size for axis in weight[2:]) * math.prod(shape[:channel])
     trace.multiply(call, coefficient, weight[0], weight[1], *places)
     result = Axis(shape[channel], outputs.labels)
+    if spatial == 2 and math.prod(shape[channel + 1 :]) > 1:
+        trace.convolved += [value[channel].atoms(), result.atoms()]
     axes = plain(shape[channel + 1 :])
     return (
         *value[:channel],

@@ -1,0 +1,92 @@
+"""Which layers of an ONNX file may be INT8: votes on measured damage, and measurements of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from disparse_structured.decision.arbiters import Arbiter, Ballot
+from disparse_structured.decision.arbiters.ballot import arbitrate
+
+Deviations = Mapping[str, float]
+"""By task, how far its output moved, relative in the Euclidean norm."""
+
+_TINY = torch.finfo(torch.float64).tiny
+
+
+@dataclass(eq=False)
+class Consent:
+    """The search for the largest set of layers that no task objects to.
+
+    A layer that alone passes a task's limit stays float. Of the others, the arbiter names as many as it is
+    asked for, with layers as units and squared deviations as scores.
+
+    Args:
+        damage: by layer, what it alone does to each task.
+        gain: by layer, how often it multiplies.
+        limits: by task.
+        arbiter: decides between tasks.
+        measure: the deviations with some layers in INT8 together.
+    """
+
+    damage: Mapping[str, Deviations]
+    gain: Mapping[str, int]
+    limits: Deviations
+    arbiter: Arbiter
+    measure: Callable[[Collection[str]], Deviations]
+    measured: int = field(default=0, init=False)
+
+    def layers(self) -> tuple[str, ...]:
+        """The layers to quantize, by bisection over the share that the arbiter is asked for."""
+        willing = [layer for layer, own in self.damage.items() if used(own, self.limits) <= 1]
+        best: tuple[str, ...] = ()
+        passed, failed = 0, len(willing) + 1
+        asked = len(willing)
+        while failed - passed > 1:
+            chosen = self._chosen(willing, asked / len(willing))
+            self.measured += 1
+            if used(self.measure(chosen), self.limits) <= 1:
+                best, passed = chosen, asked
+            else:
+                failed = asked
+            asked = (passed + failed) // 2
+        return best
+
+    def _chosen(self, willing: Sequence[str], ratio: float) -> tuple[str, ...]:
+        """What the arbiter makes INT8 if every task is asked for this share of its layers."""
+        rows = [[self.damage[layer][task] ** 2 for layer in willing] for task in self.limits]
+        damage = torch.tensor(rows, dtype=torch.float64)
+        gain = torch.tensor([max(self.gain[layer], 1) for layer in willing], dtype=torch.float64)
+
+        def standing(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            """The share of the layers of ``mask`` with less damage for each multiplication."""
+            order = torch.argsort(torch.where(mask, scores / gain, torch.inf), stable=True)
+            found = torch.empty_like(scores)
+            found[order] = torch.arange(len(order), dtype=scores.dtype) / max(int(mask.sum()), 1)
+            return torch.where(mask, found, 1.0)
+
+        reach = damage > 0
+        standings = torch.stack([standing(row, own) for row, own in zip(damage, reach, strict=True)])
+        ballot = Ballot(
+            votes=~reach | (standings >= ratio),
+            reach=reach,
+            scores=damage / damage.sum(dim=1, keepdim=True).clamp_min(_TINY),
+            ratio=ratio,
+            rerank=standing,
+            weights=damage.new_ones(len(damage)),
+            damage=damage,
+            tasks=tuple(self.limits),
+        )
+        keep = arbitrate(self.arbiter, ballot)
+        return tuple(layer for layer, kept in zip(willing, keep.tolist(), strict=True) if not kept)
+
+
+def used(found: Deviations, limits: Deviations) -> float:
+    """The largest share of a limit that is used; above 1 it is passed.
+
+    >>> used({"depth": 0.03, "label": 0.01}, {"depth": 0.05, "label": 0.05})
+    0.6
+    """
+    return max(found[task] / limit for task, limit in limits.items())
