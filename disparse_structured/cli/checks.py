@@ -68,6 +68,15 @@ def _check_prune(arguments: argparse.Namespace) -> None:
             "the following arguments are required: --data. A few dozen inputs of the model are enough, "
             "without labels: a file with a tensor [N, ...], or package.module:name."
         )
+    timed = arguments.latency is not None and arguments.latency is not True
+    limits = [name for name in ("macs", "parameters") if getattr(arguments, name) is not None]
+    if timed and limits:
+        raise UsageError(
+            f"argument --latency: {arguments.latency} is not allowed with argument --{limits[0]}. Leave one "
+            "of them out, or give --latency without a time to measure only."
+        )
+    if not timed and not limits:
+        raise UsageError("one of the arguments --macs --parameters is required, or --latency with a time.")
     for option in ("priority", "tolerance"):
         _check_once(option, [task for task, _ in getattr(arguments, option)])
     if arguments.tolerance and arguments.priority:
@@ -113,6 +122,17 @@ def _check_train(arguments: argparse.Namespace) -> None:
     _check_delivery(arguments)
 
 
+def _check_latency(arguments: argparse.Namespace) -> None:
+    require("onnx", "onnx", "onnxscript", "onnxruntime")
+    if arguments.clear:
+        return
+    if arguments.model is None or (arguments.data is None and arguments.example is None):
+        raise UsageError(
+            "give --model and either --example or --data, to measure a model, or --clear, to forget what was "
+            "measured."
+        )
+
+
 def _check_relate(arguments: argparse.Namespace) -> None:
     require("figures", "matplotlib")
 
@@ -148,6 +168,7 @@ def _check_once(option: str, tasks: Sequence[str]) -> None:
 _COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "prune": _check_prune,
     "train": _check_train,
+    "latency": _check_latency,
     "relate": _check_relate,
     "show": _check_show,
 }

@@ -83,7 +83,7 @@ def _deployed(
             facts = result.export(path, check_inputs=checks)
         # The folder may be moved, so its report names its own file only.
         entries: dict[str, Any] = {"export": dataclasses.asdict(facts) | {"path": ONNX}}
-        if arguments.latency:
+        if arguments.latency is True:
             with screen.step("measuring the latency of the dense and the pruned file in turn"):
                 entries["latency"] = _latency(result, given, path, facts, arguments.threads)
     except ExportError as error:

@@ -49,11 +49,11 @@ def add_command(
     )
 
 
-def add_model(group: Options) -> None:
+def add_model(group: Options, *, required: bool = True) -> None:
     """``--model``."""
     group.add_argument(
         "--model",
-        required=True,
+        required=required,
         metavar="FACTORY",
         help=f"a function without arguments that returns the dense model, {AS}",
     )
@@ -105,9 +105,9 @@ def add_tasks(group: Options, *, required: bool) -> None:
     )
 
 
-def add_limit(group: Options) -> None:
+def add_limit(group: Options, *, required: bool = True) -> None:
     """``--macs`` or ``--parameters``."""
-    limits = group.add_mutually_exclusive_group(required=True)
+    limits = group.add_mutually_exclusive_group(required=required)
     wanted = "of the pruned model: a fraction of the dense model's, such as 0.5, or a count"
     limits.add_argument("--macs", type=values.limit, metavar="N", help=f"MACs {wanted}")
     limits.add_argument("--parameters", type=values.limit, metavar="N", help=f"parameters {wanted}")
@@ -208,25 +208,38 @@ def add_out(group: Options) -> None:
     )
 
 
-def add_delivery(group: Options) -> None:
-    """``--onnx``, ``--latency`` and ``--threads``."""
+def add_delivery(group: Options, *, limits: bool = False) -> None:
+    """``--onnx``, ``--latency``, which with a number ``limits`` the latency, and ``--threads``."""
     group.add_argument(
         "--onnx",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="write model.onnx and check it against PyTorch (default: yes)",
     )
-    group.add_argument(
-        "--latency",
-        action="store_true",
-        help="also measure the latency of the dense and the pruned model in ONNX Runtime",
-    )
+    measure = "also measure the latency of the dense and the pruned model in ONNX Runtime"
+    if limits:
+        group.add_argument(
+            "--latency",
+            type=values.latency,
+            nargs="?",
+            const=True,
+            metavar="TIME",
+            help=f"{measure}. With a TIME, prune to it instead of --macs or --parameters: 0.5 for half of "
+            "the dense model's time, or 12ms",
+        )
+    else:
+        group.add_argument("--latency", action="store_true", help=measure)
+    add_threads(group, "--latency")
+
+
+def add_threads(group: Options, user: str) -> None:
+    """``--threads``, which ``user`` uses."""
     group.add_argument(
         "--threads",
         type=values.count(),
         default=1,
         metavar="N",
-        help="threads used by --latency (default: 1)",
+        help=f"threads used by {user} (default: 1)",
     )
 
 

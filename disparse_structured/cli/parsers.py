@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from importlib.metadata import version
+from pathlib import Path
 
 from disparse_structured.cli import options, values
 from disparse_structured.cli.prune_parser import add_prune
@@ -27,6 +28,7 @@ def build_parser() -> Parser:
     add_prune(commands)
     add_train(commands)
     _add_inspect(commands)
+    _add_latency(commands)
     _add_relate(commands)
     _add_show(commands)
     _add_demo(commands)
@@ -56,6 +58,41 @@ def _add_inspect(commands: argparse._SubParsersAction[Parser]) -> None:
         help="show how far a budget can go for several values of --floor",
     )
     options.add_json(parser.add_argument_group("output"))
+
+
+def _add_latency(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = options.add_command(
+        commands,
+        "latency",
+        usage="(--model FACTORY (--data DATA | --example SHAPE [SHAPE ...]) | --clear) [options]",
+        help="measure what a model's operations take in ONNX Runtime at several widths",
+        description="Measure a model's operations in ONNX Runtime on this machine, and show on which widths\n"
+        "they are fast. Times are kept for `disparse prune --latency` and for other models.",
+    )
+    subject = parser.add_argument_group("model and data")
+    options.add_model(subject, required=False)  # checks.py says what to give
+    inputs = subject.add_mutually_exclusive_group()
+    options.add_data(inputs, required=False)
+    options.add_example(inputs)
+    options.add_tasks(subject, required=False)
+    options.add_structure(subject)
+    runtime = parser.add_argument_group("runtime")
+    options.add_threads(runtime, "ONNX Runtime")
+    runtime.add_argument(
+        "--batch", type=values.count(), default=1, metavar="N", help="examples in a batch (default: 1)"
+    )
+    runtime.add_argument(
+        "--size",
+        type=values.shape,
+        metavar="SIZE",
+        help="the size of the inputs, such as 224x224 (default: that of the data or example)",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--picture", type=Path, metavar="FILE", help="draw the times over the widths into an SVG file"
+    )
+    output.add_argument("--clear", action="store_true", help="forget what was measured on this machine")
+    options.add_json(output)
 
 
 def _add_relate(commands: argparse._SubParsersAction[Parser]) -> None:

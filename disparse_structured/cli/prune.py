@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import nn
 
 import disparse_structured as ds
 from disparse_structured.cli import names, sources
@@ -14,14 +16,18 @@ from disparse_structured.cli.data import first_inputs, load_data
 from disparse_structured.cli.delivery import Subject, deliver
 from disparse_structured.decision.arbiters.by_name import by_task
 from disparse_structured.decision.budget import Budget
+from disparse_structured.latency import Latency, OnnxRuntime
 from disparse_structured.pipeline import EXAMPLE_SAMPLES
+from disparse_structured.pipeline.latency import latency_budget
 from disparse_structured.pipeline.quantizing import TOLERANCE
+from disparse_structured.structure import Structure
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     """Prunes, saves and exports; all facts are in ``report.json``."""
     method, refit = names.method(arguments), names.refit(arguments.refit)
-    limits = budget(arguments)
+    timed = arguments.latency is not None and arguments.latency is not True
+    limits = None if timed else budget(arguments)
     torch.manual_seed(arguments.seed)
     with screen.step("building the model and opening the data"):
         model = sources.load_model(arguments.model, arguments.weights)
@@ -30,6 +36,9 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         example = first_inputs(model, data, EXAMPLE_SAMPLES)
     with screen.step("reading the structure"):
         structure = sources.read_structure(model, example, tasks, arguments)
+    if limits is None:
+        with screen.step("measuring the operations of the model"):
+            limits = time_limit(arguments, model, structure)
     int8 = _int8(arguments, structure.tasks)
     result = ds.prune(
         model,
@@ -57,14 +66,23 @@ def _int8(arguments: argparse.Namespace, tasks: tuple[str, ...]) -> Mapping[str,
     return {**dict.fromkeys(tasks, common), **named} if arguments.int8 else None
 
 
+def time_limit(arguments: argparse.Namespace, model: nn.Module, structure: Structure) -> Budget:
+    """The budget of ``--latency TIME``."""
+    latency = Latency(model, OnnxRuntime(threads=arguments.threads))
+    return latency_budget(arguments.latency, latency, structure, **widths(arguments))
+
+
 def budget(arguments: argparse.Namespace) -> Budget:
     """The budget that the arguments state."""
-    return ds.Budget(
-        macs=arguments.macs,
-        parameters=arguments.parameters,
-        floor=arguments.floor,
-        min_width=arguments.min_width,
-        round_to=arguments.round_to,
-        protected=tuple(arguments.protect),
-        uniform=arguments.uniform,
-    )
+    return ds.Budget(macs=arguments.macs, parameters=arguments.parameters, **widths(arguments))
+
+
+def widths(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the arguments say about widths, as options of a budget."""
+    return {
+        "floor": arguments.floor,
+        "min_width": arguments.min_width,
+        "round_to": arguments.round_to,
+        "protected": tuple(arguments.protect),
+        "uniform": arguments.uniform,
+    }

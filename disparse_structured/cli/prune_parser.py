@@ -16,7 +16,7 @@ def add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = options.add_command(
         commands,
         "prune",
-        usage="--model FACTORY --data DATA (--macs N | --parameters N) --out DIR [options]",
+        usage="--model FACTORY --data DATA (--macs N | --parameters N | --latency TIME) --out DIR [options]",
         help="make a model smaller, without training",
         description="Prune a model to a budget. A few dozen inputs are enough; the default method needs no\n"
         f"labels. Writes {options.FILES}.",
@@ -36,7 +36,7 @@ def add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
         help=f"read N inputs (default: {SAMPLES} for --method compensated, all of --data otherwise)",
     )
     budget = parser.add_argument_group("budget")
-    options.add_limit(budget)
+    options.add_limit(budget, required=False)  # checks.py says what to give
     options.add_widths(budget)
     budget.add_argument(
         "--drop-unused",
@@ -52,7 +52,7 @@ def add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
         action="store_false",
         help="skip the check of the pruned model against the masked dense model",
     )
-    options.add_delivery(output)
+    options.add_delivery(output, limits=True)
     options.add_int8(output)
     options.add_json(output)
 

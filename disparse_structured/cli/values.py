@@ -25,6 +25,18 @@ def limit(text: str) -> float:
     return value
 
 
+def latency(text: str) -> float | str:
+    """A share of the dense latency below 1, or milliseconds, such as ``12ms``."""
+    found = re.fullmatch(r"(\d*\.?\d+)(\s*ms)?", text.strip())
+    value = float(found[1]) if found else 0.0
+    if not found or value <= 0 or (not found[2] and value >= 1):
+        raise argparse.ArgumentTypeError(
+            f"{text} is neither a share of the dense latency between 0 and 1 nor milliseconds. Give 0.5 or "
+            "12ms, for example"
+        )
+    return text if found[2] else value
+
+
 def count(least: int = 1) -> Callable[[str], int]:
     """A whole number of at least ``least``."""
 

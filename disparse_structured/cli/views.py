@@ -25,6 +25,7 @@ from disparse_structured.report.pruning import (
 )
 from disparse_structured.report.quantization import LayerFact, QuantizationFacts, TaskDeviation
 from disparse_structured.report.refit import LayerFacts, RefitFacts, SkippedLayer
+from disparse_structured.report.speed import SpeedFacts
 from disparse_structured.structure import Pin, RatioConstraint, UnusedModule
 
 _MEMBERS_SHOWN = 3
@@ -50,7 +51,7 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
         )
         for name, kind in lists:
             facts[name] = tuple(kind(**entry) for entry in facts[name])
-        for name, optional in (("graph", GraphFacts), ("graph_only", GraphOnly)):
+        for name, optional in (("graph", GraphFacts), ("graph_only", GraphOnly), ("speed", SpeedFacts)):
             facts[name] = None if facts[name] is None else optional(**facts[name])
         facts["stale"] = tuple(facts["stale"])
         if facts["deviation"] is not None:

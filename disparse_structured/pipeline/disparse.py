@@ -52,14 +52,17 @@ class DiSparse:
 
     def decide(self, problem: Problem) -> Decided:
         """See :class:`~disparse_structured.pipeline.method.Method`."""
-        found = self.score(
-            problem.model,
-            problem.structure,
-            problem.data,
-            to_inputs=problem.to_inputs,
-            seed=problem.seed,
-            max_batches=problem.max_batches,
-            progress=problem.progress,
+        found: Saliency = problem.once(
+            "scores",
+            lambda: self.score(
+                problem.model,
+                problem.structure,
+                problem.data,
+                to_inputs=problem.to_inputs,
+                seed=problem.seed,
+                max_batches=problem.max_batches,
+                progress=problem.progress,
+            ),
         )
         return self.vote(problem.structure, found.scores, problem.budget), found
 

@@ -40,6 +40,8 @@ class Problem:
         max_batches: read at most this many batches of ``data`` for one scoring.
         seed: random seed.
         progress: show progress bars on a terminal.
+        known: what an earlier attempt left for attempts that differ in the limit alone; None where there are
+            none.
     """
 
     model: nn.Module
@@ -51,11 +53,20 @@ class Problem:
     max_batches: int | None = None
     seed: int = 0
     progress: bool = False
+    known: dict[str, Any] | None = None
 
     @functools.cached_property
     def calibration(self) -> Calibration:
         """Unlabeled examples of one shape."""
         return self.examples()
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What ``compute`` returns, or returned in an earlier attempt."""
+        if self.known is None:
+            return compute()
+        if name not in self.known:
+            self.known[name] = compute()
+        return self.known[name]
 
 
 class Method(Protocol):
@@ -94,29 +105,37 @@ def decide_in_rounds(
     structure, budget = problem.structure, problem.budget
     dense = budget.of.on(structure).dense
     share = budget.target(dense) / dense
-    keep = torch.ones(structure.units, dtype=torch.bool)
-    model = problem.model
-    for number in range(1, rounds + 1):
-        last = number == rounds
-        saliency = scored(model, keep)
-        deciding = functools.partial(
+
+    def deciding(saliency: Saliency, keep: torch.Tensor | None) -> Callable[[Budget], Decision]:
+        return functools.partial(
             decide,
             structure,
             saliency.scores,
             ranking=ranking,
             arbiter=arbiter,
             weights=task_weights(structure),
-            left=keep if number > 1 else None,
+            left=keep,
         )
-        try:
-            decision = deciding(budget if last else replace(budget, limit=share ** (number / rounds)))
-        except BudgetError:
-            deciding(budget)  # raises the error for the budget that was requested
-            raise
-        keep = decision.keep
-        if not last and between is not None:
-            model = refit(problem.model, structure, keep, problem.calibration, method=between).model
-    return decision, saliency
+
+    def before_last() -> tuple[Saliency, torch.Tensor | None]:
+        """The scores of what the last round starts with."""
+        model, keep = problem.model, None
+        for number in range(1, rounds + 1):
+            saliency = scored(model, torch.ones(structure.units, dtype=torch.bool) if keep is None else keep)
+            if number == rounds:
+                break
+            decided = deciding(saliency, keep)
+            try:
+                keep = decided(replace(budget, limit=share ** (number / rounds))).keep
+            except BudgetError:
+                decided(budget)  # raises the error for the budget that was requested
+                raise
+            if between is not None:
+                model = refit(problem.model, structure, keep, problem.calibration, method=between).model
+        return saliency, keep
+
+    saliency, left = problem.once("rounds", before_last)
+    return deciding(saliency, left)(budget), saliency
 
 
 def task_weights(structure: Structure) -> list[float]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console
 from torch import nn
 
 from disparse_structured.decision.budget import Budget
-from disparse_structured.errors import OptionError
+from disparse_structured.errors import BudgetError, OptionError
 from disparse_structured.structure import Structure
 
 _EXAMPLES = {"criterion": "Fisher()", "arbiter": "Unanimous()", "ranking": "PerCostRanking()"}
@@ -72,21 +72,29 @@ def _check_object(name: str, choice: object) -> None:
 
 
 def the_budget(
-    model: nn.Module, macs: float | None, parameters: float | None, budget: Budget | None
-) -> Budget:
+    model: nn.Module, limits: Mapping[str, float | str | None], budget: Budget | None
+) -> Budget | None:
     """Return the one budget that was given, with modules replaced by their names in ``model``.
+
+    None where the latency is limited: that budget needs a structure.
 
     Raises:
         OptionError: a limit stands beside ``budget``, or ``budget`` is something else.
         BudgetError: there is none, or there are two.
     """
-    if budget is None:
-        return Budget(macs=macs, parameters=parameters)
     given = [
-        f"{name}={limit:g}"
-        for name, limit in (("macs", macs), ("parameters", parameters))
+        f"{name}={limit:g}" if isinstance(limit, int | float) else f"{name}={limit!r}"
+        for name, limit in limits.items()
         if limit is not None
     ]
+    if budget is None:
+        if limits["latency"] is None:
+            return Budget(macs=limits["macs"], parameters=limits["parameters"])  # type: ignore[arg-type]  # numbers
+        if len(given) > 1:
+            raise BudgetError(
+                f"a budget limits one cost, found {' and '.join(given)}. Leave one of them out."
+            )
+        return None
     if given:
         raise OptionError(
             f"{given[0]} was given beside budget=, which has a limit of its own. Leave one of the two out."
@@ -94,6 +102,25 @@ def the_budget(
     if not isinstance(budget, Budget):
         raise OptionError(f"budget must be a Budget, got {budget!r}. Pass Budget(macs=0.5), or macs=0.5.")
     return budget.named(model)
+
+
+def check_runtime(runtime: object, timed: bool) -> None:
+    """Raises :class:`OptionError` if ``runtime`` is given where nothing is timed, or is no runtime."""
+    if runtime is None:
+        return
+    if not timed:
+        raise OptionError("runtime= was given without latency=, so nothing would be timed. Leave it out.")
+    _check_object("runtime", runtime)
+    missing = [
+        name
+        for name in ("facts", "inputs", "dissect", "time_nodes", "time_files")
+        if not hasattr(runtime, name)
+    ]
+    if missing:
+        raise OptionError(
+            f"runtime={runtime!r} is not a runtime: it has no {' and no '.join(missing)}. Pass one such as "
+            "OnnxRuntime(threads=2)."
+        )
 
 
 @contextlib.contextmanager

@@ -17,20 +17,24 @@ from disparse_structured.graph.batching import with_batch
 from disparse_structured.graph.outputs import output_of
 from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.graph.supported import check_supported
+from disparse_structured.latency import Latency, OnnxRuntime, Runtime
 from disparse_structured.pipeline.compensated import Compensated
 from disparse_structured.pipeline.inputs import Data
+from disparse_structured.pipeline.latency import asked_latency, in_time, latency_budget
 from disparse_structured.pipeline.method import Method, Problem
 from disparse_structured.pipeline.options import (
     check_method,
     check_refit,
+    check_runtime,
     check_structure,
     step,
     the_budget,
 )
-from disparse_structured.pipeline.refitting import Execution
+from disparse_structured.pipeline.refitting import Execution, Outcome
 from disparse_structured.pipeline.result import PruningResult
 from disparse_structured.pipeline.tolerance import check_limits, within_limits
 from disparse_structured.refit import LeastSquares, RefitMethod
+from disparse_structured.scoring import Saliency
 from disparse_structured.structure import Structure, UnusedModule, analyse
 from disparse_structured.surgery.unused import without_unused
 from disparse_structured.tasks import Task
@@ -47,7 +51,9 @@ def prune(
     *,
     macs: float | None = None,
     parameters: float | None = None,
+    latency: float | str | None = None,
     budget: Budget | None = None,
+    runtime: Runtime | None = None,
     method: Method = _COMPENSATED,
     refit: RefitMethod | None = _LEAST_SQUARES,
     tolerance: Mapping[str, float] | None = None,
@@ -79,8 +85,13 @@ def prune(
         tasks: the tasks, or their names: a name stands for the entry of the output that is called so. By
             default every entry of the output is a task.
         macs, parameters: what the result may cost: a fraction in (0, 1) of the dense cost, or a number.
+        latency: instead, how long the result may take in ``runtime`` on this machine: a share in (0, 1) of
+            the dense network's time, or milliseconds, such as ``"12 ms"``. It is exported and measured, and
+            decided again, until the time is met within 5 %, in up to four exports.
         budget: instead of them, a :class:`~disparse_structured.Budget` with its further options (floor,
             rounding, minimum width, protected layers).
+        runtime: what runs the network where ``latency`` is given,
+            :class:`~disparse_structured.latency.OnnxRuntime` by default.
         method: decides which units are removed: :class:`~disparse_structured.Compensated` by default,
             :class:`~disparse_structured.DiSparse` for one-shot votes, which use the tasks' losses.
         refit: how the remaining weights compensate for what was removed, see
@@ -107,11 +118,15 @@ def prune(
     Raises:
         OptionError: an option is of the wrong kind, or contradicts another one.
         BudgetError: the budget cannot be met, or not within ``tolerance``; says what is in the way.
+        ExportError: with ``latency``, the model cannot be exported.
         DisparseError: another of its subclasses, naming what was found and what to do. Whatever is raised,
             ``model`` is unchanged.
     """
     check_supported(model)
-    budget = the_budget(model, macs, parameters, budget)
+    budget = the_budget(model, {"macs": macs, "parameters": parameters, "latency": latency}, budget)
+    if latency is not None:
+        asked_latency(latency)
+    check_runtime(runtime, timed=latency is not None)
     check_method(method)
     check_refit(refit)
     check_structure(structure, tasks, batched)
@@ -125,6 +140,10 @@ def prune(
     if drop_unused and structure.unused:
         with step("leaving out what never runs", progress):
             model, structure, dropped = without_unused(model, structure)
+    if latency is not None:
+        timed = Latency(model, runtime or OnnxRuntime(), progress=progress)
+        budget = latency_budget(latency, timed, structure)
+    assert budget is not None  # the latency was asked for, or another cost
     problem = Problem(
         model,
         structure,
@@ -136,22 +155,31 @@ def prune(
         progress=progress,
     )
     execute = Execution(model, structure, refit, given.calibration, verify, progress)
-    if tolerance is not None:
-        limits = check_limits(tolerance, structure.tasks, method, refit)
-        saliency, done = within_limits(limits, problem, method, execute)
-    else:
+    limits = None if tolerance is None else check_limits(tolerance, structure.tasks, method, refit)
+
+    def attempt(problem: Problem) -> tuple[Saliency, Outcome]:
+        if limits is not None:
+            return within_limits(limits, problem, method, execute)
         decision, saliency = method.decide(problem)
-        done = execute(
-            decision.plan(structure, method=type(method).__name__, criterion=saliency.criterion, seed=seed)
+        plan = decision.plan(
+            problem.structure, method=type(method).__name__, criterion=saliency.criterion, seed=seed
         )
+        return saliency, execute(plan)
+
+    cost, speed = budget.of, None
+    if isinstance(cost, Latency):
+        saliency, done, speed, cost = in_time(cost, problem, attempt)
+    else:
+        saliency, done = attempt(problem)
     return PruningResult.of(
         structure,
         saliency,
         done.applied,
         done.deviation,
         done.refit,
-        costs=[budget.of],
+        costs=[cost],
         dropped=dropped,
+        speed=speed,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +26,11 @@ from disparse_structured.report.pruning import (
     VerificationFacts,
 )
 from disparse_structured.report.refit import RefitFacts
+from disparse_structured.report.speed import SpeedFacts
 from disparse_structured.scoring import Saliency
 from disparse_structured.structure import Structure, UnusedModule
 from disparse_structured.surgery import Applied, saving
-from disparse_structured.surgery.pruned_graph import PrunedGraph
+from disparse_structured.surgery.pruned_graph import PrunedGraph, tasks_of
 from disparse_structured.tasks import Task
 
 if TYPE_CHECKING:
@@ -66,12 +66,13 @@ class PruningResult:
         refit: RefitFacts | None = None,
         costs: Iterable[Cost] = (),
         dropped: Sequence[UnusedModule] = (),
+        speed: SpeedFacts | None = None,
     ) -> PruningResult:
         """The result of one run; costs are counted on the pruned model itself, where they can be."""
-        report = _report(structure, saliency, applied, deviation, refit, distinct(costs), tuple(dropped))
-        tasks = structure.task_objects
-        if isinstance(applied.model, PrunedGraph):  # it returns {task: tensor}
-            tasks = tuple(dataclasses.replace(task, output=task.name) for task in tasks)
+        report = _report(
+            structure, saliency, applied, deviation, refit, distinct(costs), tuple(dropped), speed
+        )
+        tasks = tasks_of(applied.model, structure.task_objects)
         return cls(applied.model, applied.plan, report, tasks, structure.example_inputs)
 
     def save(self, folder: str | Path) -> None:
@@ -145,6 +146,7 @@ def _report(
     refit: RefitFacts | None,
     costs: Iterable[Cost],
     dropped: tuple[UnusedModule, ...],
+    speed: SpeedFacts | None,
 ) -> PruningReport:
     plan, verification = applied.plan, applied.verification
     keep = plan.keep(structure)
@@ -195,6 +197,7 @@ def _report(
             for each in structure.entry_points
         },
         shared_inputs=_shared(applied.model, structure.example_inputs),
+        speed=speed,
     )
 
 

@@ -53,7 +53,9 @@ def within_limits(
     """
 
     def attempt(arbiter: Arbiter, budget: Budget) -> _Try:
-        return _attempt(_with_arbiter(method, arbiter), dataclasses.replace(problem, budget=budget), execute)
+        return _attempt(
+            _with_arbiter(method, arbiter), dataclasses.replace(problem, budget=budget, known=None), execute
+        )
 
     strict = dict(limits)
     tries: list[Mapping[str, float]] = []

@@ -16,6 +16,7 @@ from rich.text import Text
 from disparse_structured.naming import cost_label
 from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.refit import RefitFacts
+from disparse_structured.report.speed import SpeedFacts
 from disparse_structured.structure import Pin, UnusedModule
 
 EXACT = ("macs", "parameters")
@@ -137,7 +138,7 @@ class PruningReport:
     ``graph_only`` where its exported graph could not shrink more. ``selectors`` says by task what picks its
     part of the dense model's output; None for a callable, which cannot be stored. ``entry_points`` describes
     the arguments of each method that was named as one; None for a function. ``shared_inputs`` are the tensors
-    among ``forward``'s arguments that have no batch dimension.
+    among ``forward``'s arguments that have no batch dimension. ``speed`` is what a latency budget came to.
     """
 
     model: str
@@ -170,6 +171,7 @@ class PruningReport:
     versions: Mapping[str, str]
     entry_points: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     shared_inputs: tuple[str, ...] = ()
+    speed: SpeedFacts | None = None
 
     def to_json(self) -> str:
         """Indented JSON with sorted keys."""
@@ -185,6 +187,8 @@ class PruningReport:
                     "this model.",
                     style="bold yellow",
                 )
+        if self.speed is not None:
+            yield self.speed
         yield self._voters()
         if self.deviation is not None:
             yield self.deviation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import operator
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from disparse_structured.structure import Structure
 from disparse_structured.structure.groups import positions_left
 from disparse_structured.structure.resizing import Resize
 from disparse_structured.structure.weight_scales import WeightScale
+from disparse_structured.tasks import Task
 
 _CONSTANTS = "_constants"
 
@@ -262,3 +264,10 @@ def _write(node: fx.Node, place: Resize, size: int | fx.Node) -> None:
         node.update_arg(position, written)
     else:
         node.update_kwarg(place.argument, written)
+
+
+def tasks_of(model: nn.Module, tasks: Sequence[Task]) -> tuple[Task, ...]:
+    """``tasks`` as ``model`` returns them: a pruned exported graph returns ``{task: tensor}``."""
+    if not isinstance(model, PrunedGraph):
+        return tuple(tasks)
+    return tuple(dataclasses.replace(task, output=task.name) for task in tasks)

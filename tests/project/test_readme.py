@@ -45,6 +45,15 @@ def test_the_page_on_prune() -> None:
     assert names["applied"].verification is not None
 
 
+def test_the_page_on_latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    names = run("docs/latency.md")
+
+    assert names["result"].report.speed.exports <= 4
+    assert names["model"](names["images"]).keys() == names["result"].model(names["images"]).keys()
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
 def test_the_page_on_regimes() -> None:
     assert run("docs/regimes.md")["result"].report.costs["macs"].ratio <= 0.3
 
