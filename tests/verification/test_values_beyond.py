@@ -122,8 +122,8 @@ class Unknown(Plain):
 
 
 def test_what_could_not_be_compared_is_said() -> None:
-    model = Unknown().eval()
-    result = ds.prune(model, IMAGES.repeat(8, 1, 1, 1), macs=0.6, method=ds.DiSparse(), refit=None)
+    model, budget = Unknown().eval(), ds.Budget(macs=0.6, round_to=1)
+    result = ds.prune(model, IMAGES.repeat(8, 1, 1, 1), budget=budget, method=ds.DiSparse(), refit=None)
     assert not result.report.refused
     beyond = result.report.verification.beyond
     assert beyond == ("a batch of 3", "the size 48x48 (only its shapes were compared)", "train mode")
