@@ -100,7 +100,9 @@ def brief(method: Method) -> Method:
 def plan_of(method: Method, seed: int = 0) -> tuple[Structure, Plan]:
     structure = case().structure(method.voters(TASKS))
     scores = score(case().model, structure, case().data, method.criterion, seed=seed).scores
-    plan = make_plan(structure, scores, Budget(macs=0.5), ranking=method.ranking, arbiter=method.arbiter)
+    plan = make_plan(
+        structure, scores, Budget(macs=0.5, round_to=1), ranking=method.ranking, arbiter=method.arbiter
+    )
     return structure, plan
 
 
