@@ -10,12 +10,20 @@ from types import ModuleType
 
 PAGES: dict[str, tuple[str, ...]] = {
     "disparse_structured": (),
-    "disparse_structured.pipeline": ("Method", "Problem", "Iterative", "PruningResult", "quantize"),
+    "disparse_structured.pipeline": (
+        "Method",
+        "Problem",
+        "Iterative",
+        "PruningResult",
+        "quantize",
+        "task_latencies",
+    ),
     "disparse_structured.regimes": (),
     "disparse_structured.relatedness": ("relate", "Relatedness"),
     "disparse_structured.surgery.extraction": ("extract", "Extracted"),
     "disparse_structured.surgery.graph": ("apply_graph",),
     "disparse_structured.training": ("train", "TrainingConfig", "Distillation", "Callback"),
+    "disparse_structured.latency": (),
     "disparse_structured.export": (),
     "disparse_structured.report.quantization": ("QuantizationFacts", "TaskDeviation", "LayerFact"),
     "disparse_structured.adapters.timm": ("multitask", "MultiTask"),

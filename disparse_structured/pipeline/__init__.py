@@ -8,6 +8,7 @@ from disparse_structured.pipeline.method import Decided, Method, Problem
 from disparse_structured.pipeline.pruning import prune
 from disparse_structured.pipeline.quantizing import quantize
 from disparse_structured.pipeline.result import PruningResult
+from disparse_structured.pipeline.task_latency import TaskLatencies, TaskLatency, task_latencies
 
 __all__ = [
     "EXAMPLE_SAMPLES",
@@ -20,6 +21,9 @@ __all__ = [
     "Method",
     "Problem",
     "PruningResult",
+    "TaskLatencies",
+    "TaskLatency",
     "prune",
     "quantize",
+    "task_latencies",
 ]
