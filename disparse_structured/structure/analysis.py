@@ -372,7 +372,7 @@ def _assembled(
     captures: Captures,
 ) -> Structure:
     grouping = solution.grouping
-    groups = with_multiples(grouping.groups, grouping.units, trace.convolved)
+    groups = with_multiples(grouping.groups, grouping.units, trace.convolved, trace.aligned)
     names = tuple(task.name for task in subject.tasks)
     count = sum(group.units for group in groups)
     batch = batch_size(subject.inputs)

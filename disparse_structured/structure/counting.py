@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,8 +50,16 @@ def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
 
 def _counter() -> Any:
     """Torch's counter for the model as a whole; its record of modules fails where a backward hook does."""
-    library = torch.ops.torchvision
-    own = {library.deform_conv2d: _deformable} if hasattr(library, "deform_conv2d") else {}
+    formulas: dict[str, Callable[..., int]] = {
+        "torchvision::deform_conv2d": _deformable,
+        "aten::_grouped_mm": _grouped,
+        "transformers::grouped_mm_fallback": _grouped,
+    }
+    own: dict[Any, Callable[..., int]] = {}
+    for name, formula in formulas.items():
+        library, _, operator = name.partition("::")
+        if (found := getattr(getattr(torch.ops, library), operator, None)) is not None:
+            own[found] = formula
     counter: Any = FlopCounterMode(display=False, custom_mapping=own)
     counter.mod_tracker = _NoModules()
     return counter
@@ -74,6 +82,11 @@ def _deformable(
 ) -> int:
     """The operations of ``torchvision.ops.deform_conv2d``, as those of a convolution."""
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+def _grouped(rows: torch.Size, experts: torch.Size, *rest: Any, out_shape: torch.Size, **options: Any) -> int:
+    """The operations of a grouped matrix product: each of the rows meets the matrix of one expert."""
+    return 2 * math.prod(rows) * experts[-1]
 
 
 @contextmanager

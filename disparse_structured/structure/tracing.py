@@ -191,7 +191,7 @@ class Trace:
     ``rewritable`` if the graph itself is pruned, so that every number in it can be rewritten. ``batched``
     says for each of the user's inputs whether its first dimension is the batch. ``unscored`` says, by tensor,
     why no task is measured on it although another graph of the model uses it. ``convolved`` holds the labels
-    of the channels that convolutions of maps read and write.
+    of the channels that convolutions of maps read and write, ``aligned`` those of grouped matrix products.
     """
 
     capture: Capture
@@ -211,6 +211,7 @@ class Trace:
     multiplies: list[Multiply] = field(default_factory=list)
     kinds: list[tuple[np.ndarray, Kind]] = field(default_factory=list)
     convolved: list[np.ndarray] = field(default_factory=list)
+    aligned: list[np.ndarray] = field(default_factory=list)
     scaled: list[Scaled] = field(default_factory=list)
     weight_scales: list[WeightScale] = field(default_factory=list)
     batched: tuple[bool, ...] = ()

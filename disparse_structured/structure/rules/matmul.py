@@ -59,6 +59,22 @@ def _product(trace: Trace, call: Call, left: Value, right: Value, first: str, se
     return (*leading, left[-2], right[-1])
 
 
+@rule("aten::_grouped_mm", "transformers::grouped_mm_fallback")
+def grouped_product(trace: Trace, call: Call) -> Value:
+    """Unite k in ``rows[s, k] experts[e, k, m]``: each row meets the matrix of one expert."""
+    first, second = ("input", "weight") if "weight" in call.raw else ("self", "mat2")
+    rows, experts = call[first], call[second]
+    if len(rows) != 2 or len(experts) != 3 or call.get("bias") is not None:
+        return trace.unknown(call, "grouped matrix product with a bias, or of other shapes")  # type: ignore[no-any-return]
+    trace.pin(call, [experts[0], *(call.get("offs") or ())], "one matrix for each expert")
+    trace.aligned += [axis.atoms() for axis in (rows[1], experts[2])]
+    trace.unite(call, rows[1].atoms(), experts[1].atoms())
+    trace.consume(call, first, 1, rows[1])
+    trace.consume(call, second, 1, experts[1])
+    trace.multiply(call, 1.0, rows[0], rows[1], experts[2])
+    return (rows[0], experts[2])
+
+
 @rule(aten.einsum)
 def einsum(trace: Trace, call: Call) -> Value:
     """Unite each letter over the operands; pin letters that the output lacks."""
