@@ -349,7 +349,7 @@ def test_what_moves_falls_along_a_cosine_and_then_stops() -> None:
 @settings(max_examples=5, deadline=None)
 @given(share=st.floats(0.2, 0.8), fraction=st.floats(0.1, 0.9), every=st.integers(1, 5))
 def test_the_budget_holds_at_every_exchange(share: float, fraction: float, every: int) -> None:
-    regime = _dynamic(_model(), budget=Budget(macs=share), fraction=fraction, every=every)
+    regime = _dynamic(_model(), budget=Budget(macs=share, round_to=1), fraction=fraction, every=every)
     # One percent of the dense cost, or what the dearest unit costs, which may be the only one to spare.
     slack = max(
         0.01,
@@ -576,9 +576,9 @@ def test_a_budget_at_the_floor_leaves_nothing_to_exchange() -> None:
     structure = analyse(_model(), EXAMPLE, _tasks())
     dense = structure.cost.macs.dense
     for floor in (5 / 64, 0.25, 0.5):
-        least = structure.cost.macs.total(smallest(structure, Budget(macs=0.9, floor=floor)))
+        least = structure.cost.macs.total(smallest(structure, Budget(macs=0.9, floor=floor, round_to=1)))
         # Of 5 / 64, the share times the dense cost is a rounding below the cost.
-        budget = Budget(macs=least / dense * 1.05, floor=floor)
+        budget = Budget(macs=least / dense * 1.05, floor=floor, round_to=1)
         regime = _dynamic(_model(), budget=budget, method=DiSparse(Magnitude()), every=1)
         for _ in _train(regime, 3, _optimizer(regime)):
             assert least <= regime.settings.cost(regime.keep) <= 1.05 * least

@@ -140,7 +140,8 @@ def test_groups_that_an_entry_point_cannot_follow_are_left_whole() -> None:
     torch.manual_seed(0)
     model = Fusable(Hidden(3, 16), nn.Conv2d(16, 24, 1), nn.ReLU(), nn.Conv2d(24, 4, 1)).eval()
     structure = ds.analyse(model, IMAGES[:2], entry_points={"fuse": ()})
-    result = ds.prune(model, IMAGES, macs=0.6, structure=structure, refit=None)
+    budget = ds.Budget(macs=0.6, round_to=1)
+    result = ds.prune(model, IMAGES, budget=budget, structure=structure, refit=None)
 
     assert [refused.group for refused in result.report.refused] == ["0.three"]
     assert "entry point 'fuse'" in result.report.refused[0].reason
