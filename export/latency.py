@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from disparse_structured.errors import ExportError
 from disparse_structured.export.plain import checked_inputs
 from disparse_structured.export.session import feed_of, open_session, run_session
 from disparse_structured.report.facts import LatencyFact, LatencyFacts
+from disparse_structured.report.machine import processor
 
 
 def measure_latency(
@@ -62,7 +62,7 @@ def measure_latency(
         threads=threads,
         rounds=rounds,
         warmup=warmup,
-        cpu=_cpu(),
+        cpu=processor(),
         runtime=f"onnxruntime {onnxruntime.__version__}",
     )
 
@@ -92,12 +92,3 @@ def _fact(name: str, times: np.ndarray, reference: np.ndarray) -> LatencyFact:
         speedup=float(np.median(reference) / median),
         paired_speedup=float(np.median(reference / times)),
     )
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,17 @@ from disparse_structured.export.reasons import reason
 _SILENT = 4
 
 
-def open_session(file: Path | bytes, *, threads: int) -> onnxruntime.InferenceSession:
-    """A CPU session that runs a file, or its content, on ``threads`` threads, one operator at a time.
+def open_session(
+    file: Path | bytes,
+    *,
+    threads: int,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    configure: Callable[[onnxruntime.SessionOptions], None] = lambda options: None,
+) -> onnxruntime.InferenceSession:
+    """A session that runs a file, or its content, on ``threads`` threads, one operator at a time.
+
+    Args:
+        configure: sets further options.
 
     Raises:
         ExportError: the file is missing, or ONNX Runtime refuses it.
@@ -29,8 +38,9 @@ def open_session(file: Path | bytes, *, threads: int) -> onnxruntime.InferenceSe
     options.log_severity_level = _SILENT
     # An idle session's threads would otherwise keep spinning and slow down the next session timed.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    configure(options)
     try:
-        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(file, options, providers=list(providers))
     except Exception as error:
         name = file.name if isinstance(file, Path) else "the model"
         raise ExportError(

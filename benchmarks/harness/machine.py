@@ -6,9 +6,10 @@ import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
+
+from disparse_structured.report.machine import processor
 
 Facts = Mapping[str, str | int]
 DISTRIBUTIONS = ("torch", "torch-pruning", "timm", "onnx", "onnxruntime", "numpy")
@@ -18,7 +19,7 @@ def machine() -> dict[str, str | int]:
     """Processor, cores that this process may use, torch's threads, Python and library versions."""
     cores = len(os.sched_getaffinity(0)) if platform.system() == "Linux" else os.cpu_count() or 1
     return {
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": cores,
         "torch_threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -30,12 +31,3 @@ def machine() -> dict[str, str | int]:
 def in_words(facts: Facts) -> str:
     """The facts of :func:`machine` on one line."""
     return ", ".join(f"{name} {value}" for name, value in facts.items())
-
-
-def _cpu() -> str:
-    listed = Path("/proc/cpuinfo")
-    if listed.is_file():
-        for line in listed.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.console import RenderableType
 from rich.text import Text
+from torch import nn
 
 from disparse_structured.cli import sources, views
 from disparse_structured.cli.console import Outcome, Screen
@@ -26,6 +27,15 @@ FLOORS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     """Reads the model's structure; nothing is scored or changed."""
+    model, structure = structure_alone(arguments, screen)
+    floors = FLOORS if arguments.budget_steps else (arguments.floor,)
+    document = _document(type(model).__name__, structure)
+    document["reachable"] = [_reachable(structure, floor, arguments) for floor in floors]
+    return Outcome(document, _views(document, structure))
+
+
+def structure_alone(arguments: argparse.Namespace, screen: Screen) -> tuple[nn.Module, Structure]:
+    """The model that ``arguments`` name, and its structure, read with ``--example`` or the first inputs."""
     torch.manual_seed(0)
     with screen.step("building the model"):
         model = sources.load_model(arguments.model)
@@ -35,11 +45,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
             example = first_inputs(model, load_data(arguments.data), EXAMPLE_SAMPLES)
         tasks = sources.load_tasks(arguments.tasks) if arguments.tasks else None
     with screen.step("reading its structure"):
-        structure = sources.read_structure(model, example, tasks, arguments)
-    floors = FLOORS if arguments.budget_steps else (arguments.floor,)
-    document = _document(type(model).__name__, structure)
-    document["reachable"] = [_reachable(structure, floor, arguments) for floor in floors]
-    return Outcome(document, _views(document, structure))
+        return model, sources.read_structure(model, example, tasks, arguments)
 
 
 def _document(model: str, structure: Structure) -> dict[str, Any]:

@@ -5,32 +5,22 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import torch
 from rich.console import RenderableType
 from rich.text import Text
 
-from disparse_structured.cli import sources, views
+from disparse_structured.cli import views
 from disparse_structured.cli.console import Outcome, Screen
-from disparse_structured.cli.data import first_inputs, load_data, random_example
+from disparse_structured.cli.inspect import structure_alone
+from disparse_structured.cli.usage import UsageError
 from disparse_structured.latency import Latency, LatencyModel, OnnxRuntime, Table, cache_folder
 from disparse_structured.latency.picture import picture
-from disparse_structured.pipeline import EXAMPLE_SAMPLES
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     """Measures what is not known yet, and shows it; or forgets everything."""
     if arguments.clear:
         return _cleared()
-    torch.manual_seed(0)
-    with screen.step("building the model"):
-        model = sources.load_model(arguments.model)
-        if arguments.example:
-            example = random_example(model, arguments.example, seed=0)
-        else:
-            example = first_inputs(model, load_data(arguments.data), EXAMPLE_SAMPLES)
-        tasks = sources.load_tasks(arguments.tasks) if arguments.tasks else None
-    with screen.step("reading its structure"):
-        structure = sources.read_structure(model, example, tasks, arguments)
+    model, structure = structure_alone(arguments, screen)
     runtime = OnnxRuntime(threads=arguments.threads, batch=arguments.batch, size=arguments.size)
     table = Table(runtime.facts)
     known = len(table)
@@ -44,7 +34,10 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         "measured": len(table) - known,
     }
     if arguments.picture is not None:
-        arguments.picture.write_text(picture(measured), encoding="utf-8")
+        try:
+            arguments.picture.write_text(picture(measured), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"argument --picture: {arguments.picture}: {error.strerror}.") from error
         document["picture"] = str(arguments.picture)
     return Outcome(document, _views(document, measured))
 
@@ -53,7 +46,7 @@ def _cleared() -> Outcome:
     files = sorted(cache_folder().glob("*.jsonl"))
     for file in files:
         file.unlink()
-    text = f"forgot {len(files)} tables in {cache_folder()}"
+    text = f"forgot {len(files)} table{'' if len(files) == 1 else 's'} in {cache_folder()}"
     return Outcome({"cleared": [str(file) for file in files]}, [Text(text)])
 
 

@@ -16,15 +16,14 @@ import torch
 from torch.utils import _pytree as pytree
 
 from disparse_structured.data.batches import map_batched
-from disparse_structured.errors import ExportError, OptionError, require
-from disparse_structured.latency.machine import processor
+from disparse_structured.errors import OptionError, require
 from disparse_structured.latency.runtime import Dissection, Part
+from disparse_structured.report.machine import processor, processor_digest
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-_SILENT = 4
 _WARM = 3
 _SECONDS, _FEWEST, _MOST = 0.5, 8, 40
 """How long, and how often, the parts of one model are timed."""
@@ -79,7 +78,7 @@ class OnnxRuntime:
 
         return {
             "runtime": f"onnxruntime {onnxruntime.__version__}",
-            "processor": processor(),
+            "processor": f"{processor()} ({processor_digest()})",
             "threads": str(self.threads),
             "providers": ", ".join(self.providers),
             "dtype": "float32",
@@ -88,17 +87,21 @@ class OnnxRuntime:
     def inputs(self, example_inputs: tuple[Any, ...], dynamic: str, /) -> tuple[torch.Tensor, ...]:
         """``example_inputs`` with :attr:`batch` examples of :attr:`size`.
 
+        A file that takes one batch only is timed with that batch.
+
         Raises:
-            OptionError: the file takes one batch or one size only, and that is another one.
+            OptionError: :attr:`size` or a :attr:`batch` above 1 was chosen, and the file takes one only.
         """
         free = dynamic.split("+")
+        if self.batch > 1 and "batch" not in free:
+            raise OptionError(f"batch={self.batch} cannot be timed: the ONNX file takes one batch only.")
         if self.size is not None and "size" not in free:
             raise OptionError(f"size={self.size} cannot be timed: the ONNX file takes one size only.")
 
         def resized(tensor: torch.Tensor) -> torch.Tensor:
             if "batch" in free:
                 tensor = tensor[torch.arange(self.batch) % len(tensor)]
-            if self.size is not None and tensor.ndim == 2 + len(self.size):
+            if self.size is not None and tensor.ndim == 2 + len(self.size) and tensor.is_floating_point():
                 tensor = torch.nn.functional.interpolate(tensor, self.size)
             return tensor
 
@@ -109,7 +112,6 @@ class OnnxRuntime:
         """The nodes that run, with the time that each takes in the whole network."""
         import onnx
 
-        arrays = [tensor.numpy() for tensor in inputs]
         with tempfile.TemporaryDirectory() as folder:
             fused, final = Path(folder, "fused.onnx"), Path(folder, "final.onnx")
             self._open(path, "ORT_ENABLE_EXTENDED", save=fused)
@@ -117,8 +119,8 @@ class OnnxRuntime:
             for number, node in enumerate(operations.graph.node):
                 node.name = f"node{number}"
             onnx.save(operations, fused)
-            shapes = {event.name: event.shape for event in self._profile(fused, arrays, 1, "ORT_DISABLE_ALL")}
-            events = self._profile(fused, arrays, None, "ORT_ENABLE_ALL", save=final)
+            shapes = {event.name: event.shape for event in self._profile(fused, inputs, 1, "ORT_DISABLE_ALL")}
+            events = self._profile(fused, inputs, None, "ORT_ENABLE_ALL", save=final)
             graph = onnx.load(final, load_external_data=False).graph
         times = _times(events)
         read = {event.name: event for event in events}
@@ -154,11 +156,9 @@ class OnnxRuntime:
     def time_nodes(self, model: onnx.ModelProto, /) -> Mapping[str, float]:
         """See :meth:`~disparse_structured.latency.runtime.Runtime.time_nodes`."""
         random = np.random.default_rng(0)
-        arrays = [
-            random.standard_normal([dim.dim_value for dim in value.type.tensor_type.shape.dim], np.float32)
-            for value in model.graph.input
-        ]
-        times = _times(self._profile(model.SerializeToString(), arrays, None, "ORT_ENABLE_ALL"))
+        shapes = [[dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.graph.input]
+        inputs = [torch.from_numpy(random.standard_normal(shape, np.float32)) for shape in shapes]
+        times = _times(self._profile(model.SerializeToString(), inputs, None, "ORT_ENABLE_ALL"))
         return {name.removesuffix(_BLOCKED): value for name, value in times.items()}
 
     def time_files(
@@ -169,12 +169,14 @@ class OnnxRuntime:
         With one thread this is the time that the thread runs, so that it does not count how long other
         processes have kept it waiting.
         """
+        from disparse_structured.export.session import feed_of, run_session
+
         clock = time.thread_time_ns if self.threads == 1 else time.perf_counter_ns
         sessions = [self._open(path) for path in paths]
-        feeds = [_feed(session, [tensor.numpy() for tensor in inputs]) for session in sessions]
-        for session, feed in zip(sessions, feeds, strict=True):
+        feeds = [feed_of(session, inputs) for session in sessions]
+        for session in sessions:
             for _ in range(_WARM):
-                session.run(None, feed)
+                run_session(session, inputs)
         times = np.empty((rounds, len(paths)))
         for turn in range(rounds):
             for offset in range(len(paths)):
@@ -193,27 +195,23 @@ class OnnxRuntime:
     ) -> onnxruntime.InferenceSession:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _SILENT
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if save is not None:
-            options.optimized_model_filepath = str(save)
-        if profile is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(profile)
-        try:
-            return onnxruntime.InferenceSession(model, options, providers=list(self.providers))
-        except Exception as error:
-            raise ExportError(f"ONNX Runtime refuses to load what is to be timed: {error}") from error
+        from disparse_structured.export.session import open_session
+
+        def configure(options: onnxruntime.SessionOptions) -> None:
+            options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+            options.add_session_config_entry("session.set_denormal_as_zero", "1")
+            if save is not None:
+                options.optimized_model_filepath = str(save)
+            if profile is not None:
+                options.enable_profiling = True
+                options.profile_file_prefix = str(profile)
+
+        return open_session(model, threads=self.threads, providers=self.providers, configure=configure)
 
     def _profile(
         self,
         model: Path | bytes,
-        inputs: Sequence[np.ndarray],
+        inputs: Sequence[torch.Tensor],
         runs: int | None,
         level: str,
         save: Path | None = None,
@@ -222,9 +220,11 @@ class OnnxRuntime:
 
         By default as many runs as fit into :data:`_SECONDS`.
         """
+        from disparse_structured.export.session import feed_of
+
         with tempfile.TemporaryDirectory() as folder:
             session = self._open(model, level, save, Path(folder, "profile"))
-            feed = _feed(session, inputs)
+            feed = feed_of(session, inputs)
             start = time.perf_counter()
             for _ in range(_WARM if runs is None else 0):
                 session.run(None, feed)
@@ -278,7 +278,3 @@ def _weight_of(
     if node is None or node.op_type not in _WEIGHTED or len(node.input) < 2:
         return None
     return weights.get(node.input[1])
-
-
-def _feed(session: onnxruntime.InferenceSession, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    return dict(zip([declared.name for declared in session.get_inputs()], arrays, strict=True))

@@ -6,13 +6,16 @@ number of threads is another file.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from disparse_structured.errors import OptionError
 
 Widths = tuple[int, int]
 """How many channels an operation reads and makes."""
@@ -31,6 +34,9 @@ class Table:
         facts: everything that times depend on besides the operation, as
             :attr:`~disparse_structured.latency.runtime.Runtime.facts`.
         folder: where it is kept, :func:`cache_folder` by default.
+
+    Raises:
+        OptionError: the file cannot be read.
     """
 
     def __init__(self, facts: Mapping[str, str], folder: Path | None = None) -> None:
@@ -50,34 +56,47 @@ class Table:
         return self._times.get(operation, {})
 
     def add(self, operation: str, times: Mapping[Widths, float]) -> None:
-        """Remembers ``times``, here and on disk."""
+        """Remembers ``times``, here and on disk.
+
+        Raises:
+            OptionError: the file cannot be written.
+        """
         self._times[operation] |= times
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         line = {"operation": operation, "times": [[*widths, ms] for widths, ms in times.items()]}
-        start = "" if self.path.exists() else json.dumps({"facts": self.facts}) + "\n"
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{start}{json.dumps(line)}\n")
+        with self._usable():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            start = "" if self.path.exists() else json.dumps({"facts": self.facts}) + "\n"
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"{start}{json.dumps(line)}\n")
 
     def clear(self) -> None:
         """Forgets everything, here and on disk."""
         self._times.clear()
         self.path.unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OptionError(
+                f"measured times cannot be kept in {self.path}: {error.strerror}. Set XDG_CACHE_HOME to a "
+                "folder that you can write to."
+            ) from error
+
     def _lines(self) -> list[dict[str, Any]]:
         """The whole lines of the file; one that was cut off is not read."""
-        try:
-            texts = self.path.read_text(encoding="utf-8").split("\n")
-        except FileNotFoundError:
-            return []
-        if texts[-1]:  # the next line must not continue the one that was cut off
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n")
+        with self._usable():
+            if not self.path.exists():
+                return []
+            texts = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+            if texts[-1]:  # the next line must not continue the one that was cut off
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write("\n")
         found = []
         for text in texts:
-            try:
+            with contextlib.suppress(ValueError):
                 line = json.loads(text)
-            except ValueError:
-                continue
-            if "operation" in line:
-                found.append(line)
+                if isinstance(line, dict) and line.keys() >= {"operation", "times"}:
+                    found.append(line)
         return found

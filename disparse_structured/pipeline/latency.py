@@ -36,7 +36,7 @@ _ROUNDS, _SECONDS = (40, 400), 4.0
 """How often, and for how long, the files are run in turn."""
 
 _LEAST, _MOST = 0.02, 0.98
-_EARLY = 0.1
+EARLY = 0.1
 """The quantile of the times that is compared: whatever else runs only ever adds to a time."""
 
 Attempt = Callable[[Problem], tuple[Saliency, Outcome]]
@@ -92,14 +92,17 @@ def asked_latency(limit: object) -> tuple[float, bool]:
         BudgetError: it is neither a share in (0, 1) nor a number of milliseconds.
     """
     text = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*ms\s*", limit) if isinstance(limit, str) else None
-    number = float(text[1]) if text else limit
-    known = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-    if not known or number <= 0 or (not text and number == 1):  # type: ignore[operator]  # a number by now
+    number = math.nan
+    if text:
+        number = float(text[1])
+    elif isinstance(limit, int | float) and not isinstance(limit, bool):
+        number = float(limit)
+    if not 0 < number < math.inf or (not text and number == 1):
         raise BudgetError(
             f"latency={limit!r} is no time. Give a share of the dense network's, such as latency=0.5, or "
             'milliseconds, such as latency="12 ms".'
         )
-    return float(number), bool(text) or number > 1  # type: ignore[arg-type, operator]  # a number by now
+    return number, bool(text) or number > 1
 
 
 def latency_budget(limit: object, latency: Latency, structure: Structure, **widths: Any) -> Budget:
@@ -173,7 +176,7 @@ def _measured(
         pruned = Path(folder, "pruned.onnx")
         inputs = latency.export(outcome.applied.model, structure, pruned)
         times = _in_turn(latency.runtime, [dense, pruned], inputs)
-    low, median = np.quantile(times, _EARLY, axis=0), np.median(times, axis=0)
+    low, median = np.quantile(times, EARLY, axis=0), np.median(times, axis=0)
     lower, upper = np.quantile(times[:, 1] / times[:, 0], [0.25, 0.75])
     return SpeedFacts(
         asked=asked,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from rich.console import Console
 from torch import nn
@@ -72,7 +72,11 @@ def _check_object(name: str, choice: object) -> None:
 
 
 def the_budget(
-    model: nn.Module, limits: Mapping[str, float | str | None], budget: Budget | None
+    model: nn.Module,
+    macs: float | None,
+    parameters: float | None,
+    latency: float | str | None,
+    budget: Budget | None,
 ) -> Budget | None:
     """Return the one budget that was given, with modules replaced by their names in ``model``.
 
@@ -84,12 +88,12 @@ def the_budget(
     """
     given = [
         f"{name}={limit:g}" if isinstance(limit, int | float) else f"{name}={limit!r}"
-        for name, limit in limits.items()
+        for name, limit in (("macs", macs), ("parameters", parameters), ("latency", latency))
         if limit is not None
     ]
     if budget is None:
-        if limits["latency"] is None:
-            return Budget(macs=limits["macs"], parameters=limits["parameters"])  # type: ignore[arg-type]  # numbers
+        if latency is None:
+            return Budget(macs=macs, parameters=parameters)
         if len(given) > 1:
             raise BudgetError(
                 f"a budget limits one cost, found {' and '.join(given)}. Leave one of them out."

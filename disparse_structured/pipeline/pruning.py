@@ -123,7 +123,7 @@ def prune(
             ``model`` is unchanged.
     """
     check_supported(model)
-    budget = the_budget(model, {"macs": macs, "parameters": parameters, "latency": latency}, budget)
+    budget = the_budget(model, macs, parameters, latency, budget)
     if latency is not None:
         asked_latency(latency)
     check_runtime(runtime, timed=latency is not None)

@@ -228,7 +228,7 @@ def decide(
         layers=tuple(_layer_facts(candidate, damage, layers, limits)),
         calibration=setting.method,
         weight_bits=setting.bits,
-        settings={name: used for name, (used, _) in settings.items()},
+        settings={name: share for name, (share, _) in settings.items()},
         biases_corrected=bool(setting.shifts),
         arbiter=rule_name(rule),
         measured=consent.measured,

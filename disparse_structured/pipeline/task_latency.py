@@ -18,12 +18,11 @@ from torch import nn
 
 from disparse_structured.errors import OptionError
 from disparse_structured.latency import Latency, OnnxRuntime, Runtime
+from disparse_structured.pipeline.latency import EARLY
+from disparse_structured.report.plain_text import plain_text
 from disparse_structured.structure import analyse
 from disparse_structured.surgery.extraction import extract
 from disparse_structured.tasks import Task, check_tasks
-
-_EARLY = 0.1
-"""The quantile that counts as a time: whatever else runs only ever adds to it."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,10 @@ class TaskLatency:
 
 @dataclass(frozen=True)
 class TaskLatencies:
-    """Milliseconds of the ``whole`` network and of each of its tasks: 10 % quantiles of ``rounds`` runs."""
+    """Milliseconds of the ``whole`` network and of each of its tasks."""
 
     whole: float
     tasks: tuple[TaskLatency, ...]
-    rounds: int
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -53,10 +51,7 @@ class TaskLatencies:
         yield Text(f"all tasks together: {self.whole:.3g} ms")
 
     def __str__(self) -> str:
-        console = Console(width=100, color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
+        return plain_text(self)
 
 
 def task_latencies(
@@ -117,7 +112,7 @@ def task_latencies(
         for kept, part in parts.items():
             own = analyse(part, example_inputs, [task for task in chosen if task.name in kept])
             inputs = Latency(part, runtime).export(part, own, paths[kept])
-        times = np.quantile(runtime.time_files(list(paths.values()), inputs, rounds=rounds), _EARLY, axis=0)
+        times = np.quantile(runtime.time_files(list(paths.values()), inputs, rounds=rounds), EARLY, axis=0)
     ms = dict(zip(parts, times.tolist(), strict=True))
     whole = ms[tuple(names)]
     return TaskLatencies(
@@ -126,5 +121,4 @@ def task_latencies(
             TaskLatency(name, ms[(name,)], whole - ms[tuple(other for other in names if other != name)])
             for name in names
         ),
-        rounds,
     )

@@ -19,6 +19,7 @@ from disparse_structured.errors import LoadError
 from disparse_structured.relatedness.clusters import Merge, cut, dendrogram
 from disparse_structured.relatedness.published import PUBLISHED, counterpart
 from disparse_structured.relatedness.watershed import Watershed, watershed
+from disparse_structured.report.plain_text import plain_text
 
 Matrix = tuple[tuple[float, ...], ...]
 """``[tasks][tasks]``, symmetric, ones on the diagonal."""
@@ -164,10 +165,7 @@ class Relatedness:
         yield self._pairs()
 
     def __str__(self) -> str:
-        console = Console(width=120, color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
+        return plain_text(self, width=120)
 
     @property
     def _has_published(self) -> bool:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from disparse_structured.naming import cost_label
 from disparse_structured.report.deviation import DeviationFacts
+from disparse_structured.report.plain_text import plain_text
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.report.speed import SpeedFacts
 from disparse_structured.structure import Pin, UnusedModule
@@ -232,10 +233,7 @@ class PruningReport:
             yield Text(f"the pruned exported graph, which takes batches of {batches}")
 
     def __str__(self) -> str:
-        console = Console(width=100, color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
+        return plain_text(self)
 
     def _costs(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

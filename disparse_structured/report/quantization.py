@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from disparse_structured.report.facts import LatencyFacts
+from disparse_structured.report.plain_text import plain_text
 
 FLOAT, INT8, ALL_INT8 = "float", "int8", "all int8"
 """The names of the timed files."""
@@ -141,10 +142,7 @@ class QuantizationFacts:
         yield Text(f"{self.verdict} Recommended: the {self.recommended} file.", style=style)
 
     def __str__(self) -> str:
-        console = Console(width=100, color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
+        return plain_text(self)
 
     def _tasks(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

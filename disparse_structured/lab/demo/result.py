@@ -17,6 +17,7 @@ from disparse_structured.decision.plan import GroupPlan, Plan
 from disparse_structured.lab.metrics import delta_t
 from disparse_structured.lab.scenes import HEADLINES
 from disparse_structured.report.facts import ExportFacts, LatencyFact, LatencyFacts
+from disparse_structured.report.plain_text import plain_text
 from disparse_structured.report.pruning import PruningReport
 
 Figures = Mapping[str, float]
@@ -139,10 +140,7 @@ class DemoResult:
         yield Text(f"written to {self.folder}: {', '.join(self.files)}", style="bold")
 
     def __str__(self) -> str:
-        console = Console(width=110, color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
+        return plain_text(self, width=110)
 
     def _votes(self) -> Table:
         """The shared groups that shrank most: what each task votes to remove, and what is removed."""

@@ -65,7 +65,8 @@ def grouped_product(trace: Trace, call: Call) -> Value:
     first, second = ("input", "weight") if "weight" in call.raw else ("self", "mat2")
     rows, experts = call[first], call[second]
     if len(rows) != 2 or len(experts) != 3 or call.get("bias") is not None:
-        return trace.unknown(call, "grouped matrix product with a bias, or of other shapes")  # type: ignore[no-any-return]
+        left_alone: Value = trace.unknown(call, "grouped matrix product with a bias, or of other shapes")
+        return left_alone
     trace.pin(call, [experts[0], *(call.get("offs") or ())], "one matrix for each expert")
     trace.aligned += [axis.atoms() for axis in (rows[1], experts[2])]
     trace.unite(call, rows[1].atoms(), experts[1].atoms())
