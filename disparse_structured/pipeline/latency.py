@@ -99,8 +99,8 @@ def asked_latency(limit: object) -> tuple[float, bool]:
         number = float(limit)
     if not 0 < number < math.inf or (not text and number == 1):
         raise BudgetError(
-            f"latency={limit!r} is no time. Give a share of the dense network's, such as latency=0.5, or "
-            'milliseconds, such as latency="12 ms".'
+            f"latency={limit!r} is neither a share nor a time. Give a share of the dense time, such as "
+            'latency=0.5, or milliseconds, such as latency="12 ms".'
         )
     return number, bool(text) or number > 1
 
@@ -109,7 +109,7 @@ def latency_budget(limit: object, latency: Latency, structure: Structure, **widt
     """The budget of ``latency=limit``, with further options about ``widths``.
 
     Raises:
-        BudgetError: ``limit`` is no time, or not below the dense network's.
+        BudgetError: ``limit`` is neither a share nor a time, or not below the dense network's.
     """
     number, absolute = asked_latency(limit)
     dense = latency.on(structure).dense
@@ -203,9 +203,14 @@ def _in_turn(runtime: Runtime, paths: list[Path], inputs: tuple[Any, ...]) -> np
 def _out_of_reach(problem: Problem, tries: list[_Try]) -> str:
     best = min(tries, key=lambda each: each.missed).facts
     busy = " The times differ a lot: the machine is busy with other things." if best.busy else ""
+    possible = best.measured * 1.02
+    remedy = (
+        f"Ask for at least {possible:.2g}, or loosen what limits the widths."
+        if possible < 0.995
+        else "Pruning hardly makes this network faster here: limit its MACs or parameters instead."
+    )
     return (
         f"{problem.budget} ({best.asked:.1%} of dense) is not met by any of {len(tries)} exported networks. "
         f"The fastest takes {best.measured:.1%} of the dense time ({best.pruned_ms:.3g} ms), where "
-        f"{best.predicted:.1%} was predicted.{busy} Ask for at least {best.measured * 1.02:.2g}, or loosen "
-        "what limits the widths."
+        f"{best.predicted:.1%} was predicted.{busy} {remedy}"
     )

@@ -56,6 +56,21 @@ def test_the_measured_time_is_met_though_the_prediction_misses_it(
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+class Constant(PaperRuntime):
+    """Every file takes the same time, as where calls cost more than the network."""
+
+    def time_files(self, paths: Any, inputs: Any, *, rounds: int) -> Any:
+        times = super().time_files(paths, inputs, rounds=rounds)
+        return 0 * times + 1.0
+
+
+def test_where_no_network_is_faster_the_error_says_so(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model, images = network(), torch.randn(8, 3, 20, 20)
+    with pytest.raises(BudgetError, match=r"takes 100\.0% of the dense time .* limit its MACs or parameters"):
+        ds.prune(model, images, latency=0.6, runtime=Constant(), method=ds.DiSparse(), refit=None)
+
+
 def test_a_time_that_no_width_reaches_is_an_error_that_says_how_far_it_can_go(tmp_path: Any) -> None:
     model, images = network(), torch.randn(8, 3, 20, 20)
     runtime = PaperRuntime()
@@ -102,7 +117,7 @@ def test_overlapping_times_are_not_faster() -> None:
 
 @pytest.mark.parametrize("limit", ["soon", "12 s", "-1 ms", 0, -0.5, 1, True, float("nan"), None])
 def test_what_is_no_time_is_refused(limit: Any) -> None:
-    with pytest.raises(BudgetError, match=r"is no time\. Give a share .* or milliseconds"):
+    with pytest.raises(BudgetError, match=r"is neither a share nor a time\. Give a share .* or milliseconds"):
         asked_latency(limit)
 
 
