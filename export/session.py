@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf
 
 from disparse_structured.errors import ExportError
 from disparse_structured.export.reasons import reason
@@ -43,6 +44,8 @@ def open_session(
         return onnxruntime.InferenceSession(file, options, providers=list(providers))
     except Exception as error:
         name = file.name if isinstance(file, Path) else "the model"
+        if isinstance(error, InvalidProtobuf):
+            raise ExportError(f"{name} is not a valid ONNX file. Export the model again.") from error
         raise ExportError(
             f"ONNX Runtime cannot load {name}: {reason(error)}. Its CPU provider lacks kernels for some "
             "operators, mostly in float64, float16 and bfloat16: export model.float()."

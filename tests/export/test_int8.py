@@ -290,8 +290,8 @@ def test_what_cannot_be_quantized_is_refused_and_nothing_is_lost(
         assert {each: each.read_bytes() for each in tmp_path.iterdir()} == before
 
     refused(ExportError, "there is no ONNX file at", tmp_path / "absent.onnx")
-    refused(ExportError, "cut.onnx", tmp_path / "cut.onnx")
-    refused(ExportError, "text.onnx", tmp_path / "text.onnx")
+    refused(ExportError, "cut.onnx is not a valid ONNX file. Export", tmp_path / "cut.onnx")
+    refused(ExportError, "text.onnx is not a valid ONNX file. Export", tmp_path / "text.onnx")
     refused(
         ExportError, "of opset 11. INT8 weights by channel need 13", tmp_path / "old.onnx", torch.randn(9, 4)
     )
