@@ -77,7 +77,7 @@ def attachments(document: Mapping[str, Any]) -> list[RenderableType]:
     if "export" in document:
         views += _export(document["export"])
     if "latency" in document:
-        views += _latency(document["latency"])
+        views.append(latency_facts(document["latency"]))
     if "int8" in document:
         views.append(quantization_facts(document["int8"]))
     return views
@@ -89,9 +89,15 @@ def quantization_facts(document: Mapping[str, Any]) -> QuantizationFacts:
     facts["tasks"] = {name: TaskDeviation(**task) for name, task in facts["tasks"].items()}
     facts["layers"] = tuple(LayerFact(**layer) for layer in facts["layers"])
     if facts["latency"] is not None:
-        models = tuple(LatencyFact(**model) for model in facts["latency"]["models"])
-        facts["latency"] = LatencyFacts(**{**facts["latency"], "models": models})
+        facts["latency"] = latency_facts(facts["latency"])
     return QuantizationFacts(**facts)
+
+
+def latency_facts(document: Mapping[str, Any]) -> LatencyFacts:
+    """The facts whose JSON ``document`` is."""
+    models = tuple(LatencyFact(**model) for model in document["models"])
+    shapes = tuple(map(tuple, document["input_shapes"]))
+    return LatencyFacts(**{**document, "models": models, "input_shapes": shapes})
 
 
 def _training(facts: Mapping[str, Any]) -> list[RenderableType]:
@@ -113,18 +119,6 @@ def _export(facts: Mapping[str, Any]) -> list[RenderableType]:
     size = f"{facts['bytes'] / 1e6:.2f} MB, opset {facts['opset']}, dynamic: {facts['dynamic']}"
     lines: list[RenderableType] = [table, Text(f"{facts['path']}: {size}; agrees with PyTorch")]
     return lines + [Text(f"less dynamic than asked: {line}", style="yellow") for line in facts["narrowed"]]
-
-
-def _latency(facts: Mapping[str, Any]) -> list[RenderableType]:
-    table = table_of("model", "median ms", "quartiles", "speed-up")
-    for model in facts["models"]:
-        quartiles = f"{model['lower_quartile_ms']:.2f} to {model['upper_quartile_ms']:.2f}"
-        table.add_row(
-            model["name"], f"{model['median_ms']:.2f}", quartiles, f"{model['paired_speedup']:.2f} x"
-        )
-    shapes = " and ".join("x".join(map(str, shape)) for shape in facts["input_shapes"])
-    how = f"{facts['rounds']} rounds in turn, threads: {facts['threads']}, input {shapes}"
-    return [table, Text(f"{how}, {facts['runtime']}, {facts['cpu']}")]
 
 
 def groups(entries: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> Table:

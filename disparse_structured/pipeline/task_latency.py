@@ -10,16 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
 from rich.text import Text
 from torch import nn
 
 from disparse_structured.errors import OptionError
 from disparse_structured.latency import Latency, OnnxRuntime, Runtime
 from disparse_structured.pipeline.latency import EARLY
-from disparse_structured.report.plain_text import plain_text
+from disparse_structured.report.text import numbers_table, plain_text
 from disparse_structured.structure import analyse
 from disparse_structured.surgery.extraction import extract
 from disparse_structured.tasks import Task, check_tasks
@@ -42,9 +40,7 @@ class TaskLatencies:
     tasks: tuple[TaskLatency, ...]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in ("task", "alone, ms", "adds to the others, ms"):
-            table.add_column(heading, justify="left" if heading == "task" else "right")
+        table = numbers_table("task", "alone, ms", "adds to the others, ms")
         for each in self.tasks:
             table.add_row(Text(each.task), f"{each.alone:.3g}", f"{each.adds:.3g}")
         yield table

@@ -19,7 +19,7 @@ from disparse_structured.errors import LoadError
 from disparse_structured.relatedness.clusters import Merge, cut, dendrogram
 from disparse_structured.relatedness.published import PUBLISHED, counterpart
 from disparse_structured.relatedness.watershed import Watershed, watershed
-from disparse_structured.report.plain_text import plain_text
+from disparse_structured.report.text import plain_text
 
 Matrix = tuple[tuple[float, ...], ...]
 """``[tasks][tasks]``, symmetric, ones on the diagonal."""

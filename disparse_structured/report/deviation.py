@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
 from rich.text import Text
+
+from disparse_structured.report.text import numbers_table
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,7 @@ class DeviationFacts:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         refit = self.final != self.cut
-        headings = (
-            ("deviation from dense", "as cut", "refit") if refit else ("deviation from dense", "as cut")
-        )
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in headings:
-            table.add_column(heading, justify="left" if heading.startswith("deviation") else "right")
+        table = numbers_table("deviation from dense", "as cut", *(["refit"] if refit else []))
         for task, cut in self.cut.items():
             values = (cut, self.final[task]) if refit else (cut,)
             table.add_row(Text(task), *(f"{100 * value:.3g} %" for value in values))

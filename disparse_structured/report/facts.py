@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from disparse_structured.report.text import numbers_table
+
 
 @dataclass(frozen=True)
 class ParityFact:
@@ -86,3 +91,13 @@ class LatencyFacts:
     warmup: int
     cpu: str
     runtime: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = numbers_table("model", "median ms", "quartiles", "speed-up")
+        for fact in self.models:
+            quartiles = f"{fact.lower_quartile_ms:.3g} to {fact.upper_quartile_ms:.3g}"
+            table.add_row(Text(fact.name), f"{fact.median_ms:.3g}", quartiles, f"{fact.paired_speedup:.2f} x")
+        yield table
+        shapes = " and ".join("x".join(map(str, shape)) for shape in self.input_shapes)
+        how = f"{self.rounds} rounds in turn, threads: {self.threads}, input {shapes}"
+        yield Text(f"{how}, {self.runtime}, {self.cpu}")

@@ -15,9 +15,9 @@ from rich.text import Text
 
 from disparse_structured.naming import cost_label
 from disparse_structured.report.deviation import DeviationFacts
-from disparse_structured.report.plain_text import plain_text
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.report.speed import SpeedFacts
+from disparse_structured.report.text import plain_text
 from disparse_structured.structure import Pin, UnusedModule
 
 EXACT = ("macs", "parameters")

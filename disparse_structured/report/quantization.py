@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from disparse_structured.report.facts import LatencyFacts
-from disparse_structured.report.plain_text import plain_text
+from disparse_structured.report.text import numbers_table, plain_text
 
 FLOAT, INT8, ALL_INT8 = "float", "int8", "all int8"
 """The names of the timed files."""
@@ -137,7 +136,7 @@ class QuantizationFacts:
         if self.bytes is not None:
             yield Text(f"{_megabytes(self.float_bytes)} as float, {_megabytes(self.bytes)} as INT8")
         if self.latency is not None:
-            yield latency_table(self.latency)
+            yield self.latency
         style = "" if self.recommended == INT8 else "bold yellow"
         yield Text(f"{self.verdict} Recommended: the {self.recommended} file.", style=style)
 
@@ -145,30 +144,16 @@ class QuantizationFacts:
         return plain_text(self)
 
     def _tasks(self) -> Table:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         dense = any(task.pruned is not None for task in self.tasks.values())
         both = any(task.int8_from_dense is not None for task in self.tasks.values())
-        headings = ["deviation", "tolerance", "all INT8", "INT8", "largest difference"]
-        headings += ["float from dense"] * dense + ["INT8 from dense"] * both
-        for heading in headings:
-            table.add_column(heading, justify="left" if heading == "deviation" else "right")
+        from_dense = ["float from dense"] * dense + ["INT8 from dense"] * both
+        table = numbers_table("deviation", "tolerance", "all INT8", "INT8", "largest difference", *from_dense)
         for name, task in self.tasks.items():
             row = [_percent(value) for value in (task.tolerance, task.all_int8, task.int8)]
             row.append(f"{task.max_abs:.2g}")
             row += [_percent(task.pruned)] * dense + [_percent(task.int8_from_dense)] * both
             table.add_row(Text(name), *row)
         return table
-
-
-def latency_table(latency: LatencyFacts) -> Table:
-    """Milliseconds of each file, with quartiles and speed-up."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in (f"milliseconds, {latency.threads} thread(s)", "median", "quartiles", "speed-up"):
-        table.add_column(heading, justify="left" if heading.startswith("milli") else "right")
-    for fact in latency.models:
-        quartiles = f"{fact.lower_quartile_ms:.3g}–{fact.upper_quartile_ms:.3g}"
-        table.add_row(Text(fact.name), f"{fact.median_ms:.3g}", quartiles, f"{fact.speedup:.2f}×")
-    return table
 
 
 def compare_latency(latency: LatencyFacts | None) -> tuple[str, str]:

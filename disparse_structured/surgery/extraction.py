@@ -22,7 +22,7 @@ from disparse_structured.graph.capture import Capture, clone_if_tensor
 from disparse_structured.graph.copies import copied
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.graph.side_effects import leaves_no_trace
-from disparse_structured.report.plain_text import plain_text
+from disparse_structured.report.text import plain_text
 from disparse_structured.structure import Structure, analyse, count_macs, count_parameters
 from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Task, check_tasks

@@ -17,8 +17,8 @@ from disparse_structured.decision.plan import GroupPlan, Plan
 from disparse_structured.lab.metrics import delta_t
 from disparse_structured.lab.scenes import HEADLINES
 from disparse_structured.report.facts import ExportFacts, LatencyFact, LatencyFacts
-from disparse_structured.report.plain_text import plain_text
 from disparse_structured.report.pruning import PruningReport
+from disparse_structured.report.text import plain_text
 
 Figures = Mapping[str, float]
 """Task name -> the one figure that stands for the task."""
