@@ -9,8 +9,10 @@ One call makes a network smaller::
     result.save("small")
     result.export("small/model.onnx")
 
-The same in four steps: :func:`analyse`, :func:`score`, :func:`plan`, :func:`apply`. Names are imported when
-they are first used, so that importing the package costs nothing.
+The same in four steps: :func:`analyse`, :func:`score`, :func:`plan`, :func:`apply`. What fewer users
+need is in packages: :mod:`~disparse_structured.data` reads folders of pictures,
+:mod:`~disparse_structured.latency` measures. Everything is imported when it is first used, so that importing
+the package costs nothing.
 """
 
 from __future__ import annotations
@@ -51,6 +53,9 @@ _HOMES = {
 }
 """Where each public name lives: a module, or a module and a name in it."""
 
+_PACKAGES = ("adapters", "data", "export", "latency", "pipeline", "regimes", "relatedness", "training")
+"""Packages whose names are public too, as in ``ds.data.images``."""
+
 __all__ = [
     "Budget",
     "Compensated",
@@ -74,6 +79,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("disparse-structured")
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _HOMES[name].partition(":")
@@ -85,4 +92,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    return sorted({*globals(), *__all__, *_PACKAGES, "__version__"})

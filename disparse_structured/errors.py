@@ -13,6 +13,10 @@ class DisparseError(Exception):
     """Base class of every error raised on purpose by this package."""
 
 
+class DisparseWarning(UserWarning):
+    """Class of every warning of this package: the result is sound, but something should be looked at."""
+
+
 class OptionError(DisparseError, ValueError):
     """An option has a value of the wrong kind, is out of range, or contradicts another option."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from disparse_structured.cli import names
 from disparse_structured.cli.lookup import check_spec
-from disparse_structured.cli.options import TENSOR_FILES
+from disparse_structured.cli.options import PICTURES, TENSOR_FILES
 from disparse_structured.cli.usage import UsageError
 from disparse_structured.errors import LoadError, MissingExtraError, require
 
@@ -30,6 +30,8 @@ def check(arguments: argparse.Namespace) -> None:
             check_spec(spec, f"--{option}")
     if getattr(arguments, "data", None) is not None:
         check_data(arguments.data)
+    if hasattr(arguments, "images"):
+        check_images(arguments)
     if getattr(arguments, "validation", None) is not None:
         check_spec(arguments.validation, "--validation")
 
@@ -51,10 +53,37 @@ def check_data(spec: str) -> None:
     else:
         found = "is neither a file nor package.module:name"
     raise UsageError(
-        f"--data {spec!r} {found}. Only the model's own code knows how its images are resized and "
-        f"normalized: give a file with a tensor [N, ...] of them ({', '.join(TENSOR_FILES)}), or a function "
-        "that returns batches (package.module:name or path/to/file.py:name)."
+        f"--data {spec!r} {found}. Give a file with a tensor [N, ...] ({', '.join(TENSOR_FILES)}), or a "
+        "function that returns batches (package.module:name or path/to/file.py:name). `disparse prune` takes "
+        "folders of pictures as --images."
     )
+
+
+def check_images(arguments: argparse.Namespace) -> None:
+    """Refuses a folder of pictures that does not exist, and their options without it.
+
+    Raises:
+        UsageError: it says what to give.
+        MissingExtraError: Pillow is not installed.
+    """
+    if arguments.images is None:
+        given = [name for name in PICTURES if getattr(arguments, name) is not None]
+        if given:
+            raise UsageError(f"--{given[0]} belongs to --images. Give both, or leave it out.")
+        return
+    require("images", "PIL")
+    folder = Path(arguments.images)
+    if folder.is_dir():
+        return
+    if folder.is_file():
+        tensors = folder.suffix in TENSOR_FILES
+        hint = "Give it as --data." if tensors else f"Name the folder that holds it: {str(folder.parent)!r}."
+        raise UsageError(f"--images {arguments.images!r} is a file. {hint}")
+    if any(sign in arguments.images for sign in "*?["):
+        raise UsageError(
+            f"--images {arguments.images!r} is a pattern. Name the folder alone; all pictures in it are used."
+        )
+    raise UsageError(f"--images {arguments.images!r}: there is no such folder in {str(Path.cwd())!r}.")
 
 
 def _check_prune(arguments: argparse.Namespace) -> None:
@@ -63,10 +92,12 @@ def _check_prune(arguments: argparse.Namespace) -> None:
             "--example draws random inputs. Noise is not data: what matters to real inputs would be removed. "
             "Give --data instead; --example belongs to `disparse inspect`."
         )
-    if arguments.data is None:
+    if (arguments.data is None) == (arguments.images is None):
+        if arguments.data is not None:
+            raise UsageError("--data and --images both give inputs. Leave one of them out.")
         raise UsageError(
-            "the following arguments are required: --data. A few dozen inputs of the model are enough, "
-            "without labels: a file with a tensor [N, ...], or package.module:name."
+            "the following arguments are required: --images, a folder of pictures, or --data, a file with a "
+            "tensor [N, ...] or package.module:name. A few dozen inputs are enough, without labels."
         )
     timed = arguments.latency is not None and arguments.latency is not True
     limits = [name for name in ("macs", "parameters") if getattr(arguments, name) is not None]

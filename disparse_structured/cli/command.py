@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = build_parser().parse_args(argv)
         checks.check(arguments)
-        with screen.reserved():
+        with screen.reserved(), screen.warnings():
             outcome = importlib.import_module(f"{__package__}.{arguments.command}").run(arguments, screen)
         if outcome is not None:
             screen.show(outcome)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from disparse_structured.errors import DisparseWarning
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -53,6 +56,21 @@ class Screen:
     def reserved(self) -> Iterator[None]:
         """Keeps standard output free for the JSON document, if there will be one."""
         with contextlib.redirect_stdout(sys.stderr) if self._as_json else contextlib.nullcontext():
+            yield
+
+    @contextlib.contextmanager
+    def warnings(self) -> Iterator[None]:
+        """Shows the warnings of this package as one line each, without the place in its code."""
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, DisparseWarning):
+                self.say(f"disparse: warning: {message}")
+            else:
+                usual(message, category, *where, **more)
+
+        with warnings.catch_warnings():
+            usual = warnings.showwarning
+            warnings.showwarning = show
             yield
 
     def say(self, text: str) -> None:

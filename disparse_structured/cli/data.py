@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from disparse_structured.cli.options import TENSOR_FILES
 from disparse_structured.cli.usage import UsageError, reason
 from disparse_structured.data.arguments import arguments
 from disparse_structured.data.batches import batches, take, to_device
+from disparse_structured.data.image_folder import Images, images
 
 CHECK_SAMPLES = 8
 """How many samples of the first batch an ONNX file is checked on."""
@@ -35,6 +37,24 @@ def load_data(spec: str, option: str = "--data") -> Any:
     """
     path = Path(spec)
     return _batch(path) if path.suffix in TENSOR_FILES else _loader(spec, option)
+
+
+def load_images(arguments: argparse.Namespace, model: nn.Module | None) -> Images:
+    """The pictures of ``--images``, prepared as the options say, and for the rest as ``model`` states.
+
+    Raises:
+        DataError: there is nothing to read.
+        OptionError: how they are prepared is not known.
+    """
+    steps = {name: getattr(arguments, name) for name in ("resize", "crop", "interpolation", "frames")}
+    return images(
+        arguments.images,
+        arguments.size,
+        arguments.mean,
+        arguments.std,
+        like=arguments.preprocessing or model,
+        **{name: value for name, value in steps.items() if value is not None},
+    )
 
 
 def as_batches(data: Any, limit: int | None = None) -> Iterable[Any]:

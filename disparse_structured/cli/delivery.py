@@ -18,6 +18,7 @@ from disparse_structured.cli import views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.data import CHECK_SAMPLES, first_inputs
 from disparse_structured.data.batches import take
+from disparse_structured.data.image_folder import Images
 from disparse_structured.errors import BatchError, ExportError
 from disparse_structured.pipeline import SAMPLES, PruningResult
 from disparse_structured.pipeline.quantizing import quantize_result
@@ -25,7 +26,7 @@ from disparse_structured.report.facts import ExportFacts
 from disparse_structured.surgery.saving import PLAN, REPORT, WEIGHTS, extend_report
 from disparse_structured.tasks import Task
 
-ONNX, INT8_ONNX = "model.onnx", "model.int8.onnx"
+ONNX, INT8_ONNX, SHEET = "model.onnx", "model.int8.onnx", "inputs.png"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def deliver(
         int8: by task, how far INT8 may move its output; None for no INT8 file.
     """
     folder = arguments.out
-    for name in (ONNX, f"{ONNX}.data", INT8_ONNX):
+    for name in (ONNX, f"{ONNX}.data", INT8_ONNX, SHEET):
         (folder / name).unlink(missing_ok=True)  # of an earlier plan
     result.save(folder)
     report = extend_report(folder, entries or {})
@@ -65,7 +66,9 @@ def deliver(
         report = extend_report(folder, _deployed(result, given, arguments, screen))
     if int8 is not None:
         report = extend_report(folder, _quantized(result, given, arguments, screen, int8))
-    files = [name for name in (PLAN, WEIGHTS, REPORT, ONNX, INT8_ONNX) if (folder / name).is_file()]
+    if isinstance(given.data, Images):
+        given.data.contact_sheet(folder / SHEET)
+    files = [name for name in (PLAN, WEIGHTS, REPORT, ONNX, INT8_ONNX, SHEET) if (folder / name).is_file()]
     document = {"folder": str(folder), "files": files, "report": report}
     written = Text(f"written to {folder}: {', '.join(files)}")
     shown: list[RenderableType] = [result.plan, result.report, *views.attachments(report), written]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from disparse_structured.cli import names, values
 from disparse_structured.cli.usage import Parser
@@ -12,6 +13,13 @@ AS = "as package.module:name or path/to/file.py:name"
 """How an option names a Python object."""
 
 TENSOR_FILES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
+RESIZES = ("shorter", "stretch", "pad")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+"""Those of :class:`~disparse_structured.data.preprocessing.Preprocessing`."""
+
+PICTURES = ("size", "mean", "std", "resize", "crop", "interpolation", "preprocessing", "frames")
+"""The options of :func:`add_pictures`."""
+
 FORMS = ("module", "graph")
 ATTENTION = ("heads", "head_dim")
 OUTPUTS = ("all", "tasks")
@@ -78,6 +86,56 @@ def add_data(group: Options, *, required: bool) -> None:
         metavar="DATA",
         help=f"inputs of the model: a file ({', '.join(TENSOR_FILES)}) with a tensor [N, ...]; or a loader, "
         f"a list of batches, or a function that returns one, {AS}",
+    )
+
+
+def add_images(group: Options, *, required: bool = False) -> None:
+    """``--images``."""
+    group.add_argument(
+        "--images",
+        metavar="FOLDER",
+        required=required,
+        help="inputs of the model: a folder of pictures (JPEG, PNG, WebP, BMP) or videos, with the folders "
+        "below it. The model's own configuration says how they are prepared, or the options of 'pictures'",
+    )
+
+
+def add_pictures(group: Options) -> None:
+    """How the files of ``--images`` become inputs."""
+    group.add_argument(
+        "--size", type=values.image_size, metavar="SIZE", help="height and width, such as 224 or 192x640"
+    )
+    group.add_argument(
+        "--mean",
+        type=values.channels,
+        metavar="R,G,B",
+        help="subtracted from each channel, after pixels were scaled to 0 to 1; one value for gray inputs",
+    )
+    group.add_argument(
+        "--std", type=values.channels, metavar="R,G,B", help="what each channel is divided by, after that"
+    )
+    group.add_argument(
+        "--resize",
+        choices=RESIZES,
+        help="shorter: keep the aspect ratio and crop the center; stretch: do not keep it; pad: keep it and "
+        "fill the rest",
+    )
+    group.add_argument(
+        "--crop",
+        type=values.share_above_zero,
+        metavar="F",
+        help="share of the resized picture's side that remains, such as 0.875",
+    )
+    group.add_argument("--interpolation", choices=INTERPOLATIONS, help="how pictures are resized")
+    group.add_argument(
+        "--preprocessing",
+        type=Path,
+        metavar="FILE",
+        help="take what is not given here from a preprocessor_config.json of Hugging Face or a config.json "
+        "of timm (default: from the model, if it or its backbone is of timm)",
+    )
+    group.add_argument(
+        "--frames", type=values.count(), metavar="N", help="frames that are read of each video (default: 8)"
     )
 
 

@@ -29,6 +29,7 @@ def build_parser() -> Parser:
     add_train(commands)
     _add_inspect(commands)
     _add_latency(commands)
+    _add_images(commands)
     _add_relate(commands)
     _add_show(commands)
     _add_demo(commands)
@@ -92,6 +93,29 @@ def _add_latency(commands: argparse._SubParsersAction[Parser]) -> None:
         "--picture", type=Path, metavar="FILE", help="draw the times over the widths into an SVG file"
     )
     output.add_argument("--clear", action="store_true", help="forget what was measured on this machine")
+    options.add_json(output)
+
+
+def _add_images(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = options.add_command(
+        commands,
+        "images",
+        usage="--images FOLDER --sheet FILE [options]",
+        help="show what a network would see of a folder of pictures",
+        description="Prepare the pictures as `disparse prune` would, and draw them side by side into one\n"
+        "file, so that a wrong preprocessing is seen before it matters.",
+    )
+    subject = parser.add_argument_group("model and data")
+    options.add_images(subject, required=True)
+    options.add_model(subject, required=False)
+    options.add_pictures(parser.add_argument_group("pictures", "How the files of --images become inputs."))
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--sheet", type=Path, required=True, metavar="FILE", help="the file to write, such as inputs.png"
+    )
+    output.add_argument(
+        "--number", type=values.count(), default=24, metavar="N", help="inputs to draw (default: 24)"
+    )
     options.add_json(output)
 
 

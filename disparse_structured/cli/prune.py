@@ -12,8 +12,9 @@ from torch import nn
 import disparse_structured as ds
 from disparse_structured.cli import names, sources
 from disparse_structured.cli.console import Outcome, Screen
-from disparse_structured.cli.data import first_inputs, load_data
+from disparse_structured.cli.data import first_inputs, load_data, load_images
 from disparse_structured.cli.delivery import Subject, deliver
+from disparse_structured.data.image_folder import Images
 from disparse_structured.decision.arbiters.by_name import by_task
 from disparse_structured.decision.budget import Budget
 from disparse_structured.latency import Latency, OnnxRuntime
@@ -31,7 +32,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     torch.manual_seed(arguments.seed)
     with screen.step("building the model and opening the data"):
         model = sources.load_model(arguments.model, arguments.weights)
-        data = load_data(arguments.data)
+        data = load_images(arguments, model) if arguments.images else load_data(arguments.data)
         tasks = sources.load_tasks(arguments.tasks) if arguments.tasks else None
         example = first_inputs(model, data, EXAMPLE_SAMPLES)
     with screen.step("reading the structure"):
@@ -54,7 +55,9 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         drop_unused=arguments.drop_unused,
         progress=screen.interactive,
     )
-    return deliver(result, Subject(model, structure.task_objects, data), arguments, screen, int8=int8)
+    given = Subject(model, structure.task_objects, data)
+    entries = {"images": data.facts()} if isinstance(data, Images) else None
+    return deliver(result, given, arguments, screen, entries, int8)
 
 
 def _int8(arguments: argparse.Namespace, tasks: tuple[str, ...]) -> Mapping[str, float] | None:

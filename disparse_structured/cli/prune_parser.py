@@ -16,7 +16,8 @@ def add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = options.add_command(
         commands,
         "prune",
-        usage="--model FACTORY --data DATA (--macs N | --parameters N | --latency TIME) --out DIR [options]",
+        usage="--model FACTORY (--data DATA | --images FOLDER) (--macs N | --parameters N | --latency TIME) "
+        "--out DIR [options]",
         help="make a model smaller, without training",
         description="Prune a model to a budget. A few dozen inputs are enough; the default method needs no\n"
         f"labels. Writes {options.FILES}.",
@@ -27,14 +28,16 @@ def add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
     options.add_model(subject)
     options.add_weights(subject)
     options.add_data(subject, required=False)  # checks.py says what to give
+    options.add_images(subject)
     subject.add_argument("--example", nargs="+", help=argparse.SUPPRESS)  # refused with a reason
     options.add_tasks(subject, required=False)
     subject.add_argument(
         "--samples",
         type=values.count(2),
         metavar="N",
-        help=f"read N inputs (default: {SAMPLES} for --method compensated, all of --data otherwise)",
+        help=f"read N inputs (default: {SAMPLES} for --method compensated, all otherwise)",
     )
+    options.add_pictures(parser.add_argument_group("pictures", "How the files of --images become inputs."))
     budget = parser.add_argument_group("budget")
     options.add_limit(budget, required=False)  # checks.py says what to give
     options.add_widths(budget)

@@ -114,6 +114,24 @@ def shape(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split("x")))
 
 
+def image_size(text: str) -> tuple[int, int]:
+    """Height and width of a picture, such as ``192x640``, or one number for both."""
+    if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", text):
+        raise argparse.ArgumentTypeError(
+            f"expected pixels, such as 224, or height and width, such as 192x640, got {text!r}"
+        )
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
+
+
+def channels(text: str) -> tuple[float, ...]:
+    """One finite number for each channel: ``0.485,0.456,0.406``, or one for gray pictures."""
+    numbers = tuple(map(_number, text.split(",")))
+    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
+        _refuse(text, "three numbers joined by commas, such as 0.485,0.456,0.406, or one for gray pictures")
+    return numbers
+
+
 def tasks(text: str) -> str:
     """``package.module:name``, or names of outputs that :func:`task_outputs` can read."""
     if ":" not in text:

@@ -1,1 +1,6 @@
-"""From a user's batch to the arguments of ``forward``: batches, calibration, random states, modes."""
+"""From files and batches to the arguments of ``forward``: pictures, batches, calibration, random states."""
+
+from disparse_structured.data.image_folder import Images, images
+from disparse_structured.data.preprocessing import Preprocessing
+
+__all__ = ["Images", "Preprocessing", "images"]

@@ -20,7 +20,7 @@ from disparse_structured.data.call import call
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.decision.plan import Plan
-from disparse_structured.errors import LoadError
+from disparse_structured.errors import DisparseWarning, LoadError
 from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.side_effects import undone
@@ -144,6 +144,7 @@ def load(
                 f"the model loaded from {str(folder)!r} does not compute what the saved model computed: "
                 "the weights fit, but the factory's model uses them differently (a different activation, "
                 "scale or normalization, for example). Check the factory.",
+                DisparseWarning,
                 stacklevel=2,
             )
     return model.eval()

@@ -45,6 +45,13 @@ def test_the_page_on_prune() -> None:
     assert names["applied"].verification is not None
 
 
+def test_the_page_on_images(tmp_path: Path) -> None:
+    names = run("docs/images.md")
+
+    assert len(names["data"].sources) == 16
+    assert (tmp_path / "inputs.png").is_file()
+
+
 def test_the_page_on_latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     names = run("docs/latency.md")

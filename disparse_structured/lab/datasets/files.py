@@ -22,7 +22,7 @@ def folder(path: Path, layout: str) -> Path:
 def read_array(path: Path) -> np.ndarray:
     """The array in a ``.npy`` file, or the pixels ``[H, W]`` or ``[H, W, channels]`` of a picture."""
     if path.suffix != ".npy":
-        require("datasets", "PIL")
+        require("images", "PIL")
     try:
         if path.suffix == ".npy":
             return np.asarray(np.load(path, allow_pickle=False))
