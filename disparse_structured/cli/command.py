@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from disparse_structured.cli import advice, checks
 from disparse_structured.cli.console import Screen
 from disparse_structured.cli.parsers import build_parser
+from disparse_structured.cli.settings import save_settings, with_settings
 from disparse_structured.errors import DisparseError
 
 FAILED, INTERRUPTED, UNREAD = 2, 130, 1
@@ -28,8 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Needed before parsing: a parsing error is printed as a document too.
     screen = Screen(as_json="--json" in argv)
     try:
-        arguments = build_parser().parse_args(argv)
+        parser = build_parser()
+        arguments = parser.parse_args(with_settings(argv, parser))
         checks.check(arguments)
+        if getattr(arguments, "save_settings", None) is not None:
+            save_settings(arguments, parser)
+            return 0
         with screen.reserved(), screen.warnings():
             outcome = importlib.import_module(f"{__package__}.{arguments.command}").run(arguments, screen)
         if outcome is not None:

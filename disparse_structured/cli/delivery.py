@@ -17,6 +17,8 @@ from torch import nn
 from disparse_structured.cli import views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.data import CHECK_SAMPLES, first_inputs
+from disparse_structured.cli.parsers import build_parser
+from disparse_structured.cli.settings import SETTINGS, settings_text
 from disparse_structured.data.batches import take
 from disparse_structured.data.image_folder import Images
 from disparse_structured.errors import BatchError, ExportError
@@ -68,7 +70,12 @@ def deliver(
         report = extend_report(folder, _quantized(result, given, arguments, screen, int8))
     if isinstance(given.data, Images):
         given.data.contact_sheet(folder / SHEET)
-    files = [name for name in (PLAN, WEIGHTS, REPORT, ONNX, INT8_ONNX, SHEET) if (folder / name).is_file()]
+    (folder / SETTINGS).write_text(settings_text(arguments, build_parser()), encoding="utf-8")
+    files = [
+        name
+        for name in (PLAN, WEIGHTS, REPORT, SETTINGS, ONNX, INT8_ONNX, SHEET)
+        if (folder / name).is_file()
+    ]
     document = {"folder": str(folder), "files": files, "report": report}
     written = Text(f"written to {folder}: {', '.join(files)}")
     shown: list[RenderableType] = [result.plan, result.report, *views.attachments(report), written]

@@ -29,7 +29,7 @@ FLOOR, MIN_WIDTH, ROUND_TO = 0.1, 1, "auto"
 INT8_TOLERANCE = 0.05
 """The default of :func:`~disparse_structured.pipeline.quantize`."""
 
-FILES = "plan.json, weights.safetensors, report.json and model.onnx"
+FILES = "plan.json, weights.safetensors, report.json, settings.toml and model.onnx"
 """What pruning commands write."""
 
 Group = argparse._ArgumentGroup
@@ -317,6 +317,16 @@ def add_int8(group: Options) -> None:
         metavar="[TASK=]X",
         help="how far INT8 may move a task's output, relative to model.onnx; repeat it for further tasks "
         f"(default: {INT8_TOLERANCE:g})",
+    )
+
+
+def add_save_settings(group: Options) -> None:
+    """``--save-settings``."""
+    group.add_argument(
+        "--save-settings",
+        type=Path,
+        metavar="FILE",
+        help="write these options as a settings file, and do nothing else",
     )
 
 

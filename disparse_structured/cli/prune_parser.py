@@ -16,8 +16,8 @@ def add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = options.add_command(
         commands,
         "prune",
-        usage="--model FACTORY (--data DATA | --images FOLDER) (--macs N | --parameters N | --latency TIME) "
-        "--out DIR [options]",
+        usage="[SETTINGS.toml] --model FACTORY (--data DATA | --images FOLDER)\n"
+        "                      (--macs N | --parameters N | --latency TIME) --out DIR [options]",
         help="make a model smaller, without training",
         description="Prune a model to a budget. A few dozen inputs are enough; the default method needs no\n"
         f"labels. Writes {options.FILES}.",
@@ -57,6 +57,7 @@ def add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     options.add_delivery(output, limits=True)
     options.add_int8(output)
+    options.add_save_settings(output)
     options.add_json(output)
 
 

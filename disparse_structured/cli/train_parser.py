@@ -16,7 +16,7 @@ def add_train(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = options.add_command(
         commands,
         "train",
-        usage="--model FACTORY --data DATA --tasks TASKS --regime REGIME --epochs N\n"
+        usage="[SETTINGS.toml] --model FACTORY --data DATA --tasks TASKS --regime REGIME --epochs N\n"
         "                      (--macs N | --parameters N) --out DIR [options]",
         help="train a model and prune it before, at the start of, or during training",
         description="Train a model under a pruning regime. If the training is interrupted, the same command\n"
@@ -41,6 +41,7 @@ def add_train(commands: argparse._SubParsersAction[Parser]) -> None:
     output = parser.add_argument_group("output")
     options.add_out(output)
     options.add_delivery(output)
+    options.add_save_settings(output)
     options.add_json(output)
 
 

@@ -16,17 +16,18 @@ SEEDS = 2**32
 
 def limit(text: str) -> float:
     """A budget: a fraction of the dense cost below 1, or a whole number above 1."""
-    value = _number(text)
+    value = _percent(text)
     if not (0 < value < 1 or (value > 1 and value.is_integer())):
         raise argparse.ArgumentTypeError(
-            f"{text} is neither a fraction between 0 and 1 nor a whole number above 1. Give 0.5 or 500000, "
-            "for example"
+            f"{text} is neither a fraction between 0 and 1 nor a whole number above 1. Give 0.5, 50% "
+            "or 500000, for example"
         )
     return value
 
 
 def latency(text: str) -> float | str:
     """A share of the dense latency below 1, or milliseconds, such as ``12ms``."""
+    text = str(_percent(text)) if text.endswith("%") else text
     found = re.fullmatch(r"(\d*\.?\d+)(\s*ms)?", text.strip())
     value = float(found[1]) if found else 0.0
     if not found or value <= 0 or (not found[2] and value >= 1):
@@ -194,6 +195,11 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def _percent(text: str) -> float:
+    """A number, also as a percentage."""
+    return _number(text[:-1]) / 100 if text.endswith("%") else _number(text)
 
 
 def _whole(text: str) -> int | None:

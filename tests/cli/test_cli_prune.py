@@ -53,7 +53,7 @@ def the_tiny_namespace() -> dict[str, Any]:
 
 def test_prune_writes_the_folder_and_nothing_else(pruned):
     folder, document = pruned
-    files = ["plan.json", "weights.safetensors", "report.json", "model.onnx"]
+    files = ["plan.json", "weights.safetensors", "report.json", "settings.toml", "model.onnx"]
     assert sorted(each.name for each in folder.iterdir()) == sorted(files)
     assert document["folder"] == str(folder)
     assert document["files"] == files
@@ -135,7 +135,7 @@ def test_without_labels_the_outputs_are_the_tasks_and_the_report_says_how_far_th
         for task in ("near", "aux"):
             for weights in ("cut", "final"):
                 assert f"{100 * report['deviation'][weights][task]:.3g} %" in text
-    assert "written to out: plan.json, weights.safetensors, report.json\n" in shown.out
+    assert "written to out: plan.json, weights.safetensors, report.json, settings.toml\n" in shown.out
     assert not Path("out/model.onnx").exists()
 
 
@@ -268,7 +268,12 @@ def test_people_get_tables_and_no_progress(tiny, capsys):
 def test_json_is_all_of_standard_output_though_the_factory_prints(tiny, capsys):
     assert main(prune_tiny(*QUICK, "--json")) == 0
     shown = capsys.readouterr()
-    assert json.loads(shown.out)["files"] == ["plan.json", "weights.safetensors", "report.json"]
+    assert json.loads(shown.out)["files"] == [
+        "plan.json",
+        "weights.safetensors",
+        "report.json",
+        "settings.toml",
+    ]
     assert "the factory says hello" in shown.err
 
 

@@ -50,7 +50,13 @@ def test_the_graph_is_delivered_with_its_onnx_file(project: Path, capsys: pytest
     names = [output.name for output in session.get_outputs()]
     found = session.run(names, {session.get_inputs()[0].name: images.numpy()})
 
-    assert document["files"] == ["plan.json", "weights.safetensors", "report.json", "model.onnx"]
+    assert document["files"] == [
+        "plan.json",
+        "weights.safetensors",
+        "report.json",
+        "settings.toml",
+        "model.onnx",
+    ]
     parameters = report["costs"]["parameters"]
     assert parameters["counted"] <= 0.5 * parameters["dense"]
     assert report["graph"] == {"any_batch": True, "examples": 2}

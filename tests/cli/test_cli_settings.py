@@ -1,0 +1,121 @@
+"""Settings files: what the options say, written, read, refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from disparse_structured.cli import main
+from disparse_structured.cli.parsers import build_parser
+from disparse_structured.cli.settings import settings_text, with_settings
+from tests.support.command_line import TINY, document_of, refusal
+
+LINES = [
+    "prune --model net.py:build --data a.npy --macs 0.5 --out small",
+    "prune --model n:b --images photos --size 16x20 --mean 0,0,0 --std 1,1,1 --latency 12ms --out o --int8",
+    "prune --model n:b --data a.npy --latency 0.5 --out o --protect a* b --round-to 8 --drop-unused",
+    "prune --model n:b --data a.npy --macs 0.5 --out o --priority a=2 --priority b=0.5 --latency --threads 2",
+    "prune --model n:b --data a.npy --macs 0.5 --out o --tolerance a=1e-3 --no-onnx --no-verify --samples 8",
+    "prune --model n:b --data a.npy --parameters 500 --out o --int8 --int8-tolerance 1 --int8-tolerance a=1",
+    "train --model n:b --data n:d --tasks depth=0,label=b.c --regime static --epochs 2 --macs 0.5 --out o",
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_written_file_says_the_same_as_the_options(line: str, tmp_path: Path) -> None:
+    parser = build_parser()
+    arguments = parser.parse_args(line.split())
+    file = tmp_path / "settings.toml"
+    file.write_text(settings_text(arguments, parser))
+
+    again = parser.parse_args(with_settings([arguments.command, str(file)], parser))
+
+    assert vars(again) == vars(arguments)
+
+
+def parsed(tmp_path: Path, text: str, *words: str) -> dict[str, object]:
+    (tmp_path / "s.toml").write_text(text)
+    parser = build_parser()
+    return vars(parser.parse_args(with_settings(["prune", str(tmp_path / "s.toml"), *words], parser)))
+
+
+TEXT = """
+model = "net.py:build"
+data = "a.npy"
+macs = "40%"
+out = "small"
+protect = ["a", "b"]
+tolerance = {near = 0.1, far = 0.2}
+onnx = false
+"""
+
+
+def test_a_file_may_hold_tables_lists_and_percentages(tmp_path: Path) -> None:
+    found = parsed(tmp_path, TEXT)
+    assert found["macs"] == 0.4
+    assert found["protect"] == ["a", "b"]
+    assert found["tolerance"] == [("near", 0.1), ("far", 0.2)]
+    assert found["onnx"] is False
+
+
+def test_options_win_over_the_file(tmp_path: Path) -> None:
+    found = parsed(tmp_path, TEXT, "--protect", "c", "--parameters", "0.3", "--onnx", "--images", "photos")
+    assert found["protect"] == ["c"]
+    assert (found["macs"], found["parameters"]) == (None, 0.3)
+    assert (found["data"], found["images"]) == (None, "photos")
+    assert found["onnx"] is True
+    assert parsed(tmp_path, TEXT, "--macs=0.7")["macs"] == 0.7
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("mac = 0.5", "'mac' is not an option. Did you mean 'macs'"),
+        ("min_width = 2", "Did you mean 'min-width'"),
+        ("command = 'train'", "another command"),
+        ("macs = [", "cannot be read as TOML"),
+        ("macs = true", "macs is true. Give a value"),
+        ("int8 = 'yes'", "int8 is 'yes'. Give true or false"),
+        ("macs = {a = 1}", "Give a text, a number"),
+        ("macs = 2.5", "2.5 is neither a fraction"),
+        ("example = '2x3'", "'example' is not an option"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s.toml").write_text(text)
+    assert said in refusal(capsys, "prune", str(tmp_path / "s.toml"))
+
+
+def test_a_file_that_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'no.toml' does not exist" in refusal(capsys, "prune", "no.toml")
+
+
+def test_a_run_is_repeated_by_what_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.py").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    given = "--model net.py:build --data net.py:images --macs 50% --samples 16 --seed 3 --no-onnx --out a"
+    assert main(["prune", *given.split(), "--json"]) == 0
+    first = document_of(capsys)
+    (tmp_path / "a" / "settings.toml").rename(tmp_path / "again.toml")
+
+    assert main(["prune", "again.toml", "--out", "b", "--json"]) == 0
+    second = document_of(capsys)
+
+    assert second["report"]["costs"] == first["report"]["costs"]
+    assert (tmp_path / "a" / "plan.json").read_bytes() == (tmp_path / "b" / "plan.json").read_bytes()
+
+
+def test_save_settings_writes_the_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.py").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    given = "prune --model net.py:build --data net.py:images --macs 0.5 --out a --save-settings s.toml"
+    assert main(given.split()) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.py", "s.toml"]
+    assert "--save-settings: no/s.toml" in refusal(capsys, *given.replace("s.toml", "no/s.toml").split())
