@@ -58,9 +58,11 @@ def select(options: argparse.Namespace) -> Selection:
     return drawn(counts, least.models, options.draw, options.seed) if options.draw else least
 
 
-def workspace(folder: Path, limits: Limits | None = None, *, stock: bool = True) -> Workspace[Cell, Row]:
+def workspace(
+    folder: Path, limits: Limits | None = None, *, stock: bool = True, graph: bool = True
+) -> Workspace[Cell, Row]:
     """Where the cells are run; a model has one row of each kind, whatever the size of the images."""
-    options = () if stock else ("--no-stock",)
+    options = (*(() if stock else ("--no-stock",)), *(() if graph else ("--no-graph",)))
     return Workspace(folder, Row, Cell, MEASURE, limits or Limits(), options)
 
 
@@ -82,7 +84,7 @@ def remembered(folder: Path) -> list[Selection]:
 
 def _run(options: argparse.Namespace) -> Path:
     limits = Limits(options.timeout, options.memory, options.threads)
-    space = workspace(options.rows, limits, stock=not options.no_stock)
+    space = workspace(options.rows, limits, stock=not options.no_stock, graph=not options.no_graph)
     if not options.views:
         selection = select(options)
         _remember(selection, options.rows)
@@ -119,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         help="side in pixels for models that take any (timm's)",
     )
     parser.add_argument("--no-stock", action="store_true", help="without stock Torch-Pruning: much faster")
+    parser.add_argument("--no-graph", action="store_true", help="without pruning the exported graph")
     parser.add_argument("--again", action="store_true", help="also run what is finished")
     parser.add_argument("--retry", action="store_true", help="also run what is finished and not sound")
     parser.add_argument("--views", action="store_true", help="do not run anything, only write the page")

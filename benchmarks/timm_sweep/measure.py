@@ -159,13 +159,15 @@ STAGES: Mapping[str, Stage] = {
 }
 
 
-def measure(cell: Cell, keep: Callable[[Row], None], *, stock: bool = True) -> Row:
+def measure(cell: Cell, keep: Callable[[Row], None], *, stock: bool = True, graph: bool = True) -> Row:
     """The row of ``cell``; ``keep`` gets the row so far before every stage, and the whole row at the end."""
+    left_out = {name for name in STAGES if name.startswith("stock") and not stock}
+    left_out |= set() if graph else {"graph"}
     run = Run(cell)
     row = Row(cell, settings=cell.settings, machine=machine())
     for name, (work, needed) in STAGES.items():
         beside = name.startswith("stock")
-        if (needed and needed not in row.seconds) or (beside and not stock):
+        if name in left_out or (needed and needed not in row.seconds):
             continue
         stage = functools.partial(_limited, work, run, STOCK_SECONDS if beside else 0)
         row = run_stage(replace(row, memory=peak()), name, stage, keep)
@@ -227,11 +229,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("file", type=Path, help="where to write the row")
     parser.add_argument("--image-size", type=int, help="side in pixels (default: timm's)")
     parser.add_argument("--no-stock", action="store_true", help="without stock Torch-Pruning")
+    parser.add_argument("--no-graph", action="store_true", help="without pruning the exported graph")
     options = parser.parse_args(arguments)
     end_with_parent()
     warnings.filterwarnings("ignore")
     cell = Cell(options.model, options.kind, options.image_size)
-    measure(cell, lambda row: write_text(options.file, encode(row)), stock=not options.no_stock)
+    measure(
+        cell,
+        lambda row: write_text(options.file, encode(row)),
+        stock=not options.no_stock,
+        graph=not options.no_graph,
+    )
     return 0
 
 

@@ -294,18 +294,18 @@ def test_a_process_that_fails_or_leaves_no_row_is_told(
 def test_what_the_process_measures_is_written_before_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[Cell, bool]] = []
+    asked: list[tuple[Cell, bool, bool]] = []
 
-    def measured(cell: Cell, keep: Any, *, stock: bool) -> None:
-        asked.append((cell, stock))
+    def measured(cell: Cell, keep: Any, *, stock: bool, graph: bool) -> None:
+        asked.append((cell, stock, graph))
         keep(finished("test_vit"))
 
     monkeypatch.setattr(measuring, "measure", measured)
     monkeypatch.setattr(measuring, "end_with_parent", lambda: None)
     file = tmp_path / "row.begun"
-    arguments = ["test_vit", "classifier", str(file), "--image-size", "96", "--no-stock"]
+    arguments = ["test_vit", "classifier", str(file), "--image-size", "96", "--no-stock", "--no-graph"]
     assert measuring.main(arguments) == 0
-    assert asked == [(Cell("test_vit", "classifier", 96), False)]
+    assert asked == [(Cell("test_vit", "classifier", 96), False, False)]
     assert decode(file.read_text(), Row, Cell).verdict == "sound"
 
 
