@@ -50,7 +50,7 @@ REFUSED = {
     "prune --model net.py:build --data x.npy --macs 0.5": "the following arguments are required: --out",
     "prune --model net.py:build --data x.npy --out out": "arguments --macs --parameters is required",
     f"{CUT} --parameters 0.5": "not allowed with argument --macs",
-    "prune --model net.py:build --macs 0.5 --out out": "are required: --images, a folder of pictures, or --data",
+    "prune --model net.py:build --macs 0.5 --out out": "--images, a folder of pictures, or --data",
     f"{CUT} --example 1x3": "Noise is not data",
     f"{CUT} --macs 0": "argument --macs: 0 is neither a fraction between 0 and 1 nor a whole number above 1",
     f"{CUT} --macs 1": "1 is neither",
