@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import math
 import os
 import sys
 
@@ -18,6 +19,12 @@ torch.set_num_threads(1)
 # every time, so that a failure is about the change and not about luck; elsewhere new ones every time.
 settings.register_profile("default", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def _no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command prints does not depend on how busy the machine is."""
+    monkeypatch.setattr("disparse_structured.progress.INTERVAL", math.inf)
 
 
 @pytest.fixture(autouse=True)

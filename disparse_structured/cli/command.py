@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     # Needed before parsing: a parsing error is printed as a document too.
-    screen = Screen(as_json="--json" in argv)
+    screen = Screen(as_json="--json" in argv, quiet="--quiet" in argv)
     try:
         parser = build_parser()
         arguments = parser.parse_args(with_settings(argv, parser))

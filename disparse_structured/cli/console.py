@@ -7,9 +7,11 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from disparse_structured import progress
 from disparse_structured.errors import DisparseWarning
 
 if TYPE_CHECKING:
@@ -31,26 +33,18 @@ class Screen:
     """Standard output and standard error of one command.
 
     With ``as_json`` standard output takes exactly one JSON document, and what the user's own code prints goes
-    to standard error. Progress appears on standard error only if it is a terminal.
+    to standard error, as does progress, unless ``quiet``.
     """
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, as_json: bool, quiet: bool = False) -> None:
         self._as_json = as_json
         self._stdout = sys.stdout
+        self.progress = not quiet
+        progress.begin()
 
-    @property
-    def interactive(self) -> bool:
-        """Whether standard error is a terminal."""
-        return sys.stderr.isatty()
-
-    @contextlib.contextmanager
-    def step(self, text: str) -> Iterator[None]:
-        """A spinner while the body runs."""
-        if not self.interactive:
-            yield
-            return
-        with _console(stderr=True).status(text):
-            yield
+    def step(self, text: str) -> AbstractContextManager[None]:
+        """Shows that the body runs."""
+        return progress.step(text, self.progress)
 
     @contextlib.contextmanager
     def reserved(self) -> Iterator[None]:

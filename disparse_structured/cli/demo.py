@@ -10,7 +10,5 @@ from disparse_structured.lab import demo as lab_demo
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     """Trains, prunes, fine-tunes, exports and compares a small network."""
-    result = lab_demo.run(
-        arguments.out, seed=arguments.seed, quick=arguments.quick, progress=screen.interactive
-    )
+    result = lab_demo.run(arguments.out, seed=arguments.seed, quick=arguments.quick, progress=screen.progress)
     return Outcome(result.to_dict(), [result])

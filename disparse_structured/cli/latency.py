@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     runtime = OnnxRuntime(threads=arguments.threads, batch=arguments.batch, size=arguments.size)
     table = Table(runtime.facts)
     known = len(table)
-    measured = Latency(model, runtime, table=table, progress=screen.interactive).on(structure)
+    measured = Latency(model, runtime, table=table, progress=screen.progress).on(structure)
     document = {
         "dense_ms": measured.dense,
         "operations": [_facts(each) for each in measured.operations()],

@@ -331,5 +331,6 @@ def add_save_settings(group: Options) -> None:
 
 
 def add_json(group: Options) -> None:
-    """``--json``."""
+    """``--quiet`` and ``--json``."""
+    group.add_argument("--quiet", action="store_true", help="show no progress")
     group.add_argument("--json", action="store_true", help="print one JSON document on standard output")

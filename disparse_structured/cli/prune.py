@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         seed=arguments.seed,
         verify=arguments.verify,
         drop_unused=arguments.drop_unused,
-        progress=screen.interactive,
+        progress=screen.progress,
     )
     given = Subject(model, structure.task_objects, data)
     entries = {"images": data.facts()} if isinstance(data, Images) else None

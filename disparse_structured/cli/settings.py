@@ -22,7 +22,7 @@ SETTINGS = "settings.toml"
 COMMANDS = ("prune", "train")
 """The commands that take a settings file."""
 
-_UNWRITTEN = ("help", "json", "save_settings")
+_UNWRITTEN = ("help", "json", "quiet", "save_settings")
 """Options that do not change the result."""
 
 _INSTEAD = (frozenset({"macs", "parameters", "latency"}), frozenset({"data", "images"}))

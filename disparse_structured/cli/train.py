@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome | None:
         checkpoint=arguments.out / CHECKPOINT,
         checkpoint_every=arguments.checkpoint_every,
         on_epoch=_announcer(arguments.epochs, screen),
-        progress=screen.interactive,
+        progress=screen.progress,
     )
     with screen.step("pruning and verifying"):
         result = regime.finish()

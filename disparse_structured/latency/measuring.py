@@ -14,7 +14,7 @@ from disparse_structured.latency.runtime import Runtime
 from disparse_structured.latency.staircase import Rungs, grids, telling, windows
 from disparse_structured.latency.table import Table, Widths
 from disparse_structured.latency.work import Entry
-from disparse_structured.refit.progress import advancing
+from disparse_structured.progress import advancing
 
 _BYTES = 256e6
 """The most that one model holds, unless a single node of it holds more."""

@@ -20,8 +20,8 @@ from disparse_structured.decision.costs import CostModel
 from disparse_structured.errors import BudgetError
 from disparse_structured.latency import Latency, Runtime
 from disparse_structured.pipeline.method import Problem
-from disparse_structured.pipeline.options import step
 from disparse_structured.pipeline.refitting import Outcome
+from disparse_structured.progress import step
 from disparse_structured.report.speed import SpeedFacts
 from disparse_structured.scoring import Saliency
 from disparse_structured.structure import Structure

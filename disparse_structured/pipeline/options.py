@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator
-
-from rich.console import Console
 from torch import nn
 
 from disparse_structured.decision.budget import Budget
@@ -125,13 +120,3 @@ def check_runtime(runtime: object, timed: bool) -> None:
             f"runtime={runtime!r} is not a runtime: it has no {' and no '.join(missing)}. Pass one such as "
             "OnnxRuntime(threads=2)."
         )
-
-
-@contextlib.contextmanager
-def step(text: str, progress: bool) -> Iterator[None]:
-    """A spinner on standard error while the body runs, if ``progress`` and standard error is a terminal."""
-    if progress and sys.stderr.isatty():
-        with Console(stderr=True).status(text):
-            yield
-    else:
-        yield

@@ -27,12 +27,12 @@ from disparse_structured.pipeline.options import (
     check_refit,
     check_runtime,
     check_structure,
-    step,
     the_budget,
 )
 from disparse_structured.pipeline.refitting import Execution, Outcome
 from disparse_structured.pipeline.result import PruningResult
 from disparse_structured.pipeline.tolerance import check_limits, within_limits
+from disparse_structured.progress import step
 from disparse_structured.refit import LeastSquares, RefitMethod
 from disparse_structured.scoring import Saliency
 from disparse_structured.structure import Structure, UnusedModule, analyse
@@ -110,7 +110,7 @@ def prune(
         verify: compare the result with the masked twin in float64 before handing it back.
         drop_unused: first leave out modules that never run, in eval or train mode. The budget is then a
             fraction of what remains. The report lists them.
-        progress: show progress bars on a terminal.
+        progress: show progress on standard error, by bars on a terminal and by a line now and then elsewhere.
 
     Returns:
         The smaller model with its plan and report; it can be saved and exported.

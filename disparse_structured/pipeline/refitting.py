@@ -11,7 +11,7 @@ from torch import nn
 
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.plan import Plan
-from disparse_structured.pipeline.options import step
+from disparse_structured.progress import step
 from disparse_structured.refit import Refit, RefitMethod, measure_deviation, refit
 from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.refit import RefitFacts

@@ -18,12 +18,12 @@ from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.schedule import Step
 from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.naming import brief, rule_name
+from disparse_structured.progress import advancing
 from disparse_structured.refit.context import RefitContext, RefitMethod
 from disparse_structured.refit.deviation import deviations
 from disparse_structured.refit.folding import Merging
 from disparse_structured.refit.folds import folds
 from disparse_structured.refit.lockstep import MEMORY, State
-from disparse_structured.refit.progress import advancing
 from disparse_structured.refit.regression import RIDGES, Shape
 from disparse_structured.refit.shifts import shifted
 from disparse_structured.report.refit import RefitFacts
@@ -139,7 +139,7 @@ def refit(
         to_inputs: maps a batch to the tuple of ``forward``'s arguments; by default
             :func:`disparse_structured.data.batches.model_inputs`.
         limit: read no more examples than this; a :class:`Calibration` is used unchanged.
-        progress: show a progress bar if standard error is a terminal.
+        progress: show progress on standard error, by bars on a terminal and by a line now and then elsewhere.
 
     Raises:
         PlanError: ``keep`` is not bool ``[units]``, or the structure is not that of ``model``.

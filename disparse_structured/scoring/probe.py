@@ -7,17 +7,14 @@ Each query is a pass through the data: :meth:`Probe.gate_gradients` and :meth:`P
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -29,6 +26,7 @@ from disparse_structured.data.randomness import Isolation, generator, signs
 from disparse_structured.errors import BatchError, DisparseError, PlanError
 from disparse_structured.graph.named_tensors import detached_tensors, named_tensors
 from disparse_structured.graph.side_effects import undone
+from disparse_structured.progress import advancing
 from disparse_structured.scoring.batch_losses import BatchLosses, Outputs
 from disparse_structured.scoring.derivatives import (
     GateCurvature,
@@ -402,17 +400,11 @@ class Probe:
         for example in self._examples(batch, size):
             yield from of(example, self._inputs(example))
 
-    @contextmanager
-    def _bar(self) -> Iterator[Callable[[], None]]:
-        if not (self.progress and sys.stderr.isatty()):
-            yield lambda: None
-            return
+    def _bar(self) -> AbstractContextManager[Callable[[], None]]:
         total = _length(self.data)
         if total is not None and self.max_batches is not None:
             total = min(total, self.max_batches)
-        with Progress(console=Console(stderr=True), transient=True) as shown:
-            line = shown.add_task("saliency", total=total)
-            yield lambda: shown.advance(line)
+        return advancing("scoring", total, self.progress)
 
 
 _END = object()

@@ -1,0 +1,62 @@
+"""Progress on standard error: bars and spinners on a terminal, elsewhere a plain line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+INTERVAL = 10.0
+"""The least seconds between two plain lines."""
+
+_last = time.monotonic()
+
+
+def begin() -> None:
+    """Starts the first interval: the next plain line comes no sooner than after :data:`INTERVAL`."""
+    global _last
+    _last = time.monotonic()
+
+
+def line(text: str) -> None:
+    """Prints ``text`` as a plain line, unless another one was printed less than :data:`INTERVAL` ago."""
+    if time.monotonic() - _last >= INTERVAL:
+        print(f"disparse: {text}", file=sys.stderr, flush=True)
+        begin()
+
+
+@contextmanager
+def step(text: str, wanted: bool = True) -> Iterator[None]:
+    """Says that something begins, and that it runs; nothing unless ``wanted``."""
+    if wanted and sys.stderr.isatty():
+        from rich.console import Console  # not needed elsewhere
+
+        with Console(stderr=True).status(text):
+            yield
+        return
+    if wanted:
+        line(text)
+    yield
+
+
+@contextmanager
+def advancing(title: str, total: int | None, wanted: bool = True) -> Iterator[Callable[[], None]]:
+    """Yields what to call after each of ``total`` steps, None if unknown; shows nothing unless ``wanted``."""
+    if wanted and sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as shown:
+            task = shown.add_task(title, total=total)
+            yield lambda: shown.advance(task)
+        return
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if wanted:
+            line(f"{title}: {done}" + ("" if total is None else f" of {total}"))
+
+    yield advance
