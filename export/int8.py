@@ -19,6 +19,7 @@ import torch
 
 from disparse_structured.data.batches import batch_size, batches, take, tensor_batches
 from disparse_structured.data.calibration import CHUNK
+from disparse_structured.data.deviation import Deviation
 from disparse_structured.errors import BatchError, ExportError
 from disparse_structured.export.float_graph import FloatGraph, size_of
 from disparse_structured.export.latency import measure_latency
@@ -50,7 +51,7 @@ class Written:
 
     bytes: int
     sha256: str
-    deviation: Mapping[str, float]
+    deviation: Mapping[str, Deviation]
     max_abs: Mapping[str, float]
     latency: LatencyFacts | None
 
@@ -74,7 +75,7 @@ class Candidate:
     timed: Inputs
     examples: tuple[int, int, int]
     dense: TaskOutputs | None = None
-    _deviations: dict[tuple[Any, ...], dict[str, float]] = field(default_factory=dict)
+    _deviations: dict[tuple[Any, ...], dict[str, Deviation]] = field(default_factory=dict)
 
     @cached_property
     def graph(self) -> FloatGraph:
@@ -127,7 +128,7 @@ class Candidate:
             for layer in self.graph.layers
         }
 
-    def deviations(self, layers: Collection[str], setting: Setting) -> dict[str, float]:
+    def deviations(self, layers: Collection[str], setting: Setting) -> dict[str, Deviation]:
         """By task, how far ``layers`` in INT8 move its output from the float file's, on held-out inputs.
 
         Measured once for each set and setting.
@@ -139,6 +140,10 @@ class Candidate:
             self._deviations[key] = task_deviations(found, self._expected)
         return self._deviations[key]
 
+    def judged(self, layers: Collection[str], setting: Setting) -> dict[str, float]:
+        """The part of :meth:`deviations` that tolerances are compared with."""
+        return {task: moved.judged for task, moved in self.deviations(layers, setting).items()}
+
     def from_dense(self, path: Path) -> dict[str, float]:
         """By task, how far the outputs of a file are from the dense network's; {} without one."""
         if self.dense is None:
@@ -147,7 +152,8 @@ class Candidate:
             {task: [tensor.double().numpy() for tensor in tensors] for task, tensors in found.items()}
             for found in (reference(self.dense, batch) for batch in self.held_out)
         ]
-        return task_deviations(task_outputs(self._session(path), self.held_out, self.graph.tasks), wanted)
+        found = task_outputs(self._session(path), self.held_out, self.graph.tasks)
+        return {task: moved.whole for task, moved in task_deviations(found, wanted).items()}
 
     def shifts(self, setting: Setting) -> dict[str, np.ndarray]:
         """By layer that can have a bias, float64 ``[channels]``: what INT8 takes from the mean of its output.

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 from onnxruntime.quantization import CalibrationMethod
 from onnxruntime.quantization.calibrate import create_calibrator
 
+from disparse_structured.data.deviation import Deviation, Movement
 from disparse_structured.errors import ExportError
 from disparse_structured.export.float_graph import CALIBRATED, FloatGraph
 from disparse_structured.export.plain import Inputs
@@ -108,26 +110,19 @@ def task_outputs(
 
 def task_deviations(
     found: Sequence[Mapping[str, Sequence[np.ndarray]]], wanted: Sequence[Mapping[str, Sequence[np.ndarray]]]
-) -> dict[str, float]:
+) -> dict[str, Deviation]:
     """By task, ``||found - wanted||_2 / ||wanted||_2`` over all of its outputs where ``wanted`` is finite.
 
     It is absolute where these are all zero, and infinite where ``found`` is not finite.
 
     >>> task_deviations([{"depth": [np.array([1.0, 2.0])]}], [{"depth": [np.array([1.0, 1.0])]}])
-    {'depth': 0.7071067811865476}
+    {'depth': Deviation(whole=0.7071067811865476, columns=None)}
     """
-    off: dict[str, float] = {}
-    size: dict[str, float] = {}
+    moved = {task: Movement() for task in wanted[0]}
     for ours, theirs in zip(found, wanted, strict=True):
         for task, tensors in theirs.items():
-            for actual, expected in zip(ours[task], tensors, strict=True):
-                usable = np.isfinite(expected)
-                off[task] = off.get(task, 0.0) + float(np.square(actual[usable] - expected[usable]).sum())
-                size[task] = size.get(task, 0.0) + float(np.square(expected[usable]).sum())
-    return {
-        task: math.sqrt(square / (size[task] or 1.0)) if math.isfinite(square) else math.inf
-        for task, square in off.items()
-    }
+            moved[task].add(list(map(torch.as_tensor, ours[task])), list(map(torch.as_tensor, tensors)))
+    return {task: movement.deviation for task, movement in moved.items()}
 
 
 def largest_differences(

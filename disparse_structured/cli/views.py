@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from disparse_structured.data.deviation import Columns
 from disparse_structured.errors import LoadError
 from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.facts import LatencyFact, LatencyFacts
@@ -55,7 +56,9 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
             facts[name] = None if facts[name] is None else optional(**facts[name])
         facts["stale"] = tuple(facts["stale"])
         if facts["deviation"] is not None:
-            facts["deviation"] = DeviationFacts(**facts["deviation"])
+            moved = dict(facts["deviation"])
+            moved["columns"] = {task: Columns(**each) for task, each in moved.get("columns", {}).items()}
+            facts["deviation"] = DeviationFacts(**moved)
         if facts["refit"] is not None:
             refit = dict(facts["refit"])
             for name, part in (("layers", LayerFacts), ("skipped", SkippedLayer)):
@@ -86,11 +89,16 @@ def attachments(document: Mapping[str, Any]) -> list[RenderableType]:
 def quantization_facts(document: Mapping[str, Any]) -> QuantizationFacts:
     """The facts whose JSON ``document`` is."""
     facts = dict(document)
-    facts["tasks"] = {name: TaskDeviation(**task) for name, task in facts["tasks"].items()}
+    facts["tasks"] = {name: _task_deviation(task) for name, task in facts["tasks"].items()}
     facts["layers"] = tuple(LayerFact(**layer) for layer in facts["layers"])
     if facts["latency"] is not None:
         facts["latency"] = latency_facts(facts["latency"])
     return QuantizationFacts(**facts)
+
+
+def _task_deviation(document: Mapping[str, Any]) -> TaskDeviation:
+    columns = document.get("columns")
+    return TaskDeviation(**{**document, "columns": columns and Columns(**columns)})
 
 
 def latency_facts(document: Mapping[str, Any]) -> LatencyFacts:

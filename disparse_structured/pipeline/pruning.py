@@ -97,8 +97,9 @@ def prune(
         refit: how the remaining weights compensate for what was removed, see
             :mod:`disparse_structured.refit`; None leaves them unchanged.
         tolerance: by the name of a task, how far its output may move, relative in the Euclidean norm, as the
-            report measures it after the refit. The budget is met with no task over its limit, in up to
-            four tries. Replaces the arbiter of ``method``.
+            report measures it after the refit; where an output has columns of several sizes, also how far
+            those of each size may move. The budget is met with no task over its limit, in up to four tries.
+            Replaces the arbiter of ``method``.
         to_inputs: ``to_inputs(batch) -> tuple of forward's arguments``, where the default cannot tell.
         structure: what :func:`~disparse_structured.analyse` read from ``model``, for its choices: whether the
             module or its exported graph is pruned, what is removed from attention. It has the tasks.

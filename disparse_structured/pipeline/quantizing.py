@@ -13,6 +13,7 @@ from torch import nn
 
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.data.call import marked_like
+from disparse_structured.data.deviation import Deviation
 from disparse_structured.decision.arbiters import Arbiter, Tolerance
 from disparse_structured.decision.arbiters.by_name import by_task
 from disparse_structured.errors import OptionError
@@ -71,7 +72,8 @@ def quantize(
             of any of these. Half of the examples calibrate, the other half is compared.
         path: the file to write; by default ``model.int8.onnx`` beside ``model.onnx``.
         tolerance: how far INT8 may move a task's output from the float file's, relative in the Euclidean
-            norm; one number, or one for each task (5 % for those that are not named).
+            norm; one number, or one for each task (5 % for those that are not named). Where an output has
+            columns of several sizes, it holds for each size as well.
         arbiter: decides between tasks, see :mod:`disparse_structured.decision.arbiters`; by default the least
             damage within the tolerances. A layer is a unit.
         samples: read at most this many examples.
@@ -187,15 +189,15 @@ def decide(
         raise OptionError(f"{goal} is the float file, which is kept. Choose another path for the INT8 file.")
     pruned = candidate.from_dense(candidate.path) or pruned
     settings = {
-        name: (used(candidate.deviations(candidate.layers, setting), limits), setting)
+        name: (used(candidate.judged(candidate.layers, setting), limits), setting)
         for name, setting in candidate.settings.items()
     }
     setting = _better(candidate, candidate.layers, limits, *(setting for _, setting in settings.values()))
     corrected = dataclasses.replace(setting, shifts=candidate.shifts(setting))
     preferred = _better(candidate, candidate.layers, limits, setting, corrected)
-    damage = {layer: candidate.deviations([layer], preferred) for layer in candidate.layers}
+    damage = {layer: candidate.judged([layer], preferred) for layer in candidate.layers}
     consent = Consent(
-        damage, candidate.macs, limits, rule, lambda layers: candidate.deviations(layers, preferred)
+        damage, candidate.macs, limits, rule, lambda layers: candidate.judged(layers, preferred)
     )
     layers = consent.layers()
     setting = _better(candidate, layers, limits, setting, corrected)
@@ -207,7 +209,7 @@ def decide(
             verdict += f" {goal.name} is from an earlier run."
     dense = candidate.from_dense(goal) if written else {}
     everything = candidate.deviations(candidate.layers, setting)
-    found = written.deviation if written else dict.fromkeys(limits, 0.0)
+    found = written.deviation if written else dict.fromkeys(limits, Deviation(0.0))
     return QuantizationFacts(
         path=str(goal) if written else None,
         float_path=str(candidate.path),
@@ -218,10 +220,11 @@ def decide(
             task: TaskDeviation(
                 tolerance=limit,
                 pruned=pruned.get(task) if pruned else None,
-                all_int8=everything[task],
-                int8=found[task],
+                all_int8=everything[task].whole,
+                int8=found[task].whole,
                 int8_from_dense=dense.get(task),
                 max_abs=written.max_abs[task] if written else 0.0,
+                columns=found[task].columns,
             )
             for task, limit in limits.items()
         },
@@ -267,4 +270,4 @@ def _limits(tolerance: float | Mapping[str, float], tasks: tuple[str, ...]) -> d
 
 def _better(candidate: Candidate, layers: Collection[str], limits: Deviations, *settings: Setting) -> Setting:
     """Of ``settings``, the first that uses least of the limits with ``layers`` in INT8."""
-    return min(settings, key=lambda setting: used(candidate.deviations(layers, setting), limits))
+    return min(settings, key=lambda setting: used(candidate.judged(layers, setting), limits))

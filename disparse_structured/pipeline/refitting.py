@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -50,9 +49,7 @@ class Execution:
             # Weights must not compensate for groups that are left whole after all.
             refitted, applied = self._refit_and_apply(applied.plan)
             refused += applied.refused
-        facts = refitted.facts
-        moved = DeviationFacts(facts.samples, facts.checked, facts.before, facts.after)
-        return Outcome(dataclasses.replace(applied, refused=refused), moved, facts)
+        return Outcome(dataclasses.replace(applied, refused=refused), refitted.deviation, refitted.facts)
 
     def _refit_and_apply(self, plan: Plan) -> tuple[Refit, Applied]:
         assert self.method is not None
@@ -72,6 +69,5 @@ class Execution:
 
     def _deviation(self, plan: Plan) -> DeviationFacts:
         keep: torch.Tensor = plan.keep(self.structure)
-        moved: Mapping[str, float] = measure_deviation(self.model, self.structure, keep, self.calibration)
-        calibration = self.calibration
-        return DeviationFacts(calibration.samples, calibration.checked, moved, moved)
+        moved = measure_deviation(self.model, self.structure, keep, self.calibration)
+        return DeviationFacts.of(self.calibration.samples, self.calibration.checked, moved, moved)

@@ -30,12 +30,22 @@ class _Try:
     """What one decision led to.
 
     ``predicted`` and ``measured`` give, by task, the relative deviation of its output from the dense one's.
+    What is measured is that of its columns of one size, if they moved further than the whole.
     """
 
     saliency: Saliency
     outcome: Outcome
     predicted: Mapping[str, float]
-    measured: Mapping[str, float]
+
+    @property
+    def measured(self) -> Mapping[str, float]:
+        return self.outcome.deviation.judged
+
+    def where(self, task: str) -> str:
+        """What of the task's output was judged, in words; empty if it was the whole."""
+        deviation = self.outcome.deviation
+        whole = deviation.judged[task] == deviation.final[task]
+        return "" if whole else f" in {deviation.columns[task].place}"
 
 
 def within_limits(
@@ -58,13 +68,13 @@ def within_limits(
         )
 
     strict = dict(limits)
-    tries: list[Mapping[str, float]] = []
+    tries: list[_Try] = []
     while len(tries) < TRIES:
         last = len(tries) == TRIES - 1
         found = attempt(Priority() if last else Tolerance(strict), problem.budget)
         if _used(found.measured, limits) <= 1:
             return found.saliency, found.outcome
-        tries.append(found.measured)
+        tries.append(found)
         for name, limit in limits.items():
             if found.measured[name] > limit:
                 allowed = min(strict[name], found.predicted[name] or strict[name])
@@ -80,9 +90,7 @@ def _attempt(method: Method, problem: Problem, execute: Execution) -> _Try:
     )
     outcome = execute(plan)
     predicted = (saliency.scores * ~plan.keep(structure)).sum(dim=1).sqrt().tolist()
-    return _Try(
-        saliency, outcome, dict(zip(structure.tasks, predicted, strict=True)), outcome.deviation.final
-    )
+    return _Try(saliency, outcome, dict(zip(structure.tasks, predicted, strict=True)))
 
 
 def _with_arbiter(method: Method, arbiter: Arbiter) -> Method:
@@ -93,7 +101,7 @@ def _with_arbiter(method: Method, arbiter: Arbiter) -> Method:
 
 def _explained(
     limits: Mapping[str, float],
-    tries: Sequence[Mapping[str, float]],
+    tries: Sequence[_Try],
     problem: Problem,
     attempt: Callable[[Arbiter, Budget], _Try],
 ) -> str:
@@ -157,18 +165,20 @@ def _halfway(budget: Budget, structure: Structure) -> Budget:
 
 def _blocked(
     limits: Mapping[str, float],
-    tries: Sequence[Mapping[str, float]],
+    tries: Sequence[_Try],
     budget: Budget,
     easier: Budget,
     there: Mapping[str, float],
 ) -> str:
-    best = min(tries, key=lambda each: _used(each, limits))
+    nearest = min(tries, key=lambda each: _used(each.measured, limits))
+    best = nearest.measured
     blocking = [name for name, limit in limits.items() if best[name] > limit]
     holds = []
     for name in blocking:
-        closest = min(each[name] for each in tries)
+        closest = min(each.measured[name] for each in tries)
         at_others = f", {closest:.3g} at the others' cost" if closest < best[name] else ""
-        holds.append(f"{name!r} deviates by {best[name]:.3g}{at_others} (limit {limits[name]:g})")
+        moved = f"{name!r} deviates by {best[name]:.3g}{nearest.where(name)}"
+        holds.append(f"{moved}{at_others} (limit {limits[name]:g})")
     rest = [f"{name!r} {best[name]:.3g}" for name in limits if name not in blocking]
     far = ", ".join(f"{name!r} {there[name]:.3g}" for name in limits)
     outcome = "all limits hold" if _used(there, limits) <= 1 else "they are passed too"

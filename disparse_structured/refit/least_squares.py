@@ -26,6 +26,7 @@ from disparse_structured.refit.folds import folds
 from disparse_structured.refit.lockstep import MEMORY, State
 from disparse_structured.refit.regression import RIDGES, Shape
 from disparse_structured.refit.shifts import shifted
+from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.structure import Structure
 from disparse_structured.structure.at_shape import structure_for_batch
@@ -103,10 +104,14 @@ class LeastSquares:
 
 @dataclass(frozen=True, eq=False)
 class Refit:
-    """``model`` has the dense shapes; :func:`disparse_structured.surgery.module.apply` prunes it."""
+    """``model`` has the dense shapes; :func:`disparse_structured.surgery.module.apply` prunes it.
+
+    ``deviation`` says how far its outputs are from the dense network's before anything is removed physically.
+    """
 
     model: nn.Module
     facts: RefitFacts
+    deviation: DeviationFacts
 
 
 @leaves_no_trace
@@ -175,13 +180,14 @@ def refit(
                 advance()
 
             work.walk.run(visit)
-        before, after = deviations(described, keep, calibration, dense, (dense, state))
+        cut, final = deviations(described, keep, calibration, dense, (dense, state))
     with torch.no_grad():
         for name, tensor in tensors.items():
             if state[name] is not dense[name]:
                 tensor.copy_(state[name])
+    moved = DeviationFacts.of(calibration.samples, calibration.checked, cut, final)
     facts = RefitFacts(
         rule_name(method), calibration.samples, calibration.checked,
-        tuple(work.layers), tuple(work.skipped), before, after,
+        tuple(work.layers), tuple(work.skipped), moved.cut, moved.final,
     )  # fmt: skip
-    return Refit(result, facts)
+    return Refit(result, facts, moved)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from disparse_structured.data.deviation import Columns, Deviation
 from disparse_structured.report.text import numbers_table
 
 
@@ -21,12 +22,30 @@ class DeviationFacts:
             aside, and all were measured on.
         cut: by task, with the weights of the dense network.
         final: by task, with the weights of the result; equal to ``cut`` where nothing was refit.
+        columns: for each task whose output has columns of several sizes, those of one size that are furthest
+            from the dense network's with the weights of the result, relative to these columns alone.
     """
 
     samples: int
     checked: int
     cut: Mapping[str, float]
     final: Mapping[str, float]
+    columns: Mapping[str, Columns] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, samples: int, checked: int, cut: Mapping[str, Deviation], final: Mapping[str, Deviation]
+    ) -> DeviationFacts:
+        """From what was measured by task."""
+        columns = {task: moved.columns for task, moved in final.items() if moved.columns is not None}
+        before, after = ({task: moved.whole for task, moved in each.items()} for each in (cut, final))
+        return cls(samples, checked, before, after, columns)
+
+    @property
+    def judged(self) -> Mapping[str, float]:
+        """By task, what a tolerance is compared with: the larger of ``final`` and that of ``columns``."""
+        own = {task: columns.deviation for task, columns in self.columns.items()}
+        return {task: max(value, own.get(task, value)) for task, value in self.final.items()}
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         refit = self.final != self.cut
@@ -35,5 +54,12 @@ class DeviationFacts:
             values = (cut, self.final[task]) if refit else (cut,)
             table.add_row(Text(task), *(f"{100 * value:.3g} %" for value in values))
         yield table
+        for task, columns in self.columns.items():
+            yield columns_line(task, columns)
         where = f"{self.checked} inputs set aside" if self.checked else f"{self.samples} inputs"
         yield Text(f"deviation measured on {where}")
+
+
+def columns_line(task: str, columns: Columns) -> Text:
+    """What ``columns`` of a task's output deviate by."""
+    return Text(f"{task}, {columns.place}: {100 * columns.deviation:.3g} % relative to these alone")

@@ -9,6 +9,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from disparse_structured.data.deviation import Columns
+from disparse_structured.report.deviation import columns_line
 from disparse_structured.report.facts import LatencyFacts
 from disparse_structured.report.text import numbers_table, plain_text
 
@@ -27,7 +29,8 @@ class LayerFact:
         operator: such as ``"Conv"``.
         int8: whether it was quantized.
         macs: multiplications for one example; None where that was not counted.
-        damage: by task, the relative deviation if this layer alone is INT8; empty where it cannot be.
+        damage: by task, the relative deviation if this layer alone is INT8, of the whole output or of its
+            columns of one size, whichever is larger; empty where it cannot be.
         reason: why it stayed float; empty if it did not.
     """
 
@@ -50,6 +53,8 @@ class TaskDeviation:
         int8: of the written file, from the float file.
         int8_from_dense: of the written file, from the dense network; None if that was not measured.
         max_abs: the largest difference of one value between the written file and the float file.
+        columns: those of one size that moved most from the float file to the written one; None where all are
+            of one size. The tolerance holds for them as well.
     """
 
     tolerance: float
@@ -58,6 +63,7 @@ class TaskDeviation:
     int8: float
     int8_from_dense: float | None
     max_abs: float
+    columns: Columns | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class QuantizationFacts:
         calibration: the method by which the ranges were chosen.
         weight_bits: 8 or 7.
         settings: by method and bits, the worst task's deviation as a share of its tolerance with everything
-            in INT8 and biases not corrected.
+            in INT8 and biases not corrected, judged as the tolerance is.
         biases_corrected: whether constants were added to biases.
         arbiter: the rule that chose the layers.
         measured: how many sets of layers were tried as a whole.
@@ -112,6 +118,9 @@ class QuantizationFacts:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._tasks()
+        for name, task in self.tasks.items():
+            if task.columns is not None:
+                yield columns_line(name, task.columns)
         rule = self.arbiter.partition("(")[0]
         chosen = f"{len(self.quantized)} of {len(self.layers)} layers in INT8, chosen by {rule}"
         biases = "biases corrected" if self.biases_corrected else "biases as they were"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from disparse_structured.data.batches import batch_size, take
 from disparse_structured.data.calibration import Calibration
+from disparse_structured.data.deviation import Movement, has_several_sizes
 from disparse_structured.errors import BatchError
 from disparse_structured.graph.named_tensors import detached_tensors
 from disparse_structured.refit.contraction import DenseLayers
@@ -50,7 +51,8 @@ class Curve:
     Args:
         group: its name.
         removed: how many units were removed, ascending.
-        damage: for each task, the squared relative deviation of its output at each of ``removed``.
+        damage: for each task, the squared relative deviation of its output at each of ``removed``; where the
+            output has columns of several sizes, that of the size that moved most.
     """
 
     group: str
@@ -201,22 +203,31 @@ def _damage(
     variants: Sequence[_Variant],
     batches: Sequence[tuple[Any, ...]],
 ) -> np.ndarray:
-    """float64 ``[tasks, variants]``: squared relative deviations; absolute where all outputs are zero."""
+    """float64 ``[tasks, variants]``: squared relative deviations; absolute where all outputs are zero.
+
+    For a task whose output has columns of several sizes, that of the size that moved most.
+    """
     masking = MaskedReads(structure, keep)
     execution = Execution(structure, masking)
     maskings = [masking.under(each.keep) for each in variants]
     size = np.zeros(len(structure.tasks))
     finite = np.zeros(len(structure.tasks), dtype=bool)
     off = np.zeros((len(structure.tasks), len(variants)))
+    by_size: dict[str, list[Movement]] = {}
     for batch in batches:
         values = execution.values(state, batch)
         wanted = execution.outputs(values)
         usable = {task: [each.isfinite() for each in found] for task, found in wanted.items()}
         size += [_squares(wanted[task], usable[task]) for task in structure.tasks]
         finite |= [not found or any(each.any() for each in found) for found in usable.values()]
+        if batch is batches[0]:
+            several = [task for task, tensors in wanted.items() if has_several_sizes(tensors)]
+            by_size = {task: [Movement() for _ in variants] for task in several}
         for number, (variant, narrowed) in enumerate(zip(variants, maskings, strict=True)):
             given = execution.variant(values, state, variant.changed, narrowed, batch)
             off[:, number] += [_squares(wanted[task], usable[task], given[task]) for task in structure.tasks]
+            for task, moved in by_size.items():
+                moved[number].add(given[task], wanted[task])
     for task, any_finite in zip(structure.tasks, finite, strict=True):
         if not any_finite:
             raise BatchError(
@@ -224,6 +235,8 @@ def _damage(
                 "damage can be measured. Pass inputs that the model was made for."
             )
     relative = off / np.where(size > 0, size, 1.0)[:, None]
+    for task, moved in by_size.items():
+        relative[structure.tasks.index(task)] = [each.deviation.judged**2 for each in moved]
     damage: np.ndarray = np.nan_to_num(relative, nan=_MOST, posinf=_MOST)
     return damage
 

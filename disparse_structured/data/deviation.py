@@ -1,0 +1,164 @@
+"""How far outputs moved, relative in the Euclidean norm: the whole output, and its columns by size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+_ALIKE = 0.1
+"""Columns of one size are at least this fraction of the largest of them."""
+
+_NOTHING = 1e-6
+"""A column below this fraction of the largest has no size of its own: it counts in the whole only."""
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Some columns of an output that has columns of several sizes.
+
+    ``place`` names them, such as ``"columns 4-83 of dimension 1"``; ``deviation`` is relative to them alone.
+    """
+
+    place: str
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far an output moved: the ``whole``, and the ``columns`` of one size that moved most.
+
+    ``columns`` is None where all are of one size, so that the whole says everything.
+    """
+
+    whole: float
+    columns: Columns | None = None
+
+    @property
+    def judged(self) -> float:
+        """What a tolerance is compared with: the larger of the two."""
+        return max(self.whole, self.columns.deviation) if self.columns else self.whole
+
+
+class Movement:
+    """Adds up how far the tensors of one task moved.
+
+    A column is an index of dimension 1; in tensors of three dimensions, such as boxes ``[N, anchors, 6]``,
+    also one of the last. (In larger tensors the last dimension is a place in a picture.) The size of a column
+    is the root of its mean square. Columns are of one size if none is ten times smaller than the largest of
+    them. Where an output has columns of several sizes, each size is also compared by itself, so that boxes up
+    to 640 do not hide scores of 0.06.
+
+    >>> moved = Movement()
+    >>> moved.add([torch.tensor([[640.0, 0.75]])], [torch.tensor([[640.0, 0.5]])])
+    >>> moved.deviation.columns
+    Columns(place='column 1 of dimension 1', deviation=0.5)
+    """
+
+    def __init__(self) -> None:
+        self._views: tuple[dict[tuple[int, int | None], Tensor], ...] = ({}, {})
+
+    @property
+    def compared(self) -> bool:
+        """Whether any value was compared."""
+        return any(bool(sums[2].any()) for sums in self._views[0].values())
+
+    @property
+    def deviation(self) -> Deviation:
+        """All that was added up; absolute where all that was wanted is zero."""
+        totals = [sums.sum(1).tolist() for sums in self._views[0].values()]
+        off, size = (sum(total[each] for total in totals) for each in range(2))
+        parts = [part for view in self._views for part in _by_size(view)]
+        return Deviation(_relative(off, size), max(parts, key=lambda each: each.deviation, default=None))
+
+    def add(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+        """Compare the tensors of one chunk with what was wanted, where that is finite."""
+        for number, (actual, expected) in enumerate(zip(found, wanted, strict=True)):
+            self._add(number, actual, expected)
+
+    def _add(self, number: int, found: Tensor, wanted: Tensor) -> None:
+        usable = wanted.isfinite()
+        wide = torch.promote_types(wanted.dtype, torch.float64)
+        wanted = torch.where(usable, wanted.to(wide), 0)
+        squares = (
+            torch.where(usable, found.to(wide) - wanted, 0).abs().square(),
+            wanted.abs().square(),
+            usable.double(),
+        )
+        channels = 1 if wanted.ndim > 1 else None
+        for view, dim in zip(self._views, (channels, 2 if wanted.ndim == 3 else channels), strict=True):
+            sums = torch.stack([_sums(each, dim) for each in squares]).cpu()
+            before = view.get((number, dim), sums[:, :0])
+            columns = max(sums.shape[1], before.shape[1])
+            view[number, dim] = _padded(before, columns) + _padded(sums, columns)
+
+
+def has_several_sizes(tensors: Sequence[Tensor]) -> bool:
+    """Check whether a task's output has columns of several sizes."""
+    movement = Movement()
+    movement.add(tensors, tensors)
+    return movement.deviation.columns is not None
+
+
+def _sums(values: Tensor, dim: int | None) -> Tensor:
+    return values.sum().reshape(1) if dim is None else values.transpose(0, dim).flatten(1).sum(1)
+
+
+def _padded(sums: Tensor, columns: int) -> Tensor:
+    return torch.nn.functional.pad(sums, (0, columns - sums.shape[1]))
+
+
+def _by_size(view: dict[tuple[int, int | None], Tensor]) -> Iterator[Columns]:
+    """The columns of each size, the largest first; none if all are of one size."""
+    owners = [(*key, column) for key, sums in view.items() for column in range(sums.shape[1])]
+    if not owners:
+        return
+    off, size, count = torch.cat(list(view.values()), 1)
+    sizes = (size / count.clamp_min(1)).sqrt()
+    order = sizes.argsort(descending=True, stable=True)
+    order = order[sizes[order] > _NOTHING * sizes.max()]
+    parts = []
+    while len(order):
+        alike = sizes[order] >= _ALIKE * sizes[order[0]]
+        parts.append(order[alike])
+        order = order[~alike]
+    for part in parts if len(parts) > 1 else []:
+        moved = _relative(float(off[part].sum()), float(size[part].sum()))
+        yield Columns(_place([owners[each] for each in sorted(part.tolist())], several=len(view) > 1), moved)
+
+
+def _relative(off: float, size: float) -> float:
+    return math.inf if math.isnan(off) else math.sqrt(off / (size or 1.0))
+
+
+def _place(columns: list[tuple[int, int | None, int]], *, several: bool) -> str:
+    """Where ``columns``, triples of tensor, dimension and index, are."""
+    places = []
+    for (number, dim), found in groupby(columns, key=lambda each: each[:2]):
+        words = [] if dim is None else [f"{_ranges([each[2] for each in found])} of dimension {dim}"]
+        words += [f"tensor {number}"] if several else []
+        places.append(" of ".join(words))
+    return ", ".join(places)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``numbers``, ascending, as ranges.
+
+    >>> _ranges([0, 2, 3, 4])
+    'columns 0, 2-4'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    shown = ", ".join("-".join(map(str, run)) for run in runs[:_SHOWN])
+    more = f" and {len(runs) - _SHOWN} other ranges" if len(runs) > _SHOWN else ""
+    return f"column{'s' if len(numbers) > 1 else ''} {shown}{more}"
