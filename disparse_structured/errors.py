@@ -1,4 +1,4 @@
-"""Every exception a user may want to catch.
+"""Every exception and warning a user may want to catch.
 
 Each message says what was found, where, and what to do about it. All of them derive from
 :class:`DisparseError`; none of them leaves the user's model changed.
@@ -78,6 +78,10 @@ class ExportError(DisparseError):
 
 class LoadError(DisparseError):
     """A saved folder is incomplete, or does not fit the model that the factory builds."""
+
+
+class DifferentModelWarning(DisparseWarning):
+    """A loaded model does not compute what the saved one computed: the factory builds something else."""
 
 
 def require(extra: str, *modules: str) -> None:

@@ -78,9 +78,10 @@ class PruningResult:
     def save(self, folder: str | Path) -> None:
         """Writes ``plan.json``, ``weights.safetensors`` and ``report.json``: no pickle.
 
-        :func:`disparse_structured.load` reads the folder.
+        The report also gets a checksum of the weights and a summary of what the model computes.
+        :func:`disparse_structured.load` reads the folder and checks both.
         """
-        saving.save(folder, self.model, self.plan, self.report)
+        saving.save(folder, self.model, self.plan, self.report, self.example_inputs)
 
     def export(self, path: str | Path, **options: Any) -> ExportFacts:
         """Writes an ONNX file and checks it in ONNX Runtime; the outputs are named after the tasks.

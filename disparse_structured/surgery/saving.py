@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import warnings
@@ -20,7 +21,7 @@ from disparse_structured.data.call import call
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.decision.plan import Plan
-from disparse_structured.errors import DisparseWarning, LoadError
+from disparse_structured.errors import DifferentModelWarning, LoadError
 from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.side_effects import undone
@@ -30,7 +31,7 @@ from disparse_structured.structure.structure import attention_of, form_of, outpu
 from disparse_structured.surgery.graph import rebuild_graph
 from disparse_structured.surgery.module import apply
 from disparse_structured.surgery.pruned_graph import PrunedGraph
-from disparse_structured.surgery.summaries import differs, output_summary
+from disparse_structured.surgery.summaries import computes_otherwise, probe_of
 from disparse_structured.surgery.unused import without
 from disparse_structured.tasks import Task, check_tasks
 
@@ -38,11 +39,14 @@ PLAN, WEIGHTS, REPORT = "plan.json", "weights.safetensors", "report.json"
 _PLAIN = int | float | str | None
 
 
-def save(folder: str | Path, model: nn.Module, plan: Plan, report: PruningReport) -> None:
+def save(
+    folder: str | Path, model: nn.Module, plan: Plan, report: PruningReport, inputs: tuple[Any, ...]
+) -> None:
     """Write ``model`` (the result of ``plan``) into ``folder``, which is created if needed.
 
-    Tied tensors are written once. Each file is replaced only when it is complete. The report gets a summary
-    of what the model computes, which :func:`load` checks.
+    Tied tensors are written once. Each file is replaced only when it is complete. ``report.json`` also gets
+    the SHA-256 checksum of the weights and a summary of what the model computes for tensors like those of
+    ``inputs``; :func:`load` checks both.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,11 +55,16 @@ def save(folder: str | Path, model: nn.Module, plan: Plan, report: PruningReport
     weights = {name: tensor.detach().contiguous() for name, tensor in tensors.items() if name in persistent}
     draft = folder / f".{WEIGHTS}.draft"
     save_file(weights, draft, metadata={"plan": plan.hash})
+    checksum = _checksum(draft)
     os.replace(draft, folder / WEIGHTS)
     _write(folder / PLAN, plan.to_json())
     document = json.loads(report.to_json())
-    if "unknown" not in report.inputs:
-        document["computes"] = output_summary(model, described_inputs(dict(report.inputs)))
+    document["weights_sha256"] = checksum
+    document["computes"] = (
+        {"reason": "the model's inputs cannot be stored"}
+        if "unknown" in report.inputs
+        else probe_of(model, inputs)
+    )
     _write(folder / REPORT, json.dumps(document, indent=2, sort_keys=True))
 
 
@@ -99,13 +108,14 @@ def load(
         entry_points: as given to :func:`~disparse_structured.analyse`, needed if one of them is a function.
 
     Raises:
-        LoadError: a file is missing or does not belong to the others, or the weights or tasks do not fit.
+        LoadError: a file is missing, damaged or does not belong to the others, or the weights or tasks do
+            not fit.
         PlanError: the factory builds a different model from the one the plan was made for.
         TaskError: a task picks nothing from what the factory's model returns.
 
     Warns:
-        UserWarning: the model does not compute what the saved one computed. Nothing is compared if a graph
-            is loaded for another size.
+        DifferentModelWarning: the model does not compute what the saved one computed. Nothing is compared if
+            a graph is loaded for another size, or the saved model drew random numbers.
     """
     folder = Path(folder)
     for name in (PLAN, WEIGHTS, REPORT):
@@ -113,6 +123,13 @@ def load(
             raise LoadError(f"{str(folder / name)!r} is missing. Give a folder that save() wrote.")
     plan = Plan.load(folder / PLAN)
     report = _read(folder / REPORT)
+    checksum = _checksum(folder / WEIGHTS)
+    if report.get("weights_sha256", checksum) != checksum:
+        raise LoadError(
+            f"{str(folder / WEIGHTS)!r} is damaged, or not the file that was saved: its SHA-256 is "
+            f"{checksum[:12]}…, {REPORT} says {str(report['weights_sha256'])[:12]}…. Copy the folder again, "
+            "or save the model again."
+        )
     try:
         weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
@@ -137,16 +154,14 @@ def load(
     _load_weights(model, weights, folder)
     saved = described_inputs(report["inputs"]) if "unknown" not in report["inputs"] else None
     elsewhere = saved is not None and isinstance(model, PrunedGraph) and not model.takes(saved)
-    if report.get("computes") and saved is not None and not elsewhere:
-        found = output_summary(model, saved)
-        if found is None or differs(found, report["computes"]):
-            warnings.warn(
-                f"the model loaded from {str(folder)!r} does not compute what the saved model computed: "
-                "the weights fit, but the factory's model uses them differently (a different activation, "
-                "scale or normalization, for example). Check the factory.",
-                DisparseWarning,
-                stacklevel=2,
-            )
+    if saved is not None and not elsewhere and computes_otherwise(model, saved, report.get("computes")):
+        warnings.warn(
+            f"the model loaded from {str(folder)!r} does not compute what the saved model computed: "
+            "the weights fit, but the factory's model uses them differently (a different activation, "
+            "scale or normalization, for example). Check the factory.",
+            DifferentModelWarning,
+            stacklevel=2,
+        )
     return model.eval()
 
 
@@ -319,6 +334,14 @@ def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor], folder: Pa
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise LoadError(f"the weights in {str(folder)!r} do not fit the factory's model: {error}") from None
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -12,62 +14,174 @@ from torch.utils import _pytree as pytree
 from disparse_structured.data.batches import to_device
 from disparse_structured.data.call import call
 from disparse_structured.data.modes import eval_mode
-from disparse_structured.data.randomness import Isolation
+from disparse_structured.data.randomness import Isolation, generator, signs
 from disparse_structured.graph.capture import tensor_leaves
 from disparse_structured.graph.named_tensors import device_of
 from disparse_structured.graph.side_effects import undone
 
-_TOLERANCE = 1e-2
-"""How far the numbers may differ, relative to the output's spread: processors round differently."""
+_TOLERANCE = 1e-4
+"""How far the numbers may differ, relative to the size of their columns: processors round differently."""
+
+_COARSE = 3e-2
+"""The same in half precision, and on accelerators, whose products may be less precise."""
+
+_NUDGE = 1e-6
+"""How far inputs are moved, relatively, to see how a model amplifies rounding."""
+
+_AMPLIFIED = 30
+"""What it amplifies is added up over layers; the result may differ by this many times as much."""
+
+_STORED = 4096
+"""Integer inputs of at most so many elements are stored; of others, only the range."""
+
+_PARTS = 16
+"""Columns of an output are summarized in at most so many parts."""
+
+_SMALL = 1e-6
+"""A part counts as at least this fraction of the largest of its output."""
 
 
-def output_summary(model: nn.Module, inputs: tuple[Any, ...]) -> list[dict[str, Any]] | None:
-    """Return shape, mean and standard deviation of each output for random inputs like ``inputs``.
+def probe_of(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
+    """Summarize what ``model`` computes in eval mode for inputs like ``inputs``, as JSON.
 
-    Integers become zeros, and floats standard normal. None if the model fails on them.
+    The model is unchanged. Tensors are drawn between the smallest and largest value of the given ones; small
+    ones of integers are stored, because not every integer is valid: they may be tokens, or a mask. Every
+    output tensor is summarized in parts along dimension 1, and along the last if there are three, by its size
+    (the root mean square) and a sum with random signs.
+
+    Returns:
+        ``{"inputs": ..., "outputs": ..., "tolerance": ...}``; the tolerance is larger where the model
+        amplifies rounding errors. ``{"reason": ...}`` if there is nothing to compare: the model fails on such
+        inputs, or draws random numbers in eval mode.
     """
-    floating = next((each for each in model.parameters() if each.is_floating_point()), None)
-    given = to_device(_random(inputs), device_of(model), None if floating is None else floating.dtype)
-    try:
-        with undone(model), eval_mode(model), torch.no_grad(), Isolation(0, device_of(model)):
-            output = call(model, given)
-    except Exception:  # whatever a user's forward raises
-        return None
-    return [_summary(tensor) for tensor in tensor_leaves(output)]
+    leaves = [_described(leaf) for leaf in pytree.tree_leaves(inputs)]
+    given = _drawn(inputs, leaves)
+    first, again, nudged = (
+        _outputs(model, each, seed) for each, seed in ((given, 0), (given, 1), (_nudged(given), 0))
+    )
+    if first is None or again is None or nudged is None:
+        return {"reason": "the model does not run on random inputs like the example's"}
+    tolerance = _tolerance(model)
+    if _distance(first, again) > tolerance:
+        return {"reason": "the model draws random numbers in eval mode"}
+    amplified = min(1.0, _AMPLIFIED * _distance(first, nudged))
+    return {"inputs": leaves, "outputs": first, "tolerance": max(tolerance, amplified)}
 
 
-def differs(found: Sequence[Mapping[str, Any]], saved: Any) -> bool:
-    """Check whether two summaries describe different computations; False if ``saved`` is not a summary."""
+def computes_otherwise(model: nn.Module, inputs: tuple[Any, ...], probe: Any) -> bool:
+    """Check whether ``model`` computes something else than the model that ``probe`` was made of.
+
+    ``inputs`` have the same structure as the inputs then. False if the probe holds nothing to compare.
+    """
     try:
-        return len(found) != len(saved) or any(map(_differ, found, saved))
+        wanted, leaves, tolerance = probe["outputs"], probe["inputs"], float(probe["tolerance"])
     except (KeyError, TypeError, ValueError):
         return False
+    found = _outputs(model, _drawn(inputs, leaves), 0)
+    return found is None or not _distance(found, wanted) <= max(tolerance, _tolerance(model))
 
 
-def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    if list(one["shape"]) != list(other["shape"]):
-        return True
-    scale = max(float(one["deviation"]), float(other["deviation"]), abs(float(one["mean"])) * 1e-3, 1e-12)
-    gaps = (abs(float(one[name]) - float(other[name])) for name in ("mean", "deviation"))
-    return max(gaps) > _TOLERANCE * scale
+def _tolerance(model: nn.Module) -> float:
+    half = any(each.dtype in (torch.float16, torch.bfloat16) for each in model.parameters())
+    return _COARSE if half or device_of(model).type != "cpu" else _TOLERANCE
+
+
+def _described(leaf: Any) -> dict[str, Any] | None:
+    """How to draw a tensor like ``leaf``; None if it is another value."""
+    if not isinstance(leaf, torch.Tensor):
+        return None
+    if leaf.is_complex():
+        return {"low": -1.0, "high": 1.0}
+    if not leaf.is_floating_point() and leaf.numel() <= _STORED:
+        return {"values": leaf.flatten().tolist()}
+    finite = leaf.detach()[leaf.isfinite()].double()
+    low, high = (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 1.0)
+    return {"low": low, "high": high}
+
+
+def _drawn(inputs: tuple[Any, ...], leaves: Sequence[Mapping[str, Any] | None]) -> tuple[Any, ...]:
+    """``inputs`` with tensors of the same shapes and types, drawn as ``leaves`` say."""
+    given, spec = pytree.tree_flatten(inputs)
+    source = generator(0, "probe")
+    drawn = [_draw(leaf, how, source) for leaf, how in zip(given, leaves, strict=True)]
+    result: tuple[Any, ...] = pytree.tree_unflatten(drawn, spec)
+    return result
+
+
+def _draw(leaf: Any, how: Mapping[str, Any] | None, source: np.random.Generator) -> Any:
+    if how is None:
+        return leaf
+    if "values" in how:
+        return torch.tensor(how["values"], dtype=leaf.dtype).reshape(leaf.shape)
+    low, high, size = how["low"], how["high"], tuple(leaf.shape)
+    if leaf.is_complex():
+        return torch.complex(*(torch.from_numpy(source.uniform(low, high, size)) for _ in range(2))).to(
+            leaf.dtype
+        )
+    if leaf.is_floating_point():
+        return torch.from_numpy(np.asarray(source.uniform(low, high, size))).to(leaf.dtype)
+    drawn = source.integers(int(low), int(high), size, endpoint=True)
+    return torch.from_numpy(np.asarray(drawn)).to(leaf.dtype)
+
+
+def _nudged(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """``inputs`` with every number that is not an integer moved by a rounding error."""
+    nudged: tuple[Any, ...] = pytree.tree_map(
+        lambda leaf: (
+            leaf * (1 + _NUDGE)
+            if isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+            else leaf
+        ),
+        inputs,
+    )
+    return nudged
+
+
+def _outputs(model: nn.Module, inputs: tuple[Any, ...], seed: int) -> list[dict[str, Any]] | None:
+    """A summary of each output tensor; None if the model fails."""
+    floating = next((each for each in model.parameters() if each.is_floating_point()), None)
+    given = to_device(inputs, device_of(model), None if floating is None else floating.dtype)
+    try:
+        with undone(model), eval_mode(model), torch.no_grad(), Isolation(seed, device_of(model)):
+            return [_summary(tensor) for tensor in tensor_leaves(call(model, given))]
+    except Exception:  # whatever a user's forward raises
+        return None
 
 
 def _summary(tensor: torch.Tensor) -> dict[str, Any]:
-    values = tensor.detach().double() if not tensor.is_complex() else torch.view_as_real(tensor).double()
-    finite = values[values.isfinite()]
-    numbers = (finite.mean(), finite.std(correction=0)) if finite.numel() else (torch.zeros(()),) * 2
-    return {"shape": list(tensor.shape), "mean": float(numbers[0]), "deviation": float(numbers[1])}
+    values = tensor.detach().cpu()
+    values = (torch.view_as_real(values) if values.is_complex() else values).double()
+    values = torch.where(values.isfinite(), values, 0)
+    signed = values * signs(generator(0, "signs"), 1, values.numel()).reshape(values.shape)
+    parts = [
+        [_rounded(float(square.mean().sqrt())), _rounded(float(total.sum()) / max(total.numel(), 1) ** 0.5)]
+        for dim in ({1, 2} if values.ndim == 3 else {min(1, values.ndim - 1)})
+        for square, total in zip(_split(values.square(), dim), _split(signed, dim), strict=True)
+        if square.numel()
+    ]
+    return {"shape": list(tensor.shape), "parts": parts}
 
 
-def _random(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    generator = torch.Generator().manual_seed(0)
+def _split(values: torch.Tensor, dim: int) -> Sequence[torch.Tensor]:
+    return values.tensor_split(min(_PARTS, values.shape[dim]) or 1, dim) if values.ndim else [values]
 
-    def random(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
-        if not leaf.is_floating_point():
-            return torch.zeros(leaf.shape, dtype=leaf.dtype)
-        return torch.randn(leaf.shape, generator=generator).to(leaf.dtype)
 
-    found: tuple[Any, ...] = pytree.tree_map(random, inputs)
-    return found
+def _rounded(value: float) -> float:
+    return float(f"{value:.9g}")
+
+
+def _distance(found: Sequence[Mapping[str, Any]], wanted: Any) -> float:
+    """The largest difference of two summaries, relative to the part's size; infinite for other shapes."""
+    if len(found) != len(wanted):
+        return math.inf
+    worst = 0.0
+    for one, other in zip(found, wanted, strict=True):
+        if list(one["shape"]) != list(other["shape"]) or len(one["parts"]) != len(other["parts"]):
+            return math.inf
+        pairs = list(zip(one["parts"], other["parts"], strict=True))
+        sizes = [max(ours[0], theirs[0]) for ours, theirs in pairs]
+        for size, (ours, theirs) in zip(sizes, pairs, strict=True):
+            gap = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+            if gap:
+                worst = max(worst, gap / max(size, _SMALL * max(sizes)))
+    return worst

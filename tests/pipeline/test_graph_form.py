@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from disparse_structured.errors import BudgetError, LoadError, PlanError
 from disparse_structured.pipeline import PruningResult
 from disparse_structured.refit import Affine, LeastSquares
 from disparse_structured.surgery.pruned_graph import PrunedGraph
+from disparse_structured.surgery.saving import extend_report
 from disparse_structured.tasks import Task
 from tests.support.plans import snapshot
 from tests.support.redundant import deviations, macs_left
@@ -323,6 +325,8 @@ def test_weights_are_loaded_strictly(
     weights = load_file(tmp_path / "weights.safetensors")
     damage(weights)
     save_file(weights, tmp_path / "weights.safetensors")
+    checksum = hashlib.sha256((tmp_path / "weights.safetensors").read_bytes()).hexdigest()
+    extend_report(tmp_path, {"weights_sha256": checksum})
 
     with pytest.raises(LoadError, match=rf"(?s)do not fit the factory's model.*{message}"):
         load(tmp_path, MIXED.factory)
