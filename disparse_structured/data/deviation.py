@@ -10,8 +10,11 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-_ALIKE = 0.1
-"""Columns of one size are at least this fraction of the largest of them."""
+_ALIKE = 0.01
+"""Columns of one size are at least this fraction of the largest of them.
+
+Logits share one unit, and one that is near zero may be tens of times smaller than the others.
+"""
 
 _NOTHING = 1e-6
 """A column below this fraction of the largest has no size of its own: it counts in the whole only."""
@@ -51,8 +54,8 @@ class Movement:
 
     A column is an index of dimension 1; in tensors of three dimensions, such as boxes ``[N, anchors, 6]``,
     also one of the last. (In larger tensors the last dimension is a place in a picture.) The size of a column
-    is the root of its mean square. Columns are of one size if none is ten times smaller than the largest of
-    them. Where an output has columns of several sizes, each size is also compared by itself, so that boxes up
+    is the root of its mean square. Columns are of one size if none is a hundred times smaller than the largest
+    of them. Where an output has columns of several sizes, each size is also compared by itself, so that boxes up
     to 640 do not hide scores of 0.06.
 
     >>> moved = Movement()
@@ -72,15 +75,25 @@ class Movement:
     @property
     def deviation(self) -> Deviation:
         """All that was added up; absolute where all that was wanted is zero."""
-        totals = [sums.sum(1).tolist() for sums in self._views[0].values()]
-        off, size = (sum(total[each] for total in totals) for each in range(2))
-        parts = [part for view in self._views for part in _by_size(view)]
-        return Deviation(_relative(off, size), max(parts, key=lambda each: each.deviation, default=None))
+        return Deviation(self._whole(), max(self._parts(), key=lambda each: each.deviation, default=None))
+
+    @property
+    def damage(self) -> float:
+        """The squared deviation of the whole; with columns of several sizes, its mean over the sizes."""
+        moved = [part.deviation for part in self._parts()] or [self._whole()]
+        return sum(each**2 for each in moved) / len(moved)
 
     def add(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
         """Compare the tensors of one chunk with what was wanted, where that is finite."""
         for number, (actual, expected) in enumerate(zip(found, wanted, strict=True)):
             self._add(number, actual, expected)
+
+    def _whole(self) -> float:
+        totals = [sums.sum(1).tolist() for sums in self._views[0].values()]
+        return _relative(*(sum(total[each] for total in totals) for each in range(2)))
+
+    def _parts(self) -> list[Columns]:
+        return [part for view in self._views for part in _by_size(view)]
 
     def _add(self, number: int, found: Tensor, wanted: Tensor) -> None:
         usable = wanted.isfinite()

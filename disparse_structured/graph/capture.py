@@ -288,7 +288,7 @@ class _TaskOutputs(nn.Module):
         ]
         model = getattr(self, _PREFIX)
         # torch.export refuses models that have new tensor attributes afterward.
-        with undone(model):
+        with undone(model, values=False):
             try:
                 output = self.function(model, *inputs, **named)
             finally:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import types
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,10 @@ from disparse_structured.graph.named_tensors import named_tensors
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Deep-copy ``model``; tensors kept from the last forward pass (attention maps) are detached."""
+    """Deep-copy ``model``; tensors kept from the last forward pass (attention maps) are detached.
+
+    What has no copies, such as an open file, is shared.
+    """
     return _copied(model, {})
 
 
@@ -52,7 +55,12 @@ def _copied(model: nn.Module, instead: Mapping[int, torch.Tensor]) -> nn.Module:
     # A hook's global variable is one object for all models.
     shared = {id(each): each for function in functions for each in _global_containers(function)}
     memo: dict[int, Any] = {**non_leaf, **shared, **instead}
-    copied = copy.deepcopy(model, memo)
+    known = dict(memo)
+    try:
+        copied = copy.deepcopy(model, memo)
+    except TypeError:
+        memo = known | {id(each): each for each in _without_copies(modules)}
+        copied = copy.deepcopy(model, memo)
     cells: dict[int, types.CellType] = {}
     for module in copied.modules():
         for holder in _holders(module):
@@ -60,6 +68,27 @@ def _copied(model: nn.Module, instead: Mapping[int, torch.Tensor]) -> nn.Module:
                 if isinstance(value, types.FunctionType) and _closes_over(value, memo):
                     holder[name] = _rebound(value, memo, cells)
     return copied
+
+
+def _without_copies(modules: Sequence[nn.Module]) -> Iterator[Any]:
+    """What the modules hold that has no copies, such as a lock, an open file or a generator."""
+    pending: list[Any] = [vars(module) for module in modules]
+    itself = {id(module): module for module in modules}
+    seen = dict[int, Any](itself)
+    while pending:
+        item = pending.pop()
+        if id(item) in seen or isinstance(item, torch.Tensor):
+            continue
+        seen[id(item)] = item
+        if type(item) in (dict, OrderedDict):
+            pending.extend(item.values())
+        elif type(item) in (list, tuple, set, deque):
+            pending.extend(item)
+        else:
+            try:
+                copy.deepcopy(item, dict(itself))
+            except TypeError:
+                yield item
 
 
 def tensors_held_by(found: Iterable[Any]) -> Iterator[torch.Tensor]:

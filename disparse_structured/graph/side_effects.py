@@ -4,8 +4,9 @@ A ``forward`` may keep an attention map on ``self``, fill a cache, count its cal
 shares with a hook. ``torch.export`` runs ``forward`` with tensors that hold no data; no effect may remain.
 The state of a model is whatever its modules refer to: attributes, containers in them, the variables that its
 hooks and methods close over, the globals that they name, and the caches of the functions that they call.
-Everything is restored by identity: a dict is the same dict with the same entries. Other objects than
-modules are inspected only if their class is from the same package as the class of a module.
+Everything is restored by identity: a dict is the same dict with the same entries. Tensors that are neither
+parameters nor buffers, arrays and sources of random numbers get their values back. Other objects than modules
+are inspected only if their class is from the same package as the class of a module, or holds objects for it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import operator
 import sys
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -24,6 +25,7 @@ import torch
 from torch import nn
 
 from disparse_structured.data.randomness import Isolation
+from disparse_structured.graph.held_values import HOLDERS, VALUES, restoring
 from disparse_structured.graph.named_tensors import device_of
 
 _FOREIGN = frozenset({"torch", "numpy", "scipy", "disparse_structured", *sys.stdlib_module_names}) - {
@@ -34,15 +36,15 @@ _FOREIGN = frozenset({"torch", "numpy", "scipy", "disparse_structured", *sys.std
 _CACHED = type(functools.lru_cache(lambda: None))
 
 _LEAVES = (
-    int, float, complex, str, bytes, type(None), torch.Tensor, torch.dtype, torch.device, torch.Generator,
+    int, float, complex, str, bytes, type(None), torch.dtype, torch.device,
     types.BuiltinFunctionType, types.CodeType,
 )  # fmt: skip
 """Types that lead to no further state."""
 
-_COMMON = frozenset({str, int, float, bool, type(None), torch.Tensor, nn.Parameter})
+_COMMON = frozenset({str, int, float, bool, type(None), nn.Parameter})
 """The most frequent of them, which are recognized fastest by their exact type."""
 
-_Undo = Callable[[], None]
+_Undo = Callable[[], object]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -64,12 +66,15 @@ def leaves_no_trace(function: F) -> F:
 
 
 @contextmanager
-def undone(model: nn.Module) -> Iterator[None]:
+def undone(model: nn.Module, *, values: bool = True) -> Iterator[None]:
     """Restore the state of ``model`` at the end of the context, even after an error.
+
+    Without ``values``, only what objects refer to is restored. While ``forward`` is captured, tensors have no
+    values, and reading them would become a part of the graph.
 
     The values of parameters and buffers are not checked: code that writes to them must restore them.
     """
-    state = _State({type(module) for module in model.modules()} if isinstance(model, nn.Module) else ())
+    state = _State(list(model.modules()) if isinstance(model, nn.Module) else [], values=values)
     state.visit([model])
     try:
         yield
@@ -80,8 +85,10 @@ def undone(model: nn.Module) -> Iterator[None]:
 class _State:
     """Every mutable object reachable from a model, with its contents."""
 
-    def __init__(self, kinds: Iterable[type]) -> None:
-        self._packages = {_package(kind) for kind in kinds} - _FOREIGN
+    def __init__(self, modules: Sequence[nn.Module], *, values: bool) -> None:
+        self._values = values
+        self._packages = {_package(type(module)) for module in modules} - _FOREIGN
+        self._buffers = {id(each) for module in modules for each in module.buffers(recurse=False)}
         self._seen: dict[int, Any] = {}  # keeps the objects alive, so that no id is reused
         self._undo: list[_Undo] = []
 
@@ -109,6 +116,11 @@ class _State:
 
     def _inside(self, item: Any) -> Iterable[Any]:
         """Records what ``item`` itself holds, and returns it."""
+        if isinstance(item, VALUES):
+            undo = restoring(item) if self._values and id(item) not in self._buffers else None
+            if undo is not None:
+                self._undo.append(undo)
+            return ()
         if isinstance(item, dict):
             return self._entries(item)
         if isinstance(item, list | deque):
@@ -137,6 +149,8 @@ class _State:
             return [each for each in (item.fget, item.fset) if each is not None]
         if isinstance(item, nn.Module | types.SimpleNamespace) or _package(type(item)) in self._packages:
             return (*self._attributes(item), type(item))
+        if isinstance(item, HOLDERS):
+            return self._attributes(item)
         return ()  # a logger or a trainer, for example: other code may write to it meanwhile
 
     def _entries(self, item: dict[Any, Any]) -> Iterable[Any]:

@@ -52,7 +52,7 @@ class Curve:
         group: its name.
         removed: how many units were removed, ascending.
         damage: for each task, the squared relative deviation of its output at each of ``removed``; where the
-            output has columns of several sizes, that of the size that moved most.
+            output has columns of several sizes, the mean over the sizes.
     """
 
     group: str
@@ -205,7 +205,7 @@ def _damage(
 ) -> np.ndarray:
     """float64 ``[tasks, variants]``: squared relative deviations; absolute where all outputs are zero.
 
-    For a task whose output has columns of several sizes, that of the size that moved most.
+    For a task whose output has columns of several sizes, their mean over the sizes.
     """
     masking = MaskedReads(structure, keep)
     execution = Execution(structure, masking)
@@ -236,7 +236,7 @@ def _damage(
             )
     relative = off / np.where(size > 0, size, 1.0)[:, None]
     for task, moved in by_size.items():
-        relative[structure.tasks.index(task)] = [each.deviation.judged**2 for each in moved]
+        relative[structure.tasks.index(task)] = [each.damage for each in moved]
     damage: np.ndarray = np.nan_to_num(relative, nan=_MOST, posinf=_MOST)
     return damage
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import array
 import functools
+import os
+import queue
+import random
 import sys
-from collections import OrderedDict, deque
+import threading
+import weakref
+from collections import ChainMap, OrderedDict, deque
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -425,6 +433,72 @@ def test_it_is_pruned_verified_saved_and_loaded(name: str, warm: bool, tmp_path:
         for images in (OTHERS, OTHERS.flip(0)):  # hooks of the result write to the result
             assert torch.allclose(loaded(images), result.model(images), atol=1e-6)
         assert not torch.allclose(result.model(OTHERS), result.model(OTHERS.flip(0)), atol=1e-6)
+
+
+LOCAL = threading.local()
+
+VARIABLE: ContextVar[int] = ContextVar("calls", default=0)
+
+OWNERS: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+
+class HoldsValues(Trunk):
+    """``forward`` changes values that are not in attributes or containers of Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources = [random.Random(0), np.random.default_rng(0), np.random.RandomState(0)]
+        self.drawing = torch.Generator().manual_seed(0)
+        self.counts, self.numbers, self.bytes = np.zeros(2), array.array("d", [0.0]), bytearray(1)
+        self.calls = torch.zeros(())
+        self.chained: ChainMap[str, int] = ChainMap({"calls": 0})
+        self.waiting: queue.Queue[int] = queue.Queue()
+        self.log = Path(os.devnull).open("w")  # noqa: SIM115
+        LOCAL.calls = 0
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.latest = [source.random() for source in self.sources]
+        noise = torch.rand(1, generator=self.drawing)
+        self.counts[0] += 1
+        self.numbers[0] += 1
+        self.bytes[0] = (self.bytes[0] + 1) % 256
+        self.calls.add_(1)
+        self.chained["calls"] += 1
+        self.waiting.put(1)
+        LOCAL.calls += 1
+        VARIABLE.set(VARIABLE.get() + 1)
+        OWNERS[self] = OWNERS.get(self, 0) + 1
+        return super().forward(image) + 0 * noise
+
+    def values(self) -> dict[str, Any]:
+        python, numpy, legacy = self.sources
+        return {
+            "random": python.getstate(),
+            "numpy": numpy.bit_generator.state,
+            "legacy": [str(each) for each in legacy.get_state()],
+            "torch": self.drawing.get_state().tolist(),
+            "array": (self.counts.tolist(), list(self.numbers), bytes(self.bytes)),
+            "tensor": float(self.calls),
+            "chain": dict(self.chained),
+            "queue": self.waiting.qsize(),
+            "local": LOCAL.calls,
+            "variable": VARIABLE.get(),
+            "weak": dict(OWNERS),
+        }
+
+
+@pytest.mark.parametrize("action", ["analyse", "prune by votes", "refused", "load as graph", "inspect"])
+def test_values_that_are_held_elsewhere_are_restored(action: str) -> None:
+    torch.manual_seed(0)
+    model = HoldsValues().eval()
+    before = model.values()
+
+    ACTIONS[action](model)
+
+    after = model.values()
+    for name, value in before.items():
+        assert after[name] == value, name
+    assert not model.log.closed
 
 
 def test_what_others_write_to_meanwhile_stays() -> None:

@@ -178,6 +178,22 @@ def test_columns_of_like_size_are_compared_together() -> None:
     )
 
 
+def test_damage_is_the_mean_over_the_sizes() -> None:
+    wanted = torch.tensor([[640.0, 0.06]])
+    several, one = Movement(), Movement()
+    several.add([torch.tensor([[704.0, 0.078]])], [wanted])
+    one.add([torch.tensor([[704.0, 640.0]])], [torch.full((1, 2), 640.0)])
+
+    assert several.damage == pytest.approx((0.1**2 + 0.3**2) / 2, rel=1e-5)
+    assert one.damage == pytest.approx(one.deviation.whole**2)
+
+
+def test_a_logit_near_zero_is_not_judged_alone() -> None:
+    wanted = torch.tensor([[0.6, 0.3, 0.011]])
+
+    assert moved((wanted + 0.01, wanted)).columns is None
+
+
 def test_tensors_of_one_task_are_compared_by_size_too() -> None:
     boxes, scores = 640 * torch.rand(2, 5, 4), 0.06 * torch.rand(2)
 
@@ -190,7 +206,7 @@ def test_tensors_of_one_task_are_compared_by_size_too() -> None:
 
 def test_places_of_a_picture_are_no_columns() -> None:
     wanted = torch.ones(2, 1, 4, 4)
-    wanted[..., 0] = 0.01
+    wanted[..., 0] = 1e-3
 
     assert moved((wanted + 0.01, wanted)).columns is None
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from disparse_structured.data.calibration import Calibration
+from disparse_structured.data.deviation import Movement
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import decide
 from disparse_structured.errors import BatchError
@@ -446,11 +447,9 @@ def test_damage_is_what_surgery_on_the_compensated_weights_does(id: str) -> None
         with torch.no_grad():
             wanted, found = model(*calibration.chunks[1]), pruned(*calibration.chunks[1])
         for task, (damage,) in zip(structure.task_objects, curve.damage, strict=True):
-            pairs = list(zip(task.tensors(wanted), task.tensors(found), strict=True))
-            off = sum(float((a - b).square().sum()) for a, b in pairs)
-            assert damage == pytest.approx(
-                off / sum(float(a.square().sum()) for a, _ in pairs), rel=1e-6, abs=1e-12
-            )
+            moved = Movement()
+            moved.add(task.tensors(found), task.tensors(wanted))
+            assert damage == pytest.approx(moved.damage, rel=1e-6, abs=1e-12)
 
 
 SCORED = [
