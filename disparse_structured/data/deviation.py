@@ -54,9 +54,9 @@ class Movement:
 
     A column is an index of dimension 1; in tensors of three dimensions, such as boxes ``[N, anchors, 6]``,
     also one of the last. (In larger tensors the last dimension is a place in a picture.) The size of a column
-    is the root of its mean square. Columns are of one size if none is a hundred times smaller than the largest
-    of them. Where an output has columns of several sizes, each size is also compared by itself, so that boxes up
-    to 640 do not hide scores of 0.06.
+    is the root of its mean square. Columns are of one size if none is a hundred times smaller than the
+    largest of them. Where an output has columns of several sizes, each size is also compared by itself, so
+    that boxes up to 640 do not hide scores of 0.06.
 
     >>> moved = Movement()
     >>> moved.add([torch.tensor([[640.0, 0.75]])], [torch.tensor([[640.0, 0.5]])])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,10 @@ def tasks_from_outputs(
     and those that depend on no parameter (anchors, the input itself) are left out. A copy of the model runs:
     the model and the global random states are unchanged.
 
+    Warns:
+        UserWarning: an entry is computed from parameters but has the same values with others, so that no task
+            protects it.
+
     Raises:
         TaskError: no entry is left; the message says what the model returns.
         BatchError: the model refuses the inputs.
@@ -57,6 +62,14 @@ def tasks_from_outputs(
             f"no task can be inferred from what {type(model).__name__} returns: {_content(entries, output)} "
             "does not depend on any parameter. Pass tasks=[Task(name, output)], or a model whose output "
             "depends on its parameters."
+        )
+    silent = _computed(copy, inputs, [task for task in floating if task not in found])
+    if silent:
+        warnings.warn(
+            f"{', '.join(map(repr, silent))} of {type(model).__name__}'s output is no task: it is computed "
+            "from parameters, but on these inputs it does not change with them (it is saturated or multiplied by "
+            "zero). What only it needs is not protected. Pass inputs on which it varies, or name the tasks.",
+            stacklevel=2,
         )
     return found
 
@@ -142,6 +155,17 @@ def _differs(task: Task, output: Any, moved: Any) -> bool:
     """Whether the task's numbers, or the number of its tensors, depend on the parameters."""
     before, after = _numbers(task, output), _numbers(task, moved)
     return len(before) != len(after) or not all(map(torch.equal, before, after))
+
+
+def _computed(model: nn.Module, inputs: tuple[Any, ...], tasks: Sequence[Task]) -> list[str]:
+    """The names of the ``tasks`` whose tensors are computed from parameters, whatever their values."""
+    if not tasks:
+        return []
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    with Isolation(0, device_of(model)), eval_mode(model), torch.enable_grad():
+        output = call_model(model, inputs, lambda given: given)
+    return [task.name for task in tasks if any(each.requires_grad for each in _numbers(task, output))]
 
 
 def _content(entries: tuple[Task, ...], output: Any) -> str:

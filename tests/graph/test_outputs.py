@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import random
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,6 +104,31 @@ def test_fields_of_objects_are_tasks_and_whatever_depends_on_parameters(
 
     assert tuple(task.name for task in tasks) == names
     assert all(task.tensors(model(EXAMPLE)) for task in tasks)
+
+
+@pytest.mark.parametrize(
+    "silent",
+    [lambda c: 0 * c, lambda c: torch.sigmoid(c + 1000), lambda c: torch.relu(c - 1000)],
+    ids=["times zero", "saturated", "dead"],
+)
+def test_an_output_that_does_not_vary_is_left_out_with_a_word(silent: Any) -> None:
+    model = Returns(lambda d, c, x: {"depth": d, "alarm": silent(c)}).eval()
+    model.requires_grad_(False)
+
+    with pytest.warns(
+        UserWarning, match=r"^'alarm' of Returns's output is no task: it is computed from param"
+    ):
+        tasks = tasks_from_outputs(model, EXAMPLE)
+
+    assert [task.name for task in tasks] == ["depth"]
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["input left out", "constant left out", "argmax left out"])
+def test_an_output_that_depends_on_no_parameter_is_left_out_without_a_word(kind: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tasks_from_outputs(Returns(SHAPES[kind][0]).eval(), EXAMPLE)
 
 
 def test_each_task_picks_its_own_entry() -> None:
