@@ -67,8 +67,9 @@ def tasks_from_outputs(
     if silent:
         warnings.warn(
             f"{', '.join(map(repr, silent))} of {type(model).__name__}'s output is no task: it is computed "
-            "from parameters, but on these inputs it does not change with them (it is saturated or multiplied by "
-            "zero). What only it needs is not protected. Pass inputs on which it varies, or name the tasks.",
+            "from parameters, but does not change with them on these inputs (it is saturated or multiplied "
+            "by zero). What only it needs is not protected. Pass inputs on which it varies, or name the "
+            "tasks.",
             stacklevel=2,
         )
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from disparse_structured.errors import UnsupportedModelError
 
@@ -29,6 +30,10 @@ def check_supported(model: nn.Module) -> None:
         if isinstance(module, torch._dynamo.OptimizedModule):
             raise UnsupportedModelError(
                 f"{where} was compiled by torch.compile. Use the original module: its ._orig_mod."
+            )
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+            raise UnsupportedModelError(
+                f"{where} is lazy ({type(module).__name__}) and has no weights yet. Run the model once first."
             )
         # A FloatFunctional only marks where a float model will be quantized.
         kind = type(module)

@@ -61,13 +61,20 @@ class VerificationCopy:
 
         Raises:
             PlanError: ``structure`` does not describe the model.
+            CaptureError: the model, in half precision, does not run in float32 either.
         """
         try:
             return cls._in(model, structure, dtype)
-        except (CaptureError, RuntimeError):
-            if dtype is torch.float32:
+        except (CaptureError, RuntimeError) as error:
+            if dtype is not torch.float32:
+                return cls.of(model, structure, torch.float32)
+            if not any(each.dtype in (torch.float16, torch.bfloat16) for each in model.parameters()):
                 raise
-            return cls._in(model, structure, torch.float32)
+            raise CaptureError(
+                f"{type(model).__name__} does not run in float32, in which results are verified, probably "
+                "because forward casts to half precision. Let it cast to the type of its weights, or "
+                f"skip the verification with verify=False (--no-verify). It said: {error}"
+            ) from error
 
     @classmethod
     def _in(cls, model: nn.Module, structure: Structure, dtype: torch.dtype) -> VerificationCopy:

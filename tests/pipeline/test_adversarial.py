@@ -25,6 +25,7 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import (
     BatchError,
     BudgetError,
+    CaptureError,
     DisparseError,
     GradientError,
     LoadError,
@@ -531,6 +532,25 @@ def test_a_model_is_proven_in_the_widest_type_it_runs_in(kind: type[Numbers], dt
     assert done.verification.dtype == dtype
     assert done.refused == ()
     assert done.plan.removals
+
+
+class Half(nn.Sequential):
+    """Runs in half precision only, whatever the type of its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.bfloat16())
+
+
+def test_a_model_that_runs_in_half_precision_only_is_named_with_the_way_out() -> None:
+    model = Half(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)).bfloat16().eval()
+    structure = analyse(model, (torch.randn(2, 3, 6, 6),), WHOLE)
+    plan = Plan.from_keep(structure, random_keep(structure, 0, 0.5))
+
+    with pytest.raises(
+        CaptureError, match=r"^Half does not run in float32, .*verification with verify=False"
+    ):
+        apply(model, plan, structure)
+    assert apply(model, plan, structure, verify=False).plan.removals
 
 
 # The user's model.

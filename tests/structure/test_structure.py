@@ -513,6 +513,19 @@ def test_bad_input_is_refused_by_name_and_the_model_stays(
         assert snapshot(subject) == before
 
 
+def test_layers_without_weights_are_named_and_left_without() -> None:
+    model = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 3))
+
+    with pytest.raises(
+        UnsupportedModelError, match=r"layer '0' is lazy \(LazyLinear\) and has no weights yet"
+    ):
+        analyse(model, (torch.randn(2, 4),), [WHOLE])
+
+    assert model[0].has_uninitialized_params()
+    model(torch.randn(2, 4))
+    assert analyse(model, (torch.randn(2, 4),), [WHOLE]).units == 8
+
+
 def scripted() -> nn.Module:
     return torch.jit.script(two_layers())
 
