@@ -1,7 +1,7 @@
 """Every exception and warning a user may want to catch.
 
-Each message says what was found, where, and what to do about it. All of them derive from
-:class:`DisparseError`; none of them leaves the user's model changed.
+Each message says what was found, where, and what to do about it. All errors derive from
+:class:`DisparseError`, all warnings from :class:`DisparseWarning`; none of them leaves the user's model changed.
 """
 
 from __future__ import annotations

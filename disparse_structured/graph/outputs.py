@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from disparse_structured.data.batches import as_arguments, call_model
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
-from disparse_structured.errors import TaskError
+from disparse_structured.errors import DisparseWarning, TaskError
 from disparse_structured.graph.copies import copied
 from disparse_structured.graph.named_tensors import device_of
 from disparse_structured.tasks import Task, check_tasks
@@ -36,8 +36,8 @@ def tasks_from_outputs(
     the model and the global random states are unchanged.
 
     Warns:
-        UserWarning: an entry is computed from parameters but has the same values with others, so that no task
-            protects it.
+        DisparseWarning: an entry is computed from parameters but has the same values with others, so that no
+            task protects it.
 
     Raises:
         TaskError: no entry is left; the message says what the model returns.
@@ -70,6 +70,7 @@ def tasks_from_outputs(
             "from parameters, but does not change with them on these inputs (it is saturated or multiplied "
             "by zero). What only it needs is not protected. Pass inputs on which it varies, or name the "
             "tasks.",
+            DisparseWarning,
             stacklevel=2,
         )
     return found

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from disparse_structured import analyse, score
-from disparse_structured.errors import BatchError, TaskError
+from disparse_structured.errors import BatchError, DisparseWarning, TaskError
 from disparse_structured.graph.outputs import resolve_tasks, tasks_from_outputs
 from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.tasks import Task
@@ -116,7 +116,7 @@ def test_an_output_that_does_not_vary_is_left_out_with_a_word(silent: Any) -> No
     model.requires_grad_(False)
 
     with pytest.warns(
-        UserWarning, match=r"^'alarm' of Returns's output is no task: it is computed from param"
+        DisparseWarning, match=r"^'alarm' of Returns's output is no task: it is computed from param"
     ):
         tasks = tasks_from_outputs(model, EXAMPLE)
 
