@@ -1,7 +1,8 @@
 """Every exception and warning a user may want to catch.
 
 Each message says what was found, where, and what to do about it. All errors derive from
-:class:`DisparseError`, all warnings from :class:`DisparseWarning`; none of them leaves the user's model changed.
+:class:`DisparseError`, all warnings from :class:`DisparseWarning`. None of them leaves the user's model
+changed.
 """
 
 from __future__ import annotations

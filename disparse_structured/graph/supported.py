@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 from disparse_structured.errors import UnsupportedModelError
 
@@ -31,7 +31,8 @@ def check_supported(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"{where} was compiled by torch.compile. Use the original module: its ._orig_mod."
             )
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if any(map(is_lazy, own)):
             raise UnsupportedModelError(
                 f"{where} is lazy ({type(module).__name__}) and has no weights yet. Run the model once first."
             )
