@@ -123,6 +123,11 @@ def load(
             raise LoadError(f"{str(folder / name)!r} is missing. Give a folder that save() wrote.")
     plan = Plan.load(folder / PLAN)
     report = _read(folder / REPORT)
+    if report.get("plan") != plan.hash:
+        raise LoadError(
+            f"{REPORT} in {str(folder)!r} belongs to plan {str(report.get('plan'))[:12]}…, {PLAN} is plan "
+            f"{plan.hash[:12]}…. The folder mixes two runs; save again."
+        )
     checksum = _checksum(folder / WEIGHTS)
     if report.get("weights_sha256", checksum) != checksum:
         raise LoadError(
@@ -134,11 +139,6 @@ def load(
         weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise LoadError(f"{str(folder / WEIGHTS)!r} is not a complete safetensors file: {error}.") from None
-    if report.get("plan") != plan.hash:
-        raise LoadError(
-            f"{REPORT} in {str(folder)!r} belongs to plan {str(report.get('plan'))[:12]}…, {PLAN} is plan "
-            f"{plan.hash[:12]}…. The folder mixes two runs; save again."
-        )
     dense = factory()
     inputs = example_inputs or described_inputs(report["inputs"])
     if report.get("dropped"):
