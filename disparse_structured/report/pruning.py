@@ -16,6 +16,7 @@ from rich.text import Text
 from disparse_structured.naming import cost_label
 from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.refit import RefitFacts
+from disparse_structured.report.schemas import SCHEMA
 from disparse_structured.report.speed import SpeedFacts
 from disparse_structured.report.text import plain_text
 from disparse_structured.structure import Pin, UnusedModule
@@ -175,8 +176,8 @@ class PruningReport:
     speed: SpeedFacts | None = None
 
     def to_json(self) -> str:
-        """Indented JSON with sorted keys."""
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
+        """Indented JSON with sorted keys, and the version of the layout as ``schema``."""
+        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=2, sort_keys=True)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._costs()
