@@ -192,11 +192,11 @@ def _check_report(arguments: argparse.Namespace) -> None:
             raise LoadError(f"the folder {str(folder)!r} does not exist in {str(Path.cwd())!r}.")
         if not (folder / "report.json").is_file():
             raise LoadError(
-                f"{str(folder)!r} holds no report.json. Give a folder that `disparse prune`, `disparse train` "
-                "or `disparse demo` wrote."
+                f"{str(folder)!r} holds no report.json. Give a folder that `disparse prune`, "
+                "`disparse train` or `disparse demo` wrote."
             )
-    if arguments.out is not None and not arguments.out.absolute().parent.is_dir():
-        raise UsageError(f"argument --out: no such folder for {str(arguments.out)!r}. Make it first.")
+    if arguments.out is not None and not arguments.out.parent.is_dir():
+        raise UsageError(f"argument --out: {str(arguments.out.parent)!r} is not a folder. Make it first.")
 
 
 def _check_delivery(arguments: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ from disparse_structured.report.pruning import (
 )
 from disparse_structured.report.quantization import LayerFact, QuantizationFacts, TaskDeviation
 from disparse_structured.report.refit import LayerFacts, RefitFacts, SkippedLayer
-from disparse_structured.report.speed import SpeedFacts
+from disparse_structured.report.speed import SpeedFacts, StairFacts
 from disparse_structured.structure import Pin, RatioConstraint, UnusedModule
 
 _MEMBERS_SHOWN = 3
@@ -51,8 +51,11 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
         )
         for name, kind in lists:
             facts[name] = tuple(kind(**entry) for entry in facts[name])
-        for name, optional in (("graph", GraphFacts), ("graph_only", GraphOnly), ("speed", SpeedFacts)):
+        for name, optional in (("graph", GraphFacts), ("graph_only", GraphOnly)):
             facts[name] = None if facts[name] is None else optional(**facts[name])
+        if facts["speed"] is not None:
+            stairs = tuple(_stair(stair) for stair in facts["speed"].get("stairs", ()))
+            facts["speed"] = SpeedFacts(**{**facts["speed"], "stairs": stairs})
         facts["stale"] = tuple(facts["stale"])
         if facts["deviation"] is not None:
             facts["deviation"] = DeviationFacts(**facts["deviation"])
@@ -67,6 +70,11 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
             f"{place!r} is not a report of this release ({type(error).__name__}: {error}). Prune again, or "
             "use the release that wrote it."
         ) from None
+
+
+def _stair(document: Mapping[str, Any]) -> StairFacts:
+    lists = {name: tuple(document[name]) for name in ("widths", "ms")}
+    return StairFacts(**{**document, **lists})
 
 
 def attachments(document: Mapping[str, Any]) -> list[RenderableType]:

@@ -15,6 +15,8 @@ from rich.text import Text
 
 from disparse_structured.naming import cost_label
 from disparse_structured.report.deviation import DeviationFacts
+from disparse_structured.report.page.notebook import report_html
+from disparse_structured.report.page.run import Run
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.report.schemas import SCHEMA
 from disparse_structured.report.speed import SpeedFacts
@@ -235,6 +237,9 @@ class PruningReport:
 
     def __str__(self) -> str:
         return plain_text(self)
+
+    def _repr_html_(self) -> str:
+        return report_html(Run.of_texts(self.model, self.to_json()))
 
     def _costs(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

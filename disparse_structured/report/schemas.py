@@ -25,6 +25,8 @@ PLAN_SCHEMA = 2
 LARGEST = 64_000_000
 """Bytes of the largest file that is read."""
 
+_REMEDY = "Give a folder that `disparse prune` or `disparse train` wrote."
+
 _TYPES: Mapping[str, tuple[str, tuple[type, ...]]] = {
     "object": ("an object", (dict,)),
     "array": ("a list", (list,)),
@@ -57,12 +59,10 @@ def read_document(path: Path, name: str) -> dict[str, Any]:
         size = path.stat().st_size
         if not path.is_file() or size > LARGEST:
             what = f"has {size / 1e6:,.0f} MB, more than any {name}" if path.is_file() else "is not a file"
-            raise LoadError(f"{str(path)!r} {what}. Give a folder that `disparse prune` wrote.")
+            raise LoadError(f"{str(path)!r} {what}. {_REMEDY}")
         return parse_document(path.read_text(encoding="utf-8"), name, str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise LoadError(
-            f"{str(path)!r} cannot be read: {error}. Give a folder that `disparse prune` wrote."
-        ) from None
+        raise LoadError(f"{str(path)!r} cannot be read: {error}. {_REMEDY}") from None
 
 
 def parse_document(text: str, name: str, place: str) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def parse_document(text: str, name: str, place: str) -> dict[str, Any]:
         # A lone surrogate can be spelled in JSON, but not written as UTF-8.
         json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise LoadError(f"{place!r} is not JSON: {error}. Make the folder again.") from None
+        raise LoadError(f"{place!r} is not JSON: {error}. {_REMEDY}") from None
     check_document(document, name, place)
     return dict(document)
 
@@ -92,7 +92,7 @@ def check_document(document: object, name: str, place: str) -> None:
             f"{known}. Use the release that wrote it, or a newer one."
         )
     if problem is not None:
-        raise LoadError(f"{place!r} is not a {name} of this package: {problem}. Make the folder again.")
+        raise LoadError(f"{place!r} is not a {name} of this package: {problem}. {_REMEDY}")
 
 
 def _problem(value: Any, part: Mapping[str, Any], whole: Mapping[str, Any], at: str) -> str | None:

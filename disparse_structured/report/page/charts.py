@@ -16,6 +16,8 @@ LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 _HIGH, _LEFT, _TOP, _NAMES = 190, 44, 12, 26
 _STAGES = 14
+_RUNG, _RUNGS = 0.04, 40
+"""A step counts as a rung if it is this share of all steps together; so many are drawn."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,18 @@ class Interval:
     lower: float
     median: float
     upper: float
+
+
+@dataclass(frozen=True)
+class Stair:
+    """The network's time over the width of one group, all others as they were pruned."""
+
+    group: str
+    units: int
+    kept: int
+    won: float
+    widths: Sequence[int]
+    ms: Sequence[float]
 
 
 def level(share: float) -> int:
@@ -90,6 +104,42 @@ def intervals_chart(intervals: Sequence[Interval]) -> Markup:
     axis = f'<line class="axis" x1="{left}" x2="{left}" y1="2" y2="{high - 4}"/>'
     said = ", ".join(f"{each.name} {words.milliseconds(each.median)} ms" for each in intervals)
     return _svg(wide, high, f"Medians and quartiles: {said}", [axis, *drawn])
+
+
+def stairs_chart(stair: Stair) -> Markup:
+    """The network's time over the width of one group: a point where it was, one where it is, and rungs."""
+    wide, high, left, floor, top = 240, 130, 34, 108, 10
+    least, most = min(stair.ms), max(stair.ms)
+    span, right = (most - least) or 1.0, max(stair.widths)
+
+    def at(width: int, ms: float) -> tuple[float, float]:
+        return left + (wide - left - 10) * width / right, floor - (floor - top) * (ms - least) / span
+
+    points = [at(width, ms) for width, ms in zip(stair.widths, stair.ms, strict=True)]
+    line = "".join(
+        f"{'H' if place else 'M'}{x:.1f}{'V' if place else ' '}{y:.1f}" for place, (x, y) in enumerate(points)
+    )
+    steps = zip(stair.widths, stair.ms, stair.ms[1:], strict=False)
+    rungs = [at(width, least)[0] for width, before, after in steps if after - before > _RUNG * span]
+    now, before = (at(width, _time(stair, width)) for width in (stair.kept, stair.units))
+    drawn = [
+        *(f'<line class="rung" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{floor}"/>' for x in rungs[:_RUNGS]),
+        f'<path class="stair" d="{line}"/>',
+        f'<path class="axis" fill="none" d="M{left} {top}V{floor}H{wide - 8}"/>',
+        f'<circle class="before" cx="{before[0]:.1f}" cy="{before[1]:.1f}" r="3.5"/>',
+        f'<circle class="now" cx="{now[0]:.1f}" cy="{now[1]:.1f}" r="4"/>',
+        f'<text x="{left - 4}" y="{top + 4}" text-anchor="end">{words.milliseconds(most)}</text>',
+        f'<text x="{left - 4}" y="{floor}" text-anchor="end">{words.milliseconds(least)}</text>',
+        f'<text x="{left}" y="{floor + 14}">1</text>',
+        f'<text x="{wide - 8}" y="{floor + 14}" text-anchor="end">{right}</text>',
+    ]
+    label = f"Milliseconds over the width of {stair.group}: {stair.units} before, {stair.kept} now"
+    return _svg(wide, high, label, drawn)
+
+
+def _time(stair: Stair, width: int) -> float:
+    """The milliseconds at the measured width that is nearest to ``width``."""
+    return min(zip(stair.widths, stair.ms, strict=True), key=lambda pair: abs(pair[0] - width))[1]
 
 
 def _high(units: int, most: int) -> float:

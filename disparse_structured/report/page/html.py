@@ -7,6 +7,7 @@ import functools
 import gzip
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.metadata import version
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from disparse_structured.errors import DisparseError
 from disparse_structured.report.page import charts, parts, words
 from disparse_structured.report.page.comparison import Comparison
-from disparse_structured.report.page.run import PLAN, REPORT, Run
+from disparse_structured.report.page.run import PLAN, REPORT, Group, Run
 from disparse_structured.report.page.verdict import verdict
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ PAGE = "report.html"
 LARGEST = 1_000_000
 """Bytes of the largest page."""
 
-_GROUPS, _LEFT, _REFIT = 800, 200, 300
-"""How many rows a table has at most."""
+_ROWS = (800, 400, 200, 100, 50)
+"""How many rows a table has at most; fewer if the page would be too large."""
 
 _PLAIN, _PACKED = 60_000, 200_000
 """Bytes up to which a file is put into the page as it is, and compressed."""
@@ -56,9 +57,14 @@ class Download:
 
 def page(run: Run) -> str:
     """The text of the page of ``run``, smaller than :data:`LARGEST`."""
-    report = run.report
+    texts = (_page(run, most) for most in _ROWS)
+    return next(text for text in texts if len(text.encode()) < LARGEST)
+
+
+def _page(run: Run, most: int) -> str:
+    report, groups = run.report, _largest(run.groups, most)
     task_headings, task_rows = parts.tasks_table(run)
-    group_headings, group_rows = parts.groups_table(run)
+    group_headings, group_rows = parts.groups_table(run, groups)
     left, refit = parts.left_alone(run), parts.refit_rows(run)
     times, int8_times = parts.intervals(run), parts.int8_intervals(run)
     content = {
@@ -75,22 +81,24 @@ def page(run: Run) -> str:
         "times_chart": charts.intervals_chart(times) if times else None,
         "how_timed": _how_timed(run),
         "speed": report.get("speed"),
+        "stairs": [(stair, charts.stairs_chart(stair)) for stair in parts.stairs(run)],
         "int8_times": int8_times,
         "int8_chart": charts.intervals_chart(int8_times) if int8_times else None,
         "int8_timed": parts.how_timed(report["int8"]["latency"]) + "." if int8_times else "",
-        "groups": run.groups,
+        "groups": groups,
+        "all_groups": len(run.groups),
         "changed": sum(group.kept < group.units for group in run.groups),
-        "widths_chart": charts.widths_chart(run.groups) if run.groups else None,
+        "widths_chart": charts.widths_chart(groups) if groups else None,
         "group_headings": group_headings,
-        "group_rows": _largest(group_rows, _GROUPS),
-        "more_groups": max(0, len(group_rows) - _GROUPS),
+        "group_rows": group_rows,
+        "more_groups": len(run.groups) - len(groups),
         "overlap": parts.overlap(run),
-        "left": left[:_LEFT],
-        "more_left": max(0, len(left) - _LEFT),
+        "left": left[:most],
+        "more_left": max(0, len(left) - most),
         "notes": parts.notes(run),
         "verification": _checked(run),
         "check_rows": parts.verification_rows(run),
-        "refit_rows": refit[:_REFIT],
+        "refit_rows": refit[:most],
         "command": parts.command(run),
         "settings": parts.settings(run),
         "downloads": _downloads(run),
@@ -108,9 +116,10 @@ def diff_page(found: Comparison) -> str:
             *(parts.Cell(words.count(width), width) for width in (one.units, one.kept, other.kept)),
             parts.Cell(words.percent(agreed), agreed, heat=agreed),
         ]
-        for one, other, agreed in differing[:_GROUPS]
+        for one, other, agreed in differing[: _ROWS[0]]
     ]
-    drawn = [charts.widths_chart(run.groups) if run.groups else None for run in (found.first, found.second)]
+    groups = [_largest(run.groups, _ROWS[1]) for run in (found.first, found.second)]
+    drawn = [charts.widths_chart(each) if each else None for each in groups]
     settings = [
         [parts.Cell(name), *(parts.Cell(text, text) for text in pair)] for name, *pair in found.settings()
     ]
@@ -124,7 +133,7 @@ def diff_page(found: Comparison) -> str:
         "chart_first": drawn[0],
         "chart_second": drawn[1],
         "group_rows": rows,
-        "more_groups": max(0, len(differing) - _GROUPS),
+        "more_groups": max(0, len(differing) - _ROWS[0]),
         "settings": settings,
         "sections": [*sections, ("settings", "Settings")],
     }
@@ -161,7 +170,9 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters["breakable"] = _breakable
-    found.globals.update(percent=words.percent, share=words.share, tiny=words.tiny)
+    found.globals.update(
+        percent=words.percent, share=words.share, tiny=words.tiny, milliseconds=words.milliseconds
+    )
     return found
 
 
@@ -210,13 +221,10 @@ def _how_timed(run: Run) -> str:
     return ""
 
 
-def _largest(rows: list[list[parts.Cell]], most: int) -> list[list[parts.Cell]]:
-    """The ``most`` rows of the groups that lost the most, in their order."""
-    if len(rows) <= most:
-        return rows
-    removed = 6  # the column
-    kept = sorted(range(len(rows)), key=lambda place: -float(rows[place][removed].value or 0.0))[:most]
-    return [rows[place] for place in sorted(kept)]
+def _largest(groups: Sequence[Group], most: int) -> Sequence[Group]:
+    """The ``most`` groups that lost the most units, in their order."""
+    chosen = sorted(range(len(groups)), key=lambda place: groups[place].kept - groups[place].units)[:most]
+    return [groups[place] for place in sorted(chosen)]
 
 
 def _downloads(run: Run) -> list[Download]:

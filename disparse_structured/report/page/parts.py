@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from disparse_structured.report.page import words
-from disparse_structured.report.page.charts import Interval, level
+from disparse_structured.report.page.charts import Interval, Stair
 from disparse_structured.report.page.run import Group, Run
 from disparse_structured.report.page.verdict import cost_name
 
 GRAPH = 'Prune the exported graph: form="graph" (--form graph).'
+_TASKS = 24
+"""How many tasks are compared with each other."""
+
 _FIXED = ("the network's output", "the network's input")
 
 
@@ -171,6 +174,22 @@ def intervals(run: Run) -> list[Interval]:
     return []
 
 
+def stairs(run: Run) -> list[Stair]:
+    """The groups that save most time, with the time over their widths."""
+    known = {group.name: group for group in run.groups}
+    return [
+        Stair(each["group"], group.units, group.kept, each["won"], each["widths"], each["ms"])
+        for each in (run.report.get("speed") or {}).get("stairs", ())
+        if each["group"] in known and each["widths"] and len(each["widths"]) == len(each["ms"])
+        for group in [known[each["group"]]]
+    ]
+
+
+def won(run: Run) -> dict[str, float]:
+    """By group, the milliseconds that its removals save, as predicted; empty without a time budget."""
+    return {each["group"]: each["won"] for each in (run.report.get("speed") or {}).get("stairs", ())}
+
+
 def int8_intervals(run: Run) -> list[Interval]:
     """The milliseconds of the float file and of the INT8 file."""
     latency = (run.report.get("int8") or {}).get("latency")
@@ -191,11 +210,16 @@ def how_timed(latency: Mapping[str, Any]) -> str:
     return f"{latency['rounds']} rounds in turn, input {shapes}, {where}"
 
 
-def groups_table(run: Run) -> tuple[list[str], list[list[Cell]]]:
-    """Headings, and a row for each channel group: its widths, and which share each task voted to remove."""
+def groups_table(run: Run, groups: Sequence[Group]) -> tuple[list[str], list[list[Cell]]]:
+    """Headings, and a row for each of ``groups``: its widths, and which share each task voted to remove."""
+    saved = won(run)
     headings = ["#", "group", "kind", "reach", "units", "kept", "removed"]
-    headings += [f"{task} votes" for task in run.tasks]
-    return headings, [_group_row(place, group, run.tasks) for place, group in enumerate(run.groups, 1)]
+    headings += [f"{task} votes" for task in run.tasks] + ["ms saved"] * bool(saved)
+    places = {group.name: place for place, group in enumerate(run.groups, 1)}
+    rows = [_group_row(places[group.name], group, run.tasks) for group in groups]
+    for group, row in zip(groups, rows if saved else (), strict=False):
+        row.append(Cell(words.milliseconds(saved.get(group.name, 0.0)), saved.get(group.name, 0.0)))
+    return headings, rows
 
 
 def _group_row(place: int, group: Group, tasks: Sequence[str]) -> list[Cell]:
@@ -217,7 +241,7 @@ def _group_row(place: int, group: Group, tasks: Sequence[str]) -> list[Cell]:
 
 def overlap(run: Run) -> Matrix | None:
     """How far the tasks agree on what to remove; None for one task, or without votes."""
-    tasks = run.tasks
+    tasks = run.tasks[:_TASKS]
     found = {pair: run.overlap(*pair) for pair in itertools.combinations(tasks, 2)}
     if not any(found.values()):
         return None
@@ -348,11 +372,6 @@ def refit_rows(run: Run) -> list[list[Cell]]:
         ]
         for layer in layers
     ]
-
-
-def heat_level(share: float) -> int:
-    """See :func:`~disparse_structured.report.page.charts.level`."""
-    return level(share)
 
 
 def _listed(names: Sequence[str]) -> str:
