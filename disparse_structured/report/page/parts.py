@@ -346,6 +346,7 @@ def settings(run: Run) -> list[tuple[str, str]]:
         ("ratio", None if report.get("ratio") is None else words.percent(report["ratio"])),
         ("seed", provenance.get("seed")),
         ("samples", report.get("samples")),
+        ("pictures", _pictures(report.get("images"))),
         ("versions", ", ".join(f"{name} {value}" for name, value in report.get("versions", {}).items())),
         ("plan", report["plan"]),
         ("dense network", plan.get("fingerprint")),
@@ -353,6 +354,14 @@ def settings(run: Run) -> list[tuple[str, str]]:
         ("INT8 file", (report.get("int8") or {}).get("sha256")),
     ]
     return [(name, str(value)) for name, value in rows if value not in (None, "")]
+
+
+def _pictures(images: Mapping[str, Any] | None) -> str | None:
+    if images is None:
+        return None
+    prepared = ", ".join(f"{name} {_plain(value)}" for name, value in images["preprocessing"].items())
+    skipped = f", {len(images['skipped'])} skipped" if images["skipped"] else ""
+    return f"{images['inputs']}{skipped}; {prepared}"
 
 
 def command(run: Run) -> str | None:
