@@ -91,7 +91,13 @@ def test_prune_writes_the_page_and_a_later_plan_removes_it(
     words = prune_tiny(*quick, "--html", "--json")
     assert main(words) == 0
     document = document_of(capsys)
-    assert document["files"] == ["plan.json", "weights.safetensors", "report.json", "report.html"]
+    assert document["files"] == [
+        "plan.json",
+        "weights.safetensors",
+        "report.json",
+        "settings.toml",
+        "report.html",
+    ]
     report = json.loads(Path("out/report.json").read_text())
     assert (report["schema"], report["command"]) == (1, words)
     root = Page(Path("out/report.html").read_text(encoding="utf-8")).root

@@ -106,8 +106,7 @@ def test_the_votes_are_sorted_and_searched_and_the_colors_change(tmp_path: Path)
 
 
 @pytest.mark.skipif(AXE is None, reason="axe is not installed: pip install axe-playwright-python")
-@pytest.mark.parametrize("width", [1280, 500])
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 500)])
 def test_axe_finds_nothing(tmp_path: Path, theme: str, width: int) -> None:
     assert AXE is not None
     assert AXE.origin is not None

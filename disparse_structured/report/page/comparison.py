@@ -86,7 +86,7 @@ class Comparison:
 
     def _figures(self) -> Iterator[Row]:
         one, other = self.first.costs(), self.second.costs()
-        for name in {**one, **other}:
+        for name in [name for name in {**one, **other} if name != "latency"]:
             values = [costs[name][2] if name in costs else None for costs in (one, other)]
             yield _row(cost_name(name), values, words.short_count)
         times = [parts.intervals(run) for run in (self.first, self.second)]
