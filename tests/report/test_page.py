@@ -108,7 +108,9 @@ def test_every_table_has_a_caption_and_every_section_a_name(tmp_path: Path) -> N
     ids = [each.attributes["id"] for each in root.everything() if "id" in each.attributes]
     assert len(ids) == len(set(ids))
     for section in root.all("section"):
-        assert root.id(str(section.attributes["aria-labelledby"])).tag == "h2"
+        title = f"{section.attributes['id']}-title"
+        assert title in section.attributes.values()
+        assert root.id(title).tag == "h2"
     for link in root.all("nav")[0].all("a"):
         assert root.id(str(link.attributes["href"]).removeprefix("#")).tag == "section"
     assert all(each.attributes.get("aria-label") for each in root.all("svg"))
@@ -190,6 +192,11 @@ def test_a_large_network_fits(tmp_path: Path) -> None:
     root = Page(text).root
     assert "more groups, which lost the least," in root.text
     assert "more are in report.json" in root.id("left").text
+
+
+def test_a_page_that_cannot_be_small_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match=r"would be larger than 1 MB: its names or texts are huge"):
+        page(Run.of_folder(folder(tmp_path, {"model": "x" * LARGEST})))
 
 
 def test_a_plan_that_is_large_is_compressed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from disparse_structured.errors import DisparseError
+from disparse_structured.errors import DisparseError, LoadError
 from disparse_structured.report.page import charts, parts, words
 from disparse_structured.report.page.comparison import Comparison
 from disparse_structured.report.page.run import PLAN, REPORT, Group, Run
@@ -56,9 +56,19 @@ class Download:
 
 
 def page(run: Run) -> str:
-    """The text of the page of ``run``, smaller than :data:`LARGEST`."""
-    texts = (_page(run, most) for most in _ROWS)
-    return next(text for text in texts if len(text.encode()) < LARGEST)
+    """The text of the page of ``run``, smaller than :data:`LARGEST`.
+
+    Raises:
+        LoadError: not even a short page is, because names or texts are huge.
+    """
+    for most in _ROWS:
+        text = _page(run, most)
+        if len(text.encode()) < LARGEST:
+            return text
+    raise LoadError(
+        f"a page about {run.name!r} would be larger than {words.size(LARGEST)}: its names or texts are huge. "
+        f"Read {REPORT} instead."
+    )
 
 
 def _page(run: Run, most: int) -> str:

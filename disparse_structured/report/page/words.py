@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 
 def percent(value: float | None) -> str:
@@ -81,8 +82,7 @@ def shape(sizes: list[int]) -> str:
     return "×".join(map(str, sizes))
 
 
-def _finite(value: float, write: object) -> str:
+def _finite(value: float, write: Callable[[float], str]) -> str:
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "infinite"
-    assert callable(write)
-    return str(write(value))
+    return write(value)
