@@ -67,7 +67,7 @@ def size(count: int) -> str:
 def tiny(value: float | None) -> str:
     """A difference: two significant digits, with an exponent.
 
-    >>> tiny(7.45e-08), tiny(0.0)
+    >>> tiny(7.53e-08), tiny(0.0)
     ('7.5e-08', '0')
     """
     return "–" if value is None else _finite(value, lambda each: f"{each:.1e}" if each else "0")
