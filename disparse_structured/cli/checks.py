@@ -180,6 +180,25 @@ def _check_show(arguments: argparse.Namespace) -> None:
         )
 
 
+def _check_report(arguments: argparse.Namespace) -> None:
+    folders = arguments.folders
+    if len(folders) > 1 and (len(folders) != 3 or folders[0] != "diff"):
+        raise UsageError(
+            f"a page is about one folder, found {len(folders)}. To compare two, say: "
+            "disparse report diff A B."
+        )
+    for folder in map(Path, folders[-2:]):
+        if not folder.is_dir():
+            raise LoadError(f"the folder {str(folder)!r} does not exist in {str(Path.cwd())!r}.")
+        if not (folder / "report.json").is_file():
+            raise LoadError(
+                f"{str(folder)!r} holds no report.json. Give a folder that `disparse prune`, "
+                "`disparse train` or `disparse demo` wrote."
+            )
+    if arguments.out is not None and not arguments.out.parent.is_dir():
+        raise UsageError(f"argument --out: {str(arguments.out.parent)!r} is not a folder. Make it first.")
+
+
 def _check_delivery(arguments: argparse.Namespace) -> None:
     if arguments.onnx:
         try:
@@ -202,4 +221,5 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "latency": _check_latency,
     "relate": _check_relate,
     "show": _check_show,
+    "report": _check_report,
 }

@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parser = build_parser()
         arguments = parser.parse_args(with_settings(argv, parser))
+        arguments.words = argv
         checks.check(arguments)
         if getattr(arguments, "save_settings", None) is not None:
             save_settings(arguments, parser)

@@ -25,6 +25,8 @@ from disparse_structured.errors import BatchError, ExportError
 from disparse_structured.pipeline import SAMPLES, PruningResult
 from disparse_structured.pipeline.quantizing import quantize_result
 from disparse_structured.report.facts import ExportFacts
+from disparse_structured.report.page.html import PAGE, page, write
+from disparse_structured.report.page.run import Run
 from disparse_structured.surgery.saving import PLAN, REPORT, WEIGHTS, extend_report
 from disparse_structured.tasks import Task
 
@@ -60,10 +62,10 @@ def deliver(
         int8: by task, how far INT8 may move its output; None for no INT8 file.
     """
     folder = arguments.out
-    for name in (ONNX, f"{ONNX}.data", INT8_ONNX, SHEET):
+    for name in (ONNX, f"{ONNX}.data", INT8_ONNX, SHEET, PAGE):
         (folder / name).unlink(missing_ok=True)  # of an earlier plan
     result.save(folder)
-    report = extend_report(folder, entries or {})
+    report = extend_report(folder, {"command": arguments.words, **(entries or {})})
     if arguments.onnx:
         report = extend_report(folder, _deployed(result, given, arguments, screen))
     if int8 is not None:
@@ -71,9 +73,11 @@ def deliver(
     if isinstance(given.data, Images):
         given.data.contact_sheet(folder / SHEET)
     (folder / SETTINGS).write_text(settings_text(arguments, build_parser()), encoding="utf-8")
+    if arguments.html:
+        write(page(Run.of_folder(folder)), folder / PAGE)
     files = [
         name
-        for name in (PLAN, WEIGHTS, REPORT, SETTINGS, ONNX, INT8_ONNX, SHEET)
+        for name in (PLAN, WEIGHTS, REPORT, SETTINGS, ONNX, INT8_ONNX, SHEET, PAGE)
         if (folder / name).is_file()
     ]
     document = {"folder": str(folder), "files": files, "report": report}

@@ -33,7 +33,7 @@ FILES = "plan.json, weights.safetensors, report.json, settings.toml and model.on
 """What pruning commands write."""
 
 Group = argparse._ArgumentGroup
-Options = argparse.ArgumentParser | Group
+Options = argparse._ActionsContainer
 
 
 def add_command(
@@ -288,6 +288,7 @@ def add_delivery(group: Options, *, limits: bool = False) -> None:
     else:
         group.add_argument("--latency", action="store_true", help=measure)
     add_threads(group, "--latency")
+    group.add_argument("--html", action="store_true", help="also write report.html, a page about the result")
 
 
 def add_threads(group: Options, user: str) -> None:

@@ -32,6 +32,7 @@ def build_parser() -> Parser:
     _add_images(commands)
     _add_relate(commands)
     _add_show(commands)
+    _add_report(commands)
     _add_demo(commands)
     return parser
 
@@ -190,6 +191,35 @@ def _add_show(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument("folder", metavar="DIR", help="the folder")
     options.add_json(parser)
+
+
+def _add_report(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = options.add_command(
+        commands,
+        "report",
+        usage="(DIR | diff DIR DIR) [options]",
+        help="write a page about a saved folder, or compare two",
+        description="Write report.html, one page that loads nothing, into a folder that `disparse prune`,\n"
+        "`disparse train` or `disparse demo` wrote. `disparse report diff A B` shows two folders\n"
+        "beside each other.",
+        epilog="examples:\n  disparse report small\n  disparse report small --markdown >> comment.md\n"
+        "  disparse report diff small smaller --out diff.html",
+    )
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="the folder, or diff and two folders")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the page to write (default: report.html in the folder; none for diff)",
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--markdown",
+        action="store_true",
+        help="print a short table in Markdown, for a comment or a job summary; write no page unless --out "
+        "names one",
+    )
+    options.add_json(form)
 
 
 def _add_demo(commands: argparse._SubParsersAction[Parser]) -> None:

@@ -10,6 +10,7 @@ from disparse_structured.cli import views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import LoadError
+from disparse_structured.report.schemas import read_document
 from disparse_structured.surgery.saving import PLAN, REPORT
 
 
@@ -18,13 +19,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     folder = Path(arguments.folder)
     plan = Plan.load(folder / PLAN)
     path = folder / REPORT
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LoadError(
-            f"the report {str(path)!r} cannot be read: {error}. Give a folder that `disparse prune` or "
-            "`disparse train` wrote."
-        ) from None
+    document = read_document(path, "report")
     report = views.pruning_report(document, str(path))
     if report.plan != plan.hash:
         raise LoadError(f"{PLAN} and {REPORT} in {str(folder)!r} come from different runs. Prune again.")

@@ -26,7 +26,7 @@ from disparse_structured.report.pruning import (
 )
 from disparse_structured.report.quantization import LayerFact, QuantizationFacts, TaskDeviation
 from disparse_structured.report.refit import LayerFacts, RefitFacts, SkippedLayer
-from disparse_structured.report.speed import SpeedFacts
+from disparse_structured.report.speed import SpeedFacts, StairFacts
 from disparse_structured.structure import Pin, RatioConstraint, UnusedModule
 
 _MEMBERS_SHOWN = 3
@@ -52,8 +52,11 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
         )
         for name, kind in lists:
             facts[name] = tuple(kind(**entry) for entry in facts[name])
-        for name, optional in (("graph", GraphFacts), ("graph_only", GraphOnly), ("speed", SpeedFacts)):
+        for name, optional in (("graph", GraphFacts), ("graph_only", GraphOnly)):
             facts[name] = None if facts[name] is None else optional(**facts[name])
+        if facts["speed"] is not None:
+            stairs = tuple(_stair(stair) for stair in facts["speed"].get("stairs", ()))
+            facts["speed"] = SpeedFacts(**{**facts["speed"], "stairs": stairs})
         facts["stale"] = tuple(facts["stale"])
         if facts["deviation"] is not None:
             moved = dict(facts["deviation"])
@@ -66,24 +69,40 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
             facts["refit"] = RefitFacts(**refit)
         return PruningReport(**facts)
     except (AttributeError, KeyError, TypeError) as error:
-        raise LoadError(
-            f"{place!r} is not a report of this release ({type(error).__name__}: {error}). Prune again, or "
-            "use the release that wrote it."
-        ) from None
+        raise LoadError(_other_release(place, error)) from None
+
+
+def _stair(document: Mapping[str, Any]) -> StairFacts:
+    lists = {name: tuple(document[name]) for name in ("widths", "ms")}
+    return StairFacts(**{**document, **lists})
 
 
 def attachments(document: Mapping[str, Any]) -> list[RenderableType]:
-    """Views of what commands add to a report: ``training``, ``export``, ``latency``, ``int8``."""
+    """Views of what commands add to a report: ``training``, ``export``, ``latency``, ``int8``.
+
+    Raises:
+        LoadError: an entry is not what it should be.
+    """
     views: list[RenderableType] = []
-    if "training" in document:
-        views += _training(document["training"])
-    if "export" in document:
-        views += _export(document["export"])
-    if "latency" in document:
-        views.append(latency_facts(document["latency"]))
-    if "int8" in document:
-        views.append(quantization_facts(document["int8"]))
+    try:
+        if "training" in document:
+            views += _training(document["training"])
+        if "export" in document:
+            views += _export(document["export"])
+        if "latency" in document:
+            views.append(latency_facts(document["latency"]))
+        if "int8" in document:
+            views.append(quantization_facts(document["int8"]))
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise LoadError(_other_release("report.json", error)) from None
     return views
+
+
+def _other_release(place: str, error: Exception) -> str:
+    return (
+        f"{place!r} is not a report of this release ({type(error).__name__}: {error}). Prune again, or "
+        "use the release that wrote it."
+    )
 
 
 def quantization_facts(document: Mapping[str, Any]) -> QuantizationFacts:

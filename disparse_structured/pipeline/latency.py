@@ -17,12 +17,13 @@ from torch import nn
 
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.costs import CostModel
+from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import BudgetError
-from disparse_structured.latency import Latency, Runtime
+from disparse_structured.latency import Latency, LatencyModel, Runtime
 from disparse_structured.pipeline.method import Problem
 from disparse_structured.pipeline.refitting import Outcome
 from disparse_structured.progress import step
-from disparse_structured.report.speed import SpeedFacts
+from disparse_structured.report.speed import SpeedFacts, StairFacts
 from disparse_structured.scoring import Saliency
 from disparse_structured.structure import Structure
 
@@ -38,6 +39,9 @@ _ROUNDS, _SECONDS = (40, 400), 4.0
 _LEAST, _MOST = 0.02, 0.98
 EARLY = 0.1
 """The quantile of the times that is compared: whatever else runs only ever adds to a time."""
+
+_STAIRS, _WIDTHS = 8, 128
+"""For how many groups the report holds the time over the width, and at how many widths."""
 
 Attempt = Callable[[Problem], tuple[Saliency, Outcome]]
 
@@ -162,7 +166,8 @@ def in_time(
     if not met:
         raise BudgetError(_out_of_reach(problem, tries))
     best = min(met, key=lambda each: abs(each.missed))
-    facts = dataclasses.replace(best.facts, exports=len(tries))
+    stairs = _stairs(cost, structure, best.outcome.applied.plan)
+    facts = dataclasses.replace(best.facts, exports=len(tries), stairs=stairs)
     return best.saliency, best.outcome, facts, Counted(latency, facts.measured * cost.dense)
 
 
@@ -191,6 +196,27 @@ def _measured(
         rounds=len(times),
         runtime=latency.runtime.facts,
     )
+
+
+def _stairs(cost: LatencyModel, structure: Structure, plan: Plan) -> tuple[StairFacts, ...]:
+    """What each group's removals save, and for those that save most, the time over the width."""
+    keep = plan.keep(structure)
+    pruned, found = float(cost.predict(keep)), []
+    for name in plan.removals:
+        group = structure.group(name)
+        whole = keep.clone()
+        whole[group.slice] = True
+        found.append((float(cost.predict(whole)) - pruned, group))
+    found.sort(key=lambda pair: -pair[0])
+    stairs = [StairFacts(group.name, won) for won, group in found]
+    for place, (won, group) in enumerate(found[:_STAIRS]):
+        widths = np.unique(np.linspace(1, group.units, min(group.units, _WIDTHS)).round().astype(int))
+        times, other = [], keep.clone()
+        for width in widths:
+            other[group.slice] = torch.arange(group.units) < width
+            times.append(float(cost.predict(other)))
+        stairs[place] = StairFacts(group.name, won, tuple(widths.tolist()), tuple(times))
+    return tuple(stairs)
 
 
 def _in_turn(runtime: Runtime, paths: list[Path], inputs: tuple[Any, ...]) -> np.ndarray:

@@ -16,6 +16,9 @@ from disparse_structured.data.call import named_leaves
 from disparse_structured.decision.costs import Cost, distinct
 from disparse_structured.decision.plan import Plan
 from disparse_structured.report.deviation import DeviationFacts
+from disparse_structured.report.page.html import page, write
+from disparse_structured.report.page.notebook import result_html
+from disparse_structured.report.page.run import Run
 from disparse_structured.report.pruning import (
     CostFacts,
     GraphFacts,
@@ -83,6 +86,22 @@ class PruningResult:
         """
         saving.save(folder, self.model, self.plan, self.report, self.example_inputs)
 
+    def to_html(self, path: str | Path) -> None:
+        """Writes one page about the run: it loads nothing, and can be sent and printed.
+
+        ``disparse report`` makes the page of a saved folder, which also knows its ONNX file.
+
+        >>> import tempfile, torch, disparse_structured as ds
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+        >>> result = ds.prune(model, torch.randn(32, 4), macs=0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result.to_html(Path(folder, "report.html"))
+
+        Raises:
+            DisparseError: the file cannot be written.
+        """
+        write(page(self._run), Path(path))
+
     def export(self, path: str | Path, **options: Any) -> ExportFacts:
         """Writes an ONNX file and checks it in ONNX Runtime; the outputs are named after the tasks.
 
@@ -137,6 +156,13 @@ class PruningResult:
 
     def __str__(self) -> str:
         return f"{self.plan}\n{self.report}"
+
+    def _repr_html_(self) -> str:
+        return result_html(self._run)
+
+    @property
+    def _run(self) -> Run:
+        return Run.of_texts(type(self.model).__name__, self.report.to_json(), self.plan.to_json())
 
 
 def _report(

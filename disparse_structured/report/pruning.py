@@ -15,7 +15,10 @@ from rich.text import Text
 
 from disparse_structured.naming import cost_label
 from disparse_structured.report.deviation import DeviationFacts
+from disparse_structured.report.page.notebook import report_html
+from disparse_structured.report.page.run import Run
 from disparse_structured.report.refit import RefitFacts
+from disparse_structured.report.schemas import SCHEMA
 from disparse_structured.report.speed import SpeedFacts
 from disparse_structured.report.text import plain_text
 from disparse_structured.structure import Pin, UnusedModule
@@ -175,8 +178,8 @@ class PruningReport:
     speed: SpeedFacts | None = None
 
     def to_json(self) -> str:
-        """Indented JSON with sorted keys."""
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
+        """Indented JSON with sorted keys, and the version of the layout as ``schema``."""
+        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=2, sort_keys=True)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._costs()
@@ -234,6 +237,9 @@ class PruningReport:
 
     def __str__(self) -> str:
         return plain_text(self)
+
+    def _repr_html_(self) -> str:
+        return report_html(Run.of_texts(self.model, self.to_json()))
 
     def _costs(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -13,13 +13,30 @@ BUSY = 0.2
 
 
 @dataclass(frozen=True)
+class StairFacts:
+    """What the width of one group does to the time.
+
+    Args:
+        group: its name.
+        won: milliseconds that its removals save, as predicted with all other groups as they were pruned.
+        widths: ascending, up to the dense width; empty for groups that save little.
+        ms: predicted for the network at each of ``widths``, with all other groups as they were pruned.
+    """
+
+    group: str
+    won: float
+    widths: tuple[int, ...] = ()
+    ms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class SpeedFacts:
     """Predicted and measured latency of the pruned file; shares are of the dense file's latency.
 
     ``asked``, ``predicted`` and ``measured`` are such shares, ``lower`` and ``upper`` the quartiles of the
     measured one over ``rounds`` runs of both files in turn. ``dense_ms`` and ``pruned_ms`` are medians.
     ``macs`` is the share of the MACs that is kept, ``exports`` the number of files that were measured,
-    ``runtime`` says where.
+    ``runtime`` says where. ``stairs`` are of the groups that shrank, those that save most first.
     """
 
     asked: float
@@ -33,6 +50,7 @@ class SpeedFacts:
     exports: int
     rounds: int
     runtime: Mapping[str, str]
+    stairs: tuple[StairFacts, ...] = ()
 
     @property
     def ideal(self) -> float:

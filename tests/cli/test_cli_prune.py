@@ -422,7 +422,7 @@ def test_a_folder_of_two_runs_is_not_shown(tiny, capsys):
     capsys.readouterr()
     assert "plan.json and report.json in 'one' come from different runs" in refusal(capsys, "show", "one")
     Path("one/report.json").write_text('{"plan": 3}')
-    assert "is not a report of this release (KeyError" in refusal(capsys, "show", "one")
+    assert "is not a report of this package: model is missing" in refusal(capsys, "show", "one")
     Path("one/report.json").write_text("{")
     assert "`disparse train` wrote" in refusal(capsys, "show", "one")
 

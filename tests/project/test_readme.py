@@ -52,6 +52,13 @@ def test_the_page_on_images(tmp_path: Path) -> None:
     assert (tmp_path / "inputs.png").is_file()
 
 
+def test_the_page_on_reports(tmp_path: Path) -> None:
+    names = run("docs/report.md")
+
+    assert names["result"].plan.hash[:12] in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert names["worst"] < 1
+
+
 def test_the_page_on_latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     names = run("docs/latency.md")

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import importlib.metadata
 import io
+import json
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,8 @@ from disparse_structured.decision.plan.parts import (
 )
 from disparse_structured.errors import LoadError, PlanError
 from disparse_structured.naming import cost_label
+from disparse_structured.report.page.notebook import plan_html
+from disparse_structured.report.page.run import Run
 from disparse_structured.structure.groups import ChannelGroup, RatioConstraint
 
 
@@ -256,6 +259,10 @@ class Plan:
         console = Console(file=buffer, width=10_000, color_system=None, force_terminal=False, highlight=False)
         console.print(self.__rich__())
         return "\n".join(line.rstrip() for line in buffer.getvalue().strip("\n").splitlines())
+
+    def _repr_html_(self) -> str:
+        report = {"model": "", "plan": "", "tasks": [{"name": task} for task in self.tasks]}
+        return plan_html(Run("plan", report, json.loads(self.to_json())))
 
     def _reach(self, group: GroupPlan) -> str:
         if len(self.tasks) > 1 and set(group.reach) == set(self.tasks):
