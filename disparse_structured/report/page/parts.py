@@ -59,7 +59,9 @@ class Matrix:
 
 
 def tiles(run: Run) -> list[Tile]:
-    """The figures at the top of the page."""
+    """The figures at the top of the page; a predicted time gives way to the measured one."""
+    times = intervals(run)
+    measured = bool(times) and bool(times[0].median)
     found = [
         Tile(
             f"{cost_name(name)} left",
@@ -67,9 +69,9 @@ def tiles(run: Run) -> list[Tile]:
             f"{words.short_count(dense)} → {words.short_count(pruned)}{'' if unit != 'ms' else ' ms'}",
         )
         for name, (unit, dense, pruned) in run.costs().items()
+        if unit != "ms" or not measured
     ]
-    times = intervals(run)
-    if times and "latency" not in run.costs() and times[0].median:
+    if measured:
         dense, pruned = times[0], times[1]
         found.append(
             Tile(
