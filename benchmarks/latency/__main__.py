@@ -36,7 +36,9 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     settings = [(threads, batch) for threads in sorted(options.threads) for batch in sorted(options.batch)]
     settings.sort(key=lambda pair: pair[0] * pair[1])
     return [
-        Cell(model, threads, batch, options.images, options.method, options.share, options.side)
+        Cell(
+            model, threads, batch, options.images, options.method, options.share, options.plans, options.side
+        )
         for threads, batch in settings
         for model in options.models
     ]
@@ -73,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", choices=METHODS, default="disparse", help="that scores (%(default)s)")
     parser.add_argument(
         "--share", type=common.share, default=0.5, help="of the dense time or MACs (%(default)s)"
+    )
+    parser.add_argument(
+        "--plans", type=common.count, default=20, help="random plans of a network (%(default)s)"
     )
     parser.add_argument("--side", type=common.count, metavar="N", help="of the images in pixels (224, 112)")
     parser.add_argument(

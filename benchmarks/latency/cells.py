@@ -11,9 +11,6 @@ from benchmarks.timm_sweep.cells import SEED, START
 WITHIN = 0.03
 """Two times count as equal within this share."""
 
-PLANS = 20
-"""How many random plans of a network are predicted and measured."""
-
 Point = Mapping[str, float]
 """A measured network: ``share`` of the dense time with quartiles ``lower`` and ``upper``, ``macs`` that are
 kept; at equal times also the ``worst`` and the ``mean`` deviation over the tasks."""
@@ -23,8 +20,8 @@ kept; at equal times also the ``worst`` and the ``mean`` deviation over the task
 class Cell:
     """``model`` in a runtime of ``threads`` and ``batch``, pruned on ``images`` images by ``method``.
 
-    ``share`` is that of the dense network's time, or of its MACs. ``side`` is that of the images in pixels;
-    None is the network's own.
+    ``share`` is that of the dense network's time, or of its MACs. With one thread and one image, ``plans``
+    random plans are measured. ``side`` is that of the images in pixels; None is the network's own.
     """
 
     model: str
@@ -33,6 +30,7 @@ class Cell:
     images: int = 16
     method: str = "disparse"
     share: float = 0.5
+    plans: int = 20
     side: int | None = None
 
     @property
@@ -56,13 +54,14 @@ class Cell:
             f"--images={self.images}",
             f"--method={self.method}",
             f"--share={self.share}",
+            f"--plans={self.plans}",
             *side,
         ]
 
     @property
     def settings(self) -> str:
         """Identifies everything that determines the row, except for the code."""
-        return digest(asdict(self), SEED, WITHIN, PLANS)
+        return digest(asdict(self), SEED, WITHIN)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from benchmarks.harness.limits import end_with_parent
 from benchmarks.harness.machine import machine
 from benchmarks.harness.row import encode
 from benchmarks.harness.sweep import run_stage
-from benchmarks.latency.cells import PLANS, Cell, Row
+from benchmarks.latency.cells import Cell, Row
 from benchmarks.latency.networks import HELD_OUT, images, network
 from benchmarks.latency.timing import Stopwatch, write
 from benchmarks.latency.variants import (
@@ -49,7 +49,7 @@ from disparse_structured.structure import Structure, analyse, count_macs
 from disparse_structured.surgery.module import cut
 
 SECONDS = {"try": 2.0, "plans": 4.0, "race": 10.0}
-"""How long files are run in turn."""
+"""How long files are run in turn at least, by purpose."""
 
 TOGETHER = 5
 """How many random plans are timed in turn."""
@@ -60,8 +60,9 @@ Facts = Mapping[str, Any]
 class Run:
     """The stages of one cell; each returns fields of its :class:`Row`."""
 
-    def __init__(self, cell: Cell, folder: Path) -> None:
+    def __init__(self, cell: Cell, folder: Path, patience: float = 1.0) -> None:
         self._cell = cell
+        self._seconds = {purpose: patience * seconds for purpose, seconds in SECONDS.items()}
         self._folder = folder
         self._method = Remembering(METHODS[cell.method]())
         self._racing: dict[str, Path] = {}
@@ -124,7 +125,7 @@ class Run:
 
     def export(self) -> Facts:
         file, inputs = self._latency.dense_file(self._structure)
-        times = self._watch.times([file], SECONDS["try"])
+        times = self._watch.times([file], self._seconds["try"])
         low = np.quantile(times, EARLY, axis=0)
         assert [each.shape for each in inputs] == [each.shape for each in self._watch.inputs]
         return {"exporter": float(low[0] / low[1])}
@@ -135,7 +136,7 @@ class Run:
         return {"dense_ms": dense, "measured": len(self._latency.table)}
 
     def plans(self) -> Facts:
-        keeps = list(random_plans(self._structure, PLANS))
+        keeps = list(random_plans(self._structure, self._cell.plans))
         files = {
             str(number): self._watch.write(f"plan{number}", cut(self._model, self._structure, keep))
             for number, keep in enumerate(keeps)
@@ -143,7 +144,7 @@ class Run:
         shares: dict[str, dict[str, float]] = {}
         for start in range(0, len(keeps), TOGETHER):
             some = dict(list(files.items())[start : start + TOGETHER])
-            shares |= self._watch.shares(some, SECONDS["plans"])
+            shares |= self._watch.shares(some, self._seconds["plans"])
         for file in files.values():
             file.unlink()
         macs, predicted = self._structure.cost.macs, self._predicted
@@ -233,7 +234,7 @@ class Run:
         return self._share(self._watch.write("try", self._made(name, share)))
 
     def _share(self, file: Path) -> float:
-        return self._watch.shares({"file": file}, SECONDS["try"])["file"]["share"]
+        return self._watch.shares({"file": file}, self._seconds["try"])["file"]["share"]
 
     def _point(self, name: str, model: nn.Module, *, deviates: bool = True) -> dict[str, float]:
         """What can be said of a network before it is timed; its file is written."""
@@ -245,7 +246,7 @@ class Run:
         return found
 
     def _raced(self, points: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-        shares = self._watch.shares({name: self._racing[name] for name in points}, SECONDS["race"])
+        shares = self._watch.shares({name: self._racing[name] for name in points}, self._seconds["race"])
         return {name: {**point, **shares[name]} for name, point in points.items()}
 
 
@@ -263,12 +264,15 @@ STAGES: Mapping[str, tuple[Callable[[Run], Facts], str]] = {
 """What each stage does, and the stage that must have ended before it."""
 
 
-def measure(cell: Cell, keep: Callable[[Row], None]) -> Row:
-    """The row of ``cell``; ``keep`` gets the row so far before every stage, and the whole row at the end."""
+def measure(cell: Cell, keep: Callable[[Row], None], *, patience: float = 1.0) -> Row:
+    """The row of ``cell``; ``keep`` gets the row so far before every stage, and the whole row at the end.
+
+    With less ``patience``, files are run less often.
+    """
     row = Row(cell, settings=cell.settings, machine=machine())
     stages = {name: stage for name, stage in STAGES.items() if cell.first or name != "plans"}
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(cell, Path(folder))
+        run = Run(cell, Path(folder), patience)
         for name, (work, needed) in stages.items():
             if not needed or needed in row.seconds:
                 row = run_stage(row, name, functools.partial(work, run), keep)
@@ -286,6 +290,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--images", type=int, default=16, help="that networks are pruned on")
     parser.add_argument("--method", choices=METHODS, default="disparse", help="that scores")
     parser.add_argument("--share", type=float, default=0.5, help="of the time or of the MACs")
+    parser.add_argument("--plans", type=int, default=20, help="random plans")
     parser.add_argument("--side", type=int, help="of the images in pixels")
     options = parser.parse_args(arguments)
     end_with_parent()

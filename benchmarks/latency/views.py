@@ -23,8 +23,8 @@ _BUDGETS = tuple(ROUNDING)
 _HEAD = f"""# Milliseconds in ONNX Runtime
 
 `python -m benchmarks.latency` (`make latency`) writes this page from [one line of JSON per
-cell](../../benchmarks/results/latency/rows.jsonl). Networks have three heads and random weights, so deviations
-compare budgets and say nothing about accuracy. All budgets decide on the same scores. *latency* is
+cell](../../benchmarks/results/latency/rows.jsonl). Networks have three heads and random weights, so
+deviations compare budgets and say nothing about accuracy. All budgets decide on the same scores. *latency* is
 `prune(latency=...)`; *MACs* are MACs budgets with `round_to=1`, `"auto"` (the default), 8 and 16; *stock, 8*
 is Torch-Pruning by group magnitude with `round_to=8`, the same share of every layer, without a refit.
 
@@ -126,8 +126,8 @@ def goals(rows: Sequence[Row]) -> str:
 
 def ours(rows: Sequence[Row]) -> str:
     """The latency budget, cell by cell."""
-    head = ("cell", "dense ms", "asked", "predicted", "measured", "exports", "MACs", "of the ideal", "table s",
-            "times in it", "exporter")  # fmt: skip
+    head = ("cell", "dense ms", "asked", "predicted", "measured", "exports", "MACs", "of the ideal",
+            "table s", "times in it", "exporter")  # fmt: skip
     body = []
     for row in rows:
         point = row.points.get(OURS)
