@@ -21,7 +21,7 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types contracts unit sweep sweep-zoo bench tables no-training coverage clean distclean
+.PHONY: help demo test lint format types contracts unit sweep sweep-zoo bench latency tables no-training coverage clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ bench: $(RUN_STAMP) ## the benchmarks that need no data: tables and JSON
 	$(BIN)/python -m benchmarks.saliency
 	$(BIN)/python -m benchmarks.planning
 	$(BIN)/python -m benchmarks.large_models
+
+latency: $(RUN_STAMP) ## milliseconds in ONNX Runtime, beside stock: hours on an idle machine, resumable, most important first
+	$(BIN)/python -m benchmarks.latency
 
 tables: $(RUN_STAMP) ## DiSparse's tables at desk scale: an hour on two cores; needs the data packs
 	$(BIN)/python -m benchmarks.disparse_tables

@@ -35,6 +35,7 @@ def pruner(
     *,
     over_all_layers: bool = False,
     num_heads: Mapping[nn.Module, int] | None = None,
+    round_to: int | None = None,
 ) -> tp.pruner.BasePruner:
     """Torch-Pruning's pruner of ``model``, its dependency graph built and nothing cut yet.
 
@@ -46,6 +47,7 @@ def pruner(
         predictors: the layers whose outputs are the model's; they keep them.
         over_all_layers: whether the layers compete; otherwise each loses the same share.
         num_heads: attention heads, by the layer that makes queries, keys and values.
+        round_to: channels that stay are a multiple of this.
     """
     return tp.pruner.BasePruner(
         model,
@@ -55,6 +57,7 @@ def pruner(
         global_pruning=over_all_layers,
         ignored_layers=list(predictors),
         num_heads=dict(num_heads or {}),
+        round_to=round_to,
         # The default dictionaries are shared between pruners, which write to them.
         in_channel_groups={},
         out_channel_groups={},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -25,12 +26,7 @@ class Stock:
     def __init__(self, network: Network) -> None:
         self._network = network
         self.model = deepcopy(network.model)
-        self._attentions: list[Any] = [
-            module
-            for module in self.model.modules()
-            if isinstance(getattr(module, "qkv", None), nn.Linear)
-            and isinstance(getattr(module, "num_heads", None), int)
-        ]
+        self._attentions = projections(self.model)
         self._pruner = stock.pruner(
             self.model,
             self._network.inputs,
@@ -43,11 +39,7 @@ class Stock:
     def prune(self) -> int:
         """Prunes, and returns the number of parameters left."""
         self._pruner.step()
-        for each in self._attentions:
-            each.num_heads = self._pruner.num_heads[each.qkv]
-            each.head_dim = each.qkv.out_features // (3 * each.num_heads)
-            if "attn_dim" in vars(each):  # newer than the recipe; without this, every transformer would break
-                each.attn_dim = each.num_heads * each.head_dim
+        follow_heads(self._attentions, self._pruner)
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def run(self) -> None:
@@ -57,6 +49,25 @@ class Stock:
             before, after = (_shapes(model(*inputs)) for model in (dense, self.model))
         if before != after:
             raise StockError(f"the outputs have the shapes {after}, not {before}")
+
+
+def projections(model: nn.Module) -> list[Any]:
+    """The attention modules of ``model`` that make queries, keys and values with one layer."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(getattr(module, "qkv", None), nn.Linear)
+        and isinstance(getattr(module, "num_heads", None), int)
+    ]
+
+
+def follow_heads(attentions: Sequence[Any], pruner: tp.pruner.BasePruner) -> None:
+    """Sets the numbers of heads that ``pruner`` left."""
+    for each in attentions:
+        each.num_heads = pruner.num_heads[each.qkv]
+        each.head_dim = each.qkv.out_features // (3 * each.num_heads)
+        if "attn_dim" in vars(each):  # newer than the recipe; without this, every transformer would break
+            each.attn_dim = each.num_heads * each.head_dim
 
 
 def predictors(model: nn.Module) -> list[nn.Module]:

@@ -12,8 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 _STEPS = (1, 2, 4, 8, 16, 32)
-_SLOWER = 1.1
-"""Unaligned widths must take this much longer than aligned ones, or alignment does not matter."""
+_SLOWER = 1.02
+"""Unaligned widths must take this much longer than the next aligned one, or alignment does not matter."""
+
+_NARROW, _ENOUGH = 8, 16
+"""Widths of one block follow rules of their own; they are not looked at where there are others."""
+
+_DISTURBED = 1 / 32
+"""The share of the times that may be wrong; larger, it could be half of the aligned ones."""
 
 _BETTER = 2.0
 """How much smaller the squared error of a larger step must be."""
@@ -42,10 +48,12 @@ class Ladder:
         Ladder(step=1, aligned=4)
         """
         width, time = np.asarray(widths, dtype=float), np.asarray(times, dtype=float)
+        wide = width > _NARROW
+        if wide.sum() >= _ENOUGH:
+            width, time = width[wide], time[wide]
         best, best_error = cls(), _error(width, time, 1, 1)
         for aligned in _STEPS:
-            off = width % aligned != 0
-            if aligned > 1 and not _falls_out(time, off):
+            if aligned > 1 and not _falls_out(width, time, aligned):
                 continue
             for step in _STEPS:
                 error = _error(width, time, step, aligned)
@@ -54,17 +62,27 @@ class Ladder:
         return best
 
 
-def _falls_out(time: np.ndarray, off: np.ndarray) -> bool:
-    if off.all() or not off.any():
+def _falls_out(width: np.ndarray, time: np.ndarray, aligned: int) -> bool:
+    """Whether unaligned widths take longer than the next aligned ones, though they are narrower."""
+    on = width % aligned == 0
+    following = np.searchsorted(width[on], width)
+    compared = ~on & (following < on.sum())
+    if not compared.any():
         return False
-    return bool(np.median(time[off]) > _SLOWER * np.median(time[~off]))
+    return bool(np.median(time[compared] / time[on][following[compared]]) > _SLOWER)
 
 
 def _error(width: np.ndarray, time: np.ndarray, step: int, aligned: int) -> float:
-    """The squared relative error of the best straight line through the steps, and one through the rest."""
+    """The squared relative error of the best straight line through the steps, and one through the rest.
+
+    The times that fit worst are left out: another process may have disturbed them.
+    """
     off = width % aligned != 0
     snapped = np.where(off, width, np.ceil(width / step) * step)
     columns = [np.where(off, 0, 1), np.where(off, 0, snapped), np.where(off, 1, 0), np.where(off, width, 0)]
     matrix = np.stack(columns, axis=1) / time[:, None]
-    solution, *_ = np.linalg.lstsq(matrix, np.ones(len(time)), rcond=None)
-    return float(((matrix @ solution - 1) ** 2).mean() + 1e-6)
+    ones = np.ones(len(time))
+    first, *_ = np.linalg.lstsq(matrix, ones, rcond=None)
+    fitting = np.argsort(np.abs(matrix @ first - 1))[: len(time) - int(_DISTURBED * len(time))]
+    solution, *_ = np.linalg.lstsq(matrix[fitting], ones[fitting], rcond=None)
+    return float(((matrix[fitting] @ solution - 1) ** 2).mean() + 1e-6)

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     import onnxruntime
 
 _WARM = 3
-_SECONDS, _FEWEST, _MOST = 0.5, 8, 40
+_SECONDS, _FEWEST, _MOST = 0.5, 10, 40
 """How long, and how often, the parts of one model are timed."""
 
-QUIET = 0.2
+QUIET = 0.1
 """The quantile that counts as the time of one operation: other processes only ever add to it."""
 
 _WEIGHTED = ("Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm")

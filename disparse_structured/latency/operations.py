@@ -106,17 +106,23 @@ def makes_first(node: onnx.NodeProto) -> bool:
 
 
 def model_of(points: Sequence[tuple[Operation, Widths]], opsets: Mapping[str, int]) -> onnx.ModelProto:
-    """A model with one node for each of ``points``, named by its position. Weights are random."""
+    """A model with one node for each of ``points``, named by its position. Weights are random.
+
+    As in a network, what a node reads has just been written, and what it makes is read next and then given
+    up, so that memory is used again that the processor's caches still hold.
+    """
     import onnx
     from onnx import helper, numpy_helper
 
     random = np.random.default_rng(0)
     inputs, nodes, outputs, weights = {}, [], [], []
 
-    def constant(name: str, shape: tuple[int, ...]) -> str:
-        values = random.standard_normal(shape, np.float32) * 0.05
+    def constant(name: str, values: np.ndarray) -> str:
         weights.append(numpy_helper.from_array(values, name))
         return name
+
+    def normal(name: str, shape: tuple[int, ...]) -> str:
+        return constant(name, random.standard_normal(shape, np.float32) * 0.05)
 
     for number, (operation, widths) in enumerate(points):
         read, made = widths
@@ -125,15 +131,23 @@ def model_of(points: Sequence[tuple[Operation, Widths]], opsets: Mapping[str, in
         source = "x" + "_".join(map(str, shape))
         inputs[source] = helper.make_tensor_value_info(source, onnx.TensorProto.FLOAT, shape)
         name = str(number)
+        written, last = f"written{name}", f"last{name}"
+        # A number of its own, or the runtime would see that several nodes write the same.
+        shift = constant(f"shift{name}", np.array((number + 1) / 1024, dtype=np.float32))
         node.name = name
         node.output.append(name)
-        node.input.extend([source, constant(f"weight{name}", operation.weight_shape(widths))])
+        node.input.extend([written, normal(f"weight{name}", operation.weight_shape(widths))])
         if operation.biased:
-            node.input.append(constant(f"bias{name}", (made,)))
+            node.input.append(normal(f"bias{name}", (made,)))
         if node.op_type in _CONVOLUTIONS:
             node.attribute.append(helper.make_attribute("group", operation.groups_at(read)))
-        nodes.append(node)
-        outputs.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        bounds = [constant(f"bound{each}_{name}", np.full(len(shape), each)) for each in (0, 1)]
+        nodes += [
+            helper.make_node("Add", [source, shift], [written]),
+            node,
+            helper.make_node("Slice", [name, *bounds], [last]),
+        ]
+        outputs.append(helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, [1] * len(shape)))
     graph = helper.make_graph(nodes, "widths", list(inputs.values()), outputs, weights)
     imports = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     return helper.make_model(graph, opset_imports=imports, ir_version=10)

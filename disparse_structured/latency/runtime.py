@@ -68,7 +68,10 @@ class Runtime(Protocol):
         ...
 
     def time_nodes(self, model: onnx.ModelProto, /) -> Mapping[str, float]:
-        """What each node of ``model`` takes, by its name; nodes do not read each other's outputs."""
+        """What each node of ``model`` with a name takes, by that name.
+
+        Nodes without one only write what the others read, and read what they make.
+        """
         ...
 
     def time_files(self, paths: Sequence[Path], inputs: tuple[Any, ...], /, *, rounds: int) -> np.ndarray:

@@ -65,7 +65,7 @@ def windows(entry: Entry) -> tuple[list[Widths], list[Widths]]:
 
 def telling(entry: Entry) -> tuple[int, float]:
     """How well an entry shows the rungs of its family: best if wide enough, and neither quick nor slow."""
-    widths = [min(width, _WINDOW) for width, free in zip(entry.dense, entry.free, strict=True) if free]
+    widths = [min(width, _TOP) for width, free in zip(entry.dense, entry.free, strict=True) if free]
     return (sum(widths), -abs(math.log(entry.operation.positions / _POSITIONS)))
 
 

@@ -20,6 +20,9 @@ from disparse_structured.errors import OptionError
 Widths = tuple[int, int]
 """How many channels an operation reads and makes."""
 
+_PROTOCOL = 2
+"""How operations are measured. Times that were measured otherwise are in other files."""
+
 
 def cache_folder() -> Path:
     """Where tables are kept: ``disparse-structured/latency`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``."""
@@ -40,7 +43,7 @@ class Table:
     """
 
     def __init__(self, facts: Mapping[str, str], folder: Path | None = None) -> None:
-        text = json.dumps(dict(facts), sort_keys=True)
+        text = json.dumps({**facts, "protocol": _PROTOCOL}, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.facts = dict(facts)
         self.path = (folder or cache_folder()) / f"{digest}.jsonl"

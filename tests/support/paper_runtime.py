@@ -52,11 +52,12 @@ class PaperRuntime:
             for value in model.graph.input
         }
         shapes |= {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-        self.timed += len(model.graph.node)
-        return {
-            node.name: self._price(node, shapes[node.input[0]], shapes[node.input[1]])
-            for node in model.graph.node
+        shapes |= {
+            node.output[0]: shapes[node.input[0]] for node in model.graph.node if node.op_type == "Add"
         }
+        named = [node for node in model.graph.node if node.name]
+        self.timed += len(named)
+        return {node.name: self._price(node, shapes[node.input[0]], shapes[node.input[1]]) for node in named}
 
     def time_files(self, paths: Sequence[Path], inputs: tuple[Any, ...], *, rounds: int) -> np.ndarray:
         each = [sum(part.ms for part in self.dissect(path, inputs).parts) * self.overhead for path in paths]
