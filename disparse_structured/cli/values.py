@@ -133,6 +133,19 @@ def channels(text: str) -> tuple[float, ...]:
     return numbers
 
 
+def entry_point(text: str) -> tuple[str, tuple[tuple[int, ...], ...] | None]:
+    """``fuse``, or ``encode=2x12,2x4`` with the shapes of its arguments; None for ``package.module:name``."""
+    if ":" in text:
+        return text, None
+    name, equals, shapes = text.partition("=")
+    if not all(re.fullmatch(r"\w+", part) for part in name.split(".")) or (equals and not shapes):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} does not name an entry point. Write fuse for a method without arguments, "
+            "encode=2x3x64x64 for one with inputs of these shapes, or package.module:name for a dict of them"
+        )
+    return name, tuple(map(shape, shapes.split(","))) if equals else ()
+
+
 def tasks(text: str) -> str:
     """``package.module:name``, or names of outputs that :func:`task_outputs` can read."""
     if ":" not in text:
