@@ -21,7 +21,7 @@ import disparse_structured as ds
 from disparse_structured.data.differences import difference
 from disparse_structured.errors import CaptureError
 from disparse_structured.graph.named_tensors import named_tensors
-from disparse_structured.structure import analyse
+from disparse_structured.structure import Form, analyse
 from disparse_structured.surgery.graph import apply_graph
 from disparse_structured.tasks import Task
 from disparse_structured.verification.twin import masked_twin
@@ -158,6 +158,33 @@ def test_a_graph_that_is_for_its_own_batch_says_so(kind: type[nn.Module], exampl
     assert pruned(x[:examples])["output"].shape == (examples, 8)
     with pytest.raises(ValueError, match="its sizes are fixed"):
         pruned(x)
+
+
+class Regions(nn.Module):
+    """Each region begins with the number of its image, so a region of noise is of no image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16 * 9, 3)
+
+    def forward(self, x: Tensor, regions: Tensor) -> Tensor:
+        found = torchvision.ops.roi_align(self.first(x).relu(), regions, 3)
+        return self.last(found.flatten(1))
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_one_region_of_one_image_is_verified(form: Form) -> None:
+    torch.manual_seed(0)
+    model, inputs = Regions().eval(), (image(1, 16), torch.tensor([[0, 1, 2, 12.0, 12.0]]))
+    structure = analyse(model, inputs, form=form)
+    applied = ds.apply(model, random_plan(structure, 3), structure)
+
+    assert applied.refused == ()
+    assert applied.verification is not None
+    assert max(applied.verification.deviation.values()) <= 1e-9
+    assert sum(each.numel() for each in applied.model.parameters()) < sum(
+        each.numel() for each in model.parameters()
+    )
 
 
 def test_a_masked_text_at_another_batch_and_length() -> None:

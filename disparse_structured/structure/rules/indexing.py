@@ -100,6 +100,16 @@ def embedding(trace: Trace, call: Call) -> Value:
     return (*indices, weight[1])
 
 
+@rule(aten.embedding_bag)
+def embedding_bag(trace: Trace, call: Call) -> list[Value]:
+    """Pin the rows of the table; pass on its columns, which are summed, averaged or compared one by one."""
+    weight = call["weight"]
+    trace.pin(call, [weight[0]], "rows of an embedding table")
+    trace.pin(call, call["indices"], "used as an index")
+    bags, *others = call.shapes
+    return [(Axis(bags[0]), weight[1]), *map(plain, others)]
+
+
 @rule(aten.index_put)
 def index_put(trace: Trace, call: Call) -> Any:
     """Pin indexed dimensions; unite the others with those of the written values."""
