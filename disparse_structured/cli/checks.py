@@ -129,18 +129,18 @@ def _check_prune(arguments: argparse.Namespace) -> None:
 
 
 def _check_entry_points(arguments: argparse.Namespace) -> None:
-    given: Sequence[tuple[str, object]] = getattr(arguments, "entry_points", [])
+    given: Sequence[str] = getattr(arguments, "entry_points", [])
     if given and getattr(arguments, "form", "module") == "graph":
         raise UsageError(
             "--entry-points names methods of the module, which its exported graph does not have. Leave it "
             "out, or leave out --form graph."
         )
-    names = [name for name, _ in given]
-    for number, (name, shapes) in enumerate(given):
+    names = [text.partition("=")[0] for text in given]
+    for number, (name, text) in enumerate(zip(names, given, strict=True)):
         if name in names[:number]:
             raise UsageError(f"--entry-points names {name!r} twice. Name it once.")
-        if shapes is None:
-            check_spec(name, "--entry-points")
+        if ":" in text:
+            check_spec(text, "--entry-points")
 
 
 def _check_train(arguments: argparse.Namespace) -> None:

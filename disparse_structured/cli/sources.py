@@ -97,22 +97,25 @@ def read_structure(
     )
 
 
-def load_entry_points(
-    model: nn.Module, given: Iterable[tuple[str, Iterable[tuple[int, ...]] | None]]
-) -> EntryPoints:
+def load_entry_points(model: nn.Module, given: Iterable[str]) -> EntryPoints:
     """The entry points of ``model`` that ``--entry-points`` names; arguments given as shapes are random.
 
     Raises:
         UsageError: an object does not exist or is no dict, or a name is used twice.
     """
     found: dict[str, Any] = {}
-    for name, shapes in given:
-        entries = _named_entries(name) if shapes is None else {name: random_example(model, shapes, seed=0)}
+    for text in given:
+        entries = _named_entries(text) if ":" in text else _method_call(model, text)
         twice = sorted(found.keys() & entries.keys())
         if twice:
             raise UsageError(f"--entry-points names {twice[0]!r} twice. Name it once.")
         found |= entries
     return found
+
+
+def _method_call(model: nn.Module, text: str) -> dict[str, Any]:
+    name, shapes = values.method_call(text)
+    return {name: random_example(model, shapes, seed=0)}
 
 
 def _named_entries(spec: str) -> dict[str, Any]:

@@ -133,10 +133,15 @@ def channels(text: str) -> tuple[float, ...]:
     return numbers
 
 
-def entry_point(text: str) -> tuple[str, tuple[tuple[int, ...], ...] | None]:
-    """``fuse``, or ``encode=2x12,2x4`` with the shapes of its arguments; None for ``package.module:name``."""
-    if ":" in text:
-        return text, None
+def entry_point(text: str) -> str:
+    """``package.module:name``, or a method that :func:`method_call` can read."""
+    if ":" not in text:
+        method_call(text)
+    return text
+
+
+def method_call(text: str) -> tuple[str, tuple[tuple[int, ...], ...]]:
+    """``fuse``, or ``encode=2x12,2x4``: a method, and the shapes of its arguments."""
     name, equals, shapes = text.partition("=")
     if not all(re.fullmatch(r"\w+", part) for part in name.split(".")) or (equals and not shapes):
         raise argparse.ArgumentTypeError(

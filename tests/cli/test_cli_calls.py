@@ -164,3 +164,15 @@ def test_inspect_counts_what_an_entry_point_reads(capsys: pytest.CaptureFixture[
 def test_wrong_names_are_refused(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said in refusal(capsys, *CUT.split(), *words.split())
     assert not Path("out").exists()
+
+
+def test_a_settings_file_repeats_how_the_model_is_called() -> None:
+    given = ["--entry-points", "decode=2x8", "net.py:methods", "--batched", "x"]
+    assert main([*CUT.split(), "--no-onnx", *given]) == 0
+    first = json.loads(Path("out", "report.json").read_text())
+    assert main(["prune", "out/settings.toml", "--out", "again"]) == 0
+    again = json.loads(Path("again", "report.json").read_text())
+
+    assert first["entry_points"].keys() == {"decode", "frozen"}
+    assert again["entry_points"] == first["entry_points"]
+    assert again["plan"] == first["plan"]
