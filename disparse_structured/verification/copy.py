@@ -145,7 +145,7 @@ class VerificationCopy:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), self.precision():
                 try:
                     wanted = expected(inputs)
-                except Exception:  # whatever it raises for values that mean nothing, such as regions of no image
+                except Exception:  # whatever it raises: noise may mean nothing, such as a region of no image
                     if inputs is self.inputs:
                         raise
                     continue

@@ -137,9 +137,7 @@ def test_a_vector_that_only_train_mode_reads_follows_its_width(
     assert small.hidden.shape == (small.trunk.out_features,)
     assert small.trunk.out_features < 24
     assert small.shift.shape == (16,)  # nothing reads it in either mode
-    positions = [
-        (model.trunk.weight == row).all(1).nonzero().item() for row in small.trunk.weight
-    ]
+    positions = [(model.trunk.weight == row).all(1).nonzero().item() for row in small.trunk.weight]
     assert torch.equal(small.hidden, model.hidden[positions])
     small.train()(data).sum().backward()
     assert small.hidden.grad.abs().sum() > 0

@@ -131,7 +131,8 @@ def index_put(trace: Trace, call: Call) -> Any:
 
 def _written_through_mask(trace: Trace, call: Call, first: int) -> Value:
     """Pin the dimensions that the mask spans, from ``first`` on; unite the later ones with the values'."""
-    value, mask, values = call["self"], call["indices"][first], call["values"]
+    value: Value = call["self"]
+    mask, values = call["indices"][first], call["values"]
     last = first + len(mask)
     trace.pin(call, [*value[first:last], *mask], "written through a mask")
     rest = value[last:]
