@@ -6,6 +6,7 @@ for groups and constraints, and assemble the result.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from disparse_structured.data.batches import as_arguments, batch_size, batched_l
 from disparse_structured.data.enlarging import enlarged
 from disparse_structured.errors import CaptureError, OptionError, TaskError
 from disparse_structured.graph.batching import with_batch
-from disparse_structured.graph.capture import Capture, capture, tensor_leaves
+from disparse_structured.graph.capture import Capture, branching_by_values, capture, tensor_leaves
 from disparse_structured.graph.entries import Entry, EntryPoints
 from disparse_structured.graph.modes import train_mode_adds
 from disparse_structured.graph.named_tensors import named_tensors
@@ -186,15 +187,21 @@ class Subject:
         return capture(self.model, self.inputs, self.tasks, self.declared.methods)
 
     def captured_in_train_mode(self) -> Capture | None:
-        """Return the graph in train mode; None if it runs nothing else or cannot be exported."""
+        """Return the graph in train mode; None if it runs nothing else or cannot be exported.
+
+        Layers that are dropped at random branch on numbers; one of their branches is enough.
+        """
         if not self.train_factor:
             return None
         everything = (Task("output", tensor_leaves),)
         inputs = enlarged(self.inputs, self.train_factor)
-        try:
-            return capture(self.model, inputs, everything, training=True, number=1)
-        except CaptureError:
-            return None
+        for branching in (contextlib.nullcontext, branching_by_values):
+            try:
+                with branching():
+                    return capture(self.model, inputs, everything, training=True, number=1)
+            except CaptureError:
+                continue
+        return None
 
     @functools.cached_property
     def entry_graphs(self) -> tuple[EntryGraph, ...]:

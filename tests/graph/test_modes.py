@@ -122,7 +122,13 @@ def by_data(net: Masking, x: Tensor) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("hides", [by_assignment, by_where, by_position])
+def with_layers_dropped_at_random(net: Masking, x: Tensor) -> Tensor:
+    if torch.rand([]) < 0.5:
+        x = x + 1
+    return by_assignment(net, x)
+
+
+@pytest.mark.parametrize("hides", [by_assignment, by_where, by_position, with_layers_dropped_at_random])
 def test_a_vector_that_only_train_mode_reads_follows_its_width(
     hides: Callable[[Masking, Tensor], Tensor],
 ) -> None:
