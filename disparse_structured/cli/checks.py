@@ -24,6 +24,7 @@ def check(arguments: argparse.Namespace) -> None:
     names.check(arguments)
     if arguments.command in _COMMANDS:
         _COMMANDS[arguments.command](arguments)
+    _check_entry_points(arguments)
     for option in ("model", "tasks"):
         spec = getattr(arguments, option, None)
         if spec is not None and (option == "model" or ":" in spec):
@@ -125,6 +126,21 @@ def _check_prune(arguments: argparse.Namespace) -> None:
     if arguments.int8 and not arguments.onnx:
         raise UsageError("--int8 quantizes the ONNX file. Leave out --no-onnx.")
     _check_once("int8-tolerance", [task or "all tasks" for task, _ in arguments.int8_tolerance])
+
+
+def _check_entry_points(arguments: argparse.Namespace) -> None:
+    given: Sequence[str] = getattr(arguments, "entry_points", [])
+    if given and getattr(arguments, "form", "module") == "graph":
+        raise UsageError(
+            "--entry-points names methods of the module, which its exported graph does not have. Leave it "
+            "out, or leave out --form graph."
+        )
+    names = [text.partition("=")[0] for text in given]
+    for number, (name, text) in enumerate(zip(names, given, strict=True)):
+        if name in names[:number]:
+            raise UsageError(f"--entry-points names {name!r} twice. Name it once.")
+        if ":" in text:
+            check_spec(text, "--entry-points")
 
 
 def _check_train(arguments: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ from disparse_structured.cli.usage import UsageError, reason
 from disparse_structured.data.arguments import arguments
 from disparse_structured.data.batches import batches, take, to_device
 from disparse_structured.data.image_folder import Images, images
+from disparse_structured.pipeline.inputs import Marked
 
 CHECK_SAMPLES = 8
 """How many samples of the first batch an ONNX file is checked on."""
@@ -63,14 +64,18 @@ def as_batches(data: Any, limit: int | None = None) -> Iterable[Any]:
     return loader if limit is None else Batches(lambda: itertools.islice(iter(loader), limit), "--data")
 
 
-def first_inputs(model: nn.Module, data: Any, samples: int | None = None) -> tuple[Any, ...]:
-    """Return the arguments of ``forward`` from the first batch, on the device of the model's weights.
+def first_inputs(model: nn.Module, data: Any, samples: int, marked: Marked) -> tuple[Any, ...]:
+    """Return the arguments of ``forward`` for the first examples, on the device of the model's weights.
+
+    Args:
+        samples: how many examples of the first batch.
+        marked: marks in the arguments which tensors have a batch dimension.
 
     Raises:
         BatchError: there is no batch, or it does not hold the arguments.
     """
     inputs = arguments(model, next(batches(as_batches(data))), None)
-    return _placed(model, inputs if samples is None else take(inputs, slice(samples)))
+    return take(marked(_placed(model, inputs)), slice(samples))
 
 
 def random_example(model: nn.Module, shapes: Iterable[tuple[int, ...]], seed: int) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from disparse_structured.cli.data import CHECK_SAMPLES, first_inputs
 from disparse_structured.cli.parsers import build_parser
 from disparse_structured.cli.settings import SETTINGS, settings_text
 from disparse_structured.data.batches import take
+from disparse_structured.data.call import marked_like
 from disparse_structured.data.image_folder import Images
 from disparse_structured.errors import BatchError, ExportError
 from disparse_structured.pipeline import SAMPLES, PruningResult
@@ -93,7 +95,8 @@ def _deployed(
     path = arguments.out / ONNX
     try:
         with screen.step("exporting to ONNX and checking the file in ONNX Runtime"):
-            checks = [first_inputs(given.model, given.data, CHECK_SAMPLES)]
+            marked = functools.partial(marked_like, others=result.example_inputs)
+            checks = [first_inputs(given.model, given.data, CHECK_SAMPLES, marked)]
             facts = result.export(path, check_inputs=checks)
         # The folder may be moved, so its report names its own file only.
         entries: dict[str, Any] = {"export": dataclasses.asdict(facts) | {"path": ONNX}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.data import first_inputs, load_data, random_example
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import smallest
+from disparse_structured.graph.batching import with_batch
 from disparse_structured.pipeline import EXAMPLE_SAMPLES
 from disparse_structured.report.pruning import GraphOnly, summarize_pins
 from disparse_structured.structure import ChannelGroup, Structure
@@ -40,9 +42,10 @@ def structure_alone(arguments: argparse.Namespace, screen: Screen) -> tuple[nn.M
     with screen.step("building the model"):
         model = sources.load_model(arguments.model)
         if arguments.example:
-            example = random_example(model, arguments.example, seed=0)
+            example = with_batch(model, random_example(model, arguments.example, seed=0), arguments.batched)
         else:
-            example = first_inputs(model, load_data(arguments.data), EXAMPLE_SAMPLES)
+            marked = functools.partial(with_batch, model, batched=arguments.batched)
+            example = first_inputs(model, load_data(arguments.data), EXAMPLE_SAMPLES, marked)
         tasks = sources.load_tasks(arguments.tasks) if arguments.tasks else None
     with screen.step("reading its structure"):
         return model, sources.read_structure(model, example, tasks, arguments)

@@ -254,6 +254,29 @@ def add_structure(group: Options) -> None:
     )
 
 
+def add_calls(group: Options) -> None:
+    """``--batched`` and ``--entry-points``: how the model is called."""
+    group.add_argument(
+        "--batched",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="arguments of forward whose first dimension is the batch (default: found by running the model "
+        "with one more example)",
+    )
+    group.add_argument(
+        "--entry-points",
+        type=values.entry_point,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="ENTRY",
+        help="other methods that must work after pruning: fuse, a method without arguments; "
+        "backbone.encode=2x3x64x64, one called with random inputs of these shapes (join several with "
+        f"commas); or a dict of entry points, or a function that returns one, {AS}",
+    )
+
+
 def add_seed(group: Options) -> None:
     """``--seed``."""
     group.add_argument("--seed", type=values.seed, default=0, metavar="N", help="random seed (default: 0)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from disparse_structured.cli.delivery import Subject, deliver
 from disparse_structured.data.image_folder import Images
 from disparse_structured.decision.arbiters.by_name import by_task
 from disparse_structured.decision.budget import Budget
+from disparse_structured.graph.batching import with_batch
 from disparse_structured.latency import Latency, OnnxRuntime
 from disparse_structured.pipeline import EXAMPLE_SAMPLES
 from disparse_structured.pipeline.latency import latency_budget
@@ -34,7 +36,8 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         model = sources.load_model(arguments.model, arguments.weights)
         data = load_images(arguments, model) if arguments.images else load_data(arguments.data)
         tasks = sources.load_tasks(arguments.tasks) if arguments.tasks else None
-        example = first_inputs(model, data, EXAMPLE_SAMPLES)
+        marked = functools.partial(with_batch, model, batched=arguments.batched)
+        example = first_inputs(model, data, EXAMPLE_SAMPLES, marked)
     with screen.step("reading the structure"):
         structure = sources.read_structure(model, example, tasks, arguments)
     if limits is None:

@@ -29,6 +29,7 @@ def add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
     options.add_weights(subject)
     options.add_data(subject, required=False)  # checks.py says what to give
     options.add_images(subject)
+    options.add_calls(subject)
     subject.add_argument("--example", nargs="+", help=argparse.SUPPRESS)  # refused with a reason
     options.add_tasks(subject, required=False)
     subject.add_argument(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from torch import nn
 from disparse_structured.cli import names, sources
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.data import as_batches, first_inputs, load_data
+from disparse_structured.graph.batching import with_batch
 from disparse_structured.pipeline import EXAMPLE_SAMPLES
 from disparse_structured.relatedness import (
     PUBLISHED,
@@ -72,7 +74,7 @@ def _subject(arguments: argparse.Namespace) -> _Subject:
         trained.append(copy.deepcopy(model))
         sources.load_weights(trained[-1], path)
     data = as_batches(load_data(arguments.data), arguments.batches)
-    example = first_inputs(model, data, EXAMPLE_SAMPLES)
+    example = first_inputs(model, data, EXAMPLE_SAMPLES, functools.partial(with_batch, model))
     return _Subject(model, trained, sources.load_tasks(arguments.tasks), data, example)
 
 

@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from disparse_structured.cli import values
+from disparse_structured.cli.data import random_example
 from disparse_structured.cli.lookup import find, user_code
 from disparse_structured.cli.usage import UsageError, reason
 from disparse_structured.errors import LoadError
+from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.tasks import Task, check_tasks
@@ -83,7 +85,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def read_structure(
     model: nn.Module, example: tuple[Any, ...], tasks: Sequence[Task] | None, arguments: argparse.Namespace
 ) -> Structure:
-    """The structure of ``model`` as ``--form``, ``--attention`` and ``--outputs`` ask for it."""
+    """The structure of ``model`` as ``--form``, ``--attention``, ``--outputs`` and the rest ask for it."""
     return analyse(
         model,
         example,
@@ -91,7 +93,42 @@ def read_structure(
         form=arguments.form,
         attention=arguments.attention,
         outputs=arguments.outputs,
+        entry_points=load_entry_points(model, arguments.entry_points),
     )
+
+
+def load_entry_points(model: nn.Module, given: Iterable[str]) -> EntryPoints:
+    """The entry points of ``model`` that ``--entry-points`` names; arguments given as shapes are random.
+
+    Raises:
+        UsageError: an object does not exist or is no dict, or a name is used twice.
+    """
+    found: dict[str, Any] = {}
+    for text in given:
+        entries = _named_entries(text) if ":" in text else _method_call(model, text)
+        twice = sorted(found.keys() & entries.keys())
+        if twice:
+            raise UsageError(f"--entry-points names {twice[0]!r} twice. Name it once.")
+        found |= entries
+    return found
+
+
+def _method_call(model: nn.Module, text: str) -> dict[str, Any]:
+    name, shapes = values.method_call(text)
+    return {name: random_example(model, shapes, seed=0)}
+
+
+def _named_entries(spec: str) -> dict[str, Any]:
+    found = find(spec, "--entry-points")
+    if callable(found):
+        with user_code(f"--entry-points {spec!r}: calling it"):
+            found = found()
+    if not isinstance(found, Mapping):
+        raise UsageError(
+            f"--entry-points {spec!r} is of type {type(found).__name__}. Name a dict from names of methods "
+            "to their arguments, such as {'encode': (x,), 'fuse': ()}, or a function that returns one."
+        )
+    return dict(found)
 
 
 def load_tasks(spec: str) -> tuple[Task, ...]:

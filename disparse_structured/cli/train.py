@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from disparse_structured.cli.delivery import Subject, deliver
 from disparse_structured.cli.prune import budget
 from disparse_structured.cli.usage import UsageError
 from disparse_structured.data.batches import batches
+from disparse_structured.graph.batching import with_batch
 from disparse_structured.pipeline import EXAMPLE_SAMPLES
 from disparse_structured.regimes import Dynamic, Iterative, Pretrained, Regime, Static
 from disparse_structured.training import Distillation, TrainingConfig, TrainingFacts, train
@@ -111,14 +113,16 @@ def _regime(arguments: argparse.Namespace, subject: Subject, steps: int) -> Regi
     parts = names.parts(arguments)
     if kind is Static:
         parts.setdefault("criterion", ds.criteria.SNIP())
+    marked = functools.partial(with_batch, subject.model, batched=arguments.batched)
     return kind(
         subject.model,
-        first_inputs(subject.model, subject.data, EXAMPLE_SAMPLES),
+        first_inputs(subject.model, subject.data, EXAMPLE_SAMPLES, marked),
         subject.tasks,
         subject.data,
         budget=budget(arguments),
         method=ds.DiSparse(**parts),
         seed=arguments.seed,
+        entry_points=sources.load_entry_points(subject.model, arguments.entry_points),
         **{"batches": arguments.scoring_batches, **extra},
     )
 

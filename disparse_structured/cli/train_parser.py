@@ -33,6 +33,7 @@ def add_train(commands: argparse._SubParsersAction[Parser]) -> None:
         help=f"training batches: a loader, a list of batches, or a function that returns one, {options.AS}",
     )
     options.add_tasks(subject, required=True)
+    options.add_calls(subject)
     budget = parser.add_argument_group("budget")
     options.add_limit(budget)
     options.add_widths(budget)

@@ -133,6 +133,24 @@ def channels(text: str) -> tuple[float, ...]:
     return numbers
 
 
+def entry_point(text: str) -> str:
+    """``package.module:name``, or a method that :func:`method_call` can read."""
+    if ":" not in text:
+        method_call(text)
+    return text
+
+
+def method_call(text: str) -> tuple[str, tuple[tuple[int, ...], ...]]:
+    """``fuse``, or ``encode=2x12,2x4``: a method, and the shapes of its arguments."""
+    name, equals, shapes = text.partition("=")
+    if not all(re.fullmatch(r"\w+", part) for part in name.split(".")) or (equals and not shapes):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} does not name an entry point. Write fuse for a method without arguments, "
+            "encode=2x3x64x64 for one with inputs of these shapes, or package.module:name for a dict of them"
+        )
+    return name, tuple(map(shape, shapes.split(","))) if equals else ()
+
+
 def tasks(text: str) -> str:
     """``package.module:name``, or names of outputs that :func:`task_outputs` can read."""
     if ":" not in text:

@@ -355,6 +355,18 @@ def _recorded(
 
 
 @contextlib.contextmanager
+def branching_by_values() -> Iterator[None]:
+    """Let an export compute real values beside its symbols, so that ``forward`` may branch on random numbers.
+
+    The graph then holds the branch that was taken.
+    """
+    from torch._functorch import config  # torch's own, loaded with the exporter
+
+    with config.patch(fake_tensor_propagate_real_tensors=True):
+        yield
+
+
+@contextlib.contextmanager
 def _no_stack_traces() -> Iterator[None]:
     """Skips the line of code behind each node, which nothing reads and which costs a tenth of the export."""
     name = "do_not_emit_stack_traces"  # older versions of torch lack it

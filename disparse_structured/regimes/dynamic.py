@@ -15,6 +15,7 @@ from disparse_structured.decision.arbiters import Unanimous
 from disparse_structured.decision.budget import Budget, named
 from disparse_structured.decision.deciding import smallest
 from disparse_structured.errors import OptionError
+from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.naming import rule_name
 from disparse_structured.pipeline import DiSparse
 from disparse_structured.regimes.masked import MaskedRegime
@@ -44,7 +45,7 @@ class Dynamic(MaskedRegime):
         until: share of ``steps`` after which the mask is fixed, in (0, 1].
         batches: how many batches of ``data`` one exchange reads; 1 as in RigL.
         first_batches: how many the first decision reads; it cannot build on an earlier one.
-        example_inputs, tasks, data, budget, method, to_inputs, seed: as in
+        example_inputs, tasks, data, budget, method, to_inputs, seed, entry_points, batched: as in
             :class:`disparse_structured.regimes.Pretrained`.
 
     Raises:
@@ -70,6 +71,8 @@ class Dynamic(MaskedRegime):
         seed: int = 0,
         batches: int | None = 1,
         first_batches: int | None = 16,
+        entry_points: EntryPoints | None = None,
+        batched: Sequence[str] | None = None,
     ) -> None:
         if steps < 1 or every < 1 or not 0 < fraction < 1 or not 0 < until <= 1:
             raise OptionError(
@@ -77,7 +80,7 @@ class Dynamic(MaskedRegime):
                 "at least 1, fraction between 0 and 1, until above 0 and at most 1."
             )
         check_votes(method)
-        structure = analyse(model, example_inputs, tasks)
+        structure = analyse(model, example_inputs, tasks, entry_points=entry_points, batched=batched)
         super().__init__(
             model,
             DecisionSettings(structure, data, named(budget, model), method, to_inputs, seed, batches),

@@ -11,6 +11,7 @@ from torch import nn
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.budget import Budget, named
 from disparse_structured.errors import OptionError
+from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.pipeline import DiSparse, PruningResult
 from disparse_structured.regimes.masked import MaskedRegime
 from disparse_structured.regimes.scorings import DecisionSettings, check_votes
@@ -32,7 +33,7 @@ class Iterative(MaskedRegime):
         model: the trained dense network. It is trained and masked in place: pass a copy to keep it.
         stages: number of stages, at least 1.
         every: training steps between two stages.
-        example_inputs, tasks, data, budget, method, to_inputs, seed, batches: as in
+        example_inputs, tasks, data, budget, method, to_inputs, seed, batches, entry_points, batched: as in
             :class:`disparse_structured.regimes.Pretrained`.
 
     Raises:
@@ -54,11 +55,13 @@ class Iterative(MaskedRegime):
         to_inputs: ToInputs | None = None,
         seed: int = 0,
         batches: int | None = None,
+        entry_points: EntryPoints | None = None,
+        batched: Sequence[str] | None = None,
     ) -> None:
         if stages < 1 or every < 1:
             raise OptionError(f"stages={stages} and every={every}: both must be at least 1.")
         check_votes(method)
-        structure = analyse(model, example_inputs, tasks)
+        structure = analyse(model, example_inputs, tasks, entry_points=entry_points, batched=batched)
         super().__init__(
             model,
             DecisionSettings(structure, data, named(budget, model), method, to_inputs, seed, batches),

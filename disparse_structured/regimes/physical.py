@@ -13,6 +13,7 @@ from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.budget import Budget, named
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import LoadError
+from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.pipeline import Data, Decided, DiSparse, Method, Problem, PruningResult
 from disparse_structured.pipeline.options import check_method
 from disparse_structured.regimes.processes import on_rank_zero
@@ -40,11 +41,13 @@ class _Physical(Regime):
         to_inputs: ToInputs | None = None,
         seed: int = 0,
         batches: int | None = None,
+        entry_points: EntryPoints | None = None,
+        batched: Sequence[str] | None = None,
     ) -> None:
         check_method(method)
         if isinstance(data, Iterator):  # a method may read it more than once
             data = list(itertools.islice(data, batches))
-        self.structure = analyse(model, example_inputs, tasks)
+        self.structure = analyse(model, example_inputs, tasks, entry_points=entry_points, batched=batched)
 
         def decided() -> Decided:
             with undisturbed(data, seed):
@@ -106,6 +109,7 @@ class Pretrained(_Physical):
         budget: what the result may cost.
         method: decides which units are removed; any method of :func:`disparse_structured.prune`.
         to_inputs, seed: as in :func:`disparse_structured.prune`.
+        entry_points, batched: as in :func:`disparse_structured.analyse`.
 
     Raises:
         DisparseError: as :func:`disparse_structured.prune` does; ``model`` is unchanged.
@@ -123,10 +127,13 @@ class Pretrained(_Physical):
         to_inputs: ToInputs | None = None,
         seed: int = 0,
         batches: int | None = None,
+        entry_points: EntryPoints | None = None,
+        batched: Sequence[str] | None = None,
     ) -> None:
         super().__init__(
             model, example_inputs, tasks, data,
             budget=budget, method=method, to_inputs=to_inputs, seed=seed, batches=batches,
+            entry_points=entry_points, batched=batched,
         )  # fmt: skip
 
 
@@ -150,8 +157,11 @@ class Static(_Physical):
         to_inputs: ToInputs | None = None,
         seed: int = 0,
         batches: int | None = None,
+        entry_points: EntryPoints | None = None,
+        batched: Sequence[str] | None = None,
     ) -> None:
         super().__init__(
             model, example_inputs, tasks, data,
             budget=budget, method=method, to_inputs=to_inputs, seed=seed, batches=batches,
+            entry_points=entry_points, batched=batched,
         )  # fmt: skip

@@ -6,6 +6,7 @@ for groups and constraints, and assemble the result.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,10 @@ from torch import fx, nn
 
 import disparse_structured.structure.rules  # noqa: F401  (registers the operator rules)
 from disparse_structured.data.batches import as_arguments, batch_size, batched_leaves
+from disparse_structured.data.enlarging import enlarged
 from disparse_structured.errors import CaptureError, OptionError, TaskError
 from disparse_structured.graph.batching import with_batch
-from disparse_structured.graph.capture import Capture, capture, tensor_leaves
+from disparse_structured.graph.capture import Capture, branching_by_values, capture, tensor_leaves
 from disparse_structured.graph.entries import Entry, EntryPoints
 from disparse_structured.graph.modes import train_mode_adds
 from disparse_structured.graph.named_tensors import named_tensors
@@ -114,8 +116,8 @@ def analyse(
     entries = _entries(model, form, entry_points or {})
     inputs = with_batch(model, as_arguments(model, example_inputs), batched)
     chosen = resolve_tasks(model, inputs, tasks)
-    train_mode = form == "module" and train_mode_adds(model, inputs)
-    subject = Subject(model, inputs, chosen, form, attention, outputs, train_mode, entries)
+    train_factor = train_mode_adds(model, inputs) if form == "module" else 0
+    subject = Subject(model, inputs, chosen, form, attention, outputs, train_factor, entries)
     signature = Signature.of(model, subject.inputs)
     return solved(subject, subject.captured(), signature, Captures())
 
@@ -160,8 +162,8 @@ class Subject:
     form: Form
     attention: Attention
     outputs: OutputKind
-    train_mode: bool
-    """Whether train mode runs something that eval mode does not, which the module must follow."""
+    train_factor: int
+    """0 if train mode runs nothing that eval mode does not; see :func:`.modes.train_mode_adds`."""
     entries: tuple[Entry, ...] = ()
     """Entry points besides ``forward``, which the module must follow."""
 
@@ -185,14 +187,21 @@ class Subject:
         return capture(self.model, self.inputs, self.tasks, self.declared.methods)
 
     def captured_in_train_mode(self) -> Capture | None:
-        """Return the graph in train mode; None if it runs nothing else or cannot be exported."""
-        if not self.train_mode:
+        """Return the graph in train mode; None if it runs nothing else or cannot be exported.
+
+        Layers that are dropped at random branch on numbers; one of their branches is enough.
+        """
+        if not self.train_factor:
             return None
         everything = (Task("output", tensor_leaves),)
-        try:
-            return capture(self.model, self.inputs, everything, training=True, number=1)
-        except CaptureError:
-            return None
+        inputs = enlarged(self.inputs, self.train_factor)
+        for branching in (contextlib.nullcontext, branching_by_values):
+            try:
+                with branching():
+                    return capture(self.model, inputs, everything, training=True, number=1)
+            except CaptureError:
+                continue
+        return None
 
     @functools.cached_property
     def entry_graphs(self) -> tuple[EntryGraph, ...]:
@@ -400,7 +409,7 @@ def _assembled(
         form=subject.form,
         attention=subject.attention,
         outputs=subject.outputs,
-        train_mode=subject.train_mode,
+        train_factor=subject.train_factor,
         entry_points=tuple(
             replace(graph, consumers=consumers)
             for graph, consumers in zip(subject.entry_graphs, grouping.others, strict=True)

@@ -46,7 +46,7 @@ def structure_at(structure: Structure, model: nn.Module, inputs: tuple[Any, ...]
         structure.form,
         structure.attention,
         structure.outputs,
-        structure.train_mode,
+        structure.train_factor,
         tuple(each.entry for each in structure.entry_points),
     )
     known = structure.captures.recall(signature)

@@ -51,8 +51,9 @@ class Structure:
     ``fingerprint`` identifies the architecture (names, shapes, groups), the form and the unit of attention,
     not the weights. ``resizing`` says which integers of the graph follow the widths, ``scales`` and
     ``weight_scales`` which attention scales and which normalized weights would change with them.
-    ``train_mode`` says whether train mode runs something that eval mode does not. ``entry_points`` are the
-    other ways into the model that must work, with their graphs. ``capture`` is the model's graph for
+    ``train_factor`` is 0 if train mode runs nothing that eval mode does not; otherwise, the factor by which
+    images must be enlarged for it to run. ``entry_points`` are the other ways into the model that must work,
+    with their graphs. ``capture`` is the model's graph for
     ``example_inputs``, and ``signature`` identifies it. ``captures`` caches graphs for other inputs, see
     :func:`~disparse_structured.structure.at_shape.structure_at`.
     """
@@ -73,7 +74,7 @@ class Structure:
     form: Form
     attention: Attention
     outputs: OutputKind
-    train_mode: bool
+    train_factor: int
     entry_points: tuple[EntryGraph, ...]
     fingerprint: str
     capture: Capture

@@ -342,7 +342,8 @@ class Trace:
             for axis in wide:
                 if axis is not labeled:
                     self.unite(call, labeled.atoms(), axis.atoms())
-        samples = next((axis.sample for axis in wide if axis.sample is not None), None)
+        # An operand may take all its rows from one example, such as the same token from each.
+        samples = max((each.sample for each in wide if each.sample is not None), key=_examples, default=None)
         return Axis(size, labeled.labels if labeled is not None else None, samples)
 
     def broadcast(self, call: Call, values: Sequence[Value]) -> Value:
@@ -452,6 +453,11 @@ def _rule_of(node: fx.Node) -> Rule | None:
     in_place = name.startswith("aten::") and name.endswith("_")
     plain_variant = name.removeprefix("aten::").removesuffix("_")
     return RULES.get(getattr(torch.ops.aten, plain_variant, None)) if in_place else None
+
+
+def _examples(sample: np.ndarray) -> int:
+    """To how many examples positions belong."""
+    return len(np.unique(sample))
 
 
 def _sample(value: Value, dim: int) -> tuple[int, np.ndarray] | None:

@@ -7,7 +7,7 @@ fail here, though not on the example.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from disparse_structured.data.batches import batch_size, batched_leaves, map_batched
+from disparse_structured.data.batches import batch_size, batched_leaves
 from disparse_structured.data.call import call
+from disparse_structured.data.enlarging import enlarged, largest_size, of_size, repeated
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.graph.capture import clone_if_tensor, tensor_leaves
 from disparse_structured.graph.copies import copied
@@ -42,13 +43,15 @@ class Situation:
 
     Args:
         name: for reports and messages, such as ``"a batch of 3"``.
-        inputs: of another shape than the example's; None for the example in train mode.
+        inputs: the arguments of ``forward``.
         batch: whether they are the example inputs with one more example.
+        train: whether a training step is made.
     """
 
     name: str
-    inputs: Inputs | None
+    inputs: Inputs
     batch: bool = False
+    train: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Abilities:
     def of(cls, reference: VerificationCopy) -> Abilities:
         """Try the situations on the dense model; those that fail are left out."""
         found: list[_Found] = []
-        for alternatives in _situations(reference.inputs):
+        for alternatives in _situations(reference):
             for situation in alternatives:
                 try:
                     shapes = _shapes(reference, reference.model, situation)
@@ -127,7 +130,7 @@ class Abilities:
 
 
 def _found(reference: VerificationCopy, situation: Situation, shapes: list[tuple[int, ...]]) -> _Found:
-    if situation.inputs is None:
+    if situation.train:
         return _Found(situation, shapes, alike=True, twin=None)
     if not situation.batch and same_operators(reference, situation.inputs):
         return _Found(situation, shapes, alike=True, twin=None)
@@ -148,8 +151,8 @@ def runner(reference: VerificationCopy, model: nn.Module) -> Run:
 
 def _shapes(reference: VerificationCopy, model: nn.Module, situation: Situation) -> list[tuple[int, ...]]:
     """The shapes of what ``model`` returns and must return like the dense model; none in train mode."""
-    if situation.inputs is None:
-        _train(model, reference.inputs)
+    if situation.train:
+        _train(model, situation.inputs)
         return []
     with torch.no_grad(), Isolation(0, device_of(model)):
         output = call(model, pytree.tree_map(clone_if_tensor, situation.inputs))
@@ -158,22 +161,25 @@ def _shapes(reference: VerificationCopy, model: nn.Module, situation: Situation)
     return [tuple(tensor.shape) for tensor in outputs(output)]
 
 
-def _situations(inputs: Inputs) -> Iterator[Sequence[Situation]]:
+def _situations(reference: VerificationCopy) -> Iterator[Sequence[Situation]]:
     """Lists of alternatives; the first one that the dense model handles counts."""
+    inputs = reference.inputs
     size = batch_size(inputs)
-    more = _resized(inputs, lambda _: {0: size + 1})
+    more = repeated(inputs, lambda _: {0: size + 1})
     yield [Situation(f"a batch of {size + 1}", more, batch=True)]
     yield from other_sizes(inputs)
-    yield [Situation("train mode", None)]
+    factor = reference.structure.train_factor or 1
+    sides = tuple(factor * side for side in largest_size(inputs) or ())
+    name = "train mode" if factor == 1 else f"train mode at the size {_joined(sides)}"
+    yield [Situation(name, enlarged(inputs, factor), train=True)]
 
 
 def other_sizes(inputs: Inputs) -> Iterator[Sequence[Situation]]:
     """Larger images and longer sequences, as lists of alternatives."""
-    spatial = {tuple(leaf.shape[2:]) for leaf in _batched(inputs) if leaf.ndim > 2}
-    if spatial:
-        largest = max(spatial, key=sum)
+    largest = largest_size(inputs)
+    if largest is not None:
         yield [
-            Situation(f"the size {'x'.join(map(str, grown))}", _of_size(inputs, largest, grown))
+            Situation(f"the size {_joined(grown)}", of_size(inputs, largest, grown))
             for grown in (tuple(side + _STEP for side in largest), tuple(2 * side for side in largest))
         ]
     lengths = {leaf.shape[1] for leaf in _batched(inputs) if _is_sequence(leaf)}
@@ -214,28 +220,8 @@ def _of_length(inputs: Inputs, length: int, longer: int) -> Inputs:
     def sizes(leaf: torch.Tensor) -> dict[int, int]:
         return {1: longer} if leaf.ndim > 1 and leaf.shape[1] == length else {}
 
-    return _resized(inputs, sizes)
+    return repeated(inputs, sizes)
 
 
-def _of_size(inputs: Inputs, sides: tuple[int, ...], grown: tuple[int, ...]) -> Inputs:
-    """``inputs`` with the largest grown from ``sides`` to ``grown`` and all others in proportion."""
-
-    def sizes(leaf: torch.Tensor) -> dict[int, int]:
-        own = leaf.shape[2:]
-        if len(own) != len(sides):
-            return {}
-        return {2 + i: side * grown[i] // sides[i] for i, side in enumerate(own)}
-
-    return _resized(inputs, sizes)
-
-
-def _resized(inputs: Inputs, sizes: Callable[[torch.Tensor], dict[int, int]]) -> Inputs:
-    """Batched ``inputs`` repeated along dimensions, so that values stay in their range."""
-
-    def resized(leaf: torch.Tensor) -> torch.Tensor:
-        for dim, size in sizes(leaf).items():
-            positions = torch.arange(size, device=leaf.device) % leaf.shape[dim]
-            leaf = leaf.index_select(dim, positions)
-        return leaf
-
-    return map_batched(resized, inputs)
+def _joined(sides: Sequence[int]) -> str:
+    return "x".join(map(str, sides))

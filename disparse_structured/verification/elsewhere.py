@@ -138,7 +138,7 @@ def _repeated(inputs: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
 def _exported(reference: VerificationCopy, inputs: tuple[Any, ...]) -> Elsewhere:
     """The graph for these inputs. Its numbers pin nothing, because the twin does not compute with them."""
     given = reference.structure
-    own = replace(given, form="graph", train_mode=False, captures=given.captures.elsewhere)
+    own = replace(given, form="graph", train_factor=0, captures=given.captures.elsewhere)
     found = structure_at(own, reference.model, inputs)
     there = replace(reference, structure=found, inputs=inputs)
 

@@ -165,3 +165,18 @@ def test_the_largest_channels_position_pins_the_channels() -> None:
     structure = analyse(Position("largest").double().eval(), (IMAGES,), TASK)
     assert {group.name for group in structure.groups} == {"first", "third"}
     assert "a position in it is computed" in {pin.reason for pin in structure.pinned}
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_columns_of_a_table_whose_rows_are_gathered_in_bags_can_be_removed(mode: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.EmbeddingBag(20, 12, mode=mode), nn.ReLU(), nn.Linear(12, 3)).double().eval()
+    words = torch.randint(20, (4, 5), generator=torch.Generator().manual_seed(0))
+    structure = analyse(model, words, TASK)
+    applied = apply(model, random_plan(structure, 1), structure)
+
+    assert applied.refused == ()
+    assert applied.verification is not None
+    assert applied.verification.deviation["out"] <= EXACT
+    assert applied.model[0].weight.shape == (20, applied.model[2].in_features)
+    assert applied.model[2].in_features < 12

@@ -21,7 +21,7 @@ import disparse_structured as ds
 from disparse_structured.data.differences import difference
 from disparse_structured.errors import CaptureError
 from disparse_structured.graph.named_tensors import named_tensors
-from disparse_structured.structure import analyse
+from disparse_structured.structure import Form, analyse
 from disparse_structured.surgery.graph import apply_graph
 from disparse_structured.tasks import Task
 from disparse_structured.verification.twin import masked_twin
@@ -43,6 +43,16 @@ def bloom() -> nn.Module:
     """Its position biases are repeated for each example."""
     config = transformers.BloomConfig(vocab_size=50, hidden_size=32, n_layer=1, n_head=4, use_cache=False)
     model: nn.Module = transformers.BloomForCausalLM(config)
+    return model
+
+
+def timesformer() -> nn.Module:
+    """It takes the class tokens of all examples from the frames of the first one, where they are the same."""
+    config = transformers.TimesformerConfig(
+        image_size=16, patch_size=8, num_frames=2, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=48, num_labels=5,
+    )  # fmt: skip
+    model: nn.Module = transformers.TimesformerForVideoClassification(config)
     return model
 
 
@@ -71,6 +81,10 @@ def image(count: int, side: int) -> Tensor:
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(count))
 
 
+def clips(count: int) -> dict[str, Tensor]:
+    return {"pixel_values": image(count * 2, 16).reshape(count, 2, 3, 16, 16).double()}
+
+
 def images(count: int) -> dict[str, Tensor]:
     return {"x": image(count, 32).double()}
 
@@ -80,6 +94,7 @@ Network = tuple[Callable[[], nn.Module], Callable[[int], dict[str, Tensor]], lis
 NETWORKS: Mapping[str, Network] = {
     "bert": (bert, text, [LOGITS]),
     "bloom": (bloom, text, [LOGITS]),
+    "timesformer": (timesformer, clips, [LOGITS]),
     "swin_v2": (swin_v2, images, [Task("output", ())]),
 }
 
@@ -106,6 +121,70 @@ def test_values_at_other_batches_are_the_masked_twins(id: str) -> None:
                 (expected,) = there.capture.run(state, there.example_inputs, twin)[task]
                 found = pruned(**inputs[count])[task]
             assert difference(found, expected) <= 1e-9, (examples, count)
+
+
+class Beams(nn.Module):
+    """Adds a table that forward repeats for each example in Python, so a graph holds it for its own batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ranks = torch.tensor([[float(i)] for _ in range(len(x)) for i in range(3)])
+        return self.last(self.first(x).relu().repeat_interleave(3, 0) + ranks.to(x)).view(len(x), 3, 8).sum(1)
+
+
+class OneByOne(nn.Module):
+    """Computes example by example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.last(self.first(each).relu()) for each in x])
+
+
+@pytest.mark.parametrize("kind", [Beams, OneByOne])
+@pytest.mark.parametrize("examples", [1, 2])
+def test_a_graph_that_is_for_its_own_batch_says_so(kind: type[nn.Module], examples: int) -> None:
+    torch.manual_seed(0)
+    model, x = kind().eval(), torch.rand(3, 6)
+    structure = analyse(model, x[:examples], form="graph")
+    pruned = apply_graph(model, random_plan(structure, 3), structure).model
+
+    assert not pruned.any_batch
+    assert pruned(x[:examples])["output"].shape == (examples, 8)
+    with pytest.raises(ValueError, match="its sizes are fixed"):
+        pruned(x)
+
+
+class Regions(nn.Module):
+    """Each region begins with the number of its image, so a region of noise is of no image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16 * 9, 3)
+
+    def forward(self, x: Tensor, regions: Tensor) -> Tensor:
+        found = torchvision.ops.roi_align(self.first(x).relu(), regions, 3)
+        return self.last(found.flatten(1))
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_one_region_of_one_image_is_verified(form: Form) -> None:
+    torch.manual_seed(0)
+    model, inputs = Regions().eval(), (image(1, 16), torch.tensor([[0, 1, 2, 12.0, 12.0]]))
+    structure = analyse(model, inputs, form=form)
+    applied = ds.apply(model, random_plan(structure, 3), structure)
+
+    assert applied.refused == ()
+    assert applied.verification is not None
+    assert max(applied.verification.deviation.values()) <= 1e-9
+    assert sum(each.numel() for each in applied.model.parameters()) < sum(
+        each.numel() for each in model.parameters()
+    )
 
 
 def test_a_masked_text_at_another_batch_and_length() -> None:

@@ -100,20 +100,45 @@ def embedding(trace: Trace, call: Call) -> Value:
     return (*indices, weight[1])
 
 
+@rule(aten.embedding_bag)
+def embedding_bag(trace: Trace, call: Call) -> list[Value]:
+    """Pin the rows of the table; pass on its columns, which are summed, averaged or compared one by one."""
+    weight = call["weight"]
+    trace.pin(call, [weight[0]], "rows of an embedding table")
+    trace.pin(call, call["indices"], "used as an index")
+    bags, *others = call.shapes
+    return [(Axis(bags[0]), weight[1]), *map(plain, others)]
+
+
 @rule(aten.index_put)
 def index_put(trace: Trace, call: Call) -> Any:
     """Pin indexed dimensions; unite the others with those of the written values."""
     value, indices, values = call["self"], call["indices"], call["values"]
     used = [i for i, item in enumerate(indices) if item is not None]
     masks = any(_is_mask(item) for item in call.raw["indices"])
+    if masks and len(used) == 1:
+        return _written_through_mask(trace, call, used[0])
     if masks or not used or used != list(range(used[0], used[-1] + 1)):
-        return trace.unknown(call, "written through a mask, or in dimensions that are not adjacent")
+        return trace.unknown(call, "written through several masks, or in dimensions that are not adjacent")
     trace.pin(call, [value[i] for i in used], "indexed by a tensor")
     for i in used:
         trace.pin(call, indices[i], "used as an index")
     indexed = trace.broadcast(call, [indices[i] for i in used])
     written = (*value[: used[0]], *indexed, *value[used[-1] + 1 :])
     trace.broadcast(call, [written, values])
+    return value
+
+
+def _written_through_mask(trace: Trace, call: Call, first: int) -> Value:
+    """Pin the dimensions that the mask spans, from ``first`` on; unite the later ones with the values'."""
+    value: Value = call["self"]
+    mask, values = call["indices"][first], call["values"]
+    last = first + len(mask)
+    trace.pin(call, [*value[first:last], *mask], "written through a mask")
+    rest = value[last:]
+    after = min(len(rest), len(values))
+    trace.broadcast(call, [rest, values[len(values) - after :]])
+    trace.pin(call, [*value[:first], *values[: len(values) - after]], "written through a mask")
     return value
 
 
