@@ -26,7 +26,7 @@ from disparse_structured.errors import CaptureError, TaskError
 from disparse_structured.graph.effects import Effects
 from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.packed_attention import following_weights
-from disparse_structured.graph.provenance import Real, traced_integers
+from disparse_structured.graph.provenance import Annotator, Real, traced_attributes
 from disparse_structured.graph.regions import inline_regions
 from disparse_structured.graph.side_effects import undone
 from disparse_structured.graph.supported import check_supported
@@ -156,7 +156,8 @@ def capture(
         number: of this graph among those of one model; its annotations differ from those of the others.
     """
     check_supported(model)
-    wrapper = _TaskOutputs(model, tasks, function or _call_itself)
+    annotator = Annotator(number * _NUMBERS)
+    wrapper = _TaskOutputs(model, tasks, function or _call_itself, annotator)
     with (
         undone(model),
         train_mode(model) if training else eval_mode(model),
@@ -167,7 +168,7 @@ def capture(
         without_fast_path(),
         Isolation(0, device_of(model)),
         following_weights(model),
-        traced_integers(model, number * _NUMBERS) as annotator,
+        traced_attributes(model, annotator.reals),
         _recorded(model, methods, annotator.number) as results,
     ):
         exported = _exported(wrapper, example_inputs, type(model).__name__)
@@ -270,11 +271,14 @@ class _Layout:
 class _TaskOutputs(nn.Module):
     """Returns the tasks' tensors, everything else the model returns, and the output of every layer."""
 
-    def __init__(self, model: nn.Module, tasks: Sequence[Task], function: Callable[..., Any]) -> None:
+    def __init__(
+        self, model: nn.Module, tasks: Sequence[Task], function: Callable[..., Any], annotator: Annotator
+    ) -> None:
         super().__init__()
         self.add_module(_PREFIX, model)
         self.tasks = tasks
         self.function = function
+        self.annotator = annotator
         self.layout = _Layout()
 
     def forward(self, *inputs: Any, **named: Any) -> tuple[torch.Tensor, ...]:
@@ -288,7 +292,7 @@ class _TaskOutputs(nn.Module):
         ]
         model = getattr(self, _PREFIX)
         # torch.export refuses models that have new tensor attributes afterward.
-        with undone(model):
+        with undone(model), self.annotator:
             try:
                 output = self.function(model, *inputs, **named)
             finally:
