@@ -17,6 +17,7 @@ import torch
 import torch.fx.config
 from torch import fx, nn
 from torch.export.graph_signature import InputKind
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils import _pytree as pytree
 
 from disparse_structured.data.call import split
@@ -163,6 +164,7 @@ def capture(
         train_mode(model) if training else eval_mode(model),
         _quiet(),
         _no_stack_traces(),
+        _use_lazy_graph_module(True),  # the exporter's passes each write Python code, which nothing runs
         _no_collection(),
         torch.enable_grad(),
         without_fast_path(),
