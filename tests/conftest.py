@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+import torch._export.utils as export_utils
 from hypothesis import settings
 
 torch.set_num_threads(1)
@@ -46,6 +47,13 @@ def _one_registry() -> None:
         return registry
 
     module.ONNXRegistry.from_torchlib = staticmethod(copied)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_list_of_operators() -> None:
+    """Has the exporter look up torch's C++ operators once a process: it does so 20 times an ONNX export."""
+    found = export_utils._materialize_cpp_cia_ops  # makes ``torch.ops`` hold them, and returns nothing
+    export_utils._materialize_cpp_cia_ops = functools.cache(found)
 
 
 @pytest.hookimpl(tryfirst=True)

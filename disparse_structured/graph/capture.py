@@ -17,6 +17,7 @@ import torch
 import torch.fx.config
 from torch import fx, nn
 from torch.export.graph_signature import InputKind
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils import _pytree as pytree
 
 from disparse_structured.data.call import split
@@ -26,7 +27,7 @@ from disparse_structured.errors import CaptureError, TaskError
 from disparse_structured.graph.effects import Effects
 from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.packed_attention import following_weights
-from disparse_structured.graph.provenance import Real, traced_integers
+from disparse_structured.graph.provenance import Annotator, Real, traced_attributes
 from disparse_structured.graph.regions import inline_regions
 from disparse_structured.graph.side_effects import undone
 from disparse_structured.graph.supported import check_supported
@@ -156,18 +157,20 @@ def capture(
         number: of this graph among those of one model; its annotations differ from those of the others.
     """
     check_supported(model)
-    wrapper = _TaskOutputs(model, tasks, function or _call_itself)
+    annotator = Annotator(number * _NUMBERS)
+    wrapper = _TaskOutputs(model, tasks, function or _call_itself, annotator)
     with (
         undone(model),
         train_mode(model) if training else eval_mode(model),
         _quiet(),
         _no_stack_traces(),
+        _use_lazy_graph_module(True),  # the exporter's passes each write Python code, which nothing runs
         _no_collection(),
         torch.enable_grad(),
         without_fast_path(),
         Isolation(0, device_of(model)),
         following_weights(model),
-        traced_integers(model, number * _NUMBERS) as annotator,
+        traced_attributes(model, annotator.reals),
         _recorded(model, methods, annotator.number) as results,
     ):
         exported = _exported(wrapper, example_inputs, type(model).__name__)
@@ -270,11 +273,14 @@ class _Layout:
 class _TaskOutputs(nn.Module):
     """Returns the tasks' tensors, everything else the model returns, and the output of every layer."""
 
-    def __init__(self, model: nn.Module, tasks: Sequence[Task], function: Callable[..., Any]) -> None:
+    def __init__(
+        self, model: nn.Module, tasks: Sequence[Task], function: Callable[..., Any], annotator: Annotator
+    ) -> None:
         super().__init__()
         self.add_module(_PREFIX, model)
         self.tasks = tasks
         self.function = function
+        self.annotator = annotator
         self.layout = _Layout()
 
     def forward(self, *inputs: Any, **named: Any) -> tuple[torch.Tensor, ...]:
@@ -288,7 +294,7 @@ class _TaskOutputs(nn.Module):
         ]
         model = getattr(self, _PREFIX)
         # torch.export refuses models that have new tensor attributes afterward.
-        with undone(model, values=False):
+        with undone(model, values=False), self.annotator:
             try:
                 output = self.function(model, *inputs, **named)
             finally:

@@ -186,6 +186,7 @@ def _leaves(arguments: Any) -> Iterator[Any]:
 class Annotator(TorchFunctionMode):
     """Annotates the graph nodes of every call with its integer arguments and their expressions.
 
+    Enter it where ``forward`` runs: around the whole export it would also receive every look at a tensor.
     ``reals`` collects what ``forward`` computed floats from.
     """
 
@@ -251,13 +252,6 @@ class Annotator(TorchFunctionMode):
             custom["value"] = self._values
         number: int = custom["value"]
         return number
-
-
-@contextmanager
-def traced_integers(model: nn.Module, start: int = 0) -> Iterator[Annotator]:
-    """Make ``torch.export`` of ``model`` annotate its graph; restore the attributes on exit."""
-    with Annotator(start) as annotator, traced_attributes(model, annotator.reals):
-        yield annotator
 
 
 @contextmanager

@@ -106,14 +106,7 @@ def test_the_command_writes_both_files_and_says_so(project: Path, capsys: pytest
     assert main([*PRUNE, *words]) == 0
 
     shown = capsys.readouterr().out
-<<<<<<< HEAD
     assert "report.json, settings.toml, model.onnx, model.int8.onnx" in shown
-=======
-    assert (
-        "small: plan.json, weights.safetensors, report.json, settings.toml, model.onnx, model.int8.onnx"
-        in shown
-    )
->>>>>>> 9482f501289932ea4e44dd2cafbe1b35a00245f4
     report = json.loads((project / "small" / "report.json").read_text())["int8"]
     assert {task: fact["tolerance"] for task, fact in report["tasks"].items()} == {"rough": 0.3, "fine": 0.2}
     assert (report["path"], report["float_path"]) == ("model.int8.onnx", "model.onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import pytest
@@ -14,10 +15,8 @@ from disparse_structured.structure import Structure, analyse
 from disparse_structured.surgery.weight_masks import WeightMasks
 from disparse_structured.tasks import Task
 from disparse_structured.verification.twin import masked_twin
-from tests.support.plans import deviation, random_keep
-from tests.support.zoo import ZOO, Entry
-
-EVERY = pytest.mark.parametrize("entry", ZOO, ids=lambda entry: entry.id)
+from tests.support.plans import case, deviation, random_keep
+from tests.support.zoo import BY_ID, ids
 
 
 def _outputs(
@@ -45,11 +44,10 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@EVERY
-def test_a_masked_network_is_the_masked_twin_and_comes_back(entry: Entry) -> None:
-    model = entry.factory(torch.float64)
-    inputs = entry.inputs(dtype=torch.float64)
-    structure = analyse(model, inputs, entry.tasks)
+@pytest.mark.parametrize("id", ids)
+def test_a_masked_network_is_the_masked_twin_and_comes_back(id: str) -> None:
+    model = copy.deepcopy(case(id).model)
+    inputs, structure = case(id).inputs, case(id).structure
     before = _weights(model)
     masks = WeightMasks(model, structure)
     keep = _maskable(structure, masks, seed=1)
@@ -64,7 +62,7 @@ def test_a_masked_network_is_the_masked_twin_and_comes_back(entry: Entry) -> Non
 
 
 def _chain() -> tuple[nn.Module, Structure]:
-    entry = next(entry for entry in ZOO if entry.id == "plain")
+    entry = BY_ID["plain"]
     model = entry.factory()
     return model, analyse(model, entry.inputs(), entry.tasks)
 
@@ -124,7 +122,7 @@ def test_a_saved_mask_continues_in_another_process() -> None:
 
 
 def test_what_a_normalization_averages_over_is_held() -> None:
-    entry = next(entry for entry in ZOO if entry.id == "convnext-block")
+    entry = BY_ID["convnext-block"]
     model = entry.factory()
     structure = analyse(model, entry.inputs(), entry.tasks)
     masks = WeightMasks(model, structure)
