@@ -135,9 +135,9 @@ class Candidate:
         inputs = {each.name for each in self.graph.model.graph.input}
         known = {name for bounds in self._bounds.values() for name in bounds}
         session = self._session(self.graph.exposing(sorted((known | set(self.graph.shaping)) - inputs)))
-        outputs = zip(session.get_outputs(), run_session(session, self.timed), strict=True)
-        read = zip(session.get_inputs(), self.timed, strict=True)
-        return {each.name: tuple(value.shape) for each, value in (*outputs, *read)}
+        given = [*session.get_outputs(), *session.get_inputs()]
+        values = [*run_session(session, self.timed), *(tensor.numpy() for tensor in self.timed)]
+        return {each.name: value.shape for each, value in zip(given, values, strict=True)}
 
     def transitions(self, layers: Collection[str], setting: Setting) -> tuple[list[int], list[int]]:
         """The sizes of the tensors that are rounded, and that become float again, with ``layers`` in INT8."""

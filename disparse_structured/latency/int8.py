@@ -130,7 +130,8 @@ def _alone(layers: list[_Layer], graph: FloatGraph) -> FloatGraph:
 
     from disparse_structured.export.float_graph import FloatGraph, data_positions
 
-    nodes, inputs, outputs, weights = [], [], [], {}
+    nodes, inputs, outputs = [], [], []
+    weights: dict[str, onnx.TensorProto] = {}
     for number, layer in enumerate(layers):
         node = onnx.NodeProto()
         node.CopyFrom(layer.node)
