@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ from disparse_structured.export.float_graph import FloatGraph, size_of
 from disparse_structured.export.latency import measure_latency
 from disparse_structured.export.onnx_file import make_folder
 from disparse_structured.export.plain import Inputs, TaskOutputs, checked_inputs, reference
-from disparse_structured.export.qdq import Setting, quantized
+from disparse_structured.export.qdq import Setting, quantized, transitions
 from disparse_structured.export.ranges import (
     bounds_by_method,
     channel_means,
@@ -127,6 +128,24 @@ class Candidate:
             layer: self.graph.multiplications(layer, shapes) // self.examples[0]
             for layer in self.graph.layers
         }
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all tensors that may be rounded, in a timed run."""
+        inputs = {each.name for each in self.graph.model.graph.input}
+        known = {name for bounds in self._bounds.values() for name in bounds}
+        session = self._session(self.graph.exposing(sorted((known | set(self.graph.shaping)) - inputs)))
+        given = [*session.get_outputs(), *session.get_inputs()]
+        values = [*run_session(session, self.timed), *(tensor.numpy() for tensor in self.timed)]
+        return {each.name: value.shape for each, value in zip(given, values, strict=True)}
+
+    def transitions(self, layers: Collection[str], setting: Setting) -> tuple[list[int], list[int]]:
+        """The sizes of the tensors that are rounded, and that become float again, with ``layers`` in INT8."""
+        rounded, restored = (
+            [math.prod(self.shapes[name]) for name in names]
+            for names in transitions(self.graph, layers, setting)
+        )
+        return rounded, restored
 
     def deviations(self, layers: Collection[str], setting: Setting) -> dict[str, Deviation]:
         """By task, how far ``layers`` in INT8 move its output from the float file's, on held-out inputs.

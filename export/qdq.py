@@ -70,6 +70,25 @@ def quantized(
     return _Insertion(graph, frozenset(layers), setting, followers).model(expose, metadata or {})
 
 
+def transitions(
+    graph: FloatGraph, layers: Collection[str], setting: Setting
+) -> tuple[frozenset[str], frozenset[str]]:
+    """The tensors that are rounded, and those that become float again, with ``layers`` in INT8.
+
+    The model is that of :func:`quantized`. Between two INT8 nodes neither happens.
+    """
+    made = _Insertion(graph, frozenset(layers), setting, True)
+    chosen = [node for node in graph.model.graph.node if node.name in made.chosen]
+    read = {node.input[place] for node in chosen for place in data_positions(node, graph.weights)}
+    passed = {name for node in chosen for name in node.output}
+    restored = {
+        name
+        for name in made.given
+        if name in made.results or any(each.name not in made.chosen for each in made.consumers.get(name, []))
+    }
+    return frozenset(read - passed), frozenset(restored)
+
+
 @dataclass(eq=False)
 class _Insertion:
     """One quantized model in the making."""

@@ -109,6 +109,9 @@ def _check_prune(arguments: argparse.Namespace) -> None:
         )
     if not timed and not limits:
         raise UsageError("one of the arguments --macs --parameters is required, or --latency with a time.")
+    if arguments.runtime is not None and not timed:
+        raise UsageError("--runtime belongs to --latency TIME. Give both, or leave it out.")
+    _check_runtime(arguments)
     for option in ("priority", "tolerance"):
         _check_once(option, [task for task, _ in getattr(arguments, option)])
     if arguments.tolerance and arguments.priority:
@@ -178,6 +181,7 @@ def _check_latency(arguments: argparse.Namespace) -> None:
             "give --model and either --example or --data, to measure a model, or --clear, to forget what was "
             "measured."
         )
+    _check_runtime(arguments)
 
 
 def _check_relate(arguments: argparse.Namespace) -> None:
@@ -223,6 +227,11 @@ def _check_delivery(arguments: argparse.Namespace) -> None:
             raise MissingExtraError(f"{error}, or give --no-onnx.") from None
     elif arguments.latency:
         raise UsageError("--latency measures ONNX files. Leave out --no-onnx.")
+
+
+def _check_runtime(arguments: argparse.Namespace) -> None:
+    if arguments.runtime == "openvino":
+        require("openvino", "openvino")
 
 
 def _check_once(option: str, tasks: Sequence[str]) -> None:

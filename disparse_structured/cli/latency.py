@@ -1,4 +1,4 @@
-"""``disparse latency``: what a model's operations take in ONNX Runtime, and on which widths they are fast."""
+"""``disparse latency``: what a model's operations take in a runtime, and on which widths they are fast."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from disparse_structured.cli import views
+from disparse_structured.cli import names, views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.inspect import structure_alone
 from disparse_structured.cli.usage import UsageError
-from disparse_structured.latency import Latency, LatencyModel, OnnxRuntime, Table, cache_folder
+from disparse_structured.latency import Latency, LatencyModel, Table, cache_folder
 from disparse_structured.latency.picture import picture
 
 
@@ -21,7 +21,8 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     if arguments.clear:
         return _cleared()
     model, structure = structure_alone(arguments, screen)
-    runtime = OnnxRuntime(threads=arguments.threads, batch=arguments.batch, size=arguments.size)
+    setting = {"threads": arguments.threads, "batch": arguments.batch, "size": arguments.size}
+    runtime = names.runtime(arguments.runtime, **setting)
     table = Table(runtime.facts)
     known = len(table)
     measured = Latency(model, runtime, table=table, progress=screen.progress).on(structure)

@@ -14,6 +14,7 @@ from disparse_structured.cli.usage import UsageError, suggestion
 if TYPE_CHECKING:
     from disparse_structured.decision.arbiters import Arbiter
     from disparse_structured.decision.rankings import Ranking
+    from disparse_structured.latency import Runtime
     from disparse_structured.pipeline import Method
     from disparse_structured.refit import RefitMethod
     from disparse_structured.scoring import Criterion
@@ -34,6 +35,9 @@ CRITERIA: Mapping[str, Callable[[], Criterion]] = {
     "l2": lambda: ds.criteria.Magnitude(p=2),
     "random": lambda: ds.criteria.Random(),
 }
+
+RUNTIMES: Mapping[str, str] = {"onnxruntime": "OnnxRuntime", "openvino": "OpenVINO"}
+"""Classes of :mod:`disparse_structured.latency` by name, the default first."""
 
 ARBITERS: Mapping[str, Callable[[], Arbiter]] = {
     "unanimous": lambda: ds.arbiters.Unanimous(),
@@ -83,6 +87,13 @@ def check(arguments: argparse.Namespace) -> None:
         elif name not in table:
             known = [*table, QUORUM] if option == "arbiter" else table
             raise UsageError(f"--{option} {name!r} is unknown. {suggestion(name, known, option)}")
+
+
+def runtime(name: str | None, **setting: Any) -> Runtime:
+    """The runtime called ``name`` with its ``setting``; the default one if there is no name."""
+    library = importlib.import_module("disparse_structured.latency")
+    found: Runtime = getattr(library, RUNTIMES[name or next(iter(RUNTIMES))])(**setting)
+    return found
 
 
 def method(arguments: argparse.Namespace) -> Method:

@@ -311,6 +311,8 @@ def add_delivery(group: Options, *, limits: bool = False) -> None:
     else:
         group.add_argument("--latency", action="store_true", help=measure)
     add_threads(group, "--latency")
+    if limits:
+        add_runtime(group, "--latency TIME")
     group.add_argument("--html", action="store_true", help="also write report.html, a page about the result")
 
 
@@ -322,6 +324,16 @@ def add_threads(group: Options, user: str) -> None:
         default=1,
         metavar="N",
         help=f"threads used by {user} (default: 1)",
+    )
+
+
+def add_runtime(group: Options, user: str) -> None:
+    """``--runtime``, which ``user`` measures in."""
+    group.add_argument(
+        "--runtime",
+        choices=names.RUNTIMES,
+        metavar="NAME",
+        help=f"what {user} measures in: {' or '.join(names.RUNTIMES)} (default: the first)",
     )
 
 

@@ -68,8 +68,8 @@ def _add_latency(commands: argparse._SubParsersAction[Parser]) -> None:
         commands,
         "latency",
         usage="(--model FACTORY (--data DATA | --example SHAPE [SHAPE ...]) | --clear) [options]",
-        help="measure what a model's operations take in ONNX Runtime at several widths",
-        description="Measure a model's operations in ONNX Runtime on this machine, and show on which widths\n"
+        help="measure what a model's operations take in a runtime at several widths",
+        description="Measure a model's operations in a runtime on this machine, and show on which widths\n"
         "they are fast. Times are kept for `disparse prune --latency` and for other models.",
     )
     subject = parser.add_argument_group("model and data")
@@ -81,7 +81,8 @@ def _add_latency(commands: argparse._SubParsersAction[Parser]) -> None:
     options.add_calls(subject)
     options.add_structure(subject)
     runtime = parser.add_argument_group("runtime")
-    options.add_threads(runtime, "ONNX Runtime")
+    options.add_runtime(runtime, "the command")
+    options.add_threads(runtime, "the runtime")
     runtime.add_argument(
         "--batch", type=values.count(), default=1, metavar="N", help="examples in a batch (default: 1)"
     )

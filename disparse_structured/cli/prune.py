@@ -19,7 +19,7 @@ from disparse_structured.data.image_folder import Images
 from disparse_structured.decision.arbiters.by_name import by_task
 from disparse_structured.decision.budget import Budget
 from disparse_structured.graph.batching import with_batch
-from disparse_structured.latency import Latency, OnnxRuntime
+from disparse_structured.latency import Latency
 from disparse_structured.pipeline import EXAMPLE_SAMPLES
 from disparse_structured.pipeline.latency import latency_budget
 from disparse_structured.pipeline.quantizing import TOLERANCE
@@ -74,7 +74,8 @@ def _int8(arguments: argparse.Namespace, tasks: tuple[str, ...]) -> Mapping[str,
 
 def time_limit(arguments: argparse.Namespace, model: nn.Module, structure: Structure) -> Budget:
     """The budget of ``--latency TIME``."""
-    latency = Latency(model, OnnxRuntime(threads=arguments.threads))
+    runtime = names.runtime(arguments.runtime, threads=arguments.threads)
+    latency = Latency(model, runtime)
     return latency_budget(arguments.latency, latency, structure, **widths(arguments))
 
 

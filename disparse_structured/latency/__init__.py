@@ -6,7 +6,18 @@ has fused into it. Each is measured at several widths, see :mod:`~disparse_struc
 
 from disparse_structured.latency.cost import Latency, LatencyModel
 from disparse_structured.latency.onnx_runtime import OnnxRuntime
+from disparse_structured.latency.openvino import OpenVINO
 from disparse_structured.latency.runtime import Dissection, Part, Runtime
 from disparse_structured.latency.table import Table, cache_folder
 
-__all__ = ["Dissection", "Latency", "LatencyModel", "OnnxRuntime", "Part", "Runtime", "Table", "cache_folder"]
+__all__ = [
+    "Dissection",
+    "Latency",
+    "LatencyModel",
+    "OnnxRuntime",
+    "OpenVINO",
+    "Part",
+    "Runtime",
+    "Table",
+    "cache_folder",
+]

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from disparse_structured.latency.measuring import Measuring
-from disparse_structured.latency.onnx_runtime import QUIET, OnnxRuntime
+from disparse_structured.latency.onnx_runtime import OnnxRuntime
 from disparse_structured.latency.runtime import Runtime
+from disparse_structured.latency.setting import QUIET
 from disparse_structured.latency.staircase import Staircases
 from disparse_structured.latency.table import Table
 from disparse_structured.latency.work import Work, work_of

@@ -16,6 +16,9 @@ from disparse_structured.latency.table import Table, Widths
 from disparse_structured.latency.work import Entry
 from disparse_structured.progress import advancing
 
+_LEAST = 1e-4
+"""The least milliseconds of an operation: clocks of runtimes show less as 0."""
+
 _BYTES = 256e6
 """The most that one model holds, unless a single node of it holds more."""
 
@@ -75,9 +78,8 @@ class Measuring:
                 found = self.runtime.time_nodes(
                     model_of([(operation, point) for point in batch], self.opsets)
                 )
-                self.table.add(
-                    operation.key, {point: found[str(number)] for number, point in enumerate(batch)}
-                )
+                times = {point: max(found[str(number)], _LEAST) for number, point in enumerate(batch)}
+                self.table.add(operation.key, times)
                 advance()
 
 

@@ -8,30 +8,26 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
-from disparse_structured.data.batches import map_batched
-from disparse_structured.errors import OptionError, require
+from disparse_structured.errors import require
+from disparse_structured.latency.operations import WEIGHTED
 from disparse_structured.latency.runtime import Dissection, Part
+from disparse_structured.latency.setting import QUIET, WARM, check_setting, inputs_of, timed_in_turn
 from disparse_structured.report.machine import processor, processor_digest
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-_WARM = 3
 _SECONDS, _FEWEST, _MOST = 0.5, 10, 40
 """How long, and how often, the parts of one model are timed."""
 
-QUIET = 0.1
-"""The quantile that counts as the time of one operation: other processes only ever add to it."""
-
-_WEIGHTED = ("Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm")
 _BLOCKED = "_nchwc"
 """What ONNX Runtime adds to the name of an output when it moves its operation to a blocked layout."""
 
@@ -63,12 +59,7 @@ class OnnxRuntime:
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
 
     def __post_init__(self) -> None:
-        numbers = (self.threads, self.batch, *(self.size or ()))
-        if not all(isinstance(number, int) and number >= 1 for number in numbers):
-            raise OptionError(
-                f"threads={self.threads}, batch={self.batch}, size={self.size}: each must be a whole number "
-                "from 1 on."
-            )
+        check_setting(self.threads, self.batch, self.size)
         require("onnx", "onnx", "onnxscript", "onnxruntime")
 
     @property
@@ -85,28 +76,8 @@ class OnnxRuntime:
         }
 
     def inputs(self, example_inputs: tuple[Any, ...], dynamic: str, /) -> tuple[torch.Tensor, ...]:
-        """``example_inputs`` with :attr:`batch` examples of :attr:`size`.
-
-        A file that takes one batch only is timed with that batch.
-
-        Raises:
-            OptionError: :attr:`size` or a :attr:`batch` above 1 was chosen, and the file takes one only.
-        """
-        free = dynamic.split("+")
-        if self.batch > 1 and "batch" not in free:
-            raise OptionError(f"batch={self.batch} cannot be timed: the ONNX file takes one batch only.")
-        if self.size is not None and "size" not in free:
-            raise OptionError(f"size={self.size} cannot be timed: the ONNX file takes one size only.")
-
-        def resized(tensor: torch.Tensor) -> torch.Tensor:
-            if "batch" in free:
-                tensor = tensor[torch.arange(self.batch) % len(tensor)]
-            if self.size is not None and tensor.ndim == 2 + len(self.size) and tensor.is_floating_point():
-                tensor = torch.nn.functional.interpolate(tensor, self.size)
-            return tensor
-
-        leaves = pytree.tree_leaves(map_batched(resized, example_inputs))
-        return tuple(leaf.detach().cpu() for leaf in leaves if isinstance(leaf, torch.Tensor))
+        """See :func:`~disparse_structured.latency.setting.inputs_of`."""
+        return inputs_of(example_inputs, dynamic, batch=self.batch, size=self.size)
 
     def dissect(self, path: Path, inputs: tuple[torch.Tensor, ...], /) -> Dissection:
         """The nodes that run, with the time that each takes in the whole network."""
@@ -166,25 +137,15 @@ class OnnxRuntime:
     ) -> np.ndarray:
         """See :meth:`~disparse_structured.latency.runtime.Runtime.time_files`.
 
-        With one thread this is the time that the thread runs, so that it does not count how long other
-        processes have kept it waiting.
+        The clock is that of :func:`~disparse_structured.latency.setting.timed_in_turn`.
         """
         from disparse_structured.export.session import feed_of, run_session
 
-        clock = time.thread_time_ns if self.threads == 1 else time.perf_counter_ns
         sessions = [self._open(path) for path in paths]
-        feeds = [feed_of(session, inputs) for session in sessions]
         for session in sessions:
-            for _ in range(_WARM):
-                run_session(session, inputs)
-        times = np.empty((rounds, len(paths)))
-        for turn in range(rounds):
-            for offset in range(len(paths)):
-                number = (turn + offset) % len(paths)
-                start = clock()
-                sessions[number].run(None, feeds[number])
-                times[turn, number] = (clock() - start) / 1e6
-        return times
+            run_session(session, inputs)
+        runs = [partial(session.run, None, feed_of(session, inputs)) for session in sessions]
+        return timed_in_turn(runs, rounds=rounds, threads=self.threads)
 
     def _open(
         self,
@@ -226,11 +187,11 @@ class OnnxRuntime:
             session = self._open(model, level, save, Path(folder, "profile"))
             feed = feed_of(session, inputs)
             start = time.perf_counter()
-            for _ in range(_WARM if runs is None else 0):
+            for _ in range(WARM if runs is None else 0):
                 session.run(None, feed)
             if runs is None:
-                each = (time.perf_counter() - start) / _WARM
-                runs, warm = int(np.clip(_SECONDS / each, _FEWEST, _MOST)), _WARM
+                each = (time.perf_counter() - start) / WARM
+                runs, warm = int(np.clip(_SECONDS / each, _FEWEST, _MOST)), WARM
             else:
                 warm = 0
             for _ in range(runs):
@@ -275,6 +236,6 @@ def _times(events: Sequence[_Event]) -> dict[str, float]:
 def _weight_of(
     node: onnx.NodeProto | None, weights: Mapping[str, onnx.TensorProto]
 ) -> onnx.TensorProto | None:
-    if node is None or node.op_type not in _WEIGHTED or len(node.input) < 2:
+    if node is None or node.op_type not in WEIGHTED or len(node.input) < 2:
         return None
     return weights.get(node.input[1])

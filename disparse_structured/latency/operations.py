@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     from disparse_structured.latency.runtime import Part
 
-_CONVOLUTIONS = ("Conv", "FusedConv", "ConvTranspose")
+WEIGHTED = ("Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm")
+"""Operators that have a weight."""
+
+CONVOLUTIONS = ("Conv", "FusedConv", "ConvTranspose")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Operation:
         read, made = widths
         if node.op_type == "ConvTranspose":
             return (read, made, *self.kernel)
-        if node.op_type in _CONVOLUTIONS:
+        if node.op_type in CONVOLUTIONS:
             return (made, read // self.groups_at(read), *self.kernel)
         return (made, read) if makes_first(node) else (read, made)
 
@@ -81,7 +84,7 @@ class Operation:
         if node is None or weight is None or not part.shape:
             return None
         group = next((each.i for each in node.attribute if each.name == "group"), 1)
-        convolution = node.op_type in _CONVOLUTIONS
+        convolution = node.op_type in CONVOLUTIONS
         if weight.ndim < 2 or (not convolution and weight.ndim != 2) or _odd(node, group):
             return None
         channel = 1 if convolution else len(part.shape) - 1
@@ -100,7 +103,7 @@ class Operation:
 
 def makes_first(node: onnx.NodeProto) -> bool:
     """Whether the first dimension of the node's weight is what it makes, not what it reads."""
-    if node.op_type in _CONVOLUTIONS:
+    if node.op_type in CONVOLUTIONS:
         return node.op_type != "ConvTranspose"
     return any(each.name == "transB" and each.i for each in node.attribute)
 
@@ -139,7 +142,7 @@ def model_of(points: Sequence[tuple[Operation, Widths]], opsets: Mapping[str, in
         node.input.extend([written, normal(f"weight{name}", operation.weight_shape(widths))])
         if operation.biased:
             node.input.append(normal(f"bias{name}", (made,)))
-        if node.op_type in _CONVOLUTIONS:
+        if node.op_type in CONVOLUTIONS:
             node.attribute.append(helper.make_attribute("group", operation.groups_at(read)))
         bounds = [constant(f"bound{each}_{name}", np.full(len(shape), each)) for each in (0, 1)]
         nodes += [
@@ -171,7 +174,7 @@ def _odd(node: onnx.NodeProto, group: int) -> bool:
 
 def _label(node: onnx.NodeProto, shape: tuple[int, ...], weight: np.ndarray, follows: bool) -> str:
     words = [node.op_type]
-    if node.op_type in _CONVOLUTIONS:
+    if node.op_type in CONVOLUTIONS:
         words[0] = "Conv" if node.op_type == "FusedConv" else node.op_type
         if follows and weight.shape[1] == 1:
             words.append("depthwise")

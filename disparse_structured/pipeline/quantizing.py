@@ -17,9 +17,12 @@ from disparse_structured.data.deviation import Deviation
 from disparse_structured.decision.arbiters import Arbiter, Tolerance
 from disparse_structured.decision.arbiters.by_name import by_task
 from disparse_structured.errors import OptionError
+from disparse_structured.latency import OnnxRuntime
+from disparse_structured.latency.int8 import int8_times
 from disparse_structured.naming import rule_name
 from disparse_structured.pipeline.consent import Consent, Deviations, used
 from disparse_structured.pipeline.inputs import SAMPLES, Data
+from disparse_structured.pipeline.paying import Paying
 from disparse_structured.report.quantization import (
     LayerFact,
     QuantizationFacts,
@@ -196,10 +199,11 @@ def decide(
     corrected = dataclasses.replace(setting, shifts=candidate.shifts(setting))
     preferred = _better(candidate, candidate.layers, limits, setting, corrected)
     damage = {layer: candidate.judged([layer], preferred) for layer in candidate.layers}
+    paying = _paying(candidate, preferred, threads) if rounds else None
     consent = Consent(
         damage, candidate.macs, limits, rule, lambda layers: candidate.judged(layers, preferred)
     )
-    layers = consent.layers()
+    layers, slow = consent.faster(paying) if paying else (consent.layers(), ())
     setting = _better(candidate, layers, limits, setting, corrected)
     written = candidate.write(layers, setting, goal, threads=threads, rounds=rounds) if layers else None
     recommended, verdict = compare_latency(written.latency if written else None)
@@ -228,13 +232,14 @@ def decide(
             )
             for task, limit in limits.items()
         },
-        layers=tuple(_layer_facts(candidate, damage, layers, limits)),
+        layers=tuple(_layer_facts(candidate, damage, layers, limits, slow, paying)),
         calibration=setting.method,
         weight_bits=setting.bits,
         settings={name: share for name, (share, _) in settings.items()},
         biases_corrected=bool(setting.shifts),
         arbiter=rule_name(rule),
         measured=consent.measured,
+        predicted_ms=paying.total(layers) if paying else None,
         calibrated_on=candidate.examples[1],
         checked_on=candidate.examples[2],
         latency=written.latency if written else None,
@@ -244,18 +249,43 @@ def decide(
 
 
 def _layer_facts(
-    candidate: Candidate, damage: Mapping[str, Deviations], layers: Collection[str], limits: Deviations
+    candidate: Candidate,
+    damage: Mapping[str, Deviations],
+    layers: Collection[str],
+    limits: Deviations,
+    slow: Collection[str],
+    paying: Paying | None,
 ) -> Iterable[LayerFact]:
     for name, operator, obstacle in candidate.weighted:
         own = damage.get(name, {})
-        reason = obstacle
-        if own and name not in layers:
+        reason, won = obstacle, paying.at(name, layers) if paying and own else None
+        if name in slow:
+            reason = "costs time: INT8 is slower at its place, with rounding before and after it"
+        elif own and name not in layers:
             task = max(limits, key=lambda task: own[task] / limits[task])
             reason = f"alone it moves {task} by {100 * own[task]:.2g} % of {100 * limits[task]:.2g} % allowed"
             if own[task] <= limits[task]:
                 reason += ", too much with the others"
-        macs = candidate.macs.get(name)
-        yield LayerFact(name, operator, name in layers, macs, dict(own), "" if name in layers else reason)
+        yield LayerFact(
+            name,
+            operator,
+            name in layers,
+            candidate.macs.get(name),
+            dict(own),
+            "" if name in layers else reason,
+            paying.as_float.get(name) if paying else None,
+            paying.int8.get(name) if paying else None,
+            won,
+        )
+
+
+def _paying(candidate: Candidate, setting: Setting, threads: int) -> Paying:
+    times = int8_times(candidate.graph, candidate.layers, candidate.shapes, OnnxRuntime(threads=threads))
+    return Paying(
+        times.as_float,
+        times.int8,
+        lambda layers: times.between(*candidate.transitions(layers, setting)),
+    )
 
 
 def _limits(tolerance: float | Mapping[str, float], tasks: tuple[str, ...]) -> dict[str, float]:

@@ -1,0 +1,77 @@
+"""What runtimes have in common: threads, batch and size, and a clock for runs in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+from disparse_structured.data.batches import map_batched
+from disparse_structured.errors import OptionError
+
+WARM = 3
+"""Runs before a clock counts."""
+
+QUIET = 0.1
+"""The quantile that counts as the time of one operation: other processes only ever add to it."""
+
+
+def check_setting(threads: int, batch: int, size: tuple[int, ...] | None) -> None:
+    """Raises :class:`OptionError` unless all are whole numbers from 1 on."""
+    numbers = (threads, batch, *(size or ()))
+    if not all(isinstance(number, int) and number >= 1 for number in numbers):
+        raise OptionError(
+            f"threads={threads}, batch={batch}, size={size}: each must be a whole number from 1 on."
+        )
+
+
+def inputs_of(
+    example_inputs: tuple[Any, ...], dynamic: str, *, batch: int, size: tuple[int, ...] | None
+) -> tuple[torch.Tensor, ...]:
+    """``example_inputs`` with ``batch`` examples of ``size``.
+
+    A file that takes one batch only is timed with that batch. ``dynamic`` is as in
+    :class:`~disparse_structured.report.facts.ExportFacts`.
+
+    Raises:
+        OptionError: ``size`` or a ``batch`` above 1 was chosen, and the file takes one only.
+    """
+    free = dynamic.split("+")
+    if batch > 1 and "batch" not in free:
+        raise OptionError(f"batch={batch} cannot be timed: the ONNX file takes one batch only.")
+    if size is not None and "size" not in free:
+        raise OptionError(f"size={size} cannot be timed: the ONNX file takes one size only.")
+
+    def resized(tensor: torch.Tensor) -> torch.Tensor:
+        if "batch" in free:
+            tensor = tensor[torch.arange(batch) % len(tensor)]
+        if size is not None and tensor.ndim == 2 + len(size) and tensor.is_floating_point():
+            tensor = torch.nn.functional.interpolate(tensor, size)
+        return tensor
+
+    leaves = pytree.tree_leaves(map_batched(resized, example_inputs))
+    return tuple(leaf.detach().cpu() for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+
+def timed_in_turn(runs: Sequence[Callable[[], object]], *, rounds: int, threads: int) -> np.ndarray:
+    """Milliseconds, float64 ``[rounds, runs]``: each of ``runs`` once a round, after a warm-up.
+
+    With one thread this is the time that the calling thread runs, so that it does not count how long other
+    processes have kept it waiting.
+    """
+    clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
+    for run in runs:
+        for _ in range(WARM):
+            run()
+    times = np.empty((rounds, len(runs)))
+    for turn in range(rounds):
+        for offset in range(len(runs)):
+            number = (turn + offset) % len(runs)
+            start = clock()
+            runs[number]()
+            times[turn, number] = (clock() - start) / 1e6
+    return times
