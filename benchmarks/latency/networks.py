@@ -53,10 +53,19 @@ NETWORKS: Mapping[str, Network] = {
 
 
 def network(name: str, side: int | None = None) -> MultiTask:
-    """The network in eval mode, with random weights. Other names than those above are timm's."""
+    """The network in eval mode, with random weights. Other names than those above are timm's.
+
+    Residual branches that timm initializes to nothing are woken, or removing them would cost nothing.
+    """
     chosen = NETWORKS.get(name) or _timm(name)
     torch.manual_seed(SEED)
-    return chosen.build(image_size=side or chosen.side).eval()
+    model = chosen.build(image_size=side or chosen.side)
+    for each, parameter in model.named_parameters():
+        if each.endswith(("weight", "gamma")) and float(parameter.detach().abs().max()) < 1e-2:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    with torch.no_grad():
+        model(images(model, HELD_OUT))  # in train mode, for the statistics of batch normalization
+    return model.eval()
 
 
 def images(model: MultiTask, count: int, seed: int = SEED) -> Tensor:
