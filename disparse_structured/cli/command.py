@@ -6,16 +6,22 @@ only once its arguments have been checked.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from disparse_structured.cli import advice, checks
 from disparse_structured.cli.console import Screen
+from disparse_structured.cli.locking import alone_in
 from disparse_structured.cli.parsers import build_parser
 from disparse_structured.cli.settings import save_settings, with_settings
 from disparse_structured.errors import DisparseError
+
+_WRITERS = ("prune", "train", "relate", "demo")
+"""The commands that write a folder of their own."""
 
 FAILED, INTERRUPTED, UNREAD = 2, 130, 1
 
@@ -36,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(arguments, "save_settings", None) is not None:
             save_settings(arguments, parser)
             return 0
-        with screen.reserved(), screen.warnings():
+        with screen.reserved(), screen.warnings(), _alone(arguments):
             outcome = importlib.import_module(f"{__package__}.{arguments.command}").run(arguments, screen)
         if outcome is not None:
             screen.show(outcome)
@@ -51,3 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return UNREAD
     return 0
+
+
+def _alone(arguments: argparse.Namespace) -> AbstractContextManager[None]:
+    """Locks the folder that the command writes; of several processes, the first one does."""
+    folder = getattr(arguments, "out", None)
+    if folder is None or arguments.command not in _WRITERS or int(os.environ.get("RANK", "0")):
+        return nullcontext()
+    return alone_in(folder)

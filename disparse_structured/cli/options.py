@@ -96,7 +96,7 @@ def add_images(group: Options, *, required: bool = False) -> None:
         metavar="FOLDER",
         required=required,
         help="inputs of the model: a folder of pictures (JPEG, PNG, WebP, BMP) or videos, with the folders "
-        "below it. The model's own configuration says how they are prepared, or the options of 'pictures'",
+        "below it. The model's own configuration, or the options under 'pictures', say how they are prepared",
     )
 
 
@@ -166,7 +166,7 @@ def add_tasks(group: Options, *, required: bool) -> None:
 def add_limit(group: Options, *, required: bool = True) -> None:
     """``--macs`` or ``--parameters``."""
     limits = group.add_mutually_exclusive_group(required=required)
-    wanted = "of the pruned model: a fraction of the dense model's, such as 0.5, or a count"
+    wanted = "of the pruned model: a fraction of the dense model's, such as 0.5 or 50%%, or a count"
     limits.add_argument("--macs", type=values.limit, metavar="N", help=f"MACs {wanted}")
     limits.add_argument("--parameters", type=values.limit, metavar="N", help=f"parameters {wanted}")
 
@@ -333,7 +333,7 @@ def add_runtime(group: Options, user: str) -> None:
         "--runtime",
         choices=names.RUNTIMES,
         metavar="NAME",
-        help=f"what {user} measures in: {' or '.join(names.RUNTIMES)} (default: the first)",
+        help=f"what {user} measures in: {' or '.join(names.RUNTIMES)} (default: {next(iter(names.RUNTIMES))})",
     )
 
 

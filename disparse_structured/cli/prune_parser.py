@@ -22,7 +22,7 @@ def add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
         description="Prune a model to a budget. A few dozen inputs are enough; the default method needs no\n"
         f"labels. Writes {options.FILES}.",
         epilog="example:\n  disparse prune --model net.py:build --weights dense.safetensors "
-        "--data images.npy \\\n      --macs 0.5 --out small",
+        "--images photos \\\n      --macs 0.5 --out small",
     )
     subject = parser.add_argument_group("model and data")
     options.add_model(subject)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from disparse_structured.cli import main
+from disparse_structured.cli.locking import alone_in
 from disparse_structured.cli.parsers import build_parser
 from disparse_structured.cli.settings import settings_text, with_settings
 from tests.support.command_line import TINY, document_of, refusal
@@ -108,6 +109,18 @@ def test_a_run_is_repeated_by_what_it_wrote(
 
     assert second["report"]["costs"] == first["report"]["costs"]
     assert (tmp_path / "a" / "plan.json").read_bytes() == (tmp_path / "b" / "plan.json").read_bytes()
+
+
+def test_one_run_at_a_time_writes_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.py").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    given = "prune --model net.py:build --data net.py:images --macs 50% --method disparse --no-onnx --out a"
+    with alone_in(tmp_path / "a"):
+        assert "another run is writing to 'a'" in refusal(capsys, *given.split())
+        assert not (tmp_path / "a").exists()
+    assert main(given.split()) == 0
 
 
 def test_save_settings_writes_the_file_and_nothing_else(
