@@ -333,7 +333,8 @@ def add_runtime(group: Options, user: str) -> None:
         "--runtime",
         choices=names.RUNTIMES,
         metavar="NAME",
-        help=f"what {user} measures in: {' or '.join(names.RUNTIMES)} (default: {next(iter(names.RUNTIMES))})",
+        help=f"what {user} measures in: {' or '.join(names.RUNTIMES)} "
+        f"(default: {next(iter(names.RUNTIMES))})",
     )
 
 
