@@ -15,7 +15,7 @@ class DisparseError(Exception):
 
 
 class DisparseWarning(UserWarning):
-    """Class of every warning of this package: the result is sound, but something should be looked at."""
+    """Base class of every warning of this package: the result is valid, but something needs attention."""
 
 
 class OptionError(DisparseError, ValueError):

@@ -1,4 +1,4 @@
-"""Progress on standard error: bars and spinners on a terminal, elsewhere a plain line now and then."""
+"""Progress on standard error: bars and spinners on a terminal, occasional plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 INTERVAL = 10.0
-"""The least seconds between two plain lines."""
+"""Minimum seconds between two plain lines."""
 
 _last = time.monotonic()
 
@@ -28,7 +28,7 @@ def line(text: str) -> None:
 
 @contextmanager
 def step(text: str, wanted: bool = True) -> Iterator[None]:
-    """Says that something begins, and that it runs; nothing unless ``wanted``."""
+    """Shows ``text`` while the body runs; shows nothing unless ``wanted``."""
     if wanted and sys.stderr.isatty():
         from rich.console import Console  # not needed elsewhere
 
@@ -42,7 +42,7 @@ def step(text: str, wanted: bool = True) -> Iterator[None]:
 
 @contextmanager
 def advancing(title: str, total: int | None, wanted: bool = True) -> Iterator[Callable[[], None]]:
-    """Yields what to call after each of ``total`` steps, None if unknown; shows nothing unless ``wanted``."""
+    """Yields a function to call after each of ``total`` steps (None: unknown); silent unless ``wanted``."""
     if wanted and sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import Progress

@@ -204,8 +204,7 @@ def _check_report(arguments: argparse.Namespace) -> None:
     folders = arguments.folders
     if len(folders) > 1 and (len(folders) != 3 or folders[0] != "diff"):
         raise UsageError(
-            f"a page is about one folder, found {len(folders)}. To compare two, say: "
-            "disparse report diff A B."
+            f"a page covers one folder, found {len(folders)}. To compare two, run: disparse report diff A B."
         )
     for folder in map(Path, folders[-2:]):
         if not folder.is_dir():

@@ -43,7 +43,7 @@ class Screen:
         progress.begin()
 
     def step(self, text: str) -> AbstractContextManager[None]:
-        """Shows that the body runs."""
+        """Shows ``text`` while the body runs."""
         return progress.step(text, self.progress)
 
     @contextlib.contextmanager

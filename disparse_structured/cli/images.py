@@ -1,4 +1,4 @@
-"""``disparse images``: what a network would see of a folder of pictures, side by side in one file."""
+"""``disparse images``: the pictures of a folder as a network would see them, side by side in one file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``disparse latency``: what a model's operations take in a runtime, and on which widths they are fast."""
+"""``disparse latency``: how long a model's operations take, and at which widths they are fast."""
 
 from __future__ import annotations
 

@@ -95,8 +95,8 @@ def add_images(group: Options, *, required: bool = False) -> None:
         "--images",
         metavar="FOLDER",
         required=required,
-        help="inputs of the model: a folder of pictures (JPEG, PNG, WebP, BMP) or videos, with the folders "
-        "below it. The model's own configuration, or the options under 'pictures', say how they are prepared",
+        help="inputs of the model: a folder of pictures (JPEG, PNG, WebP, BMP) or videos, with subfolders. "
+        "They are prepared as the options under 'pictures' or the model's own configuration state",
     )
 
 
@@ -109,10 +109,10 @@ def add_pictures(group: Options) -> None:
         "--mean",
         type=values.channels,
         metavar="R,G,B",
-        help="subtracted from each channel, after pixels were scaled to 0 to 1; one value for gray inputs",
+        help="subtracted from each channel, once pixels are scaled to 0 to 1; one value for gray inputs",
     )
     group.add_argument(
-        "--std", type=values.channels, metavar="R,G,B", help="what each channel is divided by, after that"
+        "--std", type=values.channels, metavar="R,G,B", help="what each channel is then divided by"
     )
     group.add_argument(
         "--resize",
@@ -124,18 +124,18 @@ def add_pictures(group: Options) -> None:
         "--crop",
         type=values.share_above_zero,
         metavar="F",
-        help="share of the resized picture's side that remains, such as 0.875",
+        help="fraction of the resized picture's side that the crop keeps, such as 0.875",
     )
     group.add_argument("--interpolation", choices=INTERPOLATIONS, help="how pictures are resized")
     group.add_argument(
         "--preprocessing",
         type=Path,
         metavar="FILE",
-        help="take what is not given here from a preprocessor_config.json of Hugging Face or a config.json "
-        "of timm (default: from the model, if it or its backbone is of timm)",
+        help="take what is not given here from a Hugging Face preprocessor_config.json or a timm "
+        "config.json (default: from the model, if it or its backbone comes from timm)",
     )
     group.add_argument(
-        "--frames", type=values.count(), metavar="N", help="frames that are read of each video (default: 8)"
+        "--frames", type=values.count(), metavar="N", help="frames to read from each video (default: 8)"
     )
 
 
@@ -333,7 +333,7 @@ def add_runtime(group: Options, user: str) -> None:
         "--runtime",
         choices=names.RUNTIMES,
         metavar="NAME",
-        help=f"what {user} measures in: {' or '.join(names.RUNTIMES)} "
+        help=f"the runtime that {user} measures in: {' or '.join(names.RUNTIMES)} "
         f"(default: {next(iter(names.RUNTIMES))})",
     )
 

@@ -68,8 +68,8 @@ def _add_latency(commands: argparse._SubParsersAction[Parser]) -> None:
         commands,
         "latency",
         usage="(--model FACTORY (--data DATA | --example SHAPE [SHAPE ...]) | --clear) [options]",
-        help="measure what a model's operations take in a runtime at several widths",
-        description="Measure a model's operations in a runtime on this machine, and show on which widths\n"
+        help="measure how long a model's operations take in a runtime at several widths",
+        description="Measure a model's operations in a runtime on this machine, and show at which widths\n"
         "they are fast. Times are kept for `disparse prune --latency` and for other models.",
     )
     subject = parser.add_argument_group("model and data")
@@ -105,9 +105,9 @@ def _add_images(commands: argparse._SubParsersAction[Parser]) -> None:
         commands,
         "images",
         usage="--images FOLDER --sheet FILE [options]",
-        help="show what a network would see of a folder of pictures",
-        description="Prepare the pictures as `disparse prune` would, and draw them side by side into one\n"
-        "file, so that a wrong preprocessing is seen before it matters.",
+        help="show a folder of pictures as a network would see them",
+        description="Prepare the pictures as `disparse prune` would, and draw them side by side in one\n"
+        "file, so that wrong preprocessing is noticed before it matters.",
     )
     subject = parser.add_argument_group("model and data")
     options.add_images(subject, required=True)
@@ -202,9 +202,9 @@ def _add_report(commands: argparse._SubParsersAction[Parser]) -> None:
         "report",
         usage="(DIR | diff DIR DIR) [options]",
         help="write a page about a saved folder, or compare two",
-        description="Write report.html, one page that loads nothing, into a folder that `disparse prune`,\n"
-        "`disparse train` or `disparse demo` wrote. `disparse report diff A B` shows two folders\n"
-        "beside each other.",
+        description="Write report.html, one self-contained page, into a folder that `disparse prune`,\n"
+        "`disparse train` or `disparse demo` wrote. `disparse report diff A B` compares two\n"
+        "folders.",
         epilog="examples:\n  disparse report small\n  disparse report small --markdown >> comment.md\n"
         "  disparse report diff small smaller --out diff.html",
     )

@@ -1,4 +1,4 @@
-"""``disparse report``: a page about a saved folder, its Markdown form, and two folders beside each other."""
+"""``disparse report``: a page about a saved folder, its Markdown form, and comparisons of two folders."""
 
 from __future__ import annotations
 

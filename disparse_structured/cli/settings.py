@@ -1,4 +1,4 @@
-"""Settings files: what the options of a command say, as TOML that can be kept, reviewed and run again."""
+"""Settings files: the options of a command as TOML, to keep, review and run again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ else:
     import tomli as tomllib
 
 SETTINGS = "settings.toml"
-"""What a command writes beside its result."""
+"""The settings file that a command writes next to its result."""
 
 COMMANDS = ("prune", "train")
 """The commands that take a settings file."""
@@ -26,13 +26,13 @@ _UNWRITTEN = ("help", "json", "quiet", "save_settings")
 """Options that do not change the result."""
 
 _INSTEAD = (frozenset({"macs", "parameters", "latency"}), frozenset({"data", "images"}))
-"""Of each set, an option on the command line takes the place of another in the file."""
+"""Within each set, an option on the command line replaces the others in the file."""
 
 
 def with_settings(argv: Sequence[str], parser: Parser) -> list[str]:
     """``argv``, where a settings file that follows the command is replaced by the options that it holds.
 
-    Options on the command line win over those in the file.
+    Options on the command line override those in the file.
 
     Raises:
         UsageError: the file cannot be read, is of another command, or holds a key that is not an option.
@@ -43,7 +43,7 @@ def with_settings(argv: Sequence[str], parser: Parser) -> list[str]:
     actions = _actions(parser, command)
     found = _read(path)
     if found.pop("command", command) != command:
-        raise UsageError(f"{path} holds the settings of another command. Give it to that one.")
+        raise UsageError(f"{path} holds the settings of another command. Pass it to that command.")
     given = {key for key, action in actions.items() if any(_is(word, action) for word in rest)}
     words: list[str] = []
     for key, value in found.items():
@@ -55,7 +55,7 @@ def with_settings(argv: Sequence[str], parser: Parser) -> list[str]:
 
 
 def settings_text(arguments: argparse.Namespace, parser: Parser) -> str:
-    """The settings file that does what ``arguments`` do."""
+    """The settings file that has the same effect as ``arguments``."""
     import tomli_w  # needed only here
 
     values = {
@@ -123,7 +123,7 @@ def _words(path: Path, key: str, action: argparse.Action, value: Any) -> Iterato
         value = [f"{name}={number}" for name, number in value.items()]
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(each, str | int | float) and not isinstance(each, bool) for each in values):
-        raise UsageError(f"{path}: {key} is {value!r}. Give a text, a number, or a list of them.")
+        raise UsageError(f"{path}: {key} is {value!r}. Give a string, a number, or a list of them.")
     if repeated:
         for each in values:
             yield f"{on}={each}"

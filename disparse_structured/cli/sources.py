@@ -85,7 +85,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def read_structure(
     model: nn.Module, example: tuple[Any, ...], tasks: Sequence[Task] | None, arguments: argparse.Namespace
 ) -> Structure:
-    """The structure of ``model`` as ``--form``, ``--attention``, ``--outputs`` and the rest ask for it."""
+    """The structure of ``model`` as ``--form``, ``--attention``, ``--outputs`` and so on ask for it."""
     return analyse(
         model,
         example,
@@ -101,7 +101,7 @@ def load_entry_points(model: nn.Module, given: Iterable[str]) -> EntryPoints:
     """The entry points of ``model`` that ``--entry-points`` names; arguments given as shapes are random.
 
     Raises:
-        UsageError: an object does not exist or is no dict, or a name is used twice.
+        UsageError: an object does not exist or is not a dict, or a name is used twice.
     """
     found: dict[str, Any] = {}
     for text in given:
@@ -125,8 +125,8 @@ def _named_entries(spec: str) -> dict[str, Any]:
             found = found()
     if not isinstance(found, Mapping):
         raise UsageError(
-            f"--entry-points {spec!r} is of type {type(found).__name__}. Name a dict from names of methods "
-            "to their arguments, such as {'encode': (x,), 'fuse': ()}, or a function that returns one."
+            f"--entry-points {spec!r} is of type {type(found).__name__}. Name a dict that maps names "
+            "of methods to arguments, such as {'encode': (x,), 'fuse': ()}, or a function that returns one."
         )
     return dict(found)
 

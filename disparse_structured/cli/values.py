@@ -129,7 +129,9 @@ def channels(text: str) -> tuple[float, ...]:
     """One finite number for each channel: ``0.485,0.456,0.406``, or one for gray pictures."""
     numbers = tuple(map(_number, text.split(",")))
     if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
-        _refuse(text, "three numbers joined by commas, such as 0.485,0.456,0.406, or one for gray pictures")
+        _refuse(
+            text, "three numbers separated by commas, such as 0.485,0.456,0.406, or one for gray pictures"
+        )
     return numbers
 
 

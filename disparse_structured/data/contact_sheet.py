@@ -1,4 +1,4 @@
-"""A picture of what a network sees: its inputs side by side, with their names."""
+"""A contact sheet: a network's inputs side by side, with their names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LINE = 18
 
 
 def contact_sheet(inputs: Sequence[tuple[str, Image.Image]], title: str, path: Path) -> Path:
-    """Writes ``inputs``, pictures with names, under ``title`` to ``path``; the path.
+    """Draws ``inputs``, pictures with names, below ``title``; writes them to ``path`` and returns it.
 
     Raises:
         DataError: it cannot be written.

@@ -17,7 +17,7 @@ Logits share one unit, and one that is near zero may be tens of times smaller th
 """
 
 _NOTHING = 1e-6
-"""A column below this fraction of the largest has no size of its own: it counts in the whole only."""
+"""A column below this fraction of the largest has no size of its own: it counts only as part of the whole."""
 
 _SHOWN = 3
 
@@ -53,8 +53,8 @@ class Movement:
     """Adds up how far the tensors of one task moved.
 
     A column is an index of dimension 1; in tensors of three dimensions, such as boxes ``[N, anchors, 6]``,
-    also one of the last. (In larger tensors the last dimension is a place in a picture.) The size of a column
-    is the root of its mean square. Columns are of one size if none is a hundred times smaller than the
+    also one of the last. (In tensors of more dimensions, the last one is a position in an image.) The size
+    of a column is its root mean square. Columns are of one size if none is a hundred times smaller than the
     largest of them. Where an output has columns of several sizes, each size is also compared by itself, so
     that boxes up to 640 do not hide scores of 0.06.
 
@@ -74,7 +74,7 @@ class Movement:
 
     @property
     def deviation(self) -> Deviation:
-        """All that was added up; absolute where all that was wanted is zero."""
+        """That of everything added so far; absolute if all wanted values are zero."""
         return Deviation(self._whole(), max(self._parts(), key=lambda each: each.deviation, default=None))
 
     @property
@@ -84,7 +84,7 @@ class Movement:
         return sum(each**2 for each in moved) / len(moved)
 
     def add(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
-        """Compare the tensors of one chunk with what was wanted, where that is finite."""
+        """Add the difference between one chunk's tensors and the wanted ones, where those are finite."""
         for number, (actual, expected) in enumerate(zip(found, wanted, strict=True)):
             self._add(number, actual, expected)
 

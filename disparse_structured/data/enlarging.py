@@ -1,4 +1,4 @@
-"""Inputs of other sizes, made of the values of the given ones."""
+"""Inputs of other sizes, made from the values of the given ones."""
 
 from __future__ import annotations
 

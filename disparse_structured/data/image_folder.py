@@ -37,7 +37,7 @@ class Source:
 
     Args:
         path: the file.
-        name: the file relative to the folder, with the second in the video where it is one.
+        name: the path relative to the folder; for a frame of a video, with its time.
         open: reads it.
     """
 
@@ -49,12 +49,12 @@ class Source:
 class Images:
     """The pictures of a folder, in batches ``[N, channels, height, width]`` of float32.
 
-    It can be iterated again and again. The order is drawn once with the seed, so that the first few dozen are
-    of all folders. A file that cannot be read is skipped, and named in :attr:`skipped` and in a warning.
+    It can be iterated more than once. The files are shuffled once with the seed, so that the first few dozen
+    come from all folders. A file that cannot be read is skipped; :attr:`skipped` and a warning name it.
 
     Args:
         sources: the pictures, in the order in which they are read.
-        preprocessing: from a picture to the network's input.
+        preprocessing: turns a picture into the network's input.
         batch: examples in a batch.
         skipped: files that cannot be read at all, and why.
     """
@@ -99,7 +99,7 @@ class Images:
             raise DataError(f"none of the {len(self.sources)} files can be read: {self._said()}.")
 
     def contact_sheet(self, path: str | Path, number: int = 24) -> Path:
-        """Writes a picture of what the network will see in the first ``number`` inputs; its path.
+        """Draws the first ``number`` inputs as the network will see them, and returns the file's path.
 
         Args:
             path: where to write, such as ``"inputs.png"``.
@@ -116,7 +116,7 @@ class Images:
         values = torch.stack([self._tensor(pixels) for _, pixels in shown])
         title = (
             f"{len(self.sources)} inputs, {self.preprocessing}; values {values.min():.2f} to "
-            f"{values.max():.2f}, their mean {values.mean():.2f}, their standard deviation {values.std():.2f}"
+            f"{values.max():.2f}, with mean {values.mean():.2f} and standard deviation {values.std():.2f}"
         )
         return contact_sheet(shown, title, Path(path))
 
@@ -178,21 +178,21 @@ def images(
 ) -> Images:
     """The pictures in ``folder`` and the folders below it, as the inputs of a network.
 
-    JPEG, PNG, WebP and BMP are read, turned as their EXIF orientation says; frames of videos too, with the
-    extra ``videos``. Hidden files are not.
+    Reads JPEG, PNG, WebP and BMP files, with their EXIF orientation applied, and frames of videos with the
+    extra ``videos``. Hidden files are ignored.
 
     Args:
         folder: where the files are.
         size: side of the input in pixels, or ``(height, width)``.
-        mean: subtracted from each channel, after pixels were scaled to 0 to 1.
-        std: what each channel is divided by, after that. One value of each means gray inputs.
-        like: states what is not given here: a model of timm or with a backbone of timm, a
-            ``pretrained_cfg``, or the path of a ``preprocessor_config.json`` of Hugging Face or a
-            ``config.json`` of timm.
+        mean: subtracted from each channel, once pixels are scaled to 0 to 1.
+        std: what each channel is then divided by. One value of each means gray inputs.
+        like: states what is not given here: a timm model, a model with a timm backbone, a
+            ``pretrained_cfg``, or the path of a Hugging Face ``preprocessor_config.json`` or a timm
+            ``config.json``.
         batch: examples in a batch.
-        seed: of the order.
-        frames: how many frames of each video are read, evenly spaced.
-        steps: further arguments of :class:`~disparse_structured.data.preprocessing.Preprocessing`, such as
+        seed: for the order.
+        frames: how many evenly spaced frames of each video are read.
+        steps: other arguments of :class:`~disparse_structured.data.preprocessing.Preprocessing`, such as
             ``resize="pad"`` or ``crop=0.875``.
 
     Raises:
@@ -229,10 +229,10 @@ def chosen_preprocessing(
     like: Any,
     steps: Mapping[str, Any],
 ) -> Preprocessing:
-    """What is given, and for the rest what ``like`` states.
+    """The preprocessing that is given; what is not given is as ``like`` states.
 
     Raises:
-        OptionError: size, mean or std is neither.
+        OptionError: ``size``, ``mean`` or ``std`` is neither given nor stated.
     """
     given = {"size": (size, size) if isinstance(size, int) else size, "mean": mean, "std": std}
     found = {} if like is None else known_preprocessing(like)
@@ -247,7 +247,7 @@ def chosen_preprocessing(
     try:
         return Preprocessing(**found)
     except TypeError as error:
-        raise OptionError(f"{error}. The steps are those of Preprocessing.") from None
+        raise OptionError(f"{error}. Preprocessing lists the arguments.") from None
 
 
 def _found(folder: Path, frames: int) -> tuple[list[Source], dict[str, str]]:
@@ -292,7 +292,7 @@ def _what(folder: Path) -> str:
 def _refuse_empty(folder: Path, skipped: Mapping[str, str]) -> None:
     if any("MissingExtraError" in why for why in skipped.values()):
         raise MissingExtraError(
-            f"{str(folder)!r} holds {len(skipped)} videos and no picture. Run: pip install "
+            f"{str(folder)!r} holds {len(skipped)} videos and no pictures. Run: pip install "
             "'disparse-structured[videos]'"
         )
     if skipped:
@@ -302,5 +302,5 @@ def _refuse_empty(folder: Path, skipped: Mapping[str, str]) -> None:
     held = f"it holds {', '.join(others[:5])}" if others else "it is empty"
     raise DataError(
         f"{str(folder)!r} holds no picture ({', '.join(PICTURES)}) and no video "
-        f"({', '.join(videos.VIDEOS)}); {held}. Name a folder of pictures. Tensors are data as they are."
+        f"({', '.join(videos.VIDEOS)}); {held}. Name a folder of pictures. Pass tensors directly as data."
     )

@@ -40,10 +40,11 @@ class Preprocessing:
     Args:
         size: height and width of the input, in pixels.
         mean: subtracted from each channel, after scaling; one value for gray inputs, three for RGB.
-        std: what each channel is divided by, after that.
+        std: what each channel is then divided by.
         resize: ``"shorter"`` keeps the aspect ratio and crops the center; ``"stretch"`` does not keep the
             ratio; ``"pad"`` keeps it and fills the rest with ``fill``.
-        crop: share of the resized picture's side that remains, such as 0.875; 1 crops no more than needed.
+        crop: fraction of the resized picture's side that the crop keeps, such as 0.875; 1 crops no more than
+            needed.
         interpolation: ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``.
         scale: multiplies the pixels 0 to 255.
         fill: the value of padded pixels in each channel, from 0 to 255; one value for all of them.
@@ -141,8 +142,8 @@ def known_preprocessing(source: Any) -> dict[str, Any]:
     """The arguments of :class:`Preprocessing` that ``source`` states.
 
     Args:
-        source: a model of timm, or one that holds a backbone of timm; its ``pretrained_cfg``; or the path of
-            a ``preprocessor_config.json`` of Hugging Face or a ``config.json`` of timm.
+        source: a timm model, or one with a timm backbone; a ``pretrained_cfg``; or the path of a Hugging Face
+            ``preprocessor_config.json`` or a timm ``config.json``.
 
     Raises:
         DataError: the file cannot be read, or describes steps that are not supported.
@@ -165,7 +166,7 @@ def _from_file(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{str(path)!r} cannot be read as JSON ({type(error).__name__}: {error}). Give a "
-            "preprocessor_config.json of Hugging Face, or a config.json of timm."
+            "Hugging Face preprocessor_config.json, or a timm config.json."
         ) from error
     if isinstance(found, Mapping):
         inner = found.get("pretrained_cfg", found)
@@ -180,7 +181,7 @@ def _from_file(path: Path) -> dict[str, Any]:
                 "size=, mean= and std= instead."
             ) from error
     raise DataError(
-        f"{str(path)!r} does not say how images are prepared: it has no 'input_size' (timm) and no "
+        f"{str(path)!r} does not state how images are prepared: it has no 'input_size' (timm) and no "
         "'image_mean' or 'size' (Hugging Face). Give size=, mean= and std= instead."
     )
 
@@ -222,7 +223,7 @@ def _from_hugging_face(config: Mapping[str, Any]) -> dict[str, Any]:
     shortest = resized.get("shortest_edge") if isinstance(resized, Mapping) else None
     cropped = config.get("do_center_crop")
     if not (cropped or config.get("do_resize", True)):
-        raise DataError("the configuration does not resize, so that inputs differ in shape. Give size= too.")
+        raise DataError("the configuration does not resize, so inputs differ in shape. Give size= too.")
     if not cropped and config.get("crop_pct") and shortest is not None and shortest < 384:
         found |= {"resize": "shorter", "crop": float(config["crop_pct"])}
     elif cropped and shortest is not None:
@@ -238,7 +239,7 @@ def _sides(size: Any) -> tuple[int, int]:
     if isinstance(size, Mapping):
         if "longest_edge" in size:
             raise DataError(
-                "the configuration keeps every image's own aspect ratio ('longest_edge'), so that inputs "
+                "the configuration keeps every image's own aspect ratio ('longest_edge'), so inputs "
                 "differ in shape. Give size= and resize='pad' or 'stretch' instead."
             )
         if "shortest_edge" in size:

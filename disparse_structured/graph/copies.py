@@ -19,7 +19,7 @@ from disparse_structured.graph.named_tensors import named_tensors
 def copied(model: nn.Module) -> nn.Module:
     """Deep-copy ``model``; tensors kept from the last forward pass (attention maps) are detached.
 
-    What has no copies, such as an open file, is shared.
+    What cannot be copied, such as an open file, is shared.
     """
     return _copied(model, {})
 
@@ -71,7 +71,7 @@ def _copied(model: nn.Module, instead: Mapping[int, torch.Tensor]) -> nn.Module:
 
 
 def _without_copies(modules: Sequence[nn.Module]) -> Iterator[Any]:
-    """What the modules hold that has no copies, such as a lock, an open file or a generator."""
+    """What the modules hold that cannot be copied, such as a lock, an open file or a generator."""
     pending: list[Any] = [vars(module) for module in modules]
     itself = {id(module): module for module in modules}
     seen = dict[int, Any](itself)

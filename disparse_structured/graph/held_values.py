@@ -1,4 +1,4 @@
-"""Objects that hold values elsewhere than in attributes and Python's containers, and how to restore these."""
+"""Objects that hold values outside attributes and Python's containers, and how to restore those values."""
 
 from __future__ import annotations
 

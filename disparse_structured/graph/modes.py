@@ -20,7 +20,7 @@ from disparse_structured.graph.copies import copied
 from disparse_structured.graph.named_tensors import device_of
 
 _FACTORS = (1, 2, 3, 4)
-"""How often images are enlarged until train mode accepts them: some auxiliary heads need large maps."""
+"""Images are enlarged by these factors until train mode accepts them: some auxiliary heads need it."""
 
 _LARGEST = 512
 """They are not enlarged beyond this many pixels."""
@@ -34,7 +34,7 @@ def train_mode_adds(model: nn.Module, inputs: tuple[Any, ...]) -> int:
 
     Returns:
         0 if it does not, or fails in train mode; otherwise the factor by which images must be enlarged for
-        it to run, mostly 1.
+        it to run, usually 1.
     """
     if not any(map(_asks_for_mode, {type(module) for module in model.modules()})):
         return 0

@@ -65,11 +65,11 @@ def tasks_from_outputs(
         )
     silent = _computed(copy, inputs, [task for task in floating if task not in found])
     if silent:
+        names = ", ".join(map(repr, silent))
         warnings.warn(
-            f"{', '.join(map(repr, silent))} of {type(model).__name__}'s output is no task: it is computed "
-            "from parameters, but does not change with them on these inputs (it is saturated or multiplied "
-            "by zero). What only it needs is not protected. Pass inputs on which it varies, or name the "
-            "tasks.",
+            f"{names} in the output of {type(model).__name__} is not used as a task: it is computed from "
+            "parameters, but does not change with them on these inputs (it is saturated or multiplied by "
+            "zero). What only it needs is not protected. Pass inputs on which it varies, or name the tasks.",
             DisparseWarning,
             stacklevel=2,
         )

@@ -165,7 +165,7 @@ class Latency:
         model: the dense network.
         runtime: what runs it, :class:`~disparse_structured.latency.OnnxRuntime` by default.
         table: where times are kept; by default the one of ``runtime`` in the cache folder.
-        progress: show progress on standard error, by bars on a terminal and by a line now and then elsewhere.
+        progress: show progress on standard error (bars on a terminal, occasional lines elsewhere).
 
     Raises:
         ExportError: ``model`` cannot be exported, or the runtime refuses it (raised by :meth:`on`).

@@ -1,4 +1,4 @@
-"""Layers of an ONNX file as float and in INT8: what each takes alone, and what lies between the two."""
+"""Layers of an ONNX file in float and in INT8: the time of each alone, and of conversions between the two."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from disparse_structured.export.float_graph import FloatGraph
 
 _RANGE = (-4.0, 4.0)
-"""Of all tensors; times do not depend on it."""
+"""The range of all tensors; times do not depend on it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Int8Times:
-    """Milliseconds by layer, ``as_float`` and in ``int8``, and of rounding and its reverse by size.
+    """Milliseconds of each layer, ``as_float`` and in ``int8``, and of conversions by size.
 
-    ``quantize`` and ``dequantize`` are float64 ``[2, n]``: how many numbers, ascending, and how long.
+    ``quantize`` and ``dequantize`` are float64 ``[2, n]``: sizes of tensors, ascending, and their times.
     """
 
     as_float: Mapping[str, float]
@@ -34,7 +34,7 @@ class Int8Times:
     dequantize: np.ndarray
 
     def between(self, rounded: Collection[int], restored: Collection[int]) -> float:
-        """Of tensors that are rounded, and others that become float again, by their sizes."""
+        """The time of all conversions: of tensors to INT8, and of others back to float, by their sizes."""
         return _sum(rounded, self.quantize) + _sum(restored, self.dequantize)
 
 
@@ -49,12 +49,12 @@ def int8_times(
     runtime: OnnxRuntime,
     table: Table | None = None,
 ) -> Int8Times:
-    """Each of ``layers`` on its own, with tensors of ``shapes``, but for what is known already.
+    """Time each of ``layers`` on its own, with tensors of ``shapes``, unless its times are known.
 
     Args:
         graph: the float file.
         layers: some of its layers.
-        shapes: of what they read and give, by the name of the tensor.
+        shapes: of their inputs and outputs, by the name of the tensor.
         runtime: what times are measured in.
         table: where they are kept; by default one of its own in the cache folder.
     """
@@ -78,7 +78,7 @@ def int8_times(
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """One layer: its ``node``, the shapes of what it reads, and the ``sizes`` of what it reads and gives."""
+    """One layer: its ``node``, the shapes of its inputs, and the ``sizes`` of its input and output."""
 
     node: onnx.NodeProto
     reads: tuple[tuple[int, ...], ...]

@@ -16,10 +16,10 @@ _SLOWER = 1.02
 """Unaligned widths must take this much longer than the next aligned one, or alignment does not matter."""
 
 _NARROW, _ENOUGH = 8, 16
-"""Widths of one block follow rules of their own; they are not looked at where there are others."""
+"""Widths up to the first follow rules of their own; they are ignored if there are enough wider ones."""
 
 _DISTURBED = 1 / 32
-"""The share of the times that may be wrong; larger, it could be half of the aligned ones."""
+"""The share of the times that may be outliers; a larger one could cover half of the aligned widths."""
 
 _BETTER = 2.0
 """How much smaller the squared error of a larger step must be."""

@@ -17,7 +17,7 @@ from disparse_structured.latency.work import Entry
 from disparse_structured.progress import advancing
 
 _LEAST = 1e-4
-"""The least milliseconds of an operation: clocks of runtimes show less as 0."""
+"""The least milliseconds of an operation: runtimes report shorter times as 0."""
 
 _BYTES = 256e6
 """The most that one model holds, unless a single node of it holds more."""

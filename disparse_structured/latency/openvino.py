@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     import openvino
 
 _COMPILED = 5
-"""How often a model is compiled to time its parts: OpenVINO gives the mean over all runs since then."""
+"""How often a model is compiled to time its parts: OpenVINO reports the mean over all runs since then."""
 
 _COLD, _RUNS = 2, 8
-"""Runs after each compilation that do not count, and runs that do."""
+"""Runs after each compilation: first those that are not counted, then those that are."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class OpenVINO:
     def dissect(self, path: Path, inputs: tuple[torch.Tensor, ...], /) -> Dissection:
         """The operations that run, with the time that each takes in the whole network.
 
-        Where OpenVINO fuses several operations with weights into one, they share its time by their weights.
+        Where OpenVINO fuses several operations with weights into one, its time is divided in proportion to
+        the sizes of their weights.
         """
         import onnx
 
@@ -143,7 +144,7 @@ class OpenVINO:
     def _profiled(
         self, file: bytes, name: str, inputs: Sequence[torch.Tensor]
     ) -> tuple[openvino.CompiledModel, dict[str, float]]:
-        """The compiled file, and what each of its operations takes."""
+        """The compiled file, and the time of each of its operations."""
         feed = [tensor.numpy() for tensor in inputs]
         measured: dict[str, list[float]] = {}
         for _ in range(_COMPILED):
@@ -194,7 +195,7 @@ def _chain(
     shape: tuple[int, ...],
     place: int,
 ) -> list[Part]:
-    """One operation as a part for each node that it ``held`` with its weight, each after the one it reads."""
+    """One fused operation as a part for each node in ``held``, each after the one that it reads."""
     total = sum(weight.size for _, weight in held)
     parts = []
     for number, (node, weight) in enumerate(held):
@@ -208,7 +209,7 @@ def _chain(
 
 
 def _means(request: openvino.InferRequest) -> Iterator[tuple[str, float]]:
-    """What each operation takes on average over the runs of ``request``, milliseconds."""
+    """The mean time of each operation over the runs of ``request``, milliseconds."""
     for info in request.get_profiling_info():
         yield info.node_name, info.real_time.total_seconds() * 1e3
 

@@ -111,8 +111,8 @@ def makes_first(node: onnx.NodeProto) -> bool:
 def model_of(points: Sequence[tuple[Operation, Widths]], opsets: Mapping[str, int]) -> onnx.ModelProto:
     """A model with one node for each of ``points``, named by its position. Weights are random.
 
-    As in a network, what a node reads has just been written, and what it makes is read next and then given
-    up, so that memory is used again that the processor's caches still hold.
+    As in a network, the input of each node has just been written, and its output is read next and then
+    freed, so that memory that is still in the processor's caches is reused.
     """
     import onnx
     from onnx import helper, numpy_helper

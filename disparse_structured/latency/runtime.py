@@ -68,9 +68,9 @@ class Runtime(Protocol):
         ...
 
     def time_nodes(self, model: onnx.ModelProto, /) -> Mapping[str, float]:
-        """What each node of ``model`` with a name takes, by that name.
+        """The time of each named node of ``model``, by name.
 
-        Nodes without one only write what the others read, and read what they make.
+        Nodes without a name only write the others' inputs and read their outputs.
         """
         ...
 

@@ -14,18 +14,18 @@ from disparse_structured.data.batches import map_batched
 from disparse_structured.errors import OptionError
 
 WARM = 3
-"""Runs before a clock counts."""
+"""Untimed runs before the timed ones."""
 
 QUIET = 0.1
 """The quantile that counts as the time of one operation: other processes only ever add to it."""
 
 
 def check_setting(threads: int, batch: int, size: tuple[int, ...] | None) -> None:
-    """Raises :class:`OptionError` unless all are whole numbers from 1 on."""
+    """Raises :class:`OptionError` unless all are whole numbers of at least 1."""
     numbers = (threads, batch, *(size or ()))
     if not all(isinstance(number, int) and number >= 1 for number in numbers):
         raise OptionError(
-            f"threads={threads}, batch={batch}, size={size}: each must be a whole number from 1 on."
+            f"threads={threads}, batch={batch}, size={size}: each must be a whole number of at least 1."
         )
 
 
@@ -34,17 +34,17 @@ def inputs_of(
 ) -> tuple[torch.Tensor, ...]:
     """``example_inputs`` with ``batch`` examples of ``size``.
 
-    A file that takes one batch only is timed with that batch. ``dynamic`` is as in
+    A file with a fixed batch size is timed with that size. ``dynamic`` is as in
     :class:`~disparse_structured.report.facts.ExportFacts`.
 
     Raises:
-        OptionError: ``size`` or a ``batch`` above 1 was chosen, and the file takes one only.
+        OptionError: ``size`` or a ``batch`` above 1 was chosen, and the file's is fixed.
     """
     free = dynamic.split("+")
     if batch > 1 and "batch" not in free:
-        raise OptionError(f"batch={batch} cannot be timed: the ONNX file takes one batch only.")
+        raise OptionError(f"batch={batch} cannot be timed: the ONNX file has a fixed batch size.")
     if size is not None and "size" not in free:
-        raise OptionError(f"size={size} cannot be timed: the ONNX file takes one size only.")
+        raise OptionError(f"size={size} cannot be timed: the ONNX file has a fixed input size.")
 
     def resized(tensor: torch.Tensor) -> torch.Tensor:
         if "batch" in free:
@@ -60,8 +60,8 @@ def inputs_of(
 def timed_in_turn(runs: Sequence[Callable[[], object]], *, rounds: int, threads: int) -> np.ndarray:
     """Milliseconds, float64 ``[rounds, runs]``: each of ``runs`` once a round, after a warm-up.
 
-    With one thread this is the time that the calling thread runs, so that it does not count how long other
-    processes have kept it waiting.
+    With one thread this is the CPU time of the calling thread, which does not count the time that it waits
+    for other processes.
     """
     clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
     for run in runs:

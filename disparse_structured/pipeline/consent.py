@@ -21,8 +21,8 @@ _TINY = torch.finfo(torch.float64).tiny
 class Consent:
     """The search for the largest set of layers that no task objects to.
 
-    A layer that alone passes a task's limit stays float. Of the others, the arbiter names as many as it is
-    asked for, with layers as units and squared deviations as scores.
+    A layer that alone exceeds a task's limit stays float. Of the others, the arbiter chooses as many as
+    requested, with layers as units and squared deviations as scores.
 
     Args:
         damage: by layer, what it alone does to each task.
@@ -41,25 +41,25 @@ class Consent:
 
     @property
     def willing(self) -> list[str]:
-        """The layers that alone pass no limit."""
+        """The layers that alone exceed no limit."""
         return [layer for layer, own in self.damage.items() if used(own, self.limits) <= 1]
 
     def layers(self) -> tuple[str, ...]:
-        """The layers to quantize, those first that do little damage for how often they multiply."""
+        """The layers to quantize, ranked by damage per multiplication."""
         return self._most(self.willing, self.gain)
 
     def faster(self, paying: Paying) -> tuple[tuple[str, ...], frozenset[str]]:
-        """The layers to quantize, and those that stay float because INT8 would cost time at their place.
+        """The layers to quantize, and those that stay float because INT8 would cost time in their place.
 
-        Those come first that do little damage for each millisecond that they win. Where INT8 wins time
-        nowhere, layers are chosen as by :meth:`layers`: the file is then written for its size.
+        Layers are ranked by damage per millisecond saved. If INT8 saves no time anywhere, layers are chosen
+        as by :meth:`layers`: the file is then written for its size.
         """
         willing = self.willing
         fast = paying.kept(willing)
         if not fast:
             return self.layers(), frozenset()
         layers = self._most(fast, paying.won(fast))
-        still = paying.kept(layers)  # what has lost its neighbors to float may not win time any more
+        still = paying.kept(layers)  # a layer whose neighbors are float may no longer save time
         if len(still) < len(layers):
             self.measured += 1
             if not still or used(self.measure(still), self.limits) > 1:
@@ -67,7 +67,7 @@ class Consent:
         return still, frozenset(willing).difference(fast) | frozenset(layers).difference(still)
 
     def _most(self, willing: Sequence[str], gain: Mapping[str, float]) -> tuple[str, ...]:
-        """As many of ``willing`` as all tasks bear, by bisection over the share asked of the arbiter."""
+        """As many of ``willing`` as all tasks tolerate, by bisection over the share asked of the arbiter."""
         best: tuple[str, ...] = ()
         passed, failed = 0, len(willing) + 1
         asked = len(willing)
@@ -88,7 +88,7 @@ class Consent:
         worth = torch.tensor([max(gain[layer], _TINY) for layer in willing], dtype=torch.float64)
 
         def standing(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            """The share of the layers of ``mask`` with less damage for what they win."""
+            """The share of the layers of ``mask`` with the least damage for what they gain."""
             order = torch.argsort(torch.where(mask, scores / worth, torch.inf), stable=True)
             found = torch.empty_like(scores)
             found[order] = torch.arange(len(order), dtype=scores.dtype) / max(int(mask.sum()), 1)

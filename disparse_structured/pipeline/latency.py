@@ -41,7 +41,7 @@ EARLY = 0.1
 """The quantile of the times that is compared: whatever else runs only ever adds to a time."""
 
 _STAIRS, _WIDTHS = 8, 128
-"""For how many groups the report holds the time over the width, and at how many widths."""
+"""For how many groups the report holds the time against the width, and at how many widths."""
 
 Attempt = Callable[[Problem], tuple[Saliency, Outcome]]
 
@@ -199,7 +199,7 @@ def _measured(
 
 
 def _stairs(cost: LatencyModel, structure: Structure, plan: Plan) -> tuple[StairFacts, ...]:
-    """What each group's removals save, and for those that save most, the time over the width."""
+    """What each group's removals save, and for those that save most, the time against the width."""
     keep = plan.keep(structure)
     pruned, found = float(cost.predict(keep)), []
     for name in plan.removals:

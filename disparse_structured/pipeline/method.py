@@ -39,7 +39,7 @@ class Problem:
         to_inputs: from a batch of ``data`` to the tuple of ``forward``'s arguments.
         max_batches: read at most this many batches of ``data`` for one scoring.
         seed: random seed.
-        progress: show progress on standard error, by bars on a terminal and by a line now and then elsewhere.
+        progress: show progress on standard error (bars on a terminal, occasional lines elsewhere).
         known: what an earlier attempt left for attempts that differ in the limit alone; None where there are
             none.
     """

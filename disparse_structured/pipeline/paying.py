@@ -1,4 +1,4 @@
-"""Which layers of an ONNX file are faster in INT8 at their place, by the times of single layers."""
+"""Which layers of an ONNX file are faster in INT8 in their place, by the times of single layers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, eq=False)
 class Paying:
-    """Milliseconds that INT8 wins, predicted.
+    """Milliseconds that INT8 saves, predicted.
 
     Args:
-        as_float: by layer, as float.
-        int8: by layer, in INT8.
-        between: what rounding and its reverse take, with some layers in INT8: nothing inside a region.
+        as_float: the time of each layer in float.
+        int8: the time of each layer in INT8.
+        between: the time of all conversions, with some layers in INT8; there are none inside a region.
     """
 
     as_float: Mapping[str, float]
@@ -21,7 +21,7 @@ class Paying:
     between: Callable[[Collection[str]], float]
 
     def total(self, layers: Collection[str]) -> float:
-        """What is won with ``layers`` in INT8; below 0 it is lost.
+        """The time saved with ``layers`` in INT8; below 0 it is lost.
 
         >>> paying = Paying({"a": 2.0, "b": 0.1}, {"a": 1.0, "b": 0.2}, lambda layers: 0.3 * bool(layers))
         >>> paying.total(["a"]), paying.kept(["a", "b"])
@@ -30,16 +30,16 @@ class Paying:
         return sum(self.as_float[name] - self.int8[name] for name in layers) - self.between(layers)
 
     def won(self, layers: Collection[str]) -> dict[str, float]:
-        """By layer, what it wins among ``layers``: less if a neighbor is float, since numbers then change."""
+        """By layer, the time that it saves among ``layers``; conversions cost time next to float layers."""
         return {name: self.at(name, layers) for name in layers}
 
     def at(self, name: str, layers: Collection[str]) -> float:
-        """What ``name`` wins in INT8 while the others of ``layers`` are."""
+        """The time that ``name`` saves in INT8, with the others of ``layers`` in INT8."""
         others = [each for each in layers if each != name]
         return self.total([*others, name]) - self.total(others)
 
     def kept(self, layers: Collection[str]) -> tuple[str, ...]:
-        """``layers`` without those that lose time, the worst first; none where all together lose it."""
+        """``layers`` without those that cost time, worst first; empty if all together save none."""
         found = list(layers)
         while found:
             won = self.won(found)

@@ -111,7 +111,7 @@ def prune(
         verify: compare the result with the masked twin in float64 before handing it back.
         drop_unused: first leave out modules that never run, in eval or train mode. The budget is then a
             fraction of what remains. The report lists them.
-        progress: show progress on standard error, by bars on a terminal and by a line now and then elsewhere.
+        progress: show progress on standard error (bars on a terminal, occasional lines elsewhere).
 
     Returns:
         The smaller model with its plan and report; it can be saved and exported.

@@ -260,7 +260,7 @@ def _layer_facts(
         own = damage.get(name, {})
         reason, won = obstacle, paying.at(name, layers) if paying and own else None
         if name in slow:
-            reason = "costs time: INT8 is slower at its place, with rounding before and after it"
+            reason = "slower in INT8 in its place, conversions before and after it included"
         elif own and name not in layers:
             task = max(limits, key=lambda task: own[task] / limits[task])
             reason = f"alone it moves {task} by {100 * own[task]:.2g} % of {100 * limits[task]:.2g} % allowed"

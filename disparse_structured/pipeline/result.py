@@ -87,9 +87,9 @@ class PruningResult:
         saving.save(folder, self.model, self.plan, self.report, self.example_inputs)
 
     def to_html(self, path: str | Path) -> None:
-        """Writes one page about the run: it loads nothing, and can be sent and printed.
+        """Writes one self-contained page about the run, which can be sent and printed.
 
-        ``disparse report`` makes the page of a saved folder, which also knows its ONNX file.
+        ``disparse report`` writes the page of a saved folder, which also covers its ONNX file.
 
         >>> import tempfile, torch, disparse_structured as ds
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()

@@ -30,7 +30,7 @@ class _Try:
     """What one decision led to.
 
     ``predicted`` and ``measured`` give, by task, the relative deviation of its output from the dense one's.
-    What is measured is that of its columns of one size, if they moved further than the whole.
+    If columns of one size moved further than the whole output, their deviation is the one measured.
     """
 
     saliency: Saliency
@@ -42,7 +42,7 @@ class _Try:
         return self.outcome.deviation.judged
 
     def where(self, task: str) -> str:
-        """What of the task's output was judged, in words; empty if it was the whole."""
+        """Which columns of the task's output were judged, in words; empty if it was the whole output."""
         deviation = self.outcome.deviation
         whole = deviation.judged[task] == deviation.final[task]
         return "" if whole else f" in {deviation.columns[task].place}"

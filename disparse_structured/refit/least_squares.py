@@ -144,7 +144,7 @@ def refit(
         to_inputs: maps a batch to the tuple of ``forward``'s arguments; by default
             :func:`disparse_structured.data.batches.model_inputs`.
         limit: read no more examples than this; a :class:`Calibration` is used unchanged.
-        progress: show progress on standard error, by bars on a terminal and by a line now and then elsewhere.
+        progress: show progress on standard error (bars on a terminal, occasional lines elsewhere).
 
     Raises:
         PlanError: ``keep`` is not bool ``[units]``, or the structure is not that of ``model``.

@@ -43,7 +43,7 @@ class DeviationFacts:
 
     @property
     def judged(self) -> Mapping[str, float]:
-        """By task, what a tolerance is compared with: the larger of ``final`` and that of ``columns``."""
+        """By task, the value that a tolerance limits: the larger of ``final`` and that of ``columns``."""
         own = {task: columns.deviation for task, columns in self.columns.items()}
         return {task: max(value, own.get(task, value)) for task, value in self.final.items()}
 
@@ -61,5 +61,5 @@ class DeviationFacts:
 
 
 def columns_line(task: str, columns: Columns) -> Text:
-    """What ``columns`` of a task's output deviate by."""
-    return Text(f"{task}, {columns.place}: {100 * columns.deviation:.3g} % relative to these alone")
+    """How far ``columns`` of a task's output deviate."""
+    return Text(f"{task}, {columns.place}: {100 * columns.deviation:.3g} % relative to those columns alone")

@@ -32,8 +32,8 @@ class LayerFact:
         damage: by task, the relative deviation if this layer alone is INT8, of the whole output or of its
             columns of one size, whichever is larger; empty where it cannot be.
         reason: why it stayed float; empty if it did not.
-        float_ms, int8_ms: what it takes alone, as float and in INT8; None where times were not measured.
-        won_ms: what it wins in INT8 at its place, next to the layers that are INT8; below 0 it costs time.
+        float_ms, int8_ms: its time alone, in float and in INT8; None where times were not measured.
+        won_ms: the time that INT8 saves in its place, given the other INT8 layers; below 0 it costs time.
     """
 
     name: str
@@ -95,7 +95,8 @@ class QuantizationFacts:
         latency: of both files, and of everything in INT8; None if not measured.
         recommended: ``"int8"`` if that is measurably faster, else ``"float"``.
         verdict: the reason in words.
-        predicted_ms: milliseconds that INT8 wins by the times of single layers; None if not measured.
+        predicted_ms: milliseconds that INT8 saves, predicted from the times of single layers; None if not
+            measured.
     """
 
     path: str | None
@@ -152,8 +153,8 @@ class QuantizationFacts:
         if self.bytes is not None:
             yield Text(f"{_megabytes(self.float_bytes)} as float, {_megabytes(self.bytes)} as INT8")
         if self.predicted_ms is not None:
-            change = f"{abs(self.predicted_ms):.3g} ms {'fewer' if self.predicted_ms > 0 else 'more'}"
-            yield Text(f"the times of single layers predict {change} in INT8, with rounding between layers")
+            change = f"{abs(self.predicted_ms):.3g} ms {'less' if self.predicted_ms > 0 else 'more'}"
+            yield Text(f"the times of single layers predict {change} in INT8, conversions included")
         if self.latency is not None:
             yield self.latency
         style = "" if self.recommended == INT8 else "bold yellow"

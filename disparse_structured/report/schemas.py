@@ -58,7 +58,11 @@ def read_document(path: Path, name: str) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         if not path.is_file() or size > LARGEST:
-            what = f"has {size / 1e6:,.0f} MB, more than any {name}" if path.is_file() else "is not a file"
+            what = (
+                f"has {size / 1e6:,.0f} MB, which is too large for a {name}"
+                if path.is_file()
+                else "is not a file"
+            )
             raise LoadError(f"{str(path)!r} {what}. {_REMEDY}")
         return parse_document(path.read_text(encoding="utf-8"), name, str(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -107,7 +111,7 @@ def _problem(value: Any, part: Mapping[str, Any], whole: Mapping[str, Any], at: 
         kinds = [kinds] if isinstance(kinds, str) else kinds
         if not any(_is(value, kind) for kind in kinds):
             wanted = " or ".join(_TYPES[kind][0] for kind in kinds)
-            return f"{at or 'the whole'} must be {wanted}, found {_short(value)}"
+            return f"{at or 'the document'} must be {wanted}, found {_short(value)}"
     if isinstance(value, dict):
         return _object_problem(value, part, whole, at)
     if isinstance(value, list) and "items" in part:

@@ -14,13 +14,13 @@ BUSY = 0.2
 
 @dataclass(frozen=True)
 class StairFacts:
-    """What the width of one group does to the time.
+    """How the time depends on the width of one group.
 
     Args:
         group: its name.
-        won: milliseconds that its removals save, as predicted with all other groups as they were pruned.
+        won: milliseconds that its removals save, predicted with all other groups as pruned.
         widths: ascending, up to the dense width; empty for groups that save little.
-        ms: predicted for the network at each of ``widths``, with all other groups as they were pruned.
+        ms: predicted for the network at each of ``widths``, with all other groups as pruned.
     """
 
     group: str
@@ -36,7 +36,7 @@ class SpeedFacts:
     ``asked``, ``predicted`` and ``measured`` are such shares, ``lower`` and ``upper`` the quartiles of the
     measured one over ``rounds`` runs of both files in turn. ``dense_ms`` and ``pruned_ms`` are medians.
     ``macs`` is the share of the MACs that is kept, ``exports`` the number of files that were measured,
-    ``runtime`` says where. ``stairs`` are of the groups that shrank, those that save most first.
+    ``runtime`` says where. ``stairs`` describe the groups that shrank, those that save most first.
     """
 
     asked: float

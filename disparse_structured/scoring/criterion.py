@@ -82,7 +82,7 @@ def score(
         max_batches: read at most this many batches.
         keep: bool ``[units]``; units that are False read as zeros, as in the masked twin. Their gate
             gradients estimate the effect of switching them on. By default, all are on.
-        progress: show progress on standard error, by bars on a terminal and by a line now and then elsewhere.
+        progress: show progress on standard error (bars on a terminal, occasional lines elsewhere).
 
     Raises:
         BatchError: no batch, a batch that the model rejects, or no data though the criterion needs it.

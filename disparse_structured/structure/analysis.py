@@ -189,7 +189,7 @@ class Subject:
     def captured_in_train_mode(self) -> Capture | None:
         """Return the graph in train mode; None if it runs nothing else or cannot be exported.
 
-        Layers that are dropped at random branch on numbers; one of their branches is enough.
+        Layers that are dropped at random branch on random numbers; one of the branches is enough.
         """
         if not self.train_factor:
             return None

@@ -29,7 +29,7 @@ _NUDGE = 1e-6
 """How far inputs are moved, relatively, to see how a model amplifies rounding."""
 
 _AMPLIFIED = 30
-"""What it amplifies is added up over layers; the result may differ by this many times as much."""
+"""Rounding adds up over layers, so outputs may differ by this many times what the nudge changes."""
 
 _STORED = 4096
 """Integer inputs of at most so many elements are stored; of others, only the range."""
@@ -69,9 +69,9 @@ def probe_of(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def computes_otherwise(model: nn.Module, inputs: tuple[Any, ...], probe: Any) -> bool:
-    """Check whether ``model`` computes something else than the model that ``probe`` was made of.
+    """Check whether ``model`` computes something other than the model that ``probe`` was made from.
 
-    ``inputs`` have the same structure as the inputs then. False if the probe holds nothing to compare.
+    ``inputs`` have the structure of the probe's inputs. False if the probe holds nothing to compare.
     """
     try:
         wanted, leaves, tolerance = probe["outputs"], probe["inputs"], float(probe["tolerance"])

@@ -58,7 +58,7 @@ def finetune(
         to_inputs: from a batch to the tuple of ``forward``'s arguments; by default
             :func:`disparse_structured.data.batches.model_inputs`.
         on_epoch: called after each epoch.
-        progress: show progress on standard error, by bars on a terminal and by a line now and then elsewhere.
+        progress: show progress on standard error (bars on a terminal, occasional lines elsewhere).
         seed: for torch's random number generators.
 
     Raises:

@@ -68,7 +68,7 @@ def train(
         checkpoint: the file to write, and to resume from if it exists.
         checkpoint_every: steps between two writes; the end of an epoch is always written.
         on_epoch: called after each epoch, and again on resuming if the run was killed just then.
-        progress: show progress on standard error, by bars on a terminal and by a line now and then elsewhere.
+        progress: show progress on standard error (bars on a terminal, occasional lines elsewhere).
 
     Raises:
         TaskError: a task has no loss, or its loss is not a finite scalar that depends on the model.

@@ -18,7 +18,7 @@ Shown = Callable[[int, int, Mapping[str, float]], None]
 
 @contextmanager
 def bar(wanted: bool, epochs: int, steps: int) -> Iterator[Shown]:
-    """A function that advances the bar on a terminal, and elsewhere prints a line now and then."""
+    """A function that advances the bar on a terminal, and prints occasional lines elsewhere."""
     if not (wanted and sys.stderr.isatty()):
 
         def tell(epoch: int, done: int, losses: Mapping[str, float]) -> None:

@@ -73,7 +73,7 @@ class VerificationCopy:
             raise CaptureError(
                 f"{type(model).__name__} does not run in float32, in which results are verified, probably "
                 "because forward casts to half precision. Let it cast to the type of its weights, or "
-                f"skip the verification with verify=False (--no-verify). It said: {error}"
+                f"skip the verification with verify=False (--no-verify). The error was: {error}"
             ) from error
 
     @classmethod

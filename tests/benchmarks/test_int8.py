@@ -1,4 +1,4 @@
-"""The comparison of INT8 files, on a small network in which one task does not bear INT8."""
+"""The comparison of INT8 files, on a small network in which one task does not tolerate INT8."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
         ("macs = [", "cannot be read as TOML"),
         ("macs = true", "macs is true. Give a value"),
         ("int8 = 'yes'", "int8 is 'yes'. Give true or false"),
-        ("macs = {a = 1}", "Give a text, a number"),
+        ("macs = {a = 1}", "Give a string, a number"),
         ("macs = 2.5", "2.5 is neither a fraction"),
         ("example = '2x3'", "'example' is not an option"),
     ],

@@ -146,7 +146,7 @@ REFUSED = {
     "report": "the following arguments are required: DIR",
     "report absent": "the folder 'absent' does not exist in ",
     "report pictures": "'pictures' holds no report.json. Give a folder that `disparse prune`, ",
-    "report one two": "a page is about one folder, found 2. To compare two, say: disparse report diff A B.",
+    "report one two": "a page covers one folder, found 2. To compare two, run: disparse report diff A B.",
     "report diff pictures absent": "'pictures' holds no report.json",
     "report pictures --out absent/page.html": "holds no report.json",
 }

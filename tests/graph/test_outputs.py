@@ -116,7 +116,8 @@ def test_an_output_that_does_not_vary_is_left_out_with_a_word(silent: Any) -> No
     model.requires_grad_(False)
 
     with pytest.warns(
-        DisparseWarning, match=r"^'alarm' of Returns's output is no task: it is computed from param"
+        DisparseWarning,
+        match=r"^'alarm' in the output of Returns is not used as a task: it is computed from param",
     ):
         tasks = tasks_from_outputs(model, EXAMPLE)
 

@@ -83,7 +83,7 @@ def test_the_report_names_the_columns_that_moved_most(layout: str, refit: Any) -
     assert moved.columns["found"].place == f"columns 4-5 of dimension {dim}"
     assert moved.columns["found"].deviation == pytest.approx(scores, rel=1e-4)
     assert moved.judged["found"] == moved.columns["found"].deviation
-    line = f"found, columns 4-5 of dimension {dim}: {100 * scores:.3g} % relative to these alone"
+    line = f"found, columns 4-5 of dimension {dim}: {100 * scores:.3g} % relative to those columns alone"
     assert line in str(result.report)
 
 

@@ -46,7 +46,9 @@ def test_layers_that_lose_their_neighbors_stop_paying() -> None:
 
 def test_nothing_is_kept_where_int8_is_slower() -> None:
     paying = of_a_chain({"a": 1.0, "b": 1.0}, {"a": 0.9, "b": 0.9}, 0.2)
-    assert paying.won("ab") == pytest.approx({"a": 0.1, "b": 0.1})  # neither alone makes it faster to leave
+    assert paying.won("ab") == pytest.approx(
+        {"a": 0.1, "b": 0.1}
+    )  # leaving out either one alone saves nothing
     assert paying.kept("ab") == ()
 
 
@@ -121,7 +123,7 @@ def test_the_facts_say_what_layers_win(
     assert all(layer.float_ms is not None and layer.float_ms > 0 for layer in facts.layers)
     assert facts.predicted_ms is not None
     for layer in facts.layers:
-        assert layer.int8 or layer.reason.startswith("costs time: INT8 is slower at its place")
+        assert layer.int8 or layer.reason.startswith("slower in INT8 in its place")
     if not all(layer.int8 for layer in facts.layers):
         assert facts.predicted_ms > 0
     assert "the times of single layers predict" in str(facts)

@@ -68,7 +68,7 @@ def test_the_tasks_agreement_is_beside_that_of_chance(tmp_path: Path) -> None:
 
 def test_what_was_left_alone_comes_with_what_would_free_it(tmp_path: Path) -> None:
     rows = {row[0]: row for row in shown(folder(tmp_path)).id("left-table").table()}
-    assert rows["spare"][2:] == ["30 %", "Leave it out: drop_unused=True (--drop-unused)."]
+    assert rows["spare"][2:] == ["30 %", "Drop it: drop_unused=True (--drop-unused)."]
     assert rows["near.1"][1:] == [
         "forward cannot follow",
         "–",
@@ -238,7 +238,7 @@ def test_a_damaged_report_gets_an_error_that_names_the_entry(
         ("", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         ('"\\ud800"', "is not JSON"),
-        ("[]", "the whole must be an object, found a list"),
+        ("[]", "the document must be an object, found a list"),
         ('{"model": ' + "9" * 10_000 + "}", "is not JSON"),
     ],
     ids=["empty", "deep", "a lone surrogate", "a list", "digits"],
@@ -258,7 +258,7 @@ def test_units_that_a_group_does_not_have_are_refused(tmp_path: Path, removed: s
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "place").mkdir()
-    with pytest.raises(DisparseError, match=r"place' cannot be written: .*Name another place"):
+    with pytest.raises(DisparseError, match=r"place' cannot be written: .*Choose another path"):
         write("text", tmp_path / "place")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["place"]
 
@@ -281,10 +281,7 @@ def test_two_runs_beside_each_other(tmp_path: Path) -> None:
         folder(tmp_path / "two", {"costs": costs, "method": "Compensated"}, {"groups": groups})
     )
     found = Comparison(one, other)
-    assert (
-        found.verdict
-        == "one and two have different plans: 50 % of the units that one of them lost, both lost"
-    )
+    assert found.verdict == "one and two have different plans: of the units that either lost, both lost 50 %"
     assert ("MACs", "50", "75", "+50 %") in found.figures()
     assert ("milliseconds", "2", "2", "same") in found.figures()
     assert ("method", "DiSparse", "Compensated") in found.settings()

@@ -1,4 +1,4 @@
-"""A network in which one task bears INT8 and the other does not, and independent measurements."""
+"""A network in which one task tolerates INT8 and the other does not, and independent measurements."""
 
 from __future__ import annotations
 

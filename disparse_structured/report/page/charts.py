@@ -12,12 +12,12 @@ from disparse_structured.report.page import words
 from disparse_structured.report.page.run import Group
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""The upper ends of the shares that have a color each; the first is for what is whole."""
+"""The largest removed share of each color; the first color is for whole groups."""
 
 _HIGH, _LEFT, _TOP, _NAMES = 190, 44, 12, 26
 _STAGES = 14
 _RUNG, _RUNGS = 0.04, 40
-"""A step counts as a rung if it is this share of all steps together; so many are drawn."""
+"""A jump is drawn if it is at least this share of the whole range; at most so many are drawn."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Stair:
-    """The network's time over the width of one group, all others as they were pruned."""
+    """The network's time against the width of one group, with all other groups as pruned."""
 
     group: str
     units: int
@@ -107,7 +107,7 @@ def intervals_chart(intervals: Sequence[Interval]) -> Markup:
 
 
 def stairs_chart(stair: Stair) -> Markup:
-    """The network's time over the width of one group: a point where it was, one where it is, and rungs."""
+    """The network's time against the width of one group, with the dense and pruned widths, and jumps."""
     wide, high, left, floor, top = 240, 130, 34, 108, 10
     least, most = min(stair.ms), max(stair.ms)
     span, right = (most - least) or 1.0, max(stair.widths)
@@ -133,7 +133,7 @@ def stairs_chart(stair: Stair) -> Markup:
         f'<text x="{left}" y="{floor + 14}">1</text>',
         f'<text x="{wide - 8}" y="{floor + 14}" text-anchor="end">{right}</text>',
     ]
-    label = f"Milliseconds over the width of {stair.group}: {stair.units} before, {stair.kept} now"
+    label = f"Milliseconds against the width of {stair.group}: {stair.units} before, {stair.kept} now"
     return _svg(wide, high, label, drawn)
 
 

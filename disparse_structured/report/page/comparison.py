@@ -1,4 +1,4 @@
-"""Two runs beside each other."""
+"""Two runs compared."""
 
 from __future__ import annotations
 
@@ -37,18 +37,14 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Both in a line."""
+        """The comparison in one line."""
         one, other = self.names
         if self.first.report["plan"] == self.second.report["plan"]:
             return f"{one} and {other} have the same plan"
         if self.same_network is False:
             return f"{one} and {other} were made from different dense networks"
         agreed = self.agreed
-        said = (
-            ""
-            if agreed is None
-            else f": {words.percent(agreed)} of the units that one of them lost, both lost"
-        )
+        said = "" if agreed is None else f": of the units that either lost, both lost {words.percent(agreed)}"
         return f"{one} and {other} have different plans{said}"
 
     @property
@@ -57,7 +53,7 @@ class Comparison:
         return agreement([(one.removed, other.removed) for one, other in self.pairs()])
 
     def headings(self, subject: str) -> Row:
-        """Of a table about ``subject``."""
+        """The headings of a table about ``subject``."""
         return (subject, *self.names, "change")
 
     def figures(self) -> list[Row]:

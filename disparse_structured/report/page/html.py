@@ -59,7 +59,7 @@ def page(run: Run) -> str:
     """The text of the page of ``run``, smaller than :data:`LARGEST`.
 
     Raises:
-        LoadError: not even a short page is, because names or texts are huge.
+        LoadError: even the shortest page is larger, because names or texts are huge.
     """
     for most in _ROWS:
         text = _page(run, most)
@@ -118,7 +118,7 @@ def _page(run: Run, most: int) -> str:
 
 
 def diff_page(found: Comparison) -> str:
-    """The text of the page that shows two runs beside each other."""
+    """The text of the page that compares two runs."""
     differing = found.widths()
     rows = [
         [
@@ -163,7 +163,7 @@ def write(text: str, path: Path) -> None:
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise DisparseError(
-            f"{str(path)!r} cannot be written: {error.strerror}. Name another place."
+            f"{str(path)!r} cannot be written: {error.strerror}. Choose another path."
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""A run, or two beside each other, as Markdown: a line and a short table, for a comment or a job summary."""
+"""A run, or a comparison of two, as Markdown: a line and a short table, for a comment or a job summary."""
 
 from __future__ import annotations
 

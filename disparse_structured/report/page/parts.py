@@ -59,7 +59,7 @@ class Matrix:
 
 
 def tiles(run: Run) -> list[Tile]:
-    """The figures at the top of the page; a predicted time gives way to the measured one."""
+    """The figures at the top of the page; a measured time replaces the predicted one."""
     times = intervals(run)
     measured = bool(times) and bool(times[0].median)
     found = [
@@ -254,7 +254,7 @@ def overlap(run: Run) -> Matrix | None:
 
 
 def left_alone(run: Run) -> list[Left]:
-    """What was not touched, why, and what would free it, the largest first."""
+    """What was left alone, why, and how to change that, the largest first."""
     return sorted(_left_alone(run), key=lambda each: -(each.share or 0.0))
 
 
@@ -271,14 +271,14 @@ def _left_alone(run: Run) -> Iterator[Left]:
         share = max((pin.get("share", 0.0) for pin in pins), default=None)
         yield Left(what, f"{reason} ({operator})", share, _remedy(reason, any(p.get("number") for p in pins)))
     for pattern in _strings((run.plan or {}).get("budget", {}).get("protected")):
-        yield Left(pattern, "the budget protects it", None, "Leave it out of protected= (--protect).")
+        yield Left(pattern, "the budget protects it", None, "Remove it from protected= (--protect).")
     for module in report.get("unused", ()):
-        remedy = "Leave it out: drop_unused=True (--drop-unused)."
+        remedy = "Drop it: drop_unused=True (--drop-unused)."
         yield Left(module["module"], "it never runs, in eval or train mode", module["share"], remedy)
     for layer in (report.get("int8") or {}).get("layers", ()):
         if not layer["int8"]:
             why = f"stayed float: {layer.get('reason') or layer['operator']}"
-            yield Left(layer["name"], why, None, "Allow the task more: --int8-tolerance TASK=X.")
+            yield Left(layer["name"], why, None, "Raise the task's limit: --int8-tolerance TASK=X.")
 
 
 def _remedy(reason: str, number: bool) -> str:
@@ -296,7 +296,7 @@ def _strings(found: object) -> list[str]:
 
 
 def notes(run: Run) -> list[str]:
-    """What else to know before the result is used."""
+    """What else to know before using the result."""
     report, found = run.report, []
     if report.get("graph_only") is not None:
         found.append(report["graph_only"]["advice"])
@@ -306,11 +306,11 @@ def notes(run: Run) -> list[str]:
         )
     if report.get("dropped"):
         dropped = [module["module"] for module in report["dropped"]]
-        found.append(f"Dropped, because never used: {_listed(dropped)}.")
+        found.append(f"Dropped because they are never used: {_listed(dropped)}.")
     if report.get("shared_inputs"):
         found.append(f"Shared by all examples of a batch: {_listed(report['shared_inputs'])}.")
     export = report.get("export") or {}
-    found += [f"The ONNX file is less dynamic than asked: {line}" for line in export.get("narrowed", ())]
+    found += [f"The ONNX file is less dynamic than requested: {line}" for line in export.get("narrowed", ())]
     found += [f"Not checked in ONNX Runtime: {line}" for line in export.get("unchecked", ())]
     return found
 
@@ -335,7 +335,7 @@ def verification_rows(run: Run) -> list[list[Cell]]:
 
 
 def settings(run: Run) -> list[tuple[str, str]]:
-    """What decided the result, for repeating it."""
+    """What the result was made with, to reproduce it."""
     report, plan = run.report, run.plan or {}
     budget, provenance = plan.get("budget", {}), plan.get("provenance", {})
     rows: list[tuple[str, Any]] = [

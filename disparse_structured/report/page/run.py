@@ -121,8 +121,8 @@ class Run:
     def overlap(self, one: str, other: str) -> tuple[float, float] | None:
         """How far two tasks agree on what to remove, among the groups that both reach, and by chance.
 
-        Both are Jaccard indices. By chance, each task would remove as many units of each group as it did.
-        None where they vote on nothing together.
+        Both are Jaccard indices. By chance, each task removes as many units of each group as it did, but
+        drawn at random. None where they vote on nothing together.
         """
         shared = [group for group in self.groups if one in group.votes and other in group.votes]
         found = agreement([(group.votes[one], group.votes[other]) for group in shared])
