@@ -2,9 +2,9 @@
 
 ``python -m benchmarks.int8`` takes networks of :mod:`benchmarks.no_training` and trains those that are
 missing. It writes each in INT8 in several ways, evaluates every file on the reported images, times all files
-of a network in turn, and writes ``benchmarks/results/int8.json`` and ``docs/results/int8.md``. All ways get
-the same images; only NNCF (``pip install nncf``) also gets their labels. Where it is not installed, the page
-says so.
+of a network in turn, and writes ``benchmarks/results/int8.json`` and ``docs/results/int8.md``. All methods
+get the same images; only NNCF (``pip install nncf``) also gets their labels. If it is not installed, the page
+states this.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def compare(
     tolerances: Sequence[float],
     rounds: int,
 ) -> dict[str, Any]:
-    """What each way of quantizing ``model`` comes to.
+    """The results of each way to quantize ``model``.
 
     Args:
         model: the float network.
@@ -159,8 +159,8 @@ def page(document: Mapping[str, Any]) -> str:
         "# INT8",
         "",
         "`python -m benchmarks.int8` on trained networks of `benchmarks/no_training` (three or four tasks,",
-        "small images): the worst task's relative loss on the reported images (below 0 all gained), the size",
-        "of the file, and the speed-up over the float file, one image, one thread, all files of a network in",
+        "small images): the worst task's relative loss on the reported images (below 0: all improved), the",
+        "size of the file, and the speed-up over the float file, one image, one thread, all files of a network in",
         "turn. Our tolerance is how far an output may move, without labels; a layer stays float where INT8",
         f"costs time. NNCF may lose {100 * DROP:g} % of the worst task's figure on the same images, with",
         "their labels.",

@@ -55,7 +55,7 @@ NETWORKS: Mapping[str, Network] = {
 def network(name: str, side: int | None = None) -> MultiTask:
     """The network in eval mode, with random weights. Other names than those above are timm's.
 
-    Residual branches that timm initializes to nothing are woken, or removing them would cost nothing.
+    Residual branches that timm initializes to zero get random scales; otherwise removing them costs nothing.
     """
     chosen = NETWORKS.get(name) or _timm(name)
     torch.manual_seed(SEED)

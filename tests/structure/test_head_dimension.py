@@ -78,7 +78,7 @@ class Unfused(Attention):
 
 
 class Chunked(Attention):
-    """Each head's query, key and value beside each other, as in GPT-NeoX."""
+    """Each head's query, key and value side by side, as in GPT-NeoX."""
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.qkv(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2).chunk(3, -1)
