@@ -41,7 +41,7 @@ def load_data(spec: str, option: str = "--data") -> Any:
 
 
 def load_images(arguments: argparse.Namespace, model: nn.Module | None) -> Images:
-    """The pictures of ``--images``, prepared as the options and otherwise ``model`` state.
+    """The pictures of ``--images``. What the options do not state is taken from ``model``.
 
     Raises:
         DataError: there is nothing to read.

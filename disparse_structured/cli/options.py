@@ -96,7 +96,7 @@ def add_images(group: Options, *, required: bool = False) -> None:
         metavar="FOLDER",
         required=required,
         help="inputs of the model: a folder of pictures (JPEG, PNG, WebP, BMP) or videos, with subfolders. "
-        "They are prepared as the options under 'pictures' or the model's own configuration state",
+        "The options under 'pictures', or the model's own configuration, state how to prepare them",
     )
 
 

@@ -92,8 +92,8 @@ def _add_method(method: options.Group) -> None:
         default=[],
         metavar="TASK=X",
         help="largest relative deviation of a task's output from the dense model's, such as depth=0.01; "
-        "repeat it for further tasks. If the budget cannot be met within it, the command says why. Takes "
-        "the place of --arbiter",
+        "repeat it for further tasks. If the budget cannot be met within it, the command says why. "
+        "Replaces --arbiter",
     )
     method.add_argument(
         "--refit",

@@ -229,7 +229,7 @@ def chosen_preprocessing(
     like: Any,
     steps: Mapping[str, Any],
 ) -> Preprocessing:
-    """The preprocessing that is given; what is not given is as ``like`` states.
+    """The preprocessing that is given. What is not given is taken from ``like``.
 
     Raises:
         OptionError: ``size``, ``mean`` or ``std`` is neither given nor stated.
