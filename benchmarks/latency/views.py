@@ -29,12 +29,13 @@ deviations compare budgets and say nothing about accuracy. All budgets decide on
 is Torch-Pruning by group magnitude with `round_to=8`, the same share of every layer, without a refit.
 
 Files of one comparison run in turn with the dense file. A time is the 10 % quantile; with one thread it is
-the CPU time of that thread. The *share of the ideal* is the speed-up times the share of the MACs that is kept.
-*At the same time*, each variant keeps the share of the MACs at which its measured time equals that of the
-latency budget, within {WITHIN:.0%}. It is found by measuring up to four files; ≠ marks variants that miss
-this margin. The deviation is the worst task's, `‖pruned − dense‖ / ‖dense‖` on {HELD_OUT} other images.
-Dozens of files are written by torch's older exporter, which is ten times as fast; *exporter* is the dense time of such a file
-relative to the package's own export, on which the latency budget is decided and measured.
+the CPU time of that thread. The *share of the ideal* is the speed-up times the share of the MACs that is
+kept. *At the same time*, each variant keeps the share of the MACs at which its measured time equals that of
+the latency budget, within {WITHIN:.0%}. It is found by measuring up to four files; ≠ marks variants that
+miss this margin. The deviation is the worst task's, `‖pruned − dense‖ / ‖dense‖` on {HELD_OUT} other
+images. Dozens of files are written by torch's older exporter, which is ten times as fast; *exporter* is the
+dense time of such a file relative to the package's own export, on which the latency budget is decided and
+measured.
 """
 
 
