@@ -155,7 +155,10 @@ def test_inspect_counts_what_an_entry_point_reads(capsys: pytest.CaptureFixture[
         ("--entry-points encode=2x6", "entry point 'encode': Coder has no method of that name"),
         ("--entry-points decode", "entry point 'decode': the arguments do not fit (z): missing a required"),
         ("--entry-points decode=2x9", "entry point 'decode' fails on the model itself"),
-        ("--entry-points net.py:number", "--entry-points 'net.py:number' is of type int. Name a dict from"),
+        (
+            "--entry-points net.py:number",
+            "--entry-points 'net.py:number' is of type int. Name a dict that maps",
+        ),
         ("--entry-points net.py:entires", "Did you mean 'entries'?"),
         ("--entry-points decode=2x8 net.py:entries", "--entry-points names 'decode' twice"),
         ("--batched y", "batched= names 'y', which is not a tensor among the arguments of Coder.forward"),

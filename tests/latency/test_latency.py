@@ -323,7 +323,9 @@ def test_inputs_have_the_batch_and_size_of_the_runtime() -> None:
     assert inputs.shape == (2, 3, 8, 8)
     with pytest.raises(OptionError, match="batch=5 cannot be timed: the ONNX file has a fixed batch size"):
         OnnxRuntime(batch=5).inputs(example, "size")
-    with pytest.raises(OptionError, match=r"size=\(12, 16\) cannot be timed: the ONNX file takes one size"):
+    with pytest.raises(
+        OptionError, match=r"size=\(12, 16\) cannot be timed: the ONNX file has a fixed input size"
+    ):
         OnnxRuntime(size=(12, 16)).inputs(example, "batch")
 
 
