@@ -47,7 +47,7 @@ class Source:
 
 
 class Images:
-    """The pictures of a folder, in batches ``[N, channels, height, width]`` of float32.
+    """The pictures of a folder in batches ``[N, channels, height, width]`` of float32.
 
     It can be iterated more than once. The files are shuffled once with the seed, so that the first few dozen
     come from all folders. A file that cannot be read is skipped; :attr:`skipped` and a warning name it.
@@ -176,7 +176,7 @@ def images(
     frames: int = 8,
     **steps: Any,
 ) -> Images:
-    """The pictures in ``folder`` and the folders below it, as the inputs of a network.
+    """The pictures in ``folder`` and its subfolders, as the inputs of a network.
 
     Reads JPEG, PNG, WebP and BMP files, with their EXIF orientation applied, and frames of videos with the
     extra ``videos``. Hidden files are ignored.

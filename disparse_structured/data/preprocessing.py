@@ -20,7 +20,7 @@ RESIZES = ("shorter", "stretch", "pad")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 _PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers of the interpolations, as Hugging Face writes them."""
+"""Pillow's numbers of the interpolations, as Hugging Face files hold them."""
 
 _HUGGING_FACE = (
     *("Beit", "Bit", "Blip", "CLIP", "ConvNext", "DPT", "DeiT", "MobileNetV1", "MobileNetV2", "Segformer"),
@@ -35,7 +35,7 @@ _TIMM_RESIZES = {"center": "shorter", "squash": "stretch", "border": "pad"}
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a picture to a tensor ``[channels, height, width]``.
+    """How to turn a picture into a tensor ``[channels, height, width]``.
 
     Args:
         size: height and width of the input, in pixels.
@@ -46,7 +46,7 @@ class Preprocessing:
         crop: fraction of the resized picture's side that the crop keeps, such as 0.875; 1 crops no more than
             needed.
         interpolation: ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``.
-        scale: multiplies the pixels 0 to 255.
+        scale: multiplies the pixels, which are from 0 to 255.
         fill: the value of padded pixels in each channel, from 0 to 255; one value for all of them.
 
     Raises:

@@ -186,7 +186,7 @@ def _leaves(arguments: Any) -> Iterator[Any]:
 class Annotator(TorchFunctionMode):
     """Annotates the graph nodes of every call with its integer arguments and their expressions.
 
-    Enter it where ``forward`` runs: around the whole export it would also receive every look at a tensor.
+    Enter it where ``forward`` runs: around the whole export it would also receive every access to a tensor.
     ``reals`` collects what ``forward`` computed floats from.
     """
 

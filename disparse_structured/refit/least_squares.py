@@ -106,7 +106,7 @@ class LeastSquares:
 class Refit:
     """``model`` has the dense shapes; :func:`disparse_structured.surgery.module.apply` prunes it.
 
-    ``deviation`` says how far its outputs are from the dense network's before anything is removed physically.
+    ``deviation`` is that of its outputs from the dense network's, before anything is removed physically.
     """
 
     model: nn.Module

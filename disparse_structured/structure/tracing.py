@@ -456,7 +456,7 @@ def _rule_of(node: fx.Node) -> Rule | None:
 
 
 def _examples(sample: np.ndarray) -> int:
-    """To how many examples positions belong."""
+    """How many different examples positions belong to."""
     return len(np.unique(sample))
 
 

@@ -148,7 +148,7 @@ def _runner(reference: VerificationCopy, structure: Structure, keep: torch.Tenso
 
 
 def _right_at(reference: VerificationCopy, expected: Run, run: Run) -> bool:
-    """Whether ``run`` computes on the inputs of ``reference`` what ``expected`` does."""
+    """Whether ``run`` and ``expected`` agree on the inputs of ``reference``."""
     try:
         return mismatch_in(reference.deviation(run, expected), reference.dtype) is None
     except Exception:  # whatever it raises, it cannot take these inputs

@@ -46,9 +46,7 @@ def test_layers_that_lose_their_neighbors_stop_paying() -> None:
 
 def test_nothing_is_kept_where_int8_is_slower() -> None:
     paying = of_a_chain({"a": 1.0, "b": 1.0}, {"a": 0.9, "b": 0.9}, 0.2)
-    assert paying.won("ab") == pytest.approx(
-        {"a": 0.1, "b": 0.1}
-    )  # leaving out either one alone saves nothing
+    assert paying.won("ab") == pytest.approx({"a": 0.1, "b": 0.1})  # leaving out one alone saves nothing
     assert paying.kept("ab") == ()
 
 
