@@ -278,7 +278,9 @@ def _left_alone(run: Run) -> Iterator[Left]:
     for layer in (report.get("int8") or {}).get("layers", ()):
         if not layer["int8"]:
             why = f"stayed float: {layer.get('reason') or layer['operator']}"
-            yield Left(layer["name"], why, None, "Raise the task's limit: --int8-tolerance TASK=X.")
+            limited = " allowed" in why
+            remedy = "Raise the task's limit: --int8-tolerance TASK=X." if limited else ""
+            yield Left(layer["name"], why, None, remedy)
 
 
 def _remedy(reason: str, number: bool) -> str:
