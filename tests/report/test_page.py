@@ -306,32 +306,39 @@ def test_the_schema_has_every_entry_of_a_report() -> None:
 
     fields = {field.name for field in dataclasses.fields(PruningReport)}
     added = {"schema", "command", "computes", "images", "export", "latency", "int8", "training", "demo"}
-    assert set(schema("report")["properties"]) == fields | added
+    assert set(schema("report")["properties"]) == fields | added | {"weights_sha256"}
 
 
 def test_the_schema_has_the_fields_of_the_facts() -> None:
+    from disparse_structured.data.deviation import Columns
     from disparse_structured.report import deviation, facts, pruning, quantization, refit, speed
     from disparse_structured.structure import Pin, UnusedModule
 
-    kinds = {
-        "cost": pruning.CostFacts,
-        "task": pruning.TaskFacts,
-        "deviation": deviation.DeviationFacts,
-        "refit": refit.RefitFacts,
-        "verification": pruning.VerificationFacts,
-        "pin": Pin,
-        "unused": UnusedModule,
-        "refused": pruning.RefusedGroup,
-        "speed": speed.SpeedFacts,
-        "latency": facts.LatencyFacts,
-        "tensor": facts.TensorFact,
-        "export": facts.ExportFacts,
-        "int8": quantization.QuantizationFacts,
-    }
-    for name, kind in kinds.items():
-        assert set(schema("report")["$defs"][name]["properties"]) == {
-            field.name for field in dataclasses.fields(kind)
-        }, name
+    parts = schema("report")["$defs"]
+    int8, latency = (parts[name]["properties"] for name in ("int8", "latency"))
+    kinds = [
+        (parts["cost"], pruning.CostFacts),
+        (parts["task"], pruning.TaskFacts),
+        (parts["deviation"], deviation.DeviationFacts),
+        (parts["columns"], Columns),
+        (parts["refit"], refit.RefitFacts),
+        (parts["refit"]["properties"]["layers"]["items"], refit.LayerFacts),
+        (parts["verification"], pruning.VerificationFacts),
+        (parts["pin"], Pin),
+        (parts["unused"], UnusedModule),
+        (parts["refused"], pruning.RefusedGroup),
+        (parts["speed"], speed.SpeedFacts),
+        (parts["speed"]["properties"]["stairs"]["items"], speed.StairFacts),
+        (parts["latency"], facts.LatencyFacts),
+        (latency["models"]["items"], facts.LatencyFact),
+        (parts["tensor"], facts.TensorFact),
+        (parts["export"], facts.ExportFacts),
+        (parts["int8"], quantization.QuantizationFacts),
+        (int8["tasks"]["additionalProperties"], quantization.TaskDeviation),
+        (int8["layers"]["items"], quantization.LayerFact),
+    ]
+    for part, kind in kinds:
+        assert set(part["properties"]) == {field.name for field in dataclasses.fields(kind)}, kind
 
 
 def test_the_schemas_use_only_what_is_checked() -> None:
