@@ -53,6 +53,16 @@ def test_the_verdict_is_one_line_for_a_pull_request(tmp_path: Path) -> None:
     assert Page(page(run)).root.id("verdict").text == verdict(run)
 
 
+def test_columns_that_moved_further_than_the_whole_are_said(tmp_path: Path) -> None:
+    columns = {"near": {"place": "columns 4-83 of dimension 1", "deviation": 0.3}}
+    run = Run.of_folder(folder(tmp_path, {"deviation": {**REPORT["deviation"], "columns": columns}}))
+    assert "at most 30 % (near, columns 4-83 of dimension 1, after the refit)" in verdict(run)
+    assert (
+        "near, columns 4-83 of dimension 1: 30 % relative to these alone."
+        in Page(page(run)).root.id("tasks").text
+    )
+
+
 def test_a_time_that_is_not_shorter_is_not_called_shorter(tmp_path: Path) -> None:
     latency = copy.deepcopy(REPORT["latency"])
     latency["models"][1]["upper_quartile_ms"] = 3.6

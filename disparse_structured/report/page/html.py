@@ -87,6 +87,7 @@ def _page(run: Run, most: int) -> str:
         "trained": "training" in report or "demo" in report,
         "task_headings": task_headings,
         "task_rows": task_rows,
+        "columns_lines": parts.columns_lines(run),
         "times": times,
         "times_chart": charts.intervals_chart(times) if times else None,
         "how_timed": _how_timed(run),

@@ -150,6 +150,21 @@ def tasks_table(run: Run) -> tuple[list[str], list[list[Cell]]]:
     return headings, rows
 
 
+def columns_lines(run: Run) -> list[str]:
+    """For outputs that have columns of several sizes, what those deviate by that moved most."""
+    deviation, int8 = run.report.get("deviation") or {}, run.report.get("int8") or {}
+    found = [("", name, columns) for name, columns in deviation.get("columns", {}).items()]
+    found += [
+        (" in INT8, from the float file", name, task["columns"])
+        for name, task in int8.get("tasks", {}).items()
+        if int8.get("path") and task.get("columns")
+    ]
+    return [
+        f"{name}{stage}, {columns['place']}: {words.percent(columns['deviation'])} relative to these alone."
+        for stage, name, columns in found
+    ]
+
+
 def _metrics(task: Mapping[str, Any] | None) -> list[Cell]:
     if task is None:
         return [Cell("–")] * 5

@@ -54,9 +54,14 @@ def change_line(run: Run) -> str:
         return f"worst task {worst['name']} {worst['change_finetuned']:+.1f} % after fine-tuning"
     if deviation is None or not deviation["final"]:
         return ""
-    task, value = max(deviation["final"].items(), key=lambda pair: (pair[1] != pair[1], pair[1]))
+    moved = [(value, task) for task, value in deviation["final"].items()]
+    moved += [
+        (columns["deviation"], f"{task}, {columns['place']}")
+        for task, columns in deviation.get("columns", {}).items()
+    ]
+    value, where = max(moved, key=lambda pair: (pair[0] != pair[0], pair[0]))
     stage = "after the refit" if run.report.get("refit") else "as cut"
-    return f"outputs deviate by at most {words.percent(value)} ({task}, {stage})"
+    return f"outputs deviate by at most {words.percent(value)} ({where}, {stage})"
 
 
 def checks_line(run: Run) -> str:
