@@ -132,6 +132,18 @@ def test_an_output_that_depends_on_no_parameter_is_left_out_without_a_word(kind:
         tasks_from_outputs(Returns(SHAPES[kind][0]).eval(), EXAMPLE)
 
 
+def test_a_model_that_runs_without_gradients_only_has_tasks() -> None:
+    def written_in_place(d: Tensor, c: Tensor, x: Tensor) -> dict[str, Tensor]:
+        first, second = c.chunk(2, dim=1)
+        first.add_(1)  # refused with gradients: a view of several
+        return {"depth": d, "classes": second, "anchors": torch.ones(3)}
+
+    model = Returns(written_in_place).eval()
+    model.requires_grad_(False)
+
+    assert [task.name for task in tasks_from_outputs(model, EXAMPLE)] == ["depth", "classes"]
+
+
 def test_each_task_picks_its_own_entry() -> None:
     model = Returns(SHAPES["named tuple"][0]).eval()
     output = model(EXAMPLE)
