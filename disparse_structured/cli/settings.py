@@ -22,8 +22,8 @@ SETTINGS = "settings.toml"
 COMMANDS = ("prune", "train")
 """The commands that take a settings file."""
 
-_UNWRITTEN = ("help", "json", "quiet", "save_settings")
-"""Options that do not change the result."""
+_ELSEWHERE = ("help", "json", "quiet", "save_settings")
+"""Options that do not change the result: they are given on the command line only."""
 
 _INSTEAD = (frozenset({"macs", "parameters", "latency"}), frozenset({"data", "images"}))
 """Within each set, an option on the command line replaces the others in the file."""
@@ -61,7 +61,7 @@ def settings_text(arguments: argparse.Namespace, parser: Parser) -> str:
     values = {
         key: _written(getattr(arguments, action.dest))
         for key, action in _actions(parser, arguments.command).items()
-        if action.dest not in _UNWRITTEN and getattr(arguments, action.dest) not in (None, [])
+        if getattr(arguments, action.dest) not in (None, [])
     }
     return (
         f"# disparse-structured {version('disparse-structured')}. To repeat: "
@@ -86,7 +86,7 @@ def _actions(parser: Parser, command: str) -> dict[str, argparse.Action]:
     commands = next(each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
     actions: dict[str, argparse.Action] = {}
     for action in commands.choices[command]._actions:
-        if action.dest not in ("help", "save_settings") and action.help is not argparse.SUPPRESS:
+        if action.dest not in _ELSEWHERE and action.help is not argparse.SUPPRESS:
             actions[action.dest.replace("_", "-")] = action
     return actions
 

@@ -81,6 +81,7 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
         ("macs = {a = 1}", "Give a string, a number"),
         ("macs = 2.5", "2.5 is neither a fraction"),
         ("example = '2x3'", "'example' is not an option"),
+        ("quiet = true", "'quiet' is not an option"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(
