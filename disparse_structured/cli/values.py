@@ -17,7 +17,8 @@ SEEDS = 2**32
 def limit(text: str) -> float:
     """A budget: a fraction of the dense cost below 1, or a whole number above 1."""
     value = _percent(text)
-    if not (0 < value < 1 or (value > 1 and value.is_integer())):
+    whole = value > 1 and value.is_integer() and not text.endswith("%")
+    if not (0 < value < 1 or whole):
         raise argparse.ArgumentTypeError(
             f"{text} is neither a fraction between 0 and 1 nor a whole number above 1. Give 0.5, 50% "
             "or 500000, for example"

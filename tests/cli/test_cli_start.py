@@ -52,6 +52,7 @@ REFUSED = {
     f"{CUT} --parameters 0.5": "not allowed with argument --macs",
     "prune --model net.py:build --macs 0.5 --out out": "--images, a folder of pictures, or --data",
     f"{CUT} --example 1x3": "Noise is not data",
+    f"{CUT} --macs 200%": "argument --macs: 200% is neither a fraction between 0 and 1 nor a whole number",
     f"{CUT} --macs 0": "argument --macs: 0 is neither a fraction between 0 and 1 nor a whole number above 1",
     f"{CUT} --macs 1": "1 is neither",
     f"{CUT} --macs 1.5": "1.5 is neither",
