@@ -27,9 +27,10 @@ def alone_in(folder: Path) -> Iterator[None]:
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     lock = FileLock(Path(tempfile.gettempdir(), f"disparse-{name}.lock"), timeout=0, mode=0o666)
     try:
-        with lock:
-            yield
+        held = lock.acquire()
     except Timeout:
         raise UsageError(
             f"argument --out: another run is writing to {str(folder)!r}. Wait for it, or name another folder."
         ) from None
+    with held:
+        yield

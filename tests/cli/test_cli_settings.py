@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from filelock import Timeout
 
 from disparse_structured.cli import main
 from disparse_structured.cli.locking import alone_in
@@ -122,6 +123,13 @@ def test_one_run_at_a_time_writes_a_folder(
         assert "another run is writing to 'a'" in refusal(capsys, *given.split())
         assert not (tmp_path / "a").exists()
     assert main(given.split()) == 0
+
+
+def test_a_lock_of_the_users_own_code_is_not_taken_for_that_of_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(Timeout), alone_in(tmp_path):
+        raise Timeout("a cache")
+    with alone_in(tmp_path):
+        pass
 
 
 def test_save_settings_writes_the_file_and_nothing_else(
