@@ -75,12 +75,8 @@ class Run:
     @classmethod
     def of_texts(cls, name: str, report: str, plan: str | None = None) -> Run:
         """The run with these two JSON texts."""
-        documents = [
-            None if text is None else parse_document(text, kind, name)
-            for text, kind in ((report, "report"), (plan, "plan"))
-        ]
-        assert documents[0] is not None
-        return cls(name, documents[0], documents[1])
+        found = None if plan is None else parse_document(plan, "plan", name)
+        return cls(name, parse_document(report, "report", name), found)
 
     def check(self, place: str) -> None:
         """Raises :class:`LoadError` unless the report belongs to the plan, whose groups can be read."""
@@ -88,7 +84,7 @@ class Run:
             return
         if hashlib.sha256(self.plan_text.encode()).hexdigest() != self.report["plan"]:
             raise LoadError(f"{PLAN} and {REPORT} in {place!r} come from different runs. Prune again.")
-        assert self.groups is not None
+        _ = self.groups
 
     @cached_property
     def plan_text(self) -> str:
