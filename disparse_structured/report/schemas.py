@@ -20,7 +20,7 @@ SCHEMA = 1
 """Version of the layout of ``report.json``. It changes when an older reader would misread a newer file."""
 
 PLAN_SCHEMA = 2
-"""Version of the layout of ``plan.json``."""
+"""Version of the layout of ``plan.json``. It changes likewise."""
 
 LARGEST = 64_000_000
 """Bytes of the largest file that is read."""

@@ -116,7 +116,7 @@ SMALL_JSON = """{
 
 
 def test_the_json_layout_is_fixed() -> None:
-    """A change here is a change of the schema: raise SCHEMA with it."""
+    """A change here is a change of the schema: raise PLAN_SCHEMA with it."""
     assert small_plan().to_json() == SMALL_JSON
     assert Plan.from_json(SMALL_JSON) == small_plan()
     assert small_plan().hash == "416ab083616e44b6d0fa437f7efdc500d47d40723e3d8660db300a8ebba59711"

@@ -1,10 +1,9 @@
 """The immutable answer: :class:`Plan` and its parts."""
 
-from disparse_structured.decision.plan.parts import SCHEMA, Change, GroupPlan, Plain, Provenance
+from disparse_structured.decision.plan.parts import Change, GroupPlan, Plain, Provenance
 from disparse_structured.decision.plan.plan import Plan, package_versions
 
 __all__ = [
-    "SCHEMA",
     "Change",
     "GroupPlan",
     "Plain",

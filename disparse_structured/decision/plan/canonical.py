@@ -12,7 +12,6 @@ from typing import Any, get_args
 import numpy as np
 
 from disparse_structured.decision.plan.parts import (
-    SCHEMA,
     Change,
     GroupPlan,
     Plain,
@@ -21,6 +20,7 @@ from disparse_structured.decision.plan.parts import (
     other_schema,
 )
 from disparse_structured.errors import PlanError
+from disparse_structured.report.schemas import PLAN_SCHEMA
 from disparse_structured.structure.groups import Kind
 
 _RANGES = r"({0}(-{0})?(,{0}(-{0})?)*)?".format(r"\d{1,18}")
@@ -64,7 +64,7 @@ def decode(text: str) -> dict[str, Any]:
     """The keyword arguments of :func:`encode`; raises :class:`PlanError` on anything else."""
     data = _parsed(text)
     found = data.get("schema") if isinstance(data, dict) else None
-    if found != SCHEMA or isinstance(found, bool):
+    if found != PLAN_SCHEMA or isinstance(found, bool):
         raise PlanError(other_schema(found))
     tasks = _names(data, "tasks")
     return {
@@ -74,7 +74,7 @@ def decode(text: str) -> dict[str, Any]:
         "predicted": _read_predicted(_get(data, "predicted", dict)),
         "budget": tuple(sorted((k, _plain(k, v)) for k, v in _get(data, "budget", dict).items())),
         "provenance": _read_provenance(_get(data, "provenance", dict)),
-        "schema": SCHEMA,
+        "schema": PLAN_SCHEMA,
     }
 
 

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from disparse_structured.errors import PlanError
+from disparse_structured.report.schemas import PLAN_SCHEMA
 from disparse_structured.structure.groups import Kind
-
-SCHEMA = 2
-"""Version of the JSON layout. It changes when an older reader would misread a newer file."""
 
 Plain = str | int | float | None | tuple[str, ...]
 
@@ -69,7 +67,7 @@ class Provenance:
 def other_schema(found: object) -> str:
     """The message about a plan with schema version ``found``."""
     return (
-        f"the plan has schema version {found!r}, but this release reads version {SCHEMA}. "
+        f"the plan has schema version {found!r}, but this release reads version {PLAN_SCHEMA}. "
         "Make the plan again, or use the release that wrote it."
     )
 

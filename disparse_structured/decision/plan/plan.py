@@ -26,7 +26,6 @@ from disparse_structured.decision.contracts import PrunableStructure
 from disparse_structured.decision.costs import STANDARD, Cost
 from disparse_structured.decision.plan.canonical import decode, encode
 from disparse_structured.decision.plan.parts import (
-    SCHEMA,
     Change,
     GroupPlan,
     Plain,
@@ -38,6 +37,7 @@ from disparse_structured.errors import LoadError, PlanError
 from disparse_structured.naming import cost_label
 from disparse_structured.report.page.notebook import plan_html
 from disparse_structured.report.page.run import Run
+from disparse_structured.report.schemas import PLAN_SCHEMA
 from disparse_structured.structure.groups import ChannelGroup, RatioConstraint
 
 
@@ -59,7 +59,7 @@ class Plan:
     predicted: tuple[tuple[str, Change], ...]
     budget: tuple[tuple[str, Plain], ...] = ()
     provenance: Provenance = field(default_factory=Provenance)
-    schema: int = SCHEMA
+    schema: int = PLAN_SCHEMA
 
     @classmethod
     def from_keep(
@@ -145,7 +145,7 @@ class Plan:
 
     def check(self, structure: PrunableStructure) -> None:
         """Raise :class:`PlanError` unless this plan fits ``structure``."""
-        if self.schema != SCHEMA:
+        if self.schema != PLAN_SCHEMA:
             raise PlanError(other_schema(self.schema))
         if self.fingerprint != structure.fingerprint:
             raise PlanError(
