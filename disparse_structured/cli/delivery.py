@@ -24,6 +24,7 @@ from disparse_structured.data.batches import take
 from disparse_structured.data.call import marked_like
 from disparse_structured.data.image_folder import Images
 from disparse_structured.errors import BatchError, ExportError
+from disparse_structured.files import write_text
 from disparse_structured.pipeline import SAMPLES, PruningResult
 from disparse_structured.pipeline.quantizing import quantize_result
 from disparse_structured.report.facts import ExportFacts
@@ -68,13 +69,13 @@ def deliver(
         (folder / name).unlink(missing_ok=True)  # of an earlier plan
     result.save(folder)
     report = extend_report(folder, {"command": arguments.words, **(entries or {})})
+    write_text(folder / SETTINGS, settings_text(arguments, build_parser()))
+    if isinstance(given.data, Images):
+        given.data.contact_sheet(folder / SHEET)
     if arguments.onnx:
         report = extend_report(folder, _deployed(result, given, arguments, screen))
     if int8 is not None:
         report = extend_report(folder, _quantized(result, given, arguments, screen, int8))
-    if isinstance(given.data, Images):
-        given.data.contact_sheet(folder / SHEET)
-    (folder / SETTINGS).write_text(settings_text(arguments, build_parser()), encoding="utf-8")
     if arguments.html:
         write(page(Run.of_folder(folder)), folder / PAGE)
     files = [

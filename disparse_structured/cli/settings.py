@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from disparse_structured.cli.usage import Parser, UsageError, suggestion
+from disparse_structured.files import write_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -76,7 +77,7 @@ def save_settings(arguments: argparse.Namespace, parser: Parser) -> None:
         UsageError: it cannot be written.
     """
     try:
-        arguments.save_settings.write_text(settings_text(arguments, parser), encoding="utf-8")
+        write_text(arguments.save_settings, settings_text(arguments, parser))
     except OSError as error:
         raise UsageError(f"argument --save-settings: {arguments.save_settings}: {error.strerror}.") from error
 

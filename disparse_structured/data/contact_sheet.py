@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from disparse_structured.errors import DataError
+from disparse_structured.files import replacing
 
 TILE = 160
 """The longer side of an input on the sheet, in pixels."""
@@ -44,7 +45,8 @@ def contact_sheet(inputs: Sequence[tuple[str, Image.Image]], title: str, path: P
         sheet.paste(pixels.convert("RGB").resize(tile), (left, top))
         draw.text((left, top + tile[1] + 1), _shortened(name, font, cell[0] - MARGIN), "black", font)
     try:
-        sheet.save(path)
+        with replacing(path) as draft:
+            sheet.save(draft)
     except (OSError, ValueError) as error:
         raise DataError(
             f"the contact sheet cannot be written to {str(path)!r} ({type(error).__name__}: {error}). Name "

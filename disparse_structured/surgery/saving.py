@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import DifferentModelWarning, LoadError
+from disparse_structured.files import replacing, write_text
 from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.side_effects import undone
@@ -53,11 +53,10 @@ def save(
     tensors, _ = named_tensors(model)
     persistent = model.state_dict(keep_vars=True).keys()
     weights = {name: tensor.detach().contiguous() for name, tensor in tensors.items() if name in persistent}
-    draft = folder / f".{WEIGHTS}.draft"
-    save_file(weights, draft, metadata={"plan": plan.hash})
-    checksum = _checksum(draft)
-    os.replace(draft, folder / WEIGHTS)
-    _write(folder / PLAN, plan.to_json())
+    with replacing(folder / WEIGHTS) as draft:
+        save_file(weights, draft, metadata={"plan": plan.hash})
+        checksum = _checksum(draft)
+    write_text(folder / PLAN, f"{plan.to_json()}\n")
     document = json.loads(report.to_json())
     document["weights_sha256"] = checksum
     document["computes"] = (
@@ -65,7 +64,7 @@ def save(
         if "unknown" in report.inputs
         else probe_of(model, inputs)
     )
-    _write(folder / REPORT, json.dumps(document, indent=2, sort_keys=True))
+    _write_report(folder / REPORT, document)
 
 
 def extend_report(folder: str | Path, entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +78,7 @@ def extend_report(folder: str | Path, entries: Mapping[str, Any]) -> dict[str, A
     """
     path = Path(folder) / REPORT
     document = {**_read(path), **entries}
-    _write(path, json.dumps(document, indent=2, sort_keys=True))
+    _write_report(path, document)
     return document
 
 
@@ -344,10 +343,8 @@ def _checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text + "\n", encoding="utf-8", newline="\n")
-    os.replace(draft, path)
+def _write_report(path: Path, document: Mapping[str, Any]) -> None:
+    write_text(path, f"{json.dumps(document, indent=2, sort_keys=True)}\n")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -428,6 +428,8 @@ def test_a_folder_of_two_runs_is_not_shown(tiny, capsys):
 
 
 def test_a_failed_export_leaves_the_pruned_model(tiny, capsys):
+    Path("out").mkdir()
+    Path("out/settings.toml").write_text("# of another run")
     # ONNX Runtime takes no bfloat16, PyTorch does.
     Path("half.py").write_text("from tiny import *\ndef build():\n    return Tiny().bfloat16()\n")
     said = refusal(capsys, *prune_tiny("--method", "disparse", "--refit", "none", model="half:build"))
@@ -436,5 +438,7 @@ def test_a_failed_export_leaves_the_pruned_model(tiny, capsys):
     assert sorted(each.name for each in Path("out").iterdir()) == [
         "plan.json",
         "report.json",
+        "settings.toml",
         "weights.safetensors",
     ]
+    assert "half:build" in Path("out/settings.toml").read_text()

@@ -6,7 +6,6 @@ import base64
 import functools
 import gzip
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from disparse_structured.errors import DisparseError, LoadError
+from disparse_structured.files import write_text
 from disparse_structured.report.page import charts, parts, words
 from disparse_structured.report.page.comparison import Comparison
 from disparse_structured.report.page.run import PLAN, REPORT, Group, Run
@@ -157,12 +157,9 @@ def write(text: str, path: Path) -> None:
     Raises:
         DisparseError: the file cannot be written.
     """
-    draft = path.with_name(f".{path.name}.draft")
     try:
-        draft.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(draft, path)
+        write_text(path, text)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise DisparseError(
             f"{str(path)!r} cannot be written: {error.strerror}. Choose another path."
         ) from None

@@ -1,0 +1,33 @@
+"""Files that are replaced only once the new ones are complete."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a draft beside ``path`` to write, which takes its place at the end; after an error none is left.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with replacing(Path(folder, "a.txt")) as draft:
+    ...         size = draft.write_text("new")
+    ...     Path(folder, "a.txt").read_text()
+    'new'
+    """
+    draft = path.with_name(f".draft.{path.name}")
+    try:
+        yield draft
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes ``text`` to ``path`` as UTF-8, with the same line ends on every system."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8", newline="\n")
