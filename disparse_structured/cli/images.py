@@ -17,8 +17,9 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         model = sources.load_model(arguments.model) if arguments.model else None
         data = load_images(arguments, model)
         sheet = data.contact_sheet(arguments.sheet, arguments.number)
-    lines = [f"{len(data.sources)} inputs: {data.preprocessing}"]
+    facts = data.facts()
+    lines = [f"{facts['inputs']} inputs: {data.preprocessing}"]
     if data.skipped:
         lines.append(f"skipped: {'; '.join(f'{name} ({why})' for name, why in data.skipped.items())}")
     lines.append(f"drawn: {sheet}")
-    return Outcome({**data.facts(), "sheet": str(sheet)}, [Text("\n".join(lines))])
+    return Outcome({**facts, "sheet": str(sheet)}, [Text("\n".join(lines))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -115,7 +116,7 @@ class Images:
             raise DataError(f"none of the {len(self.sources)} files can be read: {self._said()}.")
         values = torch.stack([self._tensor(pixels) for _, pixels in shown])
         title = (
-            f"{len(self.sources)} inputs, {self.preprocessing}; values {values.min():.2f} to "
+            f"{self._count()} inputs, {self.preprocessing}; values {values.min():.2f} to "
             f"{values.max():.2f}, with mean {values.mean():.2f} and standard deviation {values.std():.2f}"
         )
         return contact_sheet(shown, title, Path(path))
@@ -123,13 +124,17 @@ class Images:
     def facts(self) -> dict[str, Any]:
         """What was read and how it was prepared, for a report."""
         return {
-            "inputs": len(self.sources),
+            "inputs": self._count(),
             "preprocessing": dataclasses.asdict(self.preprocessing),
             "skipped": dict(self.skipped),
         }
 
     def __repr__(self) -> str:
         return f"Images({len(self.sources)} inputs, {self.preprocessing})"
+
+    def _count(self) -> int:
+        """How many inputs there are, without those that could not be read so far."""
+        return sum(source.name not in self.skipped for source in self.sources)
 
     def _readable(self) -> Iterator[tuple[Source, Image]]:
         for source in self.sources:
@@ -259,7 +264,9 @@ def _found(folder: Path, frames: int) -> tuple[list[Source], dict[str, str]]:
         below = path.relative_to(folder)
         if any(part.startswith(".") for part in below.parts) or not path.is_file():
             continue
-        name, suffix = below.as_posix(), path.suffix.lower()
+        # A name that is not UTF-8 cannot be written into a report.
+        name = os.fsencode(below.as_posix()).decode(errors="replace")
+        suffix = path.suffix.lower()
         if suffix in PICTURES:
             sources.append(Source(path, name, partial(_opened, path)))
         elif suffix in videos.VIDEOS:

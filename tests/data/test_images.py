@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -128,9 +130,19 @@ def test_files_that_cannot_be_read_are_named_and_skipped(folder: Path) -> None:
     assert sum(map(len, batches)) == 3
     assert data.skipped.keys() == {"cut.png", "text.jpg", "empty.png"}
     assert "text.jpg (UnidentifiedImageError" in str(said[0].message)
+    assert data.facts()["inputs"] == 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         list(data)  # said once
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_that_is_not_utf_8_can_be_written(folder: Path) -> None:
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")).write_bytes(b"no picture")
+    data = images(folder, 16, **PLAIN)
+    with pytest.warns(DisparseWarning):
+        list(data)
+    json.dumps(data.facts(), ensure_ascii=False).encode()
 
 
 def test_a_folder_of_damaged_files_is_an_error(tmp_path: Path) -> None:
