@@ -115,9 +115,9 @@ def _measure(layers: list[_Layer], graph: FloatGraph, runtime: OnnxRuntime, tabl
         own = [ms for each, ms in after.items() if each == name or each.startswith(f"{name}_token")]
         found = {
             "float": before[name],
-            "int8": sum(own) if own else before[name],
             "quantize": sum(after.get(f"disparse_x{number}_{place}__disparse_q", 0.0) for place in (0, 1)),
             "dequantize": after.get(f"{name}__disparse_dq", 0.0),
+            "int8": sum(own) if own else before[name],  # the last: where it is known, all are
         }
         for what, ms in found.items():
             table.add(f"{layer.key} {what}", {layer.widths: ms})

@@ -31,7 +31,8 @@ class Paying:
 
     def won(self, layers: Collection[str]) -> dict[str, float]:
         """By layer, the time that it saves among ``layers``; conversions cost time next to float layers."""
-        return {name: self.at(name, layers) for name in layers}
+        whole = self.total(layers)
+        return {name: whole - self.total([each for each in layers if each != name]) for name in layers}
 
     def at(self, name: str, layers: Collection[str]) -> float:
         """The time that ``name`` saves in INT8, with the others of ``layers`` in INT8."""

@@ -111,6 +111,21 @@ def test_layers_are_timed_once_as_float_and_in_int8(candidate: Candidate, tmp_pa
     assert table.path.read_text() == known
 
 
+def test_layers_whose_times_were_not_all_written_are_timed_again(
+    candidate: Candidate, tmp_path: Path
+) -> None:
+    layer = candidate.layers[1]
+    table = Table({"dtype": "int8"}, tmp_path)
+    int8_times(candidate.graph, [layer], candidate.shapes, OnnxRuntime(), table)
+    lines = table.path.read_text().splitlines(keepends=True)
+    table.path.write_text("".join(lines[:3]))
+
+    table = Table({"dtype": "int8"}, tmp_path)
+    found = int8_times(candidate.graph, [layer], candidate.shapes, OnnxRuntime(), table)
+
+    assert found.int8[layer] > 0
+
+
 def test_the_facts_say_what_layers_win(
     exported: Path, images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
