@@ -25,7 +25,7 @@ PLAN_SCHEMA = 2
 LARGEST = 64_000_000
 """Bytes of the largest file that is read."""
 
-_REMEDY = "Give a folder that `disparse prune` or `disparse train` wrote."
+_REMEDY = "Give a folder that save(), `disparse prune` or `disparse train` wrote."
 
 _TYPES: Mapping[str, tuple[str, tuple[type, ...]]] = {
     "object": ("an object", (dict,)),

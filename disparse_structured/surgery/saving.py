@@ -26,6 +26,7 @@ from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.side_effects import undone
 from disparse_structured.report.pruning import GraphFacts, PruningReport
+from disparse_structured.report.schemas import read_document
 from disparse_structured.structure import analyse
 from disparse_structured.structure.structure import attention_of, form_of, outputs_of
 from disparse_structured.surgery.graph import rebuild_graph
@@ -74,10 +75,10 @@ def extend_report(folder: str | Path, entries: Mapping[str, Any]) -> dict[str, A
         The complete updated report.
 
     Raises:
-        LoadError: there is no such report, or it is not JSON.
+        LoadError: there is no such report, or it is damaged.
     """
     path = Path(folder) / REPORT
-    document = {**_read(path), **entries}
+    document = {**read_document(path, "report"), **entries}
     _write_report(path, document)
     return document
 
@@ -121,7 +122,7 @@ def load(
         if not (folder / name).is_file():
             raise LoadError(f"{str(folder / name)!r} is missing. Give a folder that save() wrote.")
     plan = Plan.load(folder / PLAN)
-    report = _read(folder / REPORT)
+    report = read_document(folder / REPORT, "report")
     if report.get("plan") != plan.hash:
         raise LoadError(
             f"{REPORT} in {str(folder)!r} belongs to plan {str(report.get('plan'))[:12]}…, {PLAN} is plan "
@@ -345,10 +346,3 @@ def _checksum(path: Path) -> str:
 
 def _write_report(path: Path, document: Mapping[str, Any]) -> None:
     write_text(path, f"{json.dumps(document, indent=2, sort_keys=True)}\n")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise LoadError(f"{str(path)!r} cannot be read as JSON: {error}. Save the model again.") from None

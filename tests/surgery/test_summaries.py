@@ -100,6 +100,20 @@ def copied(folder: Path, to: Path, **entries: Any) -> Path:
     return to
 
 
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"schema": 99}, "schema version 99, but this release reads up to version 1. Use the release that"),
+        ({"dropped": [{"module": 3}]}, r"dropped\[0\]\.parameters is missing"),
+    ],
+)
+def test_a_report_that_is_newer_or_damaged_is_refused(
+    entries: dict[str, Any], said: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(LoadError, match=said):
+        ds.load(copied(folder, tmp_path, **entries), net)
+
+
 def test_the_same_model_is_loaded_without_a_word(folder: Path) -> None:
     with silence():
         ds.load(folder, net)
