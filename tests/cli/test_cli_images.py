@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from disparse_structured.cli import main
+from disparse_structured.cli import main, options
+from disparse_structured.data import preprocessing
 from tests.support.command_line import TINY, refusal
 
 HOW = ("--size", "16x20", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25")
@@ -38,7 +39,7 @@ def test_prune_reads_a_folder_and_shows_what_the_network_saw(
     document = json.loads(shown.out)
     assert document["files"][-1] == "inputs.png"
     facts = document["report"]["images"]
-    assert facts["inputs"] == 21
+    assert facts["inputs"] == 20
     assert facts["preprocessing"]["size"] == [16, 20]
     assert list(facts["skipped"]) == ["torn.jpg"]
     assert shown.err.count("disparse: warning: 1 file was skipped: torn.jpg") == 1
@@ -46,11 +47,15 @@ def test_prune_reads_a_folder_and_shows_what_the_network_saw(
         assert sheet.width > 160
 
 
+def test_the_choices_are_those_of_the_preprocessing() -> None:
+    assert (options.RESIZES, options.INTERPOLATIONS) == (preprocessing.RESIZES, preprocessing.INTERPOLATIONS)
+
+
 def test_images_draws_the_sheet_alone(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet = project / "sheet.png"
     assert main(["images", "--images", str(project / "photos"), *HOW, "--sheet", str(sheet)]) == 0
     shown = capsys.readouterr().out
-    assert "21 inputs: 16x20 RGB, center crop, bilinear" in shown
+    assert "20 inputs: 16x20 RGB, center crop, bilinear" in shown
     assert sheet.is_file()
 
 

@@ -227,6 +227,17 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "an entry that is missing": ({"refused": [{"group": "a"}]}, r"refused\[0\]\.reason is missing"),
     "a huge number": ({"units": 10**400}, r"units must be a whole number, found a number that is too large"),
     "a negative count": ({"groups": -1}, r"groups must be at least 0, found -1"),
+    "a width of nothing": (
+        {
+            "speed": {
+                **dict.fromkeys(("asked", "predicted", "measured", "lower", "upper", "macs"), 0.5),
+                **dict.fromkeys(("dense_ms", "pruned_ms", "exports", "rounds"), 1),
+                "runtime": {},
+                "stairs": [{"group": "trunk.0", "won": 1.0, "widths": [0], "ms": [1.0]}],
+            }
+        },
+        r"speed\.stairs\[0\]\.widths\[0\] must be at least 1, found 0",
+    ),
     "null for a list": ({"pinned": None}, r"pinned must be a list, found None"),
     "a name that is a number": ({"tasks": [{"name": 3}]}, r"tasks\[0\]\.name must be a text, found 3"),
     "a later version": ({"schema": 2}, r"schema version 2, but this release reads up to version 1"),
