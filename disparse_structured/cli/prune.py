@@ -41,8 +41,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     with screen.step("reading the structure"):
         structure = sources.read_structure(model, example, tasks, arguments)
     if limits is None:
-        with screen.step("measuring the operations of the model"):
-            limits = time_limit(arguments, model, structure)
+        limits = time_limit(arguments, model, structure, screen.progress)
     int8 = _int8(arguments, structure.tasks)
     result = ds.prune(
         model,
@@ -72,10 +71,12 @@ def _int8(arguments: argparse.Namespace, tasks: tuple[str, ...]) -> Mapping[str,
     return {**dict.fromkeys(tasks, common), **named} if arguments.int8 else None
 
 
-def time_limit(arguments: argparse.Namespace, model: nn.Module, structure: Structure) -> Budget:
+def time_limit(
+    arguments: argparse.Namespace, model: nn.Module, structure: Structure, progress: bool
+) -> Budget:
     """The budget of ``--latency TIME``."""
     runtime = names.runtime(arguments.runtime, threads=arguments.threads)
-    latency = Latency(model, runtime)
+    latency = Latency(model, runtime, progress=progress)
     return latency_budget(arguments.latency, latency, structure, **widths(arguments))
 
 
