@@ -58,7 +58,7 @@ def test_columns_that_moved_further_than_the_whole_are_said(tmp_path: Path) -> N
     run = Run.of_folder(folder(tmp_path, {"deviation": {**REPORT["deviation"], "columns": columns}}))
     assert "at most 30 % (near, columns 4-83 of dimension 1, after the refit)" in verdict(run)
     assert (
-        "near, columns 4-83 of dimension 1: 30 % relative to these alone."
+        "near, columns 4-83 of dimension 1: 30 % relative to those columns alone."
         in Page(page(run)).root.id("tasks").text
     )
 

@@ -160,7 +160,8 @@ def columns_lines(run: Run) -> list[str]:
         if int8.get("path") and task.get("columns")
     ]
     return [
-        f"{name}{stage}, {columns['place']}: {words.percent(columns['deviation'])} relative to these alone."
+        f"{name}{stage}, {columns['place']}: {words.percent(columns['deviation'])} relative to "
+        "those columns alone."
         for stage, name, columns in found
     ]
 
