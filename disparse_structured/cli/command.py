@@ -62,6 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _alone(arguments: argparse.Namespace) -> AbstractContextManager[None]:
     """Locks the folder that the command writes; of several processes, the first one does."""
     folder = getattr(arguments, "out", None)
-    if folder is None or arguments.command not in _WRITERS or int(os.environ.get("RANK", "0")):
+    if folder is None or arguments.command not in _WRITERS or int(os.environ.get("RANK") or 0):
         return nullcontext()
     return alone_in(folder)

@@ -27,10 +27,12 @@ def alone_in(folder: Path) -> Iterator[None]:
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     lock = FileLock(Path(tempfile.gettempdir(), f"disparse-{name}.lock"), timeout=0, mode=0o666)
     try:
-        held = lock.acquire()
+        held: contextlib.AbstractContextManager[object] = lock.acquire()
     except Timeout:
         raise UsageError(
             f"argument --out: another run is writing to {str(folder)!r}. Wait for it, or name another folder."
         ) from None
+    except PermissionError:  # another user's file: there is no lock that both can take
+        held = contextlib.nullcontext()
     with held:
         yield

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome | None:
     )
     with screen.step("pruning and verifying"):
         result = regime.finish()
-    if int(os.environ.get("RANK", "0")):
+    if int(os.environ.get("RANK") or 0):
         return None
     result.model.eval()
     entry = {"training": _entry(arguments, regime, facts)}

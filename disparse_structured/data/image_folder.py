@@ -144,7 +144,9 @@ class Images:
                 with source.open() as picture:
                     pixels = self.preprocessing.pixels(picture)
             except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error
-                self.skipped[source.name] = f"{type(error).__name__}: {error}"
+                # Ultralytics makes Image.open look for one more decoder, which may be missing.
+                reason = (error.__context__ or error) if isinstance(error, ImportError) else error
+                self.skipped[source.name] = f"{type(reason).__name__}: {reason}"
             else:
                 yield source, pixels
 
@@ -242,6 +244,8 @@ def chosen_preprocessing(
     given = {"size": (size, size) if isinstance(size, int) else size, "mean": mean, "std": std}
     found = {} if like is None else known_preprocessing(like)
     found.update({name: tuple(value) for name, value in given.items() if value is not None}, **steps)
+    if "fill" in found and "fill" not in steps and len(found.get("mean", ())) != len(found["fill"]):
+        del found["fill"]  # of another number of channels
     missing = [name for name in given if name not in found]
     if missing:
         reason = "no like= is given" if like is None else "the model does not state its preprocessing"

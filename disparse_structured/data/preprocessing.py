@@ -193,11 +193,20 @@ def _from_timm(config: Mapping[str, Any]) -> dict[str, Any]:
         "size": (int(height), int(width)),
         "mean": mean if len(mean) == channels else mean[:1],
         "std": std if len(std) == channels else std[:1],
-        "resize": _TIMM_RESIZES[config.get("crop_mode") or "center"],
+        "resize": _timm_resize(config.get("crop_mode") or "center"),
         "crop": float(config.get("crop_pct") or 0.875),
         "interpolation": config.get("interpolation") or "bicubic",
         "fill": tuple(round(255 * value) for value in mean) if len(mean) == channels else (0,),
     }
+
+
+def _timm_resize(mode: str) -> str:
+    if mode not in _TIMM_RESIZES:
+        raise DataError(
+            f"the crop mode {mode!r} of the timm configuration is not supported; "
+            f"{', '.join(_TIMM_RESIZES)} are. Give resize= instead, or prepare the images with timm and pass the tensors."
+        )
+    return _TIMM_RESIZES[mode]
 
 
 def _from_hugging_face(config: Mapping[str, Any]) -> dict[str, Any]:

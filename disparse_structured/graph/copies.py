@@ -70,25 +70,34 @@ def _copied(model: nn.Module, instead: Mapping[int, torch.Tensor]) -> nn.Module:
     return copied
 
 
-def _without_copies(modules: Sequence[nn.Module]) -> Iterator[Any]:
-    """What the modules hold that cannot be copied, such as a lock, an open file or a generator."""
-    pending: list[Any] = [vars(module) for module in modules]
+def _without_copies(modules: Sequence[nn.Module]) -> list[Any]:
+    """What the modules hold that cannot be copied, such as a lock, an open file or a generator.
+
+    An object that holds such a thing is itself copied.
+    """
     itself = {id(module): module for module in modules}
     seen = dict[int, Any](itself)
-    while pending:
-        item = pending.pop()
+
+    def within(item: Any) -> list[Any]:
         if id(item) in seen or isinstance(item, torch.Tensor):
-            continue
+            return []
         seen[id(item)] = item
         if type(item) in (dict, OrderedDict):
-            pending.extend(item.values())
-        elif type(item) in (list, tuple, set, deque):
-            pending.extend(item)
-        else:
+            return [found for value in item.values() for found in within(value)]
+        if type(item) in (list, tuple, set, deque):
+            return [found for value in item for found in within(value)]
+        inner: list[Any] = []
+        try:
+            copy.deepcopy(item, dict(itself))
+        except TypeError:
+            inner = within(getattr(item, "__dict__", {}))
             try:
-                copy.deepcopy(item, dict(itself))
+                copy.deepcopy(item, itself | {id(each): each for each in inner})
             except TypeError:
-                yield item
+                return [item]
+        return inner
+
+    return [found for module in modules for found in within(vars(module))]
 
 
 def tensors_held_by(found: Iterable[Any]) -> Iterator[torch.Tensor]:

@@ -295,7 +295,7 @@ def test_on_a_terminal_progress_is_shown_beside_the_document(tiny, monkeypatch, 
     watcher.join(timeout=10)
     os.close(controller)
     text = b"".join(drawn).decode()
-    for step in ("building the model", "saliency", "exporting to ONNX"):
+    for step in ("building the model", "scoring", "exporting to ONNX"):
         assert step in text
     assert document_of(capsys)["folder"] == "out"
 

@@ -111,6 +111,8 @@ def test_every_kind_of_pixel_becomes_rgb(tmp_path: Path, mode: str, value: objec
 
 
 def test_one_mean_makes_gray_inputs(folder: Path) -> None:
+    config = timm.get_pretrained_cfg("resnet18").to_dict()
+    assert images(folder, mean=(0.5,), std=(0.25,), like=config).preprocessing.channels == 1
     (batch,) = images(folder, 16, (0.5,), (0.25,))
     assert list(batch.shape) == [3, 1, 16, 16]
     assert batch.min() >= -2
@@ -221,6 +223,7 @@ def test_inputs_are_those_of_hugging_face(folder: Path, kind: str, options: dict
         ({"size": 224}, "KeyError: 'image_mean'"),
         ({"size": "large", "do_normalize": False}, "wrong kind"),
         ({"input_size": 3}, "wrong kind"),
+        ({"input_size": [3, 8, 8], "mean": [0], "std": [1], "crop_mode": "odd"}, "crop mode 'odd'"),
         ({"other": 1}, "no 'input_size'"),
         ([], "no 'input_size'"),
     ],

@@ -1,0 +1,59 @@
+"""Copies of models that hold what cannot be copied."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import nn
+
+import disparse_structured as ds
+from disparse_structured.graph.copies import copied
+
+
+class Cache:
+    """A cache as deployed models hold them: a lock, and what it guards."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.seen: list[int] = []
+
+
+class Cached(nn.Module):
+    def __init__(self, cache: Any) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 3)
+        self.cache = cache
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.cache.seen.append(len(self.cache.seen))
+        return self.last(self.first(image).relu())
+
+
+def test_an_object_with_a_lock_is_copied_and_the_lock_is_shared() -> None:
+    model = Cached(Cache())
+    found = copied(model)
+    assert found.cache is not model.cache
+    assert found.cache.seen is not model.cache.seen
+    assert found.cache.lock is model.cache.lock
+
+
+def test_a_pruned_model_does_not_write_into_the_cache_of_the_dense_one() -> None:
+    model, images = Cached(Cache()).eval(), torch.randn(16, 3, 12, 12)
+    cache = model.cache
+
+    result = ds.prune(model, images, macs=0.5)
+    result.model(images)
+
+    assert model.cache is cache
+    assert cache.seen == []
+
+
+def test_an_object_that_refuses_to_be_copied_is_shared() -> None:
+    class Whole(Cache):
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            raise TypeError("it is one of its kind")
+
+    model = Cached(Whole())
+    assert copied(model).cache is model.cache
