@@ -204,7 +204,8 @@ def _timm_resize(mode: str) -> str:
     if mode not in _TIMM_RESIZES:
         raise DataError(
             f"the crop mode {mode!r} of the timm configuration is not supported; "
-            f"{', '.join(_TIMM_RESIZES)} are. Give resize= instead, or prepare the images with timm and pass the tensors."
+            f"{', '.join(_TIMM_RESIZES)} are. "
+            "Give resize= instead, or prepare the images with timm and pass the tensors."
         )
     return _TIMM_RESIZES[mode]
 
