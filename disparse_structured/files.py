@@ -12,6 +12,8 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a draft beside ``path`` to write, which takes its place at the end; after an error none is left.
 
+    The file has the mode of any new file, whatever mode the writer gave to the draft.
+
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with replacing(Path(folder, "a.txt")) as draft:
@@ -21,7 +23,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     draft = path.with_name(f".draft.{path.name}")
     try:
+        draft.touch()
+        mode = draft.stat().st_mode
         yield draft
+        draft.chmod(mode)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)

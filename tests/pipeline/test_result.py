@@ -226,3 +226,10 @@ def test_a_count_that_contradicts_the_prediction_is_said(plain: PruningResult) -
     said = " ".join(str(dataclasses.replace(facts, costs={**facts.costs, "macs": wrong})).split())
     assert "MACs predicted, but" in said
     assert "Please report this model" in said
+
+
+def test_all_files_have_the_mode_of_a_new_file(plain: PruningResult, tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    plain.save(tmp_path / "small")
+    modes = {path.stat().st_mode for path in (tmp_path / "small").iterdir()}
+    assert modes == {(tmp_path / "new").stat().st_mode}
