@@ -85,6 +85,10 @@ class DifferentModelWarning(DisparseWarning):
     """A loaded model does not compute what the saved one computed: the factory builds something else."""
 
 
+class SaveError(DisparseError):
+    """A file or folder cannot be written. What was there is unchanged."""
+
+
 def require(extra: str, *modules: str) -> None:
     """Raises :class:`MissingExtraError` unless ``modules``, which ``extra`` installs, can be found."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]

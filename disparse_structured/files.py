@@ -4,8 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from disparse_structured.errors import SaveError
+
+
+def made_folder(path: Path) -> Path:
+    """``path``, a folder that is created if needed.
+
+    Raises:
+        SaveError: it cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SaveError(
+            f"the folder {str(path)!r} cannot be created: {error.strerror}. Choose another one."
+        ) from error
+    return path
 
 
 @contextmanager
@@ -13,6 +30,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yields a draft beside ``path`` to write, which takes its place at the end; after an error none is left.
 
     The file has the mode of any new file, whatever mode the writer gave to the draft.
+
+    Raises:
+        SaveError: it cannot be written, because the disk is full or read-only, for example.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -28,8 +48,14 @@ def replacing(path: Path) -> Iterator[Path]:
         yield draft
         draft.chmod(mode)
         os.replace(draft, path)
+    except OSError as error:
+        raise SaveError(
+            f"{str(path)!r} cannot be written: {error.strerror or error}. What was there is unchanged. Free "
+            "some space, or choose another path."
+        ) from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may not exist
+            draft.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ from disparse_structured.cli import advice, checks
 from disparse_structured.cli.console import Screen
 from disparse_structured.cli.locking import alone_in
 from disparse_structured.cli.parsers import build_parser
-from disparse_structured.cli.settings import save_settings, with_settings
+from disparse_structured.cli.settings import readable, save_settings, with_settings
 from disparse_structured.errors import DisparseError
 
 _WRITERS = ("prune", "train", "relate", "demo")
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parser = build_parser()
         arguments = parser.parse_args(with_settings(argv, parser))
-        arguments.words = argv
+        arguments.words = list(map(readable, argv))
         checks.check(arguments)
         if getattr(arguments, "save_settings", None) is not None:
             save_settings(arguments, parser)

@@ -28,7 +28,7 @@ from disparse_structured.files import write_text
 from disparse_structured.pipeline import SAMPLES, PruningResult
 from disparse_structured.pipeline.quantizing import quantize_result
 from disparse_structured.report.facts import ExportFacts
-from disparse_structured.report.page.html import PAGE, page, write
+from disparse_structured.report.page.html import PAGE, page
 from disparse_structured.report.page.run import Run
 from disparse_structured.surgery.saving import PLAN, REPORT, WEIGHTS, extend_report
 from disparse_structured.tasks import Task
@@ -77,7 +77,7 @@ def deliver(
     if int8 is not None:
         report = extend_report(folder, _quantized(result, given, arguments, screen, int8))
     if arguments.html:
-        write(page(Run.of_folder(folder)), folder / PAGE)
+        write_text(folder / PAGE, page(Run.of_folder(folder)))
     files = [
         name
         for name in (PLAN, WEIGHTS, REPORT, SETTINGS, ONNX, INT8_ONNX, SHEET, PAGE)

@@ -11,7 +11,7 @@ from rich.text import Text
 from disparse_structured.cli import names, views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.inspect import structure_alone
-from disparse_structured.cli.usage import UsageError
+from disparse_structured.files import write_text
 from disparse_structured.latency import Latency, LatencyModel, Table, cache_folder
 from disparse_structured.latency.picture import picture
 
@@ -35,10 +35,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
         "measured": len(table) - known,
     }
     if arguments.picture is not None:
-        try:
-            arguments.picture.write_text(picture(measured), encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"argument --picture: {arguments.picture}: {error.strerror}.") from error
+        write_text(arguments.picture, picture(measured))
         document["picture"] = str(arguments.picture)
     return Outcome(document, _views(document, measured))
 

@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import nn
 from disparse_structured.cli import names, sources
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.data import as_batches, first_inputs, load_data
+from disparse_structured.files import write_text
 from disparse_structured.graph.batching import with_batch
 from disparse_structured.pipeline import EXAMPLE_SAMPLES
 from disparse_structured.relatedness import (
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     found = [result for level in levels for result in _results(subject, level, arguments, screen)]
     files = [*_drawn(found, folder), RESULT]
     document = _document(found)
-    _write(folder / RESULT, document)
+    write_text(folder / RESULT, json.dumps(document, indent=2, sort_keys=True) + "\n")
     written = Text(f"written to {folder}: {', '.join(files)}")
     return Outcome({"folder": str(folder), "files": files, **document}, [*found, written])
 
@@ -150,9 +150,3 @@ def _entry(result: Relatedness) -> dict[str, Any]:
 def _number(value: float) -> float | None:
     """JSON has no NaN."""
     return value if value == value else None
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
-    os.replace(draft, path)

@@ -9,8 +9,9 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from disparse_structured.cli.console import Outcome, Screen
+from disparse_structured.files import write_text
 from disparse_structured.report.page.comparison import Comparison
-from disparse_structured.report.page.html import PAGE, diff_page, page, write
+from disparse_structured.report.page.html import PAGE, diff_page, page
 from disparse_structured.report.page.markdown import diff_markdown, markdown
 from disparse_structured.report.page.run import Run
 from disparse_structured.report.page.verdict import verdict
@@ -28,7 +29,7 @@ def _one(found: Run, arguments: argparse.Namespace) -> Outcome:
     if out is None and not arguments.markdown:
         out = Path(arguments.folders[0]) / PAGE
     if out is not None:
-        write(page(found), out)
+        write_text(out, page(found))
     document = {"page": out and str(out), "verdict": verdict(found)}
     if arguments.markdown:
         return Outcome(document, [_whole(markdown(found))])
@@ -37,7 +38,7 @@ def _one(found: Run, arguments: argparse.Namespace) -> Outcome:
 
 def _two(found: Comparison, arguments: argparse.Namespace) -> Outcome:
     if arguments.out is not None:
-        write(diff_page(found), arguments.out)
+        write_text(arguments.out, diff_page(found))
     figures = [
         dict(zip(("figure", "first", "second", "change"), row, strict=True)) for row in found.figures()
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -74,12 +75,9 @@ def save_settings(arguments: argparse.Namespace, parser: Parser) -> None:
     """Writes the file that ``--save-settings`` names.
 
     Raises:
-        UsageError: it cannot be written.
+        SaveError: it cannot be written.
     """
-    try:
-        write_text(arguments.save_settings, settings_text(arguments, parser))
-    except OSError as error:
-        raise UsageError(f"argument --save-settings: {arguments.save_settings}: {error.strerror}.") from error
+    write_text(arguments.save_settings, settings_text(arguments, parser))
 
 
 def _actions(parser: Parser, command: str) -> dict[str, argparse.Action]:
@@ -134,6 +132,11 @@ def _words(path: Path, key: str, action: argparse.Action, value: Any) -> Iterato
         yield f"{on}={','.join(map(str, values))}"
 
 
+def readable(word: str) -> str:
+    """``word`` of a command line as Unicode, with a sign in the place of bytes that are not UTF-8."""
+    return os.fsencode(word).decode(errors="replace")
+
+
 def _written(value: Any) -> Any:
     """``value`` as TOML holds it, in the form that the option itself takes."""
     if isinstance(value, list):
@@ -144,4 +147,4 @@ def _written(value: Any) -> Any:
         if isinstance(value[-1], float) and (value[0] is None or isinstance(value[0], str)):
             return str(value[1]) if value[0] is None else f"{value[0]}={value[1]}"
         return list(value)
-    return str(value) if isinstance(value, Path) else value
+    return readable(str(value)) if isinstance(value, Path | str) else value

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from disparse_structured.errors import DataError
+from disparse_structured.errors import SaveError
 from disparse_structured.files import replacing
 
 TILE = 160
@@ -47,11 +47,8 @@ def contact_sheet(inputs: Sequence[tuple[str, Image.Image]], title: str, path: P
     try:
         with replacing(path) as draft:
             sheet.save(draft)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"the contact sheet cannot be written to {str(path)!r} ({type(error).__name__}: {error}). Name "
-            "a .png or .jpg file in a folder that exists."
-        ) from error
+    except ValueError as error:  # Pillow does not know the suffix
+        raise SaveError(f"{str(path)!r} cannot be written: {error}. Name a .png or .jpg file.") from error
     return path
 
 

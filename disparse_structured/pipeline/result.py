@@ -15,8 +15,9 @@ from disparse_structured.data.batches import batched_leaves
 from disparse_structured.data.call import named_leaves
 from disparse_structured.decision.costs import Cost, distinct
 from disparse_structured.decision.plan import Plan
+from disparse_structured.files import write_text
 from disparse_structured.report.deviation import DeviationFacts
-from disparse_structured.report.page.html import page, write
+from disparse_structured.report.page.html import page
 from disparse_structured.report.page.notebook import result_html
 from disparse_structured.report.page.run import Run
 from disparse_structured.report.pruning import (
@@ -100,7 +101,7 @@ class PruningResult:
         Raises:
             DisparseError: the file cannot be written.
         """
-        write(page(self._run), Path(path))
+        write_text(Path(path), page(self._run))
 
     def export(self, path: str | Path, **options: Any) -> ExportFacts:
         """Writes an ONNX file and checks it in ONNX Runtime; the outputs are named after the tasks.

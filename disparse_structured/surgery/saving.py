@@ -21,7 +21,7 @@ from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import DifferentModelWarning, LoadError
-from disparse_structured.files import replacing, write_text
+from disparse_structured.files import made_folder, replacing, write_text
 from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.side_effects import undone
@@ -48,14 +48,19 @@ def save(
     Tied tensors are written once. Each file is replaced only when it is complete. ``report.json`` also gets
     the SHA-256 checksum of the weights and a summary of what the model computes for tensors like those of
     ``inputs``; :func:`load` checks both.
+
+    Raises:
+        SaveError: the folder or a file cannot be written.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(Path(folder))
     tensors, _ = named_tensors(model)
     persistent = model.state_dict(keep_vars=True).keys()
     weights = {name: tensor.detach().contiguous() for name, tensor in tensors.items() if name in persistent}
     with replacing(folder / WEIGHTS) as draft:
-        save_file(weights, draft, metadata={"plan": plan.hash})
+        try:
+            save_file(weights, draft, metadata={"plan": plan.hash})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
         checksum = _checksum(draft)
     write_text(folder / PLAN, f"{plan.to_json()}\n")
     document = json.loads(report.to_json())
@@ -123,6 +128,8 @@ def load(
             raise LoadError(f"{str(folder / name)!r} is missing. Give a folder that save() wrote.")
     plan = Plan.load(folder / PLAN)
     report = read_document(folder / REPORT, "report")
+    if "inputs" not in report:
+        raise LoadError(f"{REPORT} in {str(folder)!r} has no entry 'inputs'. Save the model again.")
     if report.get("plan") != plan.hash:
         raise LoadError(
             f"{REPORT} in {str(folder)!r} belongs to plan {str(report.get('plan'))[:12]}…, {PLAN} is plan "

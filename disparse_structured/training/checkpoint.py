@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from disparse_structured.errors import LoadError
+from disparse_structured.files import made_folder, replacing
 from disparse_structured.naming import rule_name
 from disparse_structured.tasks import Task
 from disparse_structured.training.config import TrainingConfig
@@ -61,17 +62,17 @@ class Checkpoint:
 
         Raises:
             TypeError: ``content`` cannot be read back without executing code.
+            SaveError: the file cannot be written.
         """
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._path.with_name(f".{self._path.name}.draft")
-        with draft.open("wb") as file:
-            torch.save({"format": FORMAT, "identity": self._identity, "content": dict(content)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if not self._readable:
-            _check_readable(draft)
-            self._readable = True
-        os.replace(draft, self._path)
+        made_folder(self._path.parent)
+        with replacing(self._path) as draft:
+            with draft.open("wb") as file:
+                torch.save({"format": FORMAT, "identity": self._identity, "content": dict(content)}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if not self._readable:
+                _check_readable(draft)
+                self._readable = True
 
 
 def identity(

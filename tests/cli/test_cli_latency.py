@@ -59,7 +59,7 @@ def test_times_are_measured_shown_kept_used_and_forgotten(
     assert "is not below the dense model's" in error["message"]
 
     assert main([*measure, "--picture", "nowhere/stairs.svg"]) == 2
-    assert "argument --picture: nowhere/stairs.svg: No such file or directory." in capsys.readouterr().out
+    assert "'nowhere/stairs.svg' cannot be written: No such file or directory." in capsys.readouterr().out
 
     assert main(["latency", "--clear"]) == 0
     assert "forgot 1 table in" in capsys.readouterr().out

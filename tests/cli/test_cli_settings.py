@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -96,33 +97,40 @@ def test_a_file_that_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> 
     assert "'no.toml' does not exist" in refusal(capsys, "prune", "no.toml")
 
 
-def test_a_run_is_repeated_by_what_it_wrote(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with a network in it."""
     (tmp_path / "net.py").write_text(TINY)
     monkeypatch.chdir(tmp_path)
-    given = "--model net.py:build --data net.py:images --macs 50% --samples 16 --seed 3 --no-onnx --out a"
-    assert main(["prune", *given.split(), "--json"]) == 0
+    return tmp_path
+
+
+GIVEN = "prune --model net.py:build --data net.py:images --macs 50% --method disparse --no-onnx --out a"
+
+
+def test_a_run_is_repeated_by_what_it_wrote(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*GIVEN.split(), "--samples", "16", "--seed", "3", "--json"]) == 0
     first = document_of(capsys)
-    (tmp_path / "a" / "settings.toml").rename(tmp_path / "again.toml")
+    (project / "a" / "settings.toml").rename(project / "again.toml")
 
     assert main(["prune", "again.toml", "--out", "b", "--json"]) == 0
     second = document_of(capsys)
 
     assert second["report"]["costs"] == first["report"]["costs"]
-    assert (tmp_path / "a" / "plan.json").read_bytes() == (tmp_path / "b" / "plan.json").read_bytes()
+    assert (project / "a" / "plan.json").read_bytes() == (project / "b" / "plan.json").read_bytes()
 
 
-def test_one_run_at_a_time_writes_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "net.py").write_text(TINY)
-    monkeypatch.chdir(tmp_path)
-    given = "prune --model net.py:build --data net.py:images --macs 50% --method disparse --no-onnx --out a"
-    with alone_in(tmp_path / "a"):
-        assert "another run is writing to 'a'" in refusal(capsys, *given.split())
-        assert not (tmp_path / "a").exists()
-    assert main(given.split()) == 0
+def test_a_command_line_that_is_not_unicode_is_written(project: Path) -> None:
+    out = os.fsdecode(b"a\xff")
+    assert main([*GIVEN.split()[:-1], out]) == 0
+    assert 'out = "a\ufffd"' in (project / out / "settings.toml").read_text(encoding="utf-8")
+
+
+def test_one_run_at_a_time_writes_a_folder(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with alone_in(project / "a"):
+        assert "another run is writing to 'a'" in refusal(capsys, *GIVEN.split())
+        assert not (project / "a").exists()
+    assert main(GIVEN.split()) == 0
 
 
 def test_a_lock_of_the_users_own_code_is_not_taken_for_that_of_the_folder(tmp_path: Path) -> None:
@@ -133,11 +141,9 @@ def test_a_lock_of_the_users_own_code_is_not_taken_for_that_of_the_folder(tmp_pa
 
 
 def test_save_settings_writes_the_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "net.py").write_text(TINY)
-    monkeypatch.chdir(tmp_path)
     given = "prune --model net.py:build --data net.py:images --macs 0.5 --out a --save-settings s.toml"
     assert main(given.split()) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.py", "s.toml"]
-    assert "--save-settings: no/s.toml" in refusal(capsys, *given.replace("s.toml", "no/s.toml").split())
+    assert sorted(path.name for path in project.iterdir()) == ["net.py", "s.toml"]
+    assert "'no/s.toml' cannot be written" in refusal(capsys, *given.replace("s.toml", "no/s.toml").split())

@@ -17,7 +17,7 @@ from PIL import Image
 
 import disparse_structured as ds
 from disparse_structured.data import Preprocessing, images
-from disparse_structured.errors import DataError, DisparseWarning, OptionError
+from disparse_structured.errors import DataError, DisparseWarning, OptionError, SaveError
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -311,7 +311,7 @@ def test_the_contact_sheet_shows_what_the_network_sees(folder: Path) -> None:
     with Image.open(path) as sheet:
         colors = {color for _, color in sheet.convert("RGB").getcolors(1 << 24)}
     assert (250, 10, 20) in colors
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(SaveError, match="cannot be written: No such file"):
         data.contact_sheet(folder / "nowhere" / "sheet.png")
 
 

@@ -453,7 +453,7 @@ class HoldsValues(Trunk):
         self.calls = torch.zeros(())
         self.chained: ChainMap[str, int] = ChainMap({"calls": 0})
         self.waiting: queue.Queue[int] = queue.Queue()
-        self.log = Path(os.devnull).open("w")  # noqa: SIM115
+        self.log = Path(os.devnull).open("w")  # noqa: SIM115  (kept open, as models do)
         LOCAL.calls = 0
 
     def forward(self, image: Tensor) -> Tensor:

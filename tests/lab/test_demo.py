@@ -201,7 +201,7 @@ def test_progress_tells_steps_and_losses_on_standard_error(capsys):
 def test_refuses_a_file_for_a_folder_before_any_work(tmp_path):
     path = tmp_path / "taken"
     path.write_text("mine")
-    with pytest.raises(DisparseError, match=r"the folder .*taken.* cannot be made: .*Give another one"):
+    with pytest.raises(DisparseError, match=r"the folder .*taken.* cannot be created: .*Choose another one"):
         demo.run(path, quick=True, progress=False)
     assert path.read_text() == "mine"
 

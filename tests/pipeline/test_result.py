@@ -233,3 +233,12 @@ def test_all_files_have_the_mode_of_a_new_file(plain: PruningResult, tmp_path: P
     plain.save(tmp_path / "small")
     modes = {path.stat().st_mode for path in (tmp_path / "small").iterdir()}
     assert modes == {(tmp_path / "new").stat().st_mode}
+
+
+def test_a_report_without_inputs_is_named_when_it_is_loaded(plain: PruningResult, tmp_path: Path) -> None:
+    plain.save(tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    del report["inputs"]
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    with pytest.raises(LoadError, match="has no entry 'inputs'"):
+        load(tmp_path, of(Redundant))

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from disparse_structured.errors import DisparseError, LoadError
+from disparse_structured.files import write_text
 from disparse_structured.report.page.comparison import Comparison
-from disparse_structured.report.page.html import LARGEST, diff_page, page, write
+from disparse_structured.report.page.html import LARGEST, diff_page, page
 from disparse_structured.report.page.markdown import diff_markdown, markdown
 from disparse_structured.report.page.run import Run
 from disparse_structured.report.page.verdict import verdict
@@ -279,8 +280,8 @@ def test_units_that_a_group_does_not_have_are_refused(tmp_path: Path, removed: s
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "place").mkdir()
-    with pytest.raises(DisparseError, match=r"place' cannot be written: .*Choose another path"):
-        write("text", tmp_path / "place")
+    with pytest.raises(DisparseError, match=r"place' cannot be written: .*choose another path"):
+        write_text(tmp_path / "place", "text")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["place"]
 
 

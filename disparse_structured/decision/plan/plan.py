@@ -34,6 +34,7 @@ from disparse_structured.decision.plan.parts import (
     other_schema,
 )
 from disparse_structured.errors import LoadError, PlanError
+from disparse_structured.files import write_text
 from disparse_structured.naming import cost_label
 from disparse_structured.report.page.notebook import plan_html
 from disparse_structured.report.page.run import Run
@@ -224,7 +225,7 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write the canonical JSON, UTF-8, with a final newline."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8", newline="\n")
+        write_text(Path(path), self.to_json() + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

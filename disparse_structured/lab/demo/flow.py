@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from disparse_structured.adapters.timm import DenseHead, MultiTask, multitask
 from disparse_structured.decision.budget import Budget
-from disparse_structured.errors import DisparseError
 from disparse_structured.export import export_onnx, measure_latency
+from disparse_structured.files import made_folder
 from disparse_structured.lab import scenes
 from disparse_structured.lab.demo.picture import draw
 from disparse_structured.lab.demo.progress import Progress
@@ -128,7 +128,7 @@ def run(
     """
     settings = QUICK if quick else FULL
     figures.require()
-    out = _folder(Path(out))
+    out = made_folder(Path(out))  # before minutes of work
     with _threads(settings.threads):
         return _flow(settings, seed, out, Progress(progress))
 
@@ -296,12 +296,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _folder(path: Path) -> Path:
-    """Makes the folder ``path``, or raises before minutes of work."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DisparseError(f"the folder {str(path)!r} cannot be made: {error}. Give another one.") from error
-    return path

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from disparse_structured.errors import DisparseError, LoadError
-from disparse_structured.files import write_text
+from disparse_structured.errors import LoadError
 from disparse_structured.report.page import charts, parts, words
 from disparse_structured.report.page.comparison import Comparison
 from disparse_structured.report.page.run import PLAN, REPORT, Group, Run
@@ -149,20 +147,6 @@ def diff_page(found: Comparison) -> str:
         "sections": [*sections, ("settings", "Settings")],
     }
     return environment().get_template("diff.html").render({**shown, **_frame()})
-
-
-def write(text: str, path: Path) -> None:
-    """Writes ``text`` to ``path``, which is replaced only once the new file is complete.
-
-    Raises:
-        DisparseError: the file cannot be written.
-    """
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise DisparseError(
-            f"{str(path)!r} cannot be written: {error.strerror}. Choose another path."
-        ) from None
 
 
 @functools.cache
