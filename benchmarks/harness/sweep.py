@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from benchmarks.harness.limits import Limits, run_limited
 from benchmarks.harness.row import Shelf, decode, reason
@@ -36,10 +36,53 @@ class SweepCell(Protocol):
         ...
 
 
+START = "start"
+"""The stage before all others: Python and the libraries are being loaded."""
+
 CellT = TypeVar("CellT", bound=SweepCell)
-RowT = TypeVar("RowT", bound=Any)
-"""A frozen dataclass with the fields ``cell``, ``settings``, ``stage``, ``failures``, ``seconds`` and
-``first_try``, and the properties ``sound`` and ``verdict``."""
+
+
+@dataclass(frozen=True)
+class SweepRow(Generic[CellT]):
+    """What one cell gave; what a stage finds keeps its default if the stage did not end.
+
+    Args:
+        cell: the cell that was run.
+        settings: those of the cell.
+        stage: the stage in which the process ended; empty if all stages were finished.
+        failures: stage to reason.
+        seconds: of every stage that ended.
+        first_try: the verdict of the first run of this cell; empty if this is the first.
+    """
+
+    cell: CellT
+    settings: str = ""
+    stage: str = START
+    failures: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    first_try: str = ""
+
+    needed: ClassVar[Sequence[str]] = ()
+    """The stages that must end; none means that all must."""
+
+    beside: ClassVar[Sequence[str]] = ()
+    """Stages whose failures do not count."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether the stages that must end have ended."""
+        if self.needed:
+            return all(stage in self.seconds for stage in self.needed)
+        return not self.stage and not self.failures
+
+    @property
+    def verdict(self) -> str:
+        """``sound``, or the first stage that failed, with its reason."""
+        failed = [f"{stage}: {reason}" for stage, reason in self.failures.items() if stage not in self.beside]
+        return "sound" if self.sound else failed[0] if failed else f"{self.stage}: not finished"
+
+
+RowT = TypeVar("RowT", bound=SweepRow[Any])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from benchmarks.harness.cell import digest
-from benchmarks.timm_sweep.cells import SEED, START
+from benchmarks.harness.sweep import SweepRow
+from benchmarks.timm_sweep.cells import SEED
 
 WITHIN = 0.03
 """Two times count as equal within this share."""
@@ -65,16 +66,11 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(SweepRow[Cell]):
     """What one cell gave; what a stage finds keeps its default if the stage did not end.
 
     Args:
-        cell: the cell that was run.
-        settings: see :attr:`Cell.settings`.
-        stage: the stage in which the process ended; empty if all stages were finished.
-        failures: stage to reason.
         seconds: of every stage that ended; ``table`` is that of an empty cache.
-        first_try: the verdict of the first run of this cell; empty if this is the first.
         macs: of the dense network, one example.
         dense_ms: of the dense network.
         measured: how many times the table holds.
@@ -87,12 +83,6 @@ class Row:
         machine: processor, threads and versions.
     """
 
-    cell: Cell
-    settings: str = ""
-    stage: str = START
-    failures: Mapping[str, str] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    first_try: str = ""
     macs: float = 0.0
     dense_ms: float = 0.0
     measured: int = 0
@@ -105,14 +95,3 @@ class Row:
     points: Mapping[str, Point] = field(default_factory=dict)
     equal: Mapping[str, Point] = field(default_factory=dict)
     machine: Mapping[str, str | int] = field(default_factory=dict)
-
-    @property
-    def sound(self) -> bool:
-        """Whether every stage ended."""
-        return not self.stage and not self.failures
-
-    @property
-    def verdict(self) -> str:
-        """``sound``, or the first stage that failed, with its reason."""
-        failed = [f"{stage}: {reason}" for stage, reason in self.failures.items()]
-        return "sound" if self.sound else failed[0] if failed else f"{self.stage}: not finished"

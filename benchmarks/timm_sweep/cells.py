@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from benchmarks.harness.cell import digest
 from benchmarks.harness.limits import LATE
+from benchmarks.harness.sweep import SweepRow
 
 Kind = Literal["multitask", "classifier"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -19,9 +20,6 @@ WIDTH = 0.5
 
 PARITY = 1e-4
 """The largest relative difference allowed between ONNX Runtime and PyTorch."""
-
-START = "start"
-"""The stage before all others: Python and the libraries are being loaded."""
 
 SOUND = ("surgery", "onnx", "train")
 """A model is sound as module once these stages have ended; the first verifies it against the masked twin."""
@@ -59,17 +57,12 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(SweepRow[Cell]):
     """What one cell gave; what a stage finds keeps its default if the stage did not end.
 
     Args:
-        cell: the cell that was run.
-        settings: see :attr:`Cell.settings`.
-        stage: the stage in which the process ended; empty if all stages were finished.
-        failures: stage to reason.
         seconds: of every stage that ended. ``structure`` includes an export of its own, ``surgery`` the
             verification; ``export`` is a second call of torch's export alone.
-        first_try: the verdict of the first run of this cell; empty if this is the first.
         parameters, macs: of the dense network; MACs of one example, from the structure's cost model.
         groups, units: how many.
         prunable_parameters, prunable_macs: shares that could be removed if every group kept one unit.
@@ -90,12 +83,6 @@ class Row:
         machine: processor, threads and versions.
     """
 
-    cell: Cell
-    settings: str = ""
-    stage: str = START
-    failures: Mapping[str, str] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    first_try: str = ""
     parameters: int = 0
     macs: float = 0.0
     groups: int = 0
@@ -119,16 +106,8 @@ class Row:
     memory: float = 0.0
     machine: Mapping[str, str | int] = field(default_factory=dict)
 
-    @property
-    def sound(self) -> bool:
-        """Whether the pruned module runs, equals the masked twin, agrees with ONNX Runtime and learns."""
-        return all(stage in self.seconds for stage in SOUND)
-
-    @property
-    def verdict(self) -> str:
-        """``sound``, or the first stage of ours that failed, with its reason."""
-        ours = [(stage, reason) for stage, reason in self.failures.items() if stage not in BESIDE]
-        return "sound" if self.sound else ": ".join(ours[0]) if ours else f"{self.stage}: not finished"
+    needed: ClassVar[Sequence[str]] = SOUND
+    beside: ClassVar[Sequence[str]] = BESIDE
 
     @property
     def sound_as_graph(self) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import ClassVar
 
 from benchmarks.harness.cell import digest
-from benchmarks.timm_sweep.cells import BATCH, PARITY, SEED, START, WIDTH
+from benchmarks.harness.sweep import SweepRow
+from benchmarks.timm_sweep.cells import BATCH, PARITY, SEED, WIDTH
 
 SOUND = ("surgery", "counting", "untouched")
 """A network is sound as module once these stages have ended."""
@@ -38,16 +40,10 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(SweepRow[Cell]):
     """The results of one cell; the fields of a stage that did not end keep their defaults.
 
     Args:
-        cell: the cell that was run.
-        settings: see :attr:`Cell.settings`.
-        stage: the stage in which the process ended; empty if all stages finished.
-        failures: stage -> reason.
-        seconds: duration of every stage that ended.
-        first_try: the verdict of the first run of this cell; empty if this is the first.
         parameters: of the dense network.
         groups, units: how many.
         prunable: the share of the parameters that could be removed if every group kept one unit.
@@ -64,12 +60,6 @@ class Row:
         machine: processor, threads and versions.
     """
 
-    cell: Cell
-    settings: str = ""
-    stage: str = START
-    failures: Mapping[str, str] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    first_try: str = ""
     parameters: int = 0
     groups: int = 0
     units: int = 0
@@ -87,18 +77,9 @@ class Row:
     graph_twin: float | None = None
     machine: Mapping[str, str | int] = field(default_factory=dict)
 
-    @property
-    def sound(self) -> bool:
-        """Whether the pruned module is verified, its MACs are as predicted, and the model is unchanged."""
-        return all(stage in self.seconds for stage in SOUND)
+    needed: ClassVar[Sequence[str]] = SOUND
 
     @property
     def wide(self) -> bool:
         """Whether at least :data:`WIDE` of the parameters are removable."""
         return self.prunable >= WIDE
-
-    @property
-    def verdict(self) -> str:
-        """``sound``, or the first stage that failed, with its reason."""
-        failures = [f"{stage}: {reason}" for stage, reason in self.failures.items()]
-        return "sound" if self.sound else failures[0] if failures else f"{self.stage}: not finished"
