@@ -55,7 +55,7 @@ def speeds(path: Path, rows: Sequence[Row]) -> bool:
     require()
     from matplotlib.figure import Figure
 
-    canvas = Figure(figsize=(1.2 * len(found) + 2, 3.4), layout="constrained")
+    canvas = Figure(figsize=(max(7.0, 1.2 * len(found) + 2), 3.4), layout="constrained")
     ax = canvas.subplots()
     wide = 0.8 / len(VARIANTS)
     for number, (name, color) in enumerate(zip(VARIANTS, _COLORS, strict=True)):
