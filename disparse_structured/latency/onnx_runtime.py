@@ -18,7 +18,14 @@ import torch
 from disparse_structured.errors import require
 from disparse_structured.latency.operations import WEIGHTED
 from disparse_structured.latency.runtime import Dissection, Part
-from disparse_structured.latency.setting import QUIET, WARM, check_setting, inputs_of, timed_in_turn
+from disparse_structured.latency.setting import (
+    QUIET,
+    WARM,
+    check_setting,
+    denormals_as_zero,
+    inputs_of,
+    timed_in_turn,
+)
 from disparse_structured.report.machine import processor, processor_digest
 
 if TYPE_CHECKING:
@@ -79,6 +86,7 @@ class OnnxRuntime:
         """See :func:`~disparse_structured.latency.setting.inputs_of`."""
         return inputs_of(example_inputs, dynamic, batch=self.batch, size=self.size)
 
+    @denormals_as_zero()
     def dissect(self, path: Path, inputs: tuple[torch.Tensor, ...], /) -> Dissection:
         """The nodes that run, with the time that each takes in the whole network."""
         import onnx
@@ -124,6 +132,7 @@ class OnnxRuntime:
         opsets = {each.domain: each.version for each in operations.opset_import}
         return Dissection(tuple(parts), opsets)
 
+    @denormals_as_zero()
     def time_nodes(self, model: onnx.ModelProto, /) -> Mapping[str, float]:
         """See :meth:`~disparse_structured.latency.runtime.Runtime.time_nodes`."""
         random = np.random.default_rng(0)
@@ -132,6 +141,7 @@ class OnnxRuntime:
         times = _times(self._profile(model.SerializeToString(), inputs, None, "ORT_ENABLE_ALL"))
         return {name.removesuffix(_BLOCKED): value for name, value in times.items()}
 
+    @denormals_as_zero()
     def time_files(
         self, paths: Sequence[Path], inputs: tuple[torch.Tensor, ...], /, *, rounds: int
     ) -> np.ndarray:

@@ -15,7 +15,13 @@ import torch
 from disparse_structured.errors import ExportError, require
 from disparse_structured.latency.operations import CONVOLUTIONS, WEIGHTED, makes_first
 from disparse_structured.latency.runtime import Dissection, Part
-from disparse_structured.latency.setting import QUIET, check_setting, inputs_of, timed_in_turn
+from disparse_structured.latency.setting import (
+    QUIET,
+    check_setting,
+    denormals_as_zero,
+    inputs_of,
+    timed_in_turn,
+)
 from disparse_structured.report.machine import processor, processor_digest
 
 if TYPE_CHECKING:
@@ -71,6 +77,7 @@ class OpenVINO:
         """See :func:`~disparse_structured.latency.setting.inputs_of`."""
         return inputs_of(example_inputs, dynamic, batch=self.batch, size=self.size)
 
+    @denormals_as_zero()
     def dissect(self, path: Path, inputs: tuple[torch.Tensor, ...], /) -> Dissection:
         """The operations that run, with the time that each takes in the whole network.
 
@@ -117,6 +124,7 @@ class OpenVINO:
         opsets = {each.domain: each.version for each in model.opset_import}
         return Dissection(tuple(parts), opsets)
 
+    @denormals_as_zero()
     def time_nodes(self, model: onnx.ModelProto, /) -> Mapping[str, float]:
         """See :meth:`~disparse_structured.latency.runtime.Runtime.time_nodes`."""
         random = np.random.default_rng(0)
@@ -129,6 +137,7 @@ class OpenVINO:
                 found[name] += times.get(operation.get_friendly_name(), 0.0)
         return found
 
+    @denormals_as_zero()
     def time_files(
         self, paths: Sequence[Path], inputs: tuple[torch.Tensor, ...], /, *, rounds: int
     ) -> np.ndarray:
