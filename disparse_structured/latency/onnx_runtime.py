@@ -22,7 +22,7 @@ from disparse_structured.latency.setting import (
     QUIET,
     WARM,
     check_setting,
-    denormals_as_zero,
+    in_own_thread,
     inputs_of,
     timed_in_turn,
 )
@@ -86,7 +86,7 @@ class OnnxRuntime:
         """See :func:`~disparse_structured.latency.setting.inputs_of`."""
         return inputs_of(example_inputs, dynamic, batch=self.batch, size=self.size)
 
-    @denormals_as_zero()
+    @in_own_thread
     def dissect(self, path: Path, inputs: tuple[torch.Tensor, ...], /) -> Dissection:
         """The nodes that run, with the time that each takes in the whole network."""
         import onnx
@@ -132,7 +132,7 @@ class OnnxRuntime:
         opsets = {each.domain: each.version for each in operations.opset_import}
         return Dissection(tuple(parts), opsets)
 
-    @denormals_as_zero()
+    @in_own_thread
     def time_nodes(self, model: onnx.ModelProto, /) -> Mapping[str, float]:
         """See :meth:`~disparse_structured.latency.runtime.Runtime.time_nodes`."""
         random = np.random.default_rng(0)
@@ -141,7 +141,7 @@ class OnnxRuntime:
         times = _times(self._profile(model.SerializeToString(), inputs, None, "ORT_ENABLE_ALL"))
         return {name.removesuffix(_BLOCKED): value for name, value in times.items()}
 
-    @denormals_as_zero()
+    @in_own_thread
     def time_files(
         self, paths: Sequence[Path], inputs: tuple[torch.Tensor, ...], /, *, rounds: int
     ) -> np.ndarray:

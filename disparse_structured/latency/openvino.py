@@ -18,7 +18,7 @@ from disparse_structured.latency.runtime import Dissection, Part
 from disparse_structured.latency.setting import (
     QUIET,
     check_setting,
-    denormals_as_zero,
+    in_own_thread,
     inputs_of,
     timed_in_turn,
 )
@@ -77,7 +77,7 @@ class OpenVINO:
         """See :func:`~disparse_structured.latency.setting.inputs_of`."""
         return inputs_of(example_inputs, dynamic, batch=self.batch, size=self.size)
 
-    @denormals_as_zero()
+    @in_own_thread
     def dissect(self, path: Path, inputs: tuple[torch.Tensor, ...], /) -> Dissection:
         """The operations that run, with the time that each takes in the whole network.
 
@@ -124,7 +124,7 @@ class OpenVINO:
         opsets = {each.domain: each.version for each in model.opset_import}
         return Dissection(tuple(parts), opsets)
 
-    @denormals_as_zero()
+    @in_own_thread
     def time_nodes(self, model: onnx.ModelProto, /) -> Mapping[str, float]:
         """See :meth:`~disparse_structured.latency.runtime.Runtime.time_nodes`."""
         random = np.random.default_rng(0)
@@ -137,7 +137,7 @@ class OpenVINO:
                 found[name] += times.get(operation.get_friendly_name(), 0.0)
         return found
 
-    @denormals_as_zero()
+    @in_own_thread
     def time_files(
         self, paths: Sequence[Path], inputs: tuple[torch.Tensor, ...], /, *, rounds: int
     ) -> np.ndarray:

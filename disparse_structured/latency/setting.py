@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+import contextvars
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +16,9 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.data.batches import map_batched
 from disparse_structured.errors import OptionError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 WARM = 3
 """Untimed runs before the timed ones."""
@@ -59,19 +64,29 @@ def inputs_of(
     return tuple(leaf.detach().cpu() for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 
-@contextmanager
-def denormals_as_zero() -> Iterator[None]:
-    """Denormal numbers count as zero in this thread, and then as before.
+def in_own_thread(function: Callable[P, T]) -> Callable[P, T]:
+    """``function``, run in a thread that ends with it, in which denormal numbers count as zero.
 
-    A session of one thread computes in the thread that calls it, and ONNX Runtime and OpenVINO leave the
-    processor as they set it.
+    Runtimes leave marks on the thread that calls them. A session of ONNX Runtime with one thread makes
+    denormal numbers zero from then on. OpenVINO replaces the thread's stack for signals, and where compiled
+    models end in another order than they began, that stack is freed memory: the next signal ends the process.
     """
-    before = sys.float_info.min / 2 == 0.0
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        torch.set_flush_denormal(True)
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # compiled models must end in this thread
+            raise
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        context = contextvars.copy_context()
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(lambda: context.run(run, *args, **kwargs)).result()
+
+    return wrapped
 
 
 def timed_in_turn(runs: Sequence[Callable[[], object]], *, rounds: int, threads: int) -> np.ndarray:
