@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from disparse_structured.scoring import Saliency
 from disparse_structured.structure import Structure, UnusedModule
 from disparse_structured.surgery import Applied, saving
 from disparse_structured.surgery.pruned_graph import PrunedGraph, tasks_of
+from disparse_structured.surgery.stored_inputs import describe_inputs
 from disparse_structured.tasks import Task
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class PruningResult:
     report: PruningReport
     tasks: tuple[Task, ...]
     example_inputs: tuple[Any, ...]
+    _digest: str = field(repr=False, compare=False)
+    """Of the weights that the report was measured with."""
 
     @classmethod
     def of(
@@ -77,15 +80,24 @@ class PruningResult:
             structure, saliency, applied, deviation, refit, distinct(costs), tuple(dropped), speed
         )
         tasks = tasks_of(applied.model, structure.task_objects)
-        return cls(applied.model, applied.plan, report, tasks, structure.example_inputs)
+        digest = saving.weights_digest(applied.model)
+        return cls(applied.model, applied.plan, report, tasks, structure.example_inputs, digest)
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, training: Mapping[str, Any] | None = None) -> None:
         """Writes ``plan.json``, ``weights.safetensors`` and ``report.json``: no pickle.
 
         The report also gets a checksum of the weights and a summary of what the model computes.
-        :func:`disparse_structured.load` reads the folder and checks both.
+        :func:`disparse_structured.load` reads the folder and checks both. If :attr:`model` was trained in the
+        meantime, the trained weights are saved, and the report says so in place of the deviations.
+
+        Args:
+            folder: where to write; it is created if needed.
+            training: facts about the training as plain data, see :func:`disparse_structured.save_back`.
+
+        Raises:
+            SaveError: the folder or a file cannot be written. What was there is unchanged.
         """
-        saving.save(folder, self.model, self.plan, self.report, self.example_inputs)
+        saving.save(folder, self.model, self.plan, self._document(training), self.example_inputs)
 
     def to_html(self, path: str | Path) -> None:
         """Writes one self-contained page about the run, which can be sent and printed.
@@ -163,7 +175,14 @@ class PruningResult:
 
     @property
     def _run(self) -> Run:
-        return Run.of_texts(type(self.model).__name__, self.report.to_json(), self.plan.to_json())
+        return Run.of_texts(type(self.model).__name__, json.dumps(self._document()), self.plan.to_json())
+
+    def _document(self, training: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The report as it is now: without what was measured with other weights."""
+        document: dict[str, Any] = json.loads(self.report.to_json())
+        if training is not None or saving.weights_digest(self.model) != self._digest:
+            document |= saving.changed_entries(training)
+        return document
 
 
 def _report(
@@ -215,13 +234,13 @@ def _report(
         dropped=dropped,
         graph=_graph_facts(applied.model),
         graph_only=GraphOnly.of(structure.graph_only, _held_by(refused, structure)),
-        inputs=saving.describe_inputs(structure.example_inputs),
+        inputs=describe_inputs(structure.example_inputs),
         selectors={
             task.name: None if callable(task.output) else task.output for task in structure.task_objects
         },
         versions=dict(provenance.versions),
         entry_points={
-            each.entry.name: None if each.entry.inputs is None else saving.describe_inputs(each.entry.inputs)
+            each.entry.name: None if each.entry.inputs is None else describe_inputs(each.entry.inputs)
             for each in structure.entry_points
         },
         shared_inputs=_shared(applied.model, structure.example_inputs),

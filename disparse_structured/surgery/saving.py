@@ -2,75 +2,109 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from disparse_structured.data.call import call
-from disparse_structured.data.modes import eval_mode
-from disparse_structured.data.randomness import Isolation
 from disparse_structured.decision.plan import Plan
-from disparse_structured.errors import DifferentModelWarning, LoadError
+from disparse_structured.errors import DifferentModelWarning, LoadError, SaveError
 from disparse_structured.files import made_folder, replacing, write_text
 from disparse_structured.graph.entries import EntryPoints
-from disparse_structured.graph.named_tensors import device_of, named_tensors
-from disparse_structured.graph.side_effects import undone
-from disparse_structured.report.pruning import GraphFacts, PruningReport
+from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.report.schemas import read_document
-from disparse_structured.structure import analyse
-from disparse_structured.structure.structure import attention_of, form_of, outputs_of
-from disparse_structured.surgery.graph import rebuild_graph
-from disparse_structured.surgery.module import apply
-from disparse_structured.surgery.pruned_graph import PrunedGraph
-from disparse_structured.surgery.summaries import computes_otherwise, probe_of
-from disparse_structured.surgery.unused import without
-from disparse_structured.tasks import Task, check_tasks
+from disparse_structured.surgery.saved import PLAN, REPORT, WEIGHTS, Saved, checksum
+from disparse_structured.surgery.stored_inputs import described_inputs
+from disparse_structured.surgery.summaries import probe_of
+from disparse_structured.tasks import Task
 
-PLAN, WEIGHTS, REPORT = "plan.json", "weights.safetensors", "report.json"
-_PLAIN = int | float | str | None
+OUTDATED = ("export", "int8")
+"""Entries of a report about files with the weights, which no longer hold once these have changed."""
 
 
 def save(
-    folder: str | Path, model: nn.Module, plan: Plan, report: PruningReport, inputs: tuple[Any, ...]
+    folder: str | Path,
+    model: nn.Module,
+    plan: Plan,
+    report: Mapping[str, Any],
+    inputs: tuple[Any, ...],
 ) -> None:
     """Write ``model`` (the result of ``plan``) into ``folder``, which is created if needed.
 
-    Tied tensors are written once. Each file is replaced only when it is complete. ``report.json`` also gets
-    the SHA-256 checksum of the weights and a summary of what the model computes for tensors like those of
-    ``inputs``; :func:`load` checks both.
+    Tied tensors are written once. The files are replaced once all of them are complete. ``report.json`` also
+    gets the SHA-256 checksum of the weights and a summary of what the model computes for tensors like those
+    of ``inputs``; :func:`load` checks both.
 
     Raises:
         SaveError: the folder or a file cannot be written.
     """
     folder = made_folder(Path(folder))
-    tensors, _ = named_tensors(model)
-    persistent = model.state_dict(keep_vars=True).keys()
-    weights = {name: tensor.detach().contiguous() for name, tensor in tensors.items() if name in persistent}
-    with replacing(folder / WEIGHTS) as draft:
-        try:
-            save_file(weights, draft, metadata={"plan": plan.hash})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-        checksum = _checksum(draft)
-    write_text(folder / PLAN, f"{plan.to_json()}\n")
-    document = json.loads(report.to_json())
-    document["weights_sha256"] = checksum
-    document["computes"] = (
+    computes = (
         {"reason": "the model's inputs cannot be stored"}
-        if "unknown" in report.inputs
+        if "unknown" in report["inputs"]
         else probe_of(model, inputs)
     )
-    _write_report(folder / REPORT, document)
+    _write(folder, model, plan, {**report, "computes": computes}, {PLAN: f"{plan.to_json()}\n"})
+
+
+def save_back(
+    folder: str | Path, model: nn.Module, *, training: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write the weights of a trained ``model`` back into the folder that it was loaded from.
+
+    ``report.json`` gets the new checksum and a new summary of what the model computes, so that
+    :func:`disparse_structured.load` takes the folder as before. Deviations from the dense network are removed
+    from the report, because they are no longer known, and so are the facts about ONNX files, which hold the
+    earlier weights: export again. The files are replaced once all of them are complete.
+
+    >>> import tempfile, torch, disparse_structured as ds
+    >>> def build():
+    ...     return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ds.prune(build(), torch.randn(32, 4), macs=0.5).save(folder)
+    ...     model = ds.load(folder, build)
+    ...     model[2].bias.data += 1  # your training
+    ...     report = ds.save_back(folder, model)
+    ...     again = ds.load(folder, build)
+    >>> bool((again[2].bias == model[2].bias).all()), report["weights_changed"], report["deviation"]
+    (True, True, None)
+
+    Args:
+        folder: the folder, which :meth:`~disparse_structured.pipeline.PruningResult.save` or ``disparse
+            prune`` wrote.
+        model: what :func:`disparse_structured.load` returned for it, trained. It is left unchanged.
+        training: facts about the training as plain data, for the report's entry ``training``: at least
+            ``losses``, by task the loss after each epoch.
+
+    Returns:
+        The new content of ``report.json``.
+
+    Raises:
+        LoadError: the folder is not a saved one.
+        SaveError: ``model`` has other weights than the folder, or a file cannot be written. What was there is
+            unchanged.
+    """
+    saved = Saved.read(folder)
+    _check_fits(model, saved)
+    report = {name: entry for name, entry in saved.report.items() if name not in OUTDATED}
+    if "unknown" not in report["inputs"]:
+        report["computes"] = probe_of(model, described_inputs(report["inputs"]), report.get("computes"))
+    report.update(changed_entries(training))
+    return _write(saved.folder, model, saved.plan, report)
+
+
+def changed_entries(training: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a report says once the weights are no longer those that it was measured with."""
+    known = {} if training is None else {"training": dict(training)}
+    return {"weights_changed": True, "deviation": None, **known}
 
 
 def extend_report(folder: str | Path, entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +118,7 @@ def extend_report(folder: str | Path, entries: Mapping[str, Any]) -> dict[str, A
     """
     path = Path(folder) / REPORT
     document = {**read_document(path, "report"), **entries}
-    _write_report(path, document)
+    write_text(path, _text(document))
     return document
 
 
@@ -122,234 +156,73 @@ def load(
         DifferentModelWarning: the model does not compute what the saved one computed. Nothing is compared if
             a graph is loaded for another size, or the saved model drew random numbers.
     """
-    folder = Path(folder)
-    for name in (PLAN, WEIGHTS, REPORT):
-        if not (folder / name).is_file():
-            raise LoadError(f"{str(folder / name)!r} is missing. Give a folder that save() wrote.")
-    plan = Plan.load(folder / PLAN)
-    report = read_document(folder / REPORT, "report")
-    if "inputs" not in report:
-        raise LoadError(f"{REPORT} in {str(folder)!r} has no entry 'inputs'. Save the model again.")
-    if report.get("plan") != plan.hash:
-        raise LoadError(
-            f"{REPORT} in {str(folder)!r} belongs to plan {str(report.get('plan'))[:12]}…, {PLAN} is plan "
-            f"{plan.hash[:12]}…. The folder mixes two runs; save again."
-        )
-    checksum = _checksum(folder / WEIGHTS)
-    if report.get("weights_sha256", checksum) != checksum:
-        raise LoadError(
-            f"{str(folder / WEIGHTS)!r} is damaged, or not the file that was saved: its SHA-256 is "
-            f"{checksum[:12]}…, {REPORT} says {str(report['weights_sha256'])[:12]}…. Copy the folder again, "
-            "or save the model again."
-        )
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise LoadError(f"{str(folder / WEIGHTS)!r} is not a complete safetensors file: {error}.") from None
-    dense = factory()
-    inputs = example_inputs or described_inputs(report["inputs"])
-    if report.get("dropped"):
-        dense = without(dense, [each["module"] for each in report["dropped"]])
-    with undone(dense):
-        if weights.keys() - named_tensors(dense)[0].keys():
-            _call_once(dense, inputs)
-        model = (
-            _pruned_graph(dense, plan, inputs, tasks, report, folder)
-            if form_of(plan.fingerprint) == "graph"
-            else _pruned_module(dense, plan, inputs, tasks, report, entry_points)
-        )
-    _load_weights(model, weights, folder)
-    saved = described_inputs(report["inputs"]) if "unknown" not in report["inputs"] else None
-    elsewhere = saved is not None and isinstance(model, PrunedGraph) and not model.takes(saved)
-    if saved is not None and not elsewhere and computes_otherwise(model, saved, report.get("computes")):
+    saved = Saved.read(folder)
+    model = saved.model(factory, tasks=tasks, example_inputs=example_inputs, entry_points=entry_points)
+    if saved.computes_otherwise(model):
         warnings.warn(
-            f"the model loaded from {str(folder)!r} does not compute what the saved model computed: "
+            f"the model loaded from {str(saved.folder)!r} does not compute what the saved model computed: "
             "the weights fit, but the factory's model uses them differently (a different activation, "
             "scale or normalization, for example). Check the factory.",
             DifferentModelWarning,
             stacklevel=2,
         )
-    return model.eval()
+    return model
 
 
-def _call_once(dense: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Runs ``dense`` once, because some networks register buffers then; errors show later."""
-    with contextlib.suppress(Exception), eval_mode(dense), torch.no_grad(), Isolation(0, device_of(dense)):
-        call(dense, inputs)
-
-
-def _pruned_module(
-    dense: nn.Module,
-    plan: Plan,
-    inputs: tuple[Any, ...],
-    tasks: Sequence[Task | str] | None,
-    report: Mapping[str, Any],
-    entry_points: EntryPoints | None,
-) -> nn.Module:
-    outputs = outputs_of(plan.fingerprint)
-    # Unless other outputs may shrink, a module is cut the same way whatever its tasks.
-    chosen = _tasks(tasks, plan, report) if outputs == "tasks" else [Task("output", ())]
-    structure = analyse(
-        dense,
-        inputs,
-        chosen,
-        attention=attention_of(plan.fingerprint),
-        outputs=outputs,
-        entry_points=_entry_points(entry_points, report),
-    )
-    return apply(dense, plan, structure, verify=False).model
-
-
-def _entry_points(given: EntryPoints | None, report: Mapping[str, Any]) -> EntryPoints:
-    """``given``, or the entry points that the report describes."""
-    known: Mapping[str, Any] = report.get("entry_points", {})
-    if given is not None:
-        if set(given) != set(known):
-            raise LoadError(
-                f"entry_points= has {sorted(given)}, but the model was pruned with {sorted(known)}. "
-                "Pass those."
-            )
-        return given
-    functions = [name for name, described in known.items() if described is None]
-    if functions:
-        raise LoadError(
-            f"the entry points {functions} are functions, which a folder cannot hold. Pass entry_points=, "
-            "those that the model was pruned with, to load()."
-        )
-    return {name: described_inputs(described) for name, described in known.items()}
-
-
-def _pruned_graph(
-    dense: nn.Module,
-    plan: Plan,
-    inputs: tuple[Any, ...],
-    tasks: Sequence[Task | str] | None,
-    report: Mapping[str, Any],
-    folder: Path,
-) -> nn.Module:
-    try:
-        facts = GraphFacts(**report["graph"])
-    except (KeyError, TypeError) as error:
-        raise LoadError(
-            f"{REPORT} in {str(folder)!r} does not say how the pruned graph was made "
-            f"({type(error).__name__}: {error}). Save the model again."
-        ) from None
-    structure = analyse(
-        dense,
-        inputs,
-        _tasks(tasks, plan, report),
-        form="graph",
-        attention=attention_of(plan.fingerprint),
-        outputs=outputs_of(plan.fingerprint),
-    )
-    plan.check(structure)  # checks that all its groups exist
-    reach = {group.name: group.reach for group in structure.groups}
-    for group in plan.groups:
-        if group.reach != reach[group.name]:
-            raise LoadError(
-                f"channel group {group.name!r} reaches {_listed(reach[group.name])}, but when it was saved "
-                f"{_listed(group.reach)}: the tasks pick other outputs. Let the factory's model return what "
-                "the pruned one's did, and pass the tasks that it was pruned with."
-            )
-    return rebuild_graph(dense, plan, structure, examples=facts.examples, any_batch=facts.any_batch)
-
-
-def _tasks(tasks: Sequence[Task | str] | None, plan: Plan, report: Mapping[str, Any]) -> list[Task]:
-    """``tasks``, or those that the report describes."""
-    if tasks is not None:
-        return _in_order(check_tasks(tasks), plan)
-    try:
-        selectors = {name: report["selectors"][name] for name in plan.tasks}
-    except (KeyError, TypeError):
-        raise LoadError(
-            f"{REPORT} does not say what picks the tasks' outputs. Save the model again."
-        ) from None
-    callables = [name for name, selector in selectors.items() if selector is None]
-    if callables:
-        raise LoadError(
-            f"the output of {_listed(callables)} is picked by a callable, which a folder cannot hold. Pass "
-            "tasks=, the tasks that the model was pruned with, to load()."
-        )
-    # JSON has no tuples.
-    return [Task(name, tuple(each) if isinstance(each, list) else each) for name, each in selectors.items()]
-
-
-def _in_order(tasks: Sequence[Task], plan: Plan) -> list[Task]:
-    """``tasks`` in the order of the plan, which is that of the outputs."""
-    given = {task.name: task for task in tasks}
-    if set(given) != set(plan.tasks):
-        raise LoadError(
-            f"tasks= has {_listed(list(given))}, but the model was pruned for {_listed(plan.tasks)}. Pass "
-            "the tasks that it was pruned with."
-        )
-    return [given[name] for name in plan.tasks]
-
-
-def _listed(tasks: Sequence[str]) -> str:
-    return f"{'tasks' if len(tasks) > 1 else 'task'} {', '.join(map(repr, tasks))}" if tasks else "no task"
-
-
-def describe_inputs(inputs: tuple[Any, ...]) -> dict[str, Any]:
-    """Describe example inputs as JSON: shapes and types of tensors, other values unchanged.
-
-    Types that JSON cannot express are named instead; :func:`described_inputs` then asks for the inputs.
-    """
-    leaves, spec = pytree.tree_flatten(inputs)
-    unknown = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, torch.Tensor | _PLAIN)]
-    try:
-        tree = pytree.treespec_dumps(spec)
-    except NotImplementedError as error:  # torch raises it for containers that it cannot serialize
-        unknown.append(str(error).partition(" because ")[0])
-    if unknown:
-        return {"unknown": unknown}
-    described = [
-        {"shape": list(leaf.shape), "dtype": str(leaf.dtype).removeprefix("torch.")}
-        if isinstance(leaf, torch.Tensor)
-        else {"value": leaf}
-        for leaf in leaves
-    ]
-    return {"leaves": described, "tree": tree}
-
-
-def described_inputs(description: dict[str, Any]) -> tuple[Any, ...]:
-    """Build inputs of the shapes and types that :func:`describe_inputs` wrote; tensors are zeros."""
-    if "unknown" in description:
-        raise LoadError(
-            f"the model's inputs could not be saved ({', '.join(description['unknown'])}). "
-            "Pass example_inputs=, the arguments of one forward pass, to load()."
-        )
-    leaves = [
-        torch.zeros(leaf["shape"], dtype=getattr(torch, leaf["dtype"])) if "shape" in leaf else leaf["value"]
-        for leaf in description["leaves"]
-    ]
-    return tuple(pytree.tree_unflatten(leaves, pytree.treespec_loads(description["tree"])))
-
-
-def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    tensors, canonical = named_tensors(model)
-    for name, tensor in weights.items():
-        known = tensors.get(name)
-        if known is not None and known.dtype != tensor.dtype:
-            raise LoadError(
-                f"{name!r} was saved as {tensor.dtype}, the factory builds {known.dtype}. "
-                f"Let the factory return the model in {tensor.dtype}."
-            )
-    persistent = model.state_dict().keys()
-    state = {name: weights[canonical[name]] for name in persistent if canonical.get(name) in weights}
-    state.update({name: tensor for name, tensor in weights.items() if name not in persistent})
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise LoadError(f"the weights in {str(folder)!r} do not fit the factory's model: {error}") from None
-
-
-def _checksum(path: Path) -> str:
+def weights_digest(model: nn.Module) -> str:
+    """The SHA-256 of the names and values of what :func:`save` would write."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for name, tensor in sorted(_weights(model).items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
-def _write_report(path: Path, document: Mapping[str, Any]) -> None:
-    write_text(path, f"{json.dumps(document, indent=2, sort_keys=True)}\n")
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    tensors, _ = named_tensors(model)
+    persistent = model.state_dict(keep_vars=True).keys()
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items() if name in persistent}
+
+
+def _write(
+    folder: Path,
+    model: nn.Module,
+    plan: Plan,
+    report: Mapping[str, Any],
+    texts: Mapping[str, str] = {},  # read only
+) -> dict[str, Any]:
+    """Replaces the files together, and returns the report with the weights' checksum."""
+    with ExitStack() as drafts:
+        weights = drafts.enter_context(replacing(folder / WEIGHTS))
+        try:
+            save_file(_weights(model), weights, metadata={"plan": plan.hash})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        document = {**report, "weights_sha256": checksum(weights)}
+        for name, text in {**texts, REPORT: _text(document)}.items():
+            drafts.enter_context(replacing(folder / name)).write_text(text, encoding="utf-8", newline="\n")
+    return document
+
+
+def _check_fits(model: nn.Module, saved: Saved) -> None:
+    """Raises :class:`SaveError` unless ``model`` has the tensors of the folder's weights."""
+    path = saved.folder / WEIGHTS
+    try:
+        with safe_open(path, "pt") as file:
+            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise LoadError(f"{str(path)!r} is not a complete safetensors file: {error}.") from None
+    own = {name: tuple(tensor.shape) for name, tensor in _weights(model).items()}
+    names = dict.fromkeys([*stored, *own])
+    different = [name for name in names if stored.get(name) != own.get(name)]
+    if different:
+        name = different[0]
+        shapes = [list(each[name]) if name in each else "absent" for each in (own, stored)]
+        raise SaveError(
+            f"the model's {name!r} is {shapes[0]}, in {str(path)!r} it is {shapes[1]}. Pass the model that "
+            f"load({str(saved.folder)!r}, ...) returned. Nothing was written."
+        )
+
+
+def _text(document: Mapping[str, Any]) -> str:
+    return f"{json.dumps(document, indent=2, sort_keys=True)}\n"

@@ -41,8 +41,10 @@ _SMALL = 1e-6
 """A part counts as at least this fraction of the largest of its output."""
 
 
-def probe_of(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
+def probe_of(model: nn.Module, inputs: tuple[Any, ...], earlier: Any = None) -> dict[str, Any]:
     """Summarize what ``model`` computes in eval mode for inputs like ``inputs``, as JSON.
+
+    With an ``earlier`` probe, for inputs of these shapes and types with the values of that probe.
 
     The model is unchanged. Tensors are drawn between the smallest and largest value of the given ones; small
     ones of integers are stored, because not every integer is valid: they may be tokens, or a mask. Every
@@ -54,7 +56,9 @@ def probe_of(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
         amplifies rounding errors. ``{"reason": ...}`` if there is nothing to compare: the model fails on such
         inputs, or draws random numbers in eval mode.
     """
-    leaves = [_described(leaf) for leaf in pytree.tree_leaves(inputs)]
+    leaves = (
+        _leaves_of(inputs, earlier) if earlier else [_described(leaf) for leaf in pytree.tree_leaves(inputs)]
+    )
     given = _drawn(inputs, leaves)
     first, again, nudged = (
         _outputs(model, each, seed) for each, seed in ((given, 0), (given, 1), (_nudged(given), 0))
@@ -79,6 +83,23 @@ def computes_otherwise(model: nn.Module, inputs: tuple[Any, ...], probe: Any) ->
         return False
     found = _outputs(model, _drawn(inputs, leaves), 0)
     return found is None or not _distance(found, wanted) <= max(tolerance, _tolerance(model))
+
+
+def drawn_inputs(inputs: tuple[Any, ...], probe: Any) -> tuple[Any, ...]:
+    """Tensors of the shapes and types of ``inputs``, with values like those that ``probe`` was made with."""
+    return _drawn(inputs, _leaves_of(inputs, probe))
+
+
+def _leaves_of(inputs: tuple[Any, ...], probe: Any) -> list[dict[str, Any] | None]:
+    """How ``probe`` drew its inputs; without any, floating-point tensors lie between -1 and 1."""
+    leaves = pytree.tree_leaves(inputs)
+    known = probe.get("inputs") if isinstance(probe, Mapping) else None
+    if isinstance(known, list) and len(known) == len(leaves):
+        return known
+    return [
+        {"low": -1.0, "high": 1.0} if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else None
+        for leaf in leaves
+    ]
 
 
 def _tolerance(model: nn.Module) -> float:

@@ -328,7 +328,7 @@ def test_the_schema_has_every_entry_of_a_report() -> None:
 
     fields = {field.name for field in dataclasses.fields(PruningReport)}
     added = {"schema", "command", "computes", "images", "export", "latency", "int8", "training", "demo"}
-    assert set(schema("report")["properties"]) == fields | added | {"weights_sha256"}
+    assert set(schema("report")["properties"]) == fields | added | {"weights_changed", "weights_sha256"}
 
 
 def test_the_schema_has_the_fields_of_the_facts() -> None:

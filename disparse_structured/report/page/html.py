@@ -82,7 +82,7 @@ def _page(run: Run, most: int) -> str:
         "tiles": parts.tiles(run),
         "method": report.get("method"),
         "deviation": report.get("deviation"),
-        "trained": "training" in report or "demo" in report,
+        "trained": bool({"training", "demo", "weights_changed"} & report.keys()),
         "task_headings": task_headings,
         "task_rows": task_rows,
         "columns_lines": parts.columns_lines(run),

@@ -53,7 +53,7 @@ def change_line(run: Run) -> str:
         worst = min(demo["tasks"], key=lambda task: task["change_finetuned"])
         return f"worst task {worst['name']} {worst['change_finetuned']:+.1f} % after fine-tuning"
     if deviation is None or not deviation["final"]:
-        return ""
+        return "trained after pruning" if run.report.get("weights_changed") else ""
     moved = [(value, task) for task, value in deviation["final"].items()]
     moved += [
         (columns["deviation"], f"{task}, {columns['place']}")
