@@ -57,7 +57,7 @@ def measure_latency(
     times = _interleaved(list(sessions.values()), inputs, rounds)
     return LatencyFacts(
         reference=names[0],
-        models=tuple(_fact(name, column, times[:, 0]) for name, column in zip(names, times.T, strict=True)),
+        models=LatencyFact.of(names, times),
         input_shapes=tuple(tuple(tensor.shape) for tensor in inputs),
         threads=threads,
         rounds=rounds,
@@ -80,15 +80,3 @@ def _interleaved(
             sessions[number].run(None, feeds[number])
             times[turn, number] = (time.perf_counter_ns() - start) / 1e6
     return times
-
-
-def _fact(name: str, times: np.ndarray, reference: np.ndarray) -> LatencyFact:
-    lower, median, upper = np.quantile(times, [0.25, 0.5, 0.75])
-    return LatencyFact(
-        name=name,
-        median_ms=float(median),
-        lower_quartile_ms=float(lower),
-        upper_quartile_ms=float(upper),
-        speedup=float(np.median(reference) / median),
-        paired_speedup=float(np.median(reference / times)),
-    )

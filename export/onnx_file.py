@@ -55,6 +55,7 @@ class _Job:
     metadata: Mapping[str, str]
     tolerance: float
     external_data: bool
+    opset: int | None
 
 
 @leaves_no_trace
@@ -67,6 +68,8 @@ def export_onnx(
     metadata: Mapping[str, str] | None = None,
     dynamic_batch: bool = True,
     dynamic_size: bool = True,
+    narrower: bool = True,
+    opset: int | None = None,
     check_inputs: Sequence[Any] | None = None,
     tolerance: float = 1e-4,
     single_file_bytes: int = 1_800_000_000,
@@ -96,6 +99,9 @@ def export_onnx(
             ``dynamic`` (the form) and the versions of torch, onnx and this package.
         dynamic_batch: whether to try a free batch.
         dynamic_size: whether to try a free size.
+        narrower: whether a narrower form may be written if the requested one does not hold; otherwise that
+            is an error.
+        opset: version of the ONNX operators; by default the exporter's own.
         check_inputs: real batches to compare on. Those that do not fit the file's fixed dimensions are
             listed in the facts as unchecked.
         tolerance: largest relative error that passes, see ``check_parity``.
@@ -123,8 +129,15 @@ def export_onnx(
         metadata=_checked_metadata(metadata or {}, names),
         tolerance=tolerance,
         external_data=_weight_bytes(own) > single_file_bytes,
+        opset=opset,
     )
     forms, narrowed = wanted_forms(layout, batch=dynamic_batch, size=dynamic_size)
+    if not narrower:
+        if forms[0] != Form(dynamic_batch, dynamic_size):
+            raise ExportError(
+                f"the form {Form(dynamic_batch, dynamic_size).name!r} is not possible: {'; '.join(narrowed)}."
+            )
+        forms, narrowed = forms[:1], []
     make_folder(path)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         for form in forms:
@@ -154,6 +167,10 @@ def _write_and_verify(job: _Job, form: Form, draft: Path) -> tuple[tuple[ParityF
     except ExportError:  # torch's optimizer may lose the bounds of a Clip that it merges from two
         _write(job, form, trace, draft, optimize=False)
         _check_file(draft)
+    if job.opset not in (None, opset_of(draft)):
+        raise ExportError(
+            f"torch cannot write opset {job.opset} for this model, only {opset_of(draft)}. Leave opset out"
+        )
     session = open_session(draft, threads=torch.get_num_threads())
     facts = [
         fact
@@ -175,6 +192,7 @@ def _write(job: _Job, form: Form, trace: Inputs, draft: Path, *, optimize: bool 
                 output_names=[name for names in job.outputs.values() for name in names],
                 dynamic_shapes=(job.layout.free(form),),
                 custom_translation_table=TRANSLATIONS,
+                opset_version=job.opset,
                 optimize=optimize,
             )
             assert program is not None  # torch returns None for its older exporter only
@@ -214,7 +232,7 @@ def _facts(
         bytes=sum(file.stat().st_size for file in files),
         sha256=hashlib.sha256(draft.read_bytes()).hexdigest(),
         external_data=len(files) > 1,
-        opset=next(opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")),
+        opset=opset_of(draft),
         dynamic=form.name,
         narrowed=tuple(narrowed),
         inputs=tuple(_tensor_fact(value) for value in model.graph.input),
@@ -224,6 +242,12 @@ def _facts(
         unchecked=tuple(unchecked),
         constants={name: repr(value) for name, value in constants.items()},
     )
+
+
+def opset_of(path: Path) -> int:
+    """The version of the ONNX operators in a file."""
+    model = onnx.load(path, load_external_data=False)
+    return next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
 
 
 def _tensor_fact(value: onnx.ValueInfoProto) -> TensorFact:

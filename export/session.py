@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf
+from torch.utils import _pytree as pytree
 
 from disparse_structured.errors import ExportError
 from disparse_structured.export.reasons import reason
+
+BATCH = "batch"
+"""The name of a free batch dimension."""
 
 _SILENT = 4
 
@@ -80,6 +85,68 @@ def feed_of(session: onnxruntime.InferenceSession, inputs: Sequence[torch.Tensor
     if len(names) != len(inputs):
         raise ExportError(f"the ONNX file takes {len(names)} inputs {names}, but {len(inputs)} were given.")
     return {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+
+
+def shaped_for(
+    session: onnxruntime.InferenceSession,
+    inputs: tuple[Any, ...],
+    *,
+    batch: int | None = None,
+    size: tuple[int, ...] | None = None,
+) -> tuple[Any, ...]:
+    """``inputs``, arguments of ``forward``, in shapes that a file takes; values are repeated or cut.
+
+    Args:
+        session: the open file.
+        inputs: as many tensors as the file takes, in order.
+        batch: examples, where the batch is free.
+        size: the other free dimensions of each input that has so many, such as height and width.
+
+    Raises:
+        ExportError: the file takes other inputs, or ``batch`` or ``size`` differs from a fixed dimension.
+    """
+    declared = [(each.name, each.shape) for each in session.get_inputs()]
+    leaves, spec = pytree.tree_flatten(inputs)
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    wanted, found = [len(shape) for _, shape in declared], [leaves[place].ndim for place in places]
+    if wanted != found:
+        raise ExportError(
+            f"the ONNX file takes inputs of {wanted} dimensions, but the model's have {found}. Export again."
+        )
+    for place, (name, shape) in zip(places, declared, strict=True):
+        asked = _asked(name, shape, batch, size)
+        for dim, length in enumerate(asked):
+            if length is not None:
+                repeated = torch.arange(length) % max(leaves[place].shape[dim], 1)
+                leaves[place] = leaves[place].index_select(dim, repeated)
+    shaped: tuple[Any, ...] = pytree.tree_unflatten(leaves, spec)
+    return shaped
+
+
+def _asked(
+    name: str, shape: Sequence[int | str], batch: int | None, size: tuple[int, ...] | None
+) -> list[int | None]:
+    """The length of each dimension of an input; None where it is free and nothing is asked."""
+    asked = [length if isinstance(length, int) else None for length in shape]
+    wishes: dict[int, int] = {}
+    if batch is not None and shape and (shape[0] == BATCH or len(shape) > 2):
+        wishes[0] = batch
+    if size is not None and len(shape) == 2 + len(size):
+        wishes.update(enumerate(size, 2))
+    for dim, length in wishes.items():
+        if asked[dim] not in (None, length):
+            raise ExportError(
+                f"the ONNX file's input {name!r} has the fixed shape {list(shape)}, which is not a batch of "
+                f"{batch or 'any number'} of size {size or 'any'}. Export it for that shape first: `disparse "
+                "export`."
+            )
+        asked[dim] = length
+    return asked
+
+
+def free_batch(session: onnxruntime.InferenceSession) -> bool:
+    """Whether a file takes any number of examples."""
+    return any(each.shape and each.shape[0] == BATCH for each in session.get_inputs())
 
 
 def shapes_text(inputs: Sequence[torch.Tensor]) -> str:

@@ -146,13 +146,19 @@ def _check_entry_points(arguments: argparse.Namespace) -> None:
             check_spec(text, "--entry-points")
 
 
-def _check_train(arguments: argparse.Namespace) -> None:
+def _check_training(arguments: argparse.Namespace) -> None:
     require("train", "lightning_fabric")
     if Path(arguments.data).suffix in TENSOR_FILES:
         raise UsageError(
             f"--data {arguments.data!r}: training needs batches. Name a loader, a list of batches, or a "
             "function that returns one."
         )
+    if arguments.patience is not None and not arguments.validation:
+        raise UsageError("--patience needs data to evaluate on. Give --validation.")
+    _check_delivery(arguments)
+
+
+def _check_train(arguments: argparse.Namespace) -> None:
     if arguments.stages != 1 and arguments.regime != "pretrained":
         raise UsageError(f"--stages belongs to --regime pretrained, not to {arguments.regime}.")
     if arguments.teacher and not arguments.distill:
@@ -167,9 +173,7 @@ def _check_train(arguments: argparse.Namespace) -> None:
             "--patience restores the best epoch, which may precede the last of --stages. Fine-tune in a "
             "separate run."
         )
-    if arguments.patience is not None and not arguments.validation:
-        raise UsageError("--patience needs data to evaluate on. Give --validation.")
-    _check_delivery(arguments)
+    _check_training(arguments)
 
 
 def _check_latency(arguments: argparse.Namespace) -> None:
@@ -188,10 +192,37 @@ def _check_relate(arguments: argparse.Namespace) -> None:
     require("figures", "matplotlib")
 
 
-def _check_show(arguments: argparse.Namespace) -> None:
-    folder = Path(arguments.folder)
+def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise LoadError(f"the folder {str(folder)!r} does not exist in {str(Path.cwd())!r}.")
+
+
+def _check_export(arguments: argparse.Namespace) -> None:
+    require("onnx", "onnx", "onnxscript", "onnxruntime")
+    _check_folder(Path(arguments.folder))
+
+
+def _check_bench(arguments: argparse.Namespace) -> None:
+    _check_export(arguments)
+    _check_runtime(arguments)
+    if arguments.save and arguments.model is None:
+        raise UsageError("--save writes the times beside the dense model's. Give --model too.")
+
+
+def _check_verify(arguments: argparse.Namespace) -> None:
+    _check_folder(Path(arguments.folder))
+    if arguments.data is not None and arguments.model is None:
+        raise UsageError("--data is for comparing the ONNX file with the model. Give --model too.")
+
+
+def _check_finetune(arguments: argparse.Namespace) -> None:
+    _check_training(arguments)
+    _check_folder(Path(arguments.folder))
+
+
+def _check_show(arguments: argparse.Namespace) -> None:
+    folder = Path(arguments.folder)
+    _check_folder(folder)
     missing = [name for name in ("plan.json", "report.json") if not (folder / name).is_file()]
     if missing:
         raise LoadError(
@@ -207,13 +238,21 @@ def _check_report(arguments: argparse.Namespace) -> None:
             f"a page covers one folder, found {len(folders)}. To compare two, run: disparse report diff A B."
         )
     for folder in map(Path, folders[-2:]):
-        if not folder.is_dir():
-            raise LoadError(f"the folder {str(folder)!r} does not exist in {str(Path.cwd())!r}.")
+        _check_folder(folder)
         if not (folder / "report.json").is_file():
             raise LoadError(
                 f"{str(folder)!r} holds no report.json. Give a folder that `disparse prune`, "
                 "`disparse train` or `disparse demo` wrote."
             )
+    given = arguments.images is not None or arguments.data is not None
+    if given and arguments.images is not None and arguments.data is not None:
+        raise UsageError("--data and --images both give inputs. Leave one of them out.")
+    if given != (arguments.model is not None):
+        raise UsageError("pictures need the networks and inputs: give --model, and --images or --data.")
+    if given and len(folders) > 1:
+        raise UsageError("a comparison of two folders shows no inputs. Leave out --model.")
+    if given:
+        require("images", "PIL")
     if arguments.out is not None and not arguments.out.parent.is_dir():
         raise UsageError(f"argument --out: {str(arguments.out.parent)!r} is not a folder. Make it first.")
 
@@ -224,7 +263,7 @@ def _check_delivery(arguments: argparse.Namespace) -> None:
             require("onnx", "onnx", "onnxscript", "onnxruntime")
         except MissingExtraError as error:
             raise MissingExtraError(f"{error}, or give --no-onnx.") from None
-    elif arguments.latency:
+    elif getattr(arguments, "latency", None):
         raise UsageError("--latency measures ONNX files. Leave out --no-onnx.")
 
 
@@ -244,6 +283,10 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "train": _check_train,
     "latency": _check_latency,
     "relate": _check_relate,
+    "export": _check_export,
+    "verify": _check_verify,
+    "bench": _check_bench,
+    "finetune": _check_finetune,
     "show": _check_show,
     "report": _check_report,
 }

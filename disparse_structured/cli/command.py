@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 from disparse_structured.cli import advice, checks
 from disparse_structured.cli.console import Screen
@@ -20,14 +21,16 @@ from disparse_structured.cli.parsers import build_parser
 from disparse_structured.cli.settings import readable, save_settings, with_settings
 from disparse_structured.errors import DisparseError
 
-_WRITERS = ("prune", "train", "relate", "demo")
-"""The commands that write a folder of their own."""
+_WRITERS = ("prune", "train", "relate", "demo", "export", "bench", "finetune")
+"""The commands that write a folder."""
 
 FAILED, INTERRUPTED, UNREAD = 2, 130, 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 2 for an explained error, 130 for Ctrl-C.
+    """Runs one command and returns its exit code.
+
+    It is 0, 1 if `disparse verify` finds a fault, 2 for an explained error, 130 for Ctrl-C.
 
     An unexpected exception is a bug of this package and is not caught.
     """
@@ -46,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             outcome = importlib.import_module(f"{__package__}.{arguments.command}").run(arguments, screen)
         if outcome is not None:
             screen.show(outcome)
+            return outcome.status  # type: ignore[no-any-return]  # the command's module is imported by name
     except DisparseError as error:
         screen.fail(type(error).__name__, advice.in_options(str(error)))
         return FAILED
@@ -61,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _alone(arguments: argparse.Namespace) -> AbstractContextManager[None]:
     """Locks the folder that the command writes; of several processes, the first one does."""
-    folder = getattr(arguments, "out", None)
+    folder = getattr(arguments, "out", None) or getattr(arguments, "folder", None)
     if folder is None or arguments.command not in _WRITERS or int(os.environ.get("RANK") or 0):
         return nullcontext()
-    return alone_in(folder)
+    return alone_in(Path(folder))

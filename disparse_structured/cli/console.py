@@ -23,10 +23,11 @@ _UNLIMITED = 10_000
 
 @dataclass(frozen=True)
 class Outcome:
-    """A command's result: once as JSON, once for people."""
+    """A command's result: once as JSON, once for people; ``status`` is the exit code."""
 
     document: Mapping[str, Any]
     views: Sequence[RenderableType]
+    status: int = 0
 
 
 class Screen:

@@ -89,6 +89,16 @@ def add_data(group: Options, *, required: bool) -> None:
     )
 
 
+def add_loader(group: Options) -> None:
+    """``--data`` of commands that train."""
+    group.add_argument(
+        "--data",
+        required=True,
+        metavar="LOADER",
+        help=f"training batches: a loader, a list of batches, or a function that returns one, {AS}",
+    )
+
+
 def add_images(group: Options, *, required: bool = False) -> None:
     """``--images``."""
     group.add_argument(
@@ -256,6 +266,12 @@ def add_structure(group: Options) -> None:
 
 def add_calls(group: Options) -> None:
     """``--batched`` and ``--entry-points``: how the model is called."""
+    add_batched(group)
+    add_entry_points(group)
+
+
+def add_batched(group: Options) -> None:
+    """``--batched``."""
     group.add_argument(
         "--batched",
         nargs="+",
@@ -264,6 +280,10 @@ def add_calls(group: Options) -> None:
         help="arguments of forward whose first dimension is the batch (default: found by running the model "
         "with one more example)",
     )
+
+
+def add_entry_points(group: Options) -> None:
+    """``--entry-points``."""
     group.add_argument(
         "--entry-points",
         type=values.entry_point,
@@ -291,12 +311,7 @@ def add_out(group: Options) -> None:
 
 def add_delivery(group: Options, *, limits: bool = False) -> None:
     """``--onnx``, ``--latency``, which with a number ``limits`` the latency, and ``--threads``."""
-    group.add_argument(
-        "--onnx",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="write model.onnx and check it against PyTorch (default: yes)",
-    )
+    add_onnx(group)
     measure = "also measure the latency of the dense and the pruned model in ONNX Runtime"
     if limits:
         group.add_argument(
@@ -313,6 +328,21 @@ def add_delivery(group: Options, *, limits: bool = False) -> None:
     add_threads(group, "--latency")
     if limits:
         add_runtime(group, "--latency TIME")
+    add_html(group)
+
+
+def add_onnx(group: Options) -> None:
+    """``--onnx``."""
+    group.add_argument(
+        "--onnx",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write model.onnx and check it against PyTorch (default: yes)",
+    )
+
+
+def add_html(group: Options) -> None:
+    """``--html``."""
     group.add_argument("--html", action="store_true", help="also write report.html, a page about the result")
 
 

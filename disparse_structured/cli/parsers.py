@@ -7,9 +7,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from disparse_structured.cli import options, values
+from disparse_structured.cli.folder_parsers import add_bench, add_export, add_finetune, add_verify
 from disparse_structured.cli.prune_parser import add_prune
 from disparse_structured.cli.train_parser import add_train
 from disparse_structured.cli.usage import Parser
+
+SHOWN = 3
+"""How many inputs a page shows."""
 
 LEVELS = ("unit", "weight")
 RATIOS = {"weight": 0.922, "unit": 0.5}
@@ -27,6 +31,10 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     add_prune(commands)
     add_train(commands)
+    add_finetune(commands)
+    add_export(commands)
+    add_verify(commands)
+    add_bench(commands)
     _add_inspect(commands)
     _add_latency(commands)
     _add_images(commands)
@@ -205,7 +213,8 @@ def _add_report(commands: argparse._SubParsersAction[Parser]) -> None:
         description="Write report.html, one self-contained page, into a folder that `disparse prune`,\n"
         "`disparse train` or `disparse demo` wrote. `disparse report diff A B` compares two\n"
         "folders.",
-        epilog="examples:\n  disparse report small\n  disparse report small --markdown >> comment.md\n"
+        epilog="examples:\n  disparse report small\n  disparse report small --images photos --model "
+        "net.py:build --weights dense.safetensors\n  disparse report small --markdown >> comment.md\n"
         "  disparse report diff small smaller --out diff.html",
     )
     parser.add_argument("folders", nargs="+", metavar="DIR", help="the folder, or diff and two folders")
@@ -215,6 +224,19 @@ def _add_report(commands: argparse._SubParsersAction[Parser]) -> None:
         metavar="FILE",
         help="the page to write (default: report.html in the folder; none for diff)",
     )
+    shown = parser.add_argument_group(
+        "inputs to show", "A few inputs, and each task's output before and after pruning as pictures."
+    )
+    options.add_images(shown)
+    options.add_data(shown, required=False)
+    shown.add_argument(
+        "--number", type=values.count(), metavar="N", help=f"inputs to show (default: {SHOWN})"
+    )
+    options.add_model(shown, required=False)
+    options.add_weights(shown)
+    options.add_tasks(shown, required=False)
+    options.add_entry_points(shown)
+    options.add_pictures(parser.add_argument_group("pictures", "How the files of --images become inputs."))
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
         "--markdown",

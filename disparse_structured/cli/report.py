@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import RenderableType
@@ -13,27 +14,39 @@ from disparse_structured.files import write_text
 from disparse_structured.report.page.comparison import Comparison
 from disparse_structured.report.page.html import PAGE, diff_page, page
 from disparse_structured.report.page.markdown import diff_markdown, markdown
+from disparse_structured.report.page.pictures import Example
 from disparse_structured.report.page.run import Run
 from disparse_structured.report.page.verdict import verdict
 from disparse_structured.report.text import numbers_table
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
-    """Reads the JSON files and writes the page; no model is built, and torch is not imported."""
+    """Reads the JSON files and writes the page. Unless inputs are to be shown, torch is not imported."""
     runs = [Run.of_folder(Path(folder)) for folder in arguments.folders[-2:]]
-    return _one(runs[0], arguments) if len(runs) == 1 else _two(Comparison(*runs), arguments)
+    return _one(runs[0], arguments, screen) if len(runs) == 1 else _two(Comparison(*runs), arguments)
 
 
-def _one(found: Run, arguments: argparse.Namespace) -> Outcome:
+def _one(found: Run, arguments: argparse.Namespace, screen: Screen) -> Outcome:
     out = arguments.out
     if out is None and not arguments.markdown:
         out = Path(arguments.folders[0]) / PAGE
     if out is not None:
-        write_text(out, page(found))
+        write_text(out, page(found, _examples(arguments, screen)))
     document = {"page": out and str(out), "verdict": verdict(found)}
     if arguments.markdown:
         return Outcome(document, [_whole(markdown(found))])
     return Outcome(document, [Text(verdict(found)), Text(f"written to {out}")])
+
+
+def _examples(arguments: argparse.Namespace, screen: Screen) -> Sequence[Example]:
+    """The inputs to show, with the outputs of both networks; none unless they are asked for."""
+    if arguments.model is None:
+        return ()
+    from disparse_structured.cli.examples import shown_examples  # imports torch
+
+    arguments.folder = arguments.folders[0]
+    with screen.step("running both networks on the first inputs"):
+        return shown_examples(arguments)
 
 
 def _two(found: Comparison, arguments: argparse.Namespace) -> Outcome:

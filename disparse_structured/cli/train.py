@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome | None:
     torch.manual_seed(arguments.seed)
     with screen.step("building the model"):
         subject = _subject(arguments)
-    config = _config(arguments, subject.model)
+    config = training_config(arguments, _distillation(arguments, subject.model))
     steps = arguments.epochs * _length(subject.data)
     with screen.step("reading the structure and scoring its units"):
         regime = _regime(arguments, subject, steps)
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome | None:
         validation=validation,
         checkpoint=arguments.out / CHECKPOINT,
         checkpoint_every=arguments.checkpoint_every,
-        on_epoch=_announcer(arguments.epochs, screen),
+        on_epoch=announcer(arguments.epochs, screen),
         progress=screen.progress,
     )
     with screen.step("pruning and verifying"):
@@ -73,13 +73,21 @@ def _subject(arguments: argparse.Namespace) -> Subject:
     return Subject(model, tasks, as_batches(load_data(arguments.data)))
 
 
-def _config(arguments: argparse.Namespace, model: nn.Module) -> TrainingConfig:
-    distillation = None
-    if arguments.distill:
-        teacher = copy.deepcopy(model)
-        if arguments.teacher:
-            sources.load_weights(teacher, arguments.teacher)
-        distillation = Distillation(teacher, arguments.distill)
+def _distillation(arguments: argparse.Namespace, model: nn.Module) -> Distillation | None:
+    if not arguments.distill:
+        return None
+    teacher = copy.deepcopy(model)
+    if arguments.teacher:
+        sources.load_weights(teacher, arguments.teacher)
+    return Distillation(teacher, arguments.distill)
+
+
+def training_config(arguments: argparse.Namespace, distillation: Distillation | None) -> TrainingConfig:
+    """How to train, as the arguments say.
+
+    Raises:
+        UsageError: a number is out of range.
+    """
     try:
         return TrainingConfig(
             epochs=arguments.epochs,
@@ -134,7 +142,9 @@ def _length(data: Iterable[Any]) -> int:
         return sum(1 for _ in batches(data))
 
 
-def _announcer(epochs: int, screen: Screen) -> Callable[[int, Mapping[str, float]], None]:
+def announcer(epochs: int, screen: Screen) -> Callable[[int, Mapping[str, float]], None]:
+    """Says the losses of each epoch."""
+
     def announce(epoch: int, losses: Mapping[str, float]) -> None:
         shown = "  ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
         screen.say(f"epoch {epoch + 1}/{epochs}  {shown}")

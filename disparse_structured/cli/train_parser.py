@@ -26,19 +26,16 @@ def add_train(commands: argparse._SubParsersAction[Parser]) -> None:
     subject = parser.add_argument_group("model and data")
     options.add_model(subject)
     options.add_weights(subject)
-    subject.add_argument(
-        "--data",
-        required=True,
-        metavar="LOADER",
-        help=f"training batches: a loader, a list of batches, or a function that returns one, {options.AS}",
-    )
+    options.add_loader(subject)
     options.add_tasks(subject, required=True)
     options.add_calls(subject)
     budget = parser.add_argument_group("budget")
     options.add_limit(budget)
     options.add_widths(budget)
     _add_regime(parser.add_argument_group("method", options.OWN))
-    _add_training(parser.add_argument_group("training"))
+    training = parser.add_argument_group("training")
+    add_training(training)
+    _add_distillation(training)
     output = parser.add_argument_group("output")
     options.add_out(output)
     options.add_delivery(output)
@@ -92,7 +89,20 @@ def _add_regime(method: options.Group) -> None:
     options.add_seed(method)
 
 
-def _add_training(training: options.Group) -> None:
+def _add_distillation(training: options.Group) -> None:
+    training.add_argument(
+        "--distill",
+        type=values.positive,
+        metavar="W",
+        help="also learn from the dense model, with this loss weight",
+    )
+    training.add_argument(
+        "--teacher", type=values.weights_file, metavar="FILE", help="weights of the model to distill from"
+    )
+
+
+def add_training(training: options.Group) -> None:
+    """How to train."""
     count, positive = values.count(), values.positive
     training.add_argument("--epochs", type=count, required=True, metavar="N", help="passes over --data")
     training.add_argument(
@@ -113,12 +123,6 @@ def _add_training(training: options.Group) -> None:
         type=count,
         metavar="N",
         help="stop N epochs after the best --validation loss, and keep the weights of that epoch",
-    )
-    training.add_argument(
-        "--distill", type=positive, metavar="W", help="also learn from the dense model, with this loss weight"
-    )
-    training.add_argument(
-        "--teacher", type=values.weights_file, metavar="FILE", help="weights of the model to distill from"
     )
     training.add_argument(
         "--precision", choices=PRECISIONS, default="32-true", help="training precision (default: 32-true)"

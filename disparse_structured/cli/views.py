@@ -130,10 +130,12 @@ def latency_facts(document: Mapping[str, Any]) -> LatencyFacts:
 def _training(facts: Mapping[str, Any]) -> list[RenderableType]:
     table = table_of("task", "loss of the first epoch", "loss of the last")
     for task, losses in facts["losses"].items():
-        table.add_row(Text(task), f"{losses[0]:.4g}", f"{losses[-1]:.4g}")
-    stopped = ", stopped early" if facts["stopped_early"] else ""
-    how = f"{facts['regime']} regime, {facts['schedule']}: {facts['epochs']} epochs, {facts['steps']} steps"
-    return [table, Text(how + stopped)]
+        if losses:
+            table.add_row(Text(task), f"{losses[0]:.4g}", f"{losses[-1]:.4g}")
+    how = f"{facts['regime']} regime, {facts['schedule']}" if "regime" in facts else "trained after pruning"
+    counts = [f"{facts[name]} {name}" for name in ("epochs", "steps") if name in facts]
+    stopped = ["stopped early"] if facts.get("stopped_early") else []
+    return [table, Text(": ".join([how, ", ".join([*counts, *stopped])]) if counts else how)]
 
 
 def _export(facts: Mapping[str, Any]) -> list[RenderableType]:

@@ -53,15 +53,26 @@ def inputs_of(
     if size is not None and "size" not in free:
         raise OptionError(f"size={size} cannot be timed: the ONNX file has a fixed input size.")
 
-    def resized(tensor: torch.Tensor) -> torch.Tensor:
-        if "batch" in free:
+    given = resized(example_inputs, batch if "batch" in free else None, size)
+    leaves = pytree.tree_leaves(given)
+    return tuple(leaf.detach().cpu() for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+
+def resized(inputs: tuple[Any, ...], batch: int | None, size: tuple[int, ...] | None) -> tuple[Any, ...]:
+    """``inputs`` with ``batch`` examples, repeated if they are too few, and of ``size``; None keeps either.
+
+    >>> [tuple(each.shape) for each in resized((torch.rand(2, 3, 8, 8),), 3, (4, 6))]
+    [(3, 3, 4, 6)]
+    """
+
+    def one(tensor: torch.Tensor) -> torch.Tensor:
+        if batch is not None:
             tensor = tensor[torch.arange(batch) % len(tensor)]
         if size is not None and tensor.ndim == 2 + len(size) and tensor.is_floating_point():
             tensor = torch.nn.functional.interpolate(tensor, size)
         return tensor
 
-    leaves = pytree.tree_leaves(map_batched(resized, example_inputs))
-    return tuple(leaf.detach().cpu() for leaf in leaves if isinstance(leaf, torch.Tensor))
+    return map_batched(one, inputs)
 
 
 def in_own_thread(function: Callable[P, T]) -> Callable[P, T]:

@@ -1,5 +1,6 @@
 """``prune``: structure, scores, votes, decision, refit, removal and report, composed."""
 
+from disparse_structured.pipeline.checking import Check, FolderChecks, check_folder
 from disparse_structured.pipeline.compensated import Compensated
 from disparse_structured.pipeline.disparse import DiSparse
 from disparse_structured.pipeline.inputs import EXAMPLE_SAMPLES, SAMPLES, Data
@@ -13,16 +14,19 @@ from disparse_structured.pipeline.task_latency import TaskLatencies, TaskLatency
 __all__ = [
     "EXAMPLE_SAMPLES",
     "SAMPLES",
+    "Check",
     "Compensated",
     "Data",
     "Decided",
     "DiSparse",
+    "FolderChecks",
     "Iterative",
     "Method",
     "Problem",
     "PruningResult",
     "TaskLatencies",
     "TaskLatency",
+    "check_folder",
     "prune",
     "quantize",
     "task_latencies",

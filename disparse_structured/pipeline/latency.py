@@ -180,7 +180,7 @@ def _measured(
     with tempfile.TemporaryDirectory() as folder:
         pruned = Path(folder, "pruned.onnx")
         inputs = latency.export(outcome.applied.model, structure, pruned)
-        times = _in_turn(latency.runtime, [dense, pruned], inputs)
+        times = timed_in_turn(latency.runtime, [dense, pruned], inputs)
     low, median = np.quantile(times, EARLY, axis=0), np.median(times, axis=0)
     lower, upper = np.quantile(times[:, 1] / times[:, 0], [0.25, 0.75])
     return SpeedFacts(
@@ -219,8 +219,8 @@ def _stairs(cost: LatencyModel, structure: Structure, plan: Plan) -> tuple[Stair
     return tuple(stairs)
 
 
-def _in_turn(runtime: Runtime, paths: list[Path], inputs: tuple[Any, ...]) -> np.ndarray:
-    """Milliseconds, float64 ``[rounds, files]``."""
+def timed_in_turn(runtime: Runtime, paths: list[Path], inputs: tuple[Any, ...]) -> np.ndarray:
+    """Milliseconds, float64 ``[rounds, files]``, of files that run in turn for a few seconds."""
     first = runtime.time_files(paths, inputs, rounds=3)
     rounds = int(np.clip(_SECONDS * 1e3 / first.sum(axis=1).min(), *_ROUNDS))
     return runtime.time_files(paths, inputs, rounds=rounds)

@@ -15,10 +15,13 @@ from disparse_structured.data.batches import batched_leaves
 from disparse_structured.data.call import named_leaves
 from disparse_structured.decision.costs import Cost, distinct
 from disparse_structured.decision.plan import Plan
+from disparse_structured.errors import OptionError
 from disparse_structured.files import write_text
+from disparse_structured.pipeline.examples import NUMBER, examples_of
 from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.page.html import page
 from disparse_structured.report.page.notebook import result_html
+from disparse_structured.report.page.pictures import Example
 from disparse_structured.report.page.run import Run
 from disparse_structured.report.pruning import (
     CostFacts,
@@ -99,21 +102,47 @@ class PruningResult:
         """
         saving.save(folder, self.model, self.plan, self._document(training), self.example_inputs)
 
-    def to_html(self, path: str | Path) -> None:
+    def to_html(
+        self,
+        path: str | Path,
+        *,
+        inputs: Any = None,
+        dense: nn.Module | None = None,
+        dense_tasks: Sequence[Task] | None = None,
+        number: int = NUMBER,
+    ) -> None:
         """Writes one self-contained page about the run, which can be sent and printed.
 
-        ``disparse report`` writes the page of a saved folder, which also covers its ONNX file.
+        ``disparse report`` writes the page of a saved folder, which also covers its ONNX file. With
+        ``inputs``, the page shows the first few of them, and each task's dense and pruned output as pictures.
 
         >>> import tempfile, torch, disparse_structured as ds
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
         >>> result = ds.prune(model, torch.randn(32, 4), macs=0.5)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     result.to_html(Path(folder, "report.html"))
+        ...     result.to_html(Path(folder, "shown.html"), inputs=torch.randn(8, 4), dense=model)
+
+        Args:
+            path: the file to write.
+            inputs: inputs as ``prune`` takes them.
+            dense: the network before pruning, needed with ``inputs``.
+            dense_tasks: the tasks as ``dense`` returns them, if it does so in another way.
+            number: how many inputs to show.
 
         Raises:
-            DisparseError: the file cannot be written.
+            OptionError: there are ``inputs``, but no ``dense`` network.
+            BatchError: a network refuses the inputs.
+            MissingExtraError: pictures need Pillow, which is not installed.
+            SaveError: the file cannot be written.
         """
-        write_text(Path(path), page(self._run))
+        examples: Sequence[Example] = ()
+        if inputs is not None:
+            if dense is None:
+                raise OptionError("inputs= are shown with the outputs of both networks. Pass dense= too.")
+            before = (dense, self.tasks if dense_tasks is None else dense_tasks)
+            examples = examples_of(inputs, before, (self.model, self.tasks), number)
+        write_text(Path(path), page(self._run, examples))
 
     def export(self, path: str | Path, **options: Any) -> ExportFacts:
         """Writes an ONNX file and checks it in ONNX Runtime; the outputs are named after the tasks.
@@ -123,12 +152,7 @@ class PruningResult:
         Raises:
             ExportError: the file cannot be written, is not valid, or does not agree with PyTorch.
         """
-        from disparse_structured.export import export_onnx  # ONNX is imported only where it is used
-
-        outputs = {task.name: task.tensors for task in self.tasks}
-        metadata = {"tasks": json.dumps(list(outputs)), "plan": self.plan.hash}
-        given = {"outputs": outputs, "metadata": metadata, **options}
-        return export_onnx(self.model, self.example_inputs, path, **given)
+        return export_pruned(self.model, self.tasks, self.plan, self.example_inputs, path, **options)
 
     def quantize(
         self,
@@ -183,6 +207,25 @@ class PruningResult:
         if training is not None or saving.weights_digest(self.model) != self._digest:
             document |= saving.changed_entries(training)
         return document
+
+
+def export_pruned(
+    model: nn.Module,
+    tasks: Sequence[Task],
+    plan: Plan,
+    example_inputs: tuple[Any, ...],
+    path: str | Path,
+    **options: Any,
+) -> ExportFacts:
+    """Writes the ONNX file of a pruned ``model``, which names its tasks and its plan.
+
+    ``options`` and errors are those of :func:`disparse_structured.export.export_onnx`.
+    """
+    from disparse_structured.export import export_onnx  # ONNX is imported only where it is used
+
+    outputs = {task.name: task.tensors for task in tasks}
+    metadata = {"tasks": json.dumps(list(outputs)), "plan": plan.hash}
+    return export_onnx(model, example_inputs, path, **{"outputs": outputs, "metadata": metadata, **options})
 
 
 def _report(

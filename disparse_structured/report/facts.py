@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
@@ -78,6 +80,17 @@ class LatencyFact:
     speedup: float
     paired_speedup: float
 
+    @classmethod
+    def of(cls, names: Sequence[str], times: np.ndarray) -> tuple[LatencyFact, ...]:
+        """From milliseconds ``[rounds, models]``; the first of ``names`` is the reference."""
+        reference = times[:, 0]
+        found = []
+        for name, own in zip(names, times.T, strict=True):
+            lower, median, upper = map(float, np.quantile(own, [0.25, 0.5, 0.75]))
+            speedup, paired = float(np.median(reference) / median), float(np.median(reference / own))
+            found.append(cls(name, median, lower, upper, speedup, paired))
+        return tuple(found)
+
 
 @dataclass(frozen=True)
 class LatencyFacts:
@@ -92,6 +105,12 @@ class LatencyFacts:
     cpu: str
     runtime: str
 
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """A line for each model but the reference: faster, slower, or not told apart by the quartiles."""
+        reference, *others = self.models
+        return tuple(_compared(each, reference) for each in others)
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = numbers_table("model", "median ms", "quartiles", "speed-up")
         for fact in self.models:
@@ -101,3 +120,11 @@ class LatencyFacts:
         shapes = " and ".join("x".join(map(str, shape)) for shape in self.input_shapes)
         how = f"{self.rounds} rounds in turn, threads: {self.threads}, input {shapes}"
         yield Text(f"{how}, {self.runtime}, {self.cpu}")
+
+
+def _compared(model: LatencyFact, reference: LatencyFact) -> str:
+    if model.upper_quartile_ms < reference.lower_quartile_ms:
+        return f"{model.name} is {model.paired_speedup:.2f} times as fast as {reference.name}"
+    if model.lower_quartile_ms > reference.upper_quartile_ms:
+        return f"{model.name} takes {1 / model.paired_speedup:.2f} times as long as {reference.name}"
+    return f"no measurable difference between {model.name} and {reference.name}: their quartiles overlap"

@@ -69,8 +69,8 @@ class Saved:
             raise LoadError(f"{REPORT} in {str(folder)!r} has no entry 'inputs'. Save the model again.")
         if report.get("plan") != plan.hash:
             raise LoadError(
-                f"{REPORT} in {str(folder)!r} belongs to plan {str(report.get('plan'))[:12]}…, {PLAN} is plan "
-                f"{plan.hash[:12]}…. The folder mixes two runs; save again."
+                f"{REPORT} in {str(folder)!r} belongs to plan {str(report.get('plan'))[:12]}…, {PLAN} is "
+                f"plan {plan.hash[:12]}…. The folder mixes two runs; save again."
             )
         return cls(folder, plan, report)
 
@@ -209,9 +209,9 @@ class Saved:
         for group in plan.groups:
             if group.reach != reach[group.name]:
                 raise LoadError(
-                    f"channel group {group.name!r} reaches {_listed(reach[group.name])}, but when it was saved "
-                    f"{_listed(group.reach)}: the tasks pick other outputs. Let the factory's model return "
-                    "what the pruned one's did, and pass the tasks that it was pruned with."
+                    f"channel group {group.name!r} reaches {_listed(reach[group.name])}, but when it was "
+                    f"saved {_listed(group.reach)}: the tasks pick other outputs. Let the factory's model "
+                    "return what the pruned one's did, and pass the tasks that it was pruned with."
                 )
         return rebuild_graph(dense, plan, structure, examples=facts.examples, any_batch=facts.any_batch)
 

@@ -31,11 +31,7 @@ OUTDATED = ("export", "int8")
 
 
 def save(
-    folder: str | Path,
-    model: nn.Module,
-    plan: Plan,
-    report: Mapping[str, Any],
-    inputs: tuple[Any, ...],
+    folder: str | Path, model: nn.Module, plan: Plan, report: Mapping[str, Any], inputs: tuple[Any, ...]
 ) -> None:
     """Write ``model`` (the result of ``plan``) into ``folder``, which is created if needed.
 
@@ -52,11 +48,15 @@ def save(
         if "unknown" in report["inputs"]
         else probe_of(model, inputs)
     )
-    _write(folder, model, plan, {**report, "computes": computes}, {PLAN: f"{plan.to_json()}\n"})
+    _write(folder, model, plan, {**report, "computes": computes})
 
 
 def save_back(
-    folder: str | Path, model: nn.Module, *, training: Mapping[str, Any] | None = None
+    folder: str | Path,
+    model: nn.Module,
+    *,
+    training: Mapping[str, Any] | None = None,
+    to: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write the weights of a trained ``model`` back into the folder that it was loaded from.
 
@@ -83,6 +83,7 @@ def save_back(
         model: what :func:`disparse_structured.load` returned for it, trained. It is left unchanged.
         training: facts about the training as plain data, for the report's entry ``training``: at least
             ``losses``, by task the loss after each epoch.
+        to: write another folder instead, which is created if needed.
 
     Returns:
         The new content of ``report.json``.
@@ -98,7 +99,8 @@ def save_back(
     if "unknown" not in report["inputs"]:
         report["computes"] = probe_of(model, described_inputs(report["inputs"]), report.get("computes"))
     report.update(changed_entries(training))
-    return _write(saved.folder, model, saved.plan, report)
+    target = saved.folder if to is None else made_folder(Path(to))
+    return _write(target, model, saved.plan, report)
 
 
 def changed_entries(training: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -184,13 +186,7 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items() if name in persistent}
 
 
-def _write(
-    folder: Path,
-    model: nn.Module,
-    plan: Plan,
-    report: Mapping[str, Any],
-    texts: Mapping[str, str] = {},  # read only
-) -> dict[str, Any]:
+def _write(folder: Path, model: nn.Module, plan: Plan, report: Mapping[str, Any]) -> dict[str, Any]:
     """Replaces the files together, and returns the report with the weights' checksum."""
     with ExitStack() as drafts:
         weights = drafts.enter_context(replacing(folder / WEIGHTS))
@@ -199,7 +195,7 @@ def _write(
         except SafetensorError as error:
             raise OSError(str(error)) from error
         document = {**report, "weights_sha256": checksum(weights)}
-        for name, text in {**texts, REPORT: _text(document)}.items():
+        for name, text in ((PLAN, f"{plan.to_json()}\n"), (REPORT, _text(document))):
             drafts.enter_context(replacing(folder / name)).write_text(text, encoding="utf-8", newline="\n")
     return document
 

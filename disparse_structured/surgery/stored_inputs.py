@@ -46,5 +46,3 @@ def described_inputs(description: dict[str, Any]) -> tuple[Any, ...]:
         for leaf in description["leaves"]
     ]
     return tuple(pytree.tree_unflatten(leaves, pytree.treespec_loads(description["tree"])))
-
-

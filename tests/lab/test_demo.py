@@ -107,7 +107,7 @@ def test_the_report_says_what_the_folder_holds(result, folder, document, loaded)
     assert [model["name"] for model in document["latency"]["models"]] == ["dense", "pruned"]
     assert document["latency"]["threads"] == 1
     plain = json.loads(json.dumps(result.to_dict()))
-    added = {"computes", "weights_sha256"}  # written with the weights
+    added = {"computes", "weights_changed", "weights_sha256"}  # written with the weights
     described = {name: entry for name, entry in document.items() if name not in added}
     assert plain == {"folder": str(folder), "files": list(result.files), "report": described}
 

@@ -59,6 +59,13 @@ def test_the_page_on_reports(tmp_path: Path) -> None:
     assert names["worst"] < 1
 
 
+def test_the_page_on_life_with_a_result(tmp_path: Path) -> None:
+    names = run("docs/folders.md")
+
+    assert names["report"]["training"]["losses"].keys() == {"depth", "kind"}
+    assert "depth of input 2, pruned" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_page_on_latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     names = run("docs/latency.md")

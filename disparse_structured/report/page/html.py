@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from disparse_structured.errors import LoadError
 from disparse_structured.report.page import charts, parts, words
 from disparse_structured.report.page.comparison import Comparison
+from disparse_structured.report.page.pictures import DrawnExample, Example, drawn
 from disparse_structured.report.page.run import PLAN, REPORT, Group, Run
 from disparse_structured.report.page.verdict import verdict
 
@@ -34,6 +35,7 @@ _PLAIN, _PACKED = 60_000, 200_000
 
 _SECTIONS = (
     ("tasks", "Tasks"),
+    ("pictures", "Pictures"),
     ("time", "Time"),
     ("widths", "Widths"),
     ("votes", "Votes"),
@@ -53,14 +55,15 @@ class Download:
     size: str
 
 
-def page(run: Run) -> str:
-    """The text of the page of ``run``, smaller than :data:`LARGEST`.
+def page(run: Run, examples: Sequence[Example] = ()) -> str:
+    """The text of the page of ``run``, smaller than :data:`LARGEST`, with ``examples`` drawn as pictures.
 
     Raises:
         LoadError: even the shortest page is larger, because names or texts are huge.
     """
+    pictures = drawn(examples) if examples else ()
     for most in _ROWS:
-        text = _page(run, most)
+        text = _page(run, most, pictures)
         if len(text.encode()) < LARGEST:
             return text
     raise LoadError(
@@ -69,7 +72,7 @@ def page(run: Run) -> str:
     )
 
 
-def _page(run: Run, most: int) -> str:
+def _page(run: Run, most: int, pictures: Sequence[DrawnExample]) -> str:
     report, groups = run.report, _largest(run.groups, most)
     task_headings, task_rows = parts.tasks_table(run)
     group_headings, group_rows = parts.groups_table(run, groups)
@@ -83,6 +86,7 @@ def _page(run: Run, most: int) -> str:
         "method": report.get("method"),
         "deviation": report.get("deviation"),
         "trained": bool({"training", "demo", "weights_changed"} & report.keys()),
+        "pictures": pictures,
         "task_headings": task_headings,
         "task_rows": task_rows,
         "columns_lines": parts.columns_lines(run),
@@ -188,6 +192,7 @@ def _frame() -> dict[str, Any]:
 
 def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
     shown = {
+        "pictures": content["pictures"],
         "time": content["times"] or content["int8_times"],
         "widths": content["groups"],
         "votes": content["groups"],
