@@ -247,7 +247,8 @@ def _facts(
 def opset_of(path: Path) -> int:
     """The version of the ONNX operators in a file."""
     model = onnx.load(path, load_external_data=False)
-    return next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
+    found: int = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
+    return found
 
 
 def _tensor_fact(value: onnx.ValueInfoProto) -> TensorFact:

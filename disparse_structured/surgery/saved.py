@@ -102,9 +102,16 @@ class Saved:
         """Arguments of one forward pass with values like the example's.
 
         Raises:
-            LoadError: the report could not describe them.
+            LoadError: the report could not describe them, or its description is damaged.
         """
-        return drawn_inputs(described_inputs(self.report["inputs"]), self.report.get("computes"))
+        described = described_inputs(self.report["inputs"])
+        try:
+            return drawn_inputs(described, self.report.get("computes"))
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise LoadError(
+                f"{REPORT} in {str(self.folder)!r} does not say which inputs the model was saved with "
+                f"({type(error).__name__}: {error}). Save the model again."
+            ) from None
 
     def tasks(self, given: Sequence[Task | str] | None = None) -> list[Task]:
         """``given`` in the order of the plan, or the tasks that the report describes.

@@ -113,6 +113,13 @@ def test_without_a_factory_the_files_are_checked_and_no_code_runs(
     assert found == {"plan and report": True, "weights": True, "ONNX file": True, "model": None}
 
 
+BY_NAME = """
+
+by_name = [Task("near", loss=squares), Task("aux", loss=squares)]
+"""
+"""Tasks as a pruned graph returns them."""
+
+
 def flipped(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -162,6 +169,20 @@ def test_what_is_wrong_is_named(
 
 def test_a_folder_that_does_not_exist_is_an_error(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert refusal(capsys, "verify", "gone").startswith("the folder 'gone' does not exist")
+
+
+def test_a_pruned_graph_for_another_size(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (tiny / "tiny.py").open("a") as file:
+        file.write(BY_NAME)
+    assert main([*prune_tiny("--form", "graph", "--no-onnx"), "--quiet"]) == 0
+    shape = ("--dynamic", "static", "--batch", "1", "--size", "12")
+    assert main(["export", "out", *MODEL, *shape]) == 0
+    assert report_in(Path("out"))["export"]["inputs"][0]["shape"] == [1, 3, 12, 12]
+    found = verified(capsys, *MODEL)
+    assert found["ONNX parity"] is True
+    assert found["outputs"] is True
+    assert main(["finetune", "out", *MODEL, *TRAINING, "--tasks", "tiny:by_name", "--no-onnx"]) == 0
+    assert verified(capsys, *MODEL)["outputs"] is True
 
 
 # Bench.

@@ -16,6 +16,7 @@ import pytest
 from disparse_structured import Budget
 from disparse_structured.cli import options, parsers, prune_parser, train_parser
 from disparse_structured.pipeline import SAMPLES
+from disparse_structured.pipeline.examples import NUMBER
 from disparse_structured.relatedness import RATIO, UNIT_RATIO
 from disparse_structured.relatedness.result import Level
 from disparse_structured.structure import Attention, Form
@@ -34,6 +35,10 @@ ANSWERED = {
     "train --help": "--regime",
     "inspect --help": "--budget-steps",
     "relate --help": "--seeds",
+    "finetune --help": "--patience",
+    "export --help": "--opset",
+    "verify --help": "The exit status is 1 if a check fails.",
+    "bench --help": "--save",
     "show --help": "`disparse train`",
     "demo --help": "--quick",
 }
@@ -142,6 +147,12 @@ REFUSED = {
     f"{RELATE} --batches 0": "argument --batches: 0 is not a whole number of at least 1",
     f"{RELATE} --criterion fish": "--criterion 'fish' is unknown.",
     f"{RELATE} --weights nowhere.safetensors": "there is no file 'nowhere.safetensors'",
+    "finetune absent --model net.py:build --data net.py:x --tasks a --epochs 1": "the folder 'absent'",
+    "export pictures": "the following arguments are required: --model",
+    "export absent --model net.py:build": "the folder 'absent' does not exist in ",
+    "verify absent": "the folder 'absent' does not exist in ",
+    "verify pictures --data x.npy": "--data is for comparing the ONNX file with the model. Give --model too.",
+    "bench pictures --save": "--save writes the times beside the dense model's. Give --model too.",
     "show absent": "the folder 'absent' does not exist in ",
     "show pictures": "'pictures' holds no plan.json. Give a folder that `disparse prune` or `disparse train`",
     "report": "the following arguments are required: DIR",
@@ -239,3 +250,4 @@ def test_what_the_parser_states_is_what_the_library_has() -> None:
     assert sorted(parsers.LEVELS) == sorted(get_args(Level))
     assert parsers.RATIOS == {"weight": RATIO, "unit": UNIT_RATIO}
     assert prune_parser.SAMPLES == SAMPLES
+    assert parsers.SHOWN == NUMBER

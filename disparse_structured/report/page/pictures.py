@@ -175,7 +175,7 @@ def _pair(
         return [(_png, _labels(each)) for each in maps], "classes"
     if dense.ndim == 3 and len(dense) == 3 and _unit(dense):
         colored = [((each.transpose(1, 2, 0) + 1) * 127.5).clip(0, 255) for each in (dense, pruned)]
-        return [(_png, _image(each)) for each in colored], "unit vectors as colors"
+        return [(_jpeg, _image(each)) for each in colored], "unit vectors as colors"
     if dense.ndim == 3:
         count = len(dense)
         return [(_png, _labels(each.argmax(0))) for each in (dense, pruned)], f"largest of {count} channels"
