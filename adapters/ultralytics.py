@@ -85,12 +85,12 @@ class UltralyticsResult(PruningResult):
 
     yolo: Model
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, training: Mapping[str, Any] | None = None) -> None:
         """Writes what :meth:`PruningResult.save` does, and how to build the dense network.
 
         :func:`load` reads the folder.
         """
-        super().save(folder)
+        super().save(folder, training=training)
         saving.extend_report(folder, {_ENTRY: _description(self.model)})
 
 

@@ -18,7 +18,7 @@ from disparse_structured.cli.delivery import INT8_ONNX, ONNX
 from disparse_structured.cli.folders import Folder, record
 from disparse_structured.cli.usage import UsageError
 from disparse_structured.export import export_onnx
-from disparse_structured.export.session import open_session, shaped_for
+from disparse_structured.export.session import free_batch, open_session, shaped_for
 from disparse_structured.latency.setting import WARM
 from disparse_structured.pipeline.latency import timed_in_turn
 from disparse_structured.pipeline.result import export_pruned
@@ -62,9 +62,11 @@ def _files(folder: Folder, drafts: Path) -> dict[str, Path]:
 def _measured(folder: Folder, files: Mapping[str, Path]) -> LatencyFacts:
     given = folder.arguments
     runtime = names.runtime(given.runtime, threads=given.threads)
+    sessions = [open_session(path, threads=1) for path in files.values()]
+    batch = given.batch or (1 if all(map(free_batch, sessions)) else None)
     inputs = folder.saved.inputs()
-    for path in files.values():
-        inputs = shaped_for(open_session(path, threads=1), inputs, batch=given.batch, size=given.size)
+    for session in sessions:
+        inputs = shaped_for(session, inputs, batch=batch, size=given.size)
     tensors = tuple(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor))
     times = timed_in_turn(runtime, list(files.values()), tensors)
     return LatencyFacts(

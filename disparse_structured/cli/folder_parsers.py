@@ -82,7 +82,10 @@ def add_bench(commands: argparse._SubParsersAction[Parser]) -> None:
     options.add_runtime(runtime, "the command")
     options.add_threads(runtime, "the runtime")
     runtime.add_argument(
-        "--batch", type=values.count(), metavar="N", help="examples in a batch (default: as stored)"
+        "--batch",
+        type=values.count(),
+        metavar="N",
+        help="examples in a batch (default: 1, or the number that a file has fixed)",
     )
     runtime.add_argument(
         "--size", type=values.shape, metavar="SIZE", help="size of the inputs (default: as stored)"

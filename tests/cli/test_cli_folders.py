@@ -206,7 +206,7 @@ def test_without_a_factory_the_folder_s_own_file_is_timed(
     assert main(["bench", "out", "--threads", "2", "--json"]) == 0
     found = document_of(capsys)
     assert [model["name"] for model in found["models"]] == ["pruned"]
-    assert (found["threads"], found["verdicts"], found["input_shapes"]) == (2, [], [[2, 3, 8, 8]])
+    assert (found["threads"], found["verdicts"], found["input_shapes"]) == (2, [], [[1, 3, 8, 8]])
     assert contents(small) == before
 
 
