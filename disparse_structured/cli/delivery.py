@@ -30,7 +30,8 @@ from disparse_structured.pipeline.quantizing import quantize_result
 from disparse_structured.report.facts import ExportFacts
 from disparse_structured.report.page.html import PAGE, page
 from disparse_structured.report.page.run import Run
-from disparse_structured.surgery.saving import PLAN, REPORT, WEIGHTS, extend_report
+from disparse_structured.surgery.saved import PLAN, REPORT, WEIGHTS
+from disparse_structured.surgery.saving import extend_report
 from disparse_structured.tasks import Task
 
 ONNX, INT8_ONNX, SHEET = "model.onnx", "model.int8.onnx", "inputs.png"

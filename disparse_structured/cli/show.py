@@ -11,7 +11,7 @@ from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import LoadError
 from disparse_structured.report.schemas import read_document
-from disparse_structured.surgery.saving import PLAN, REPORT
+from disparse_structured.surgery.saved import PLAN, REPORT
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:

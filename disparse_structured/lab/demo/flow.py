@@ -28,7 +28,8 @@ from disparse_structured.pipeline import PruningResult, prune
 from disparse_structured.report import figures
 from disparse_structured.report.facts import ExportFacts, LatencyFacts
 from disparse_structured.structure import count_parameters
-from disparse_structured.surgery.saving import PLAN, REPORT, WEIGHTS, extend_report
+from disparse_structured.surgery.saved import PLAN, REPORT, WEIGHTS
+from disparse_structured.surgery.saving import extend_report
 from disparse_structured.training.finetune import finetune
 
 ONNX, PICTURE = "model.onnx", "picture.png"
