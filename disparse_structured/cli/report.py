@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -14,10 +15,12 @@ from disparse_structured.files import write_text
 from disparse_structured.report.page.comparison import Comparison
 from disparse_structured.report.page.html import PAGE, diff_page, page
 from disparse_structured.report.page.markdown import diff_markdown, markdown
-from disparse_structured.report.page.pictures import Example
 from disparse_structured.report.page.run import Run
 from disparse_structured.report.page.verdict import verdict
 from disparse_structured.report.text import numbers_table
+
+if TYPE_CHECKING:
+    from disparse_structured.report.page.pictures import Example
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:

@@ -41,7 +41,7 @@ def test_a_map_has_the_dense_output_s_scale() -> None:
     ramp = np.tile(np.linspace(1, 9, 40, dtype=np.float32), (30, 1))[None]
     found = shown(ramp, ramp + 4)
     assert found.title == "task: deviates by 72.3 %"
-    assert found.how == "dark to light: 1.16 to 8.84"
+    assert found.how == "dark to light: 1 to 9"
     dense, pruned = map(pixels, found.pictures)
     assert dense.shape == (132, 176, 3)
     assert dense[0, 0].sum() < dense[0, -1].sum()

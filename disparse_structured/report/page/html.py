@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from disparse_structured.errors import LoadError
 from disparse_structured.report.page import charts, parts, words
 from disparse_structured.report.page.comparison import Comparison
-from disparse_structured.report.page.pictures import DrawnExample, Example, drawn
 from disparse_structured.report.page.run import PLAN, REPORT, Group, Run
 from disparse_structured.report.page.verdict import verdict
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
+
+    from disparse_structured.report.page.pictures import DrawnExample, Example
 
 PAGE = "report.html"
 LARGEST = 1_000_000
@@ -61,7 +62,11 @@ def page(run: Run, examples: Sequence[Example] = ()) -> str:
     Raises:
         LoadError: even the shortest page is larger, because names or texts are huge.
     """
-    pictures = drawn(examples) if examples else ()
+    pictures: Sequence[DrawnExample] = ()
+    if examples:
+        from disparse_structured.report.page.pictures import drawn  # imports NumPy
+
+        pictures = drawn(examples)
     for most in _ROWS:
         text = _page(run, most, pictures)
         if len(text.encode()) < LARGEST:
