@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from disparse_structured.scoring import criteria, score
     from disparse_structured.structure import analyse
     from disparse_structured.surgery import apply
-    from disparse_structured.surgery.saving import load, save_back
+    from disparse_structured.surgery.saving import load
     from disparse_structured.tasks import Task
 
 _HOMES = {
@@ -49,7 +49,6 @@ _HOMES = {
     "prune": "disparse_structured.pipeline:prune",
     "rankings": "disparse_structured.decision.rankings",
     "refits": "disparse_structured.refit",
-    "save_back": "disparse_structured.surgery.saving:save_back",
     "score": "disparse_structured.scoring:score",
 }
 """Where each public name lives: a module, or a module and a name in it."""
@@ -73,7 +72,6 @@ __all__ = [
     "prune",
     "rankings",
     "refits",
-    "save_back",
     "score",
 ]
 

@@ -10,6 +10,7 @@ from disparse_structured.pipeline.pruning import prune
 from disparse_structured.pipeline.quantizing import quantize
 from disparse_structured.pipeline.result import PruningResult
 from disparse_structured.pipeline.task_latency import TaskLatencies, TaskLatency, task_latencies
+from disparse_structured.surgery.saving import save_back
 
 __all__ = [
     "EXAMPLE_SAMPLES",
@@ -29,5 +30,6 @@ __all__ = [
     "check_folder",
     "prune",
     "quantize",
+    "save_back",
     "task_latencies",
 ]

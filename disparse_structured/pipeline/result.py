@@ -95,7 +95,8 @@ class PruningResult:
 
         Args:
             folder: where to write; it is created if needed.
-            training: facts about the training as plain data, see :func:`disparse_structured.save_back`.
+            training: facts about the training as plain data, as in
+                :func:`~disparse_structured.pipeline.save_back`.
 
         Raises:
             SaveError: the folder or a file cannot be written. What was there is unchanged.

@@ -72,7 +72,7 @@ def save_back(
     ...     ds.prune(build(), torch.randn(32, 4), macs=0.5).save(folder)
     ...     model = ds.load(folder, build)
     ...     model[2].bias.data += 1  # your training
-    ...     report = ds.save_back(folder, model)
+    ...     report = ds.pipeline.save_back(folder, model)
     ...     again = ds.load(folder, build)
     >>> bool((again[2].bias == model[2].bias).all()), report["weights_changed"], report["deviation"]
     (True, True, None)

@@ -61,7 +61,7 @@ def test_a_loaded_network_is_saved_back(result: Any, tmp_path: Path, recwarn: An
     ds.pipeline.check_folder(tmp_path, build)
     model = ds.load(tmp_path, build)
     trained(model)
-    ds.save_back(tmp_path, model)
+    ds.pipeline.save_back(tmp_path, model)
     again = ds.load(tmp_path, build)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
     assert not [each for each in recwarn if issubclass(each.category, UserWarning)]
@@ -72,7 +72,7 @@ def test_another_network_is_not_saved_back(result: Any, tmp_path: Path) -> None:
     result.save(tmp_path)
     before = contents(tmp_path)
     with pytest.raises(SaveError, match=r"'0\.bias' is \[16\], in .* it is \[8\]"):
-        ds.save_back(tmp_path, build())
+        ds.pipeline.save_back(tmp_path, build())
     assert contents(tmp_path) == before
 
 
