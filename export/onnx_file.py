@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from disparse_structured.checks import as_path, check_callable, check_object, check_positive
 from disparse_structured.data.batches import batched_leaves
 from disparse_structured.errors import ExportError
 from disparse_structured.export.attention import TRANSLATIONS
@@ -103,10 +104,19 @@ def export_onnx(
             because an ONNX file is limited to 2 GB.
 
     Raises:
+        OptionError: an argument is of the wrong kind or out of range.
         ExportError: PyTorch refuses the example, torch cannot export the model (with its reason and the
             line), the file is not valid, or ONNX Runtime refuses it or differs from PyTorch.
     """
-    path = Path(path)
+    path = as_path("path", path)
+    check_object("outputs", outputs, Mapping, "a dict from tasks to functions that pick their tensors")
+    for task, pick in outputs.items():
+        check_callable(f"outputs[{task!r}]", pick, 1, "Pass a function that picks the task's tensors.")
+    check_positive(tolerance=tolerance)
+    if check_inputs is not None:
+        check_object("check_inputs", check_inputs, Sequence, "a list of batches")
+    if metadata is not None:
+        check_object("metadata", metadata, Mapping, "a dict of strings")
     given = with_batch(model, arguments_of(model, example_inputs, "example_inputs"))
     example, binding = checked_inputs(given, "example_inputs"), Binding.of(model, given)
     checks = _checked_batches(model, check_inputs or (), example)

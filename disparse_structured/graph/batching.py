@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from disparse_structured.checks import shown
 from disparse_structured.data.batches import batched_leaves
 from disparse_structured.data.call import Batched, call, named_leaves
 from disparse_structured.data.differences import difference
@@ -64,14 +65,13 @@ def _named(model: nn.Module, inputs: Inputs, batched: Sequence[str]) -> list[int
     tensors = {
         i: name for i, (name, leaf) in enumerate(leaves) if isinstance(leaf, torch.Tensor) and leaf.ndim
     }
-    if isinstance(batched, str) or not batched:
+    names = list(batched) if isinstance(batched, list | tuple | set | frozenset) else []
+    if not names or not all(isinstance(name, str) for name in names):
         raise OptionError(
-            f"batched={batched!r} must be a list of names. The tensors are {list(tensors.values())}."
+            f"batched={shown(batched)} must be a list of names. The tensors are {list(tensors.values())}."
         )
-    found = [
-        i for i, name in tensors.items() if any(name == of or name.startswith(f"{of}.") for of in batched)
-    ]
-    for each in batched:
+    found = [i for i, name in tensors.items() if any(name == of or name.startswith(f"{of}.") for of in names)]
+    for each in names:
         if not any(name == each or name.startswith(f"{each}.") for name in tensors.values()):
             raise OptionError(
                 f"batched= names {each!r}, which is not a tensor among the arguments of "

@@ -15,7 +15,7 @@ from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import Decision, decide
 from disparse_structured.decision.rankings import PerCostRanking, Ranking
 from disparse_structured.pipeline.method import Decided, Problem, task_weights
-from disparse_structured.pipeline.options import check_callables
+from disparse_structured.pipeline.options import check_rules
 from disparse_structured.scoring import Criterion, Saliency, score
 from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.structure import Structure
@@ -48,7 +48,7 @@ class DiSparse:
     ranking: Ranking = _PER_COST
 
     def __post_init__(self) -> None:
-        check_callables(criterion=self.criterion, arbiter=self.arbiter, ranking=self.ranking)
+        check_rules(criterion=self.criterion, arbiter=self.arbiter, ranking=self.ranking)
 
     def decide(self, problem: Problem) -> Decided:
         """See :class:`~disparse_structured.pipeline.method.Method`."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from disparse_structured.checks import check_counts, shown
 from disparse_structured.data.arguments import arguments
 from disparse_structured.data.batches import (
     ToInputs,
@@ -31,6 +32,9 @@ SAMPLES = 64
 
 EXAMPLE_SAMPLES = 2
 """How many examples the example inputs hold: structure and verification need no more."""
+
+UNSIZED = 4096
+"""Examples that are read of data without a length, unless ``samples`` says how many."""
 
 Marked = Callable[[tuple[Any, ...]], tuple[Any, ...]]
 """Marks in the arguments of ``forward`` which tensors have a batch dimension."""
@@ -79,7 +83,8 @@ class Data:
 
         Raises:
             OptionError: ``samples`` is below 1, or below 2 where something is fitted.
-            BatchError: there are no batches, the model refuses them, or they cannot be fitted on.
+            BatchError: there are no batches, the model refuses them, or they cannot be fitted on. It is also
+                raised, once a method has read :data:`UNSIZED` examples, for data without a length.
         """
         if isinstance(data, Calibration):
             first = marked(data.chunks[0])
@@ -88,6 +93,8 @@ class Data:
             )
             return cls(chunks, Calibration(chunks, checks), as_they_are)
         least = 2 if fits else 1
+        if samples is not None:
+            check_counts(0, samples=samples)
         if samples is not None and samples < least:
             why = f", better {SAMPLES}. Half of the inputs are held out to validate the fit" if fits else ""
             raise OptionError(f"samples={samples} is too few: use at least {least}{why}.")
@@ -100,17 +107,59 @@ class Data:
 def _batches(data: Any, samples: int | None) -> Iterable[Any]:
     """``data`` as batches that can be read again and again."""
     if isinstance(data, torch.Tensor):
-        return tensor_batches(data[:samples] if data.ndim else data)
+        return tensor_batches(data, samples)
     if isinstance(data, Mapping | tuple):
         return [data]
     if not isinstance(data, Iterable):
-        raise BatchError(
-            f"data must be a tensor [N, ...], a loader or a list of batches, got {type(data).__name__} "
-            f"{data!r}."
-        )
+        raise BatchError(f"data must be a tensor [N, ...], a loader or a list of batches, got {shown(data)}.")
     if isinstance(data, Iterator):
-        return list(data if samples is None else _first(data, samples))
-    return data if samples is None else _First(data, samples)
+        data = _Kept(data)
+    if samples is not None:
+        return _First(data, samples)
+    return data if _sized(data) else _Unsized(data)
+
+
+def _sized(data: Iterable[Any]) -> bool:
+    try:
+        len(data)  # type: ignore[arg-type]  # TypeError is the answer of what has no length
+    except TypeError:
+        return False
+    return True
+
+
+class _Kept:
+    """The batches of an iterator, which is read no further than needed; what was read is kept."""
+
+    def __init__(self, data: Iterator[Any]) -> None:
+        self._left = data
+        self._read: list[Any] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        for number in itertools.count():
+            if number == len(self._read):
+                try:
+                    self._read.append(next(self._left))
+                except StopIteration:
+                    return
+            yield self._read[number]
+
+
+@dataclass(frozen=True)
+class _Unsized:
+    """Batches of which nobody knows whether they end: more than :data:`UNSIZED` examples are refused."""
+
+    data: Iterable[Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        read = 0
+        for batch in self.data:
+            if read >= UNSIZED:
+                raise BatchError(
+                    f"the data has no length, and after {read} examples it has not ended. Pass samples=, the "
+                    "number of examples to read, or a loader with a length."
+                )
+            yield batch
+            read += batch_size((batch,))
 
 
 @dataclass(frozen=True)

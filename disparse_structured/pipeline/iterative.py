@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from disparse_structured.checks import check_counts
 from disparse_structured.decision.arbiters import Arbiter, Unanimous
 from disparse_structured.decision.rankings import PerCostRanking, Ranking
-from disparse_structured.errors import OptionError
 from disparse_structured.pipeline.method import Decided, Problem, decide_in_rounds
-from disparse_structured.pipeline.options import check_callables, check_refit
+from disparse_structured.pipeline.options import check_refit, check_rules
 from disparse_structured.refit import LeastSquares, RefitMethod
 from disparse_structured.scoring import Criterion, Saliency, score
 from disparse_structured.scoring.criteria import Fisher
@@ -46,10 +46,9 @@ class Iterative:
     refit: RefitMethod | None = _LEAST_SQUARES
 
     def __post_init__(self) -> None:
-        check_callables(criterion=self.criterion, arbiter=self.arbiter, ranking=self.ranking)
+        check_rules(criterion=self.criterion, arbiter=self.arbiter, ranking=self.ranking)
         check_refit(self.refit)
-        if self.rounds < 1:
-            raise OptionError(f"rounds={self.rounds} must be at least 1.")
+        check_counts(rounds=self.rounds)
 
     def decide(self, problem: Problem) -> Decided:
         """See :class:`~disparse_structured.pipeline.method.Method`."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from disparse_structured.checks import check_seed
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.budget import Budget
@@ -23,10 +24,10 @@ from disparse_structured.pipeline.inputs import Data
 from disparse_structured.pipeline.latency import asked_latency, in_time, latency_budget
 from disparse_structured.pipeline.method import Method, Problem
 from disparse_structured.pipeline.options import (
+    check_given_structure,
     check_method,
     check_refit,
     check_runtime,
-    check_structure,
     the_budget,
 )
 from disparse_structured.pipeline.refitting import Execution, Outcome
@@ -130,7 +131,8 @@ def prune(
     check_runtime(runtime, timed=latency is not None)
     check_method(method)
     check_refit(refit)
-    check_structure(structure, tasks, batched)
+    check_given_structure(structure, tasks, batched)
+    check_seed(seed)
     marked = functools.partial(with_batch, model, batched=batched) if structure is None else structure.marked
     fits = refit is not None or _fits(method)
     given = Data.of(model, data, to_inputs, samples=samples, seed=seed, fits=fits, marked=marked)

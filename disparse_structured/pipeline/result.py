@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from disparse_structured.checks import as_path
 from disparse_structured.data.batches import batched_leaves
 from disparse_structured.data.call import named_leaves
 from disparse_structured.decision.costs import Cost, distinct
@@ -101,7 +102,7 @@ class PruningResult:
         Raises:
             DisparseError: the file cannot be written.
         """
-        write_text(Path(path), page(self._run))
+        write_text(as_path("path", path), page(self._run))
 
     def export(self, path: str | Path, **options: Any) -> ExportFacts:
         """Writes an ONNX file and checks it in ONNX Runtime; the outputs are named after the tasks.

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from disparse_structured.naming import cost_label
+from disparse_structured.report import words
 from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.page.notebook import report_html
 from disparse_structured.report.page.run import Run
@@ -246,7 +247,7 @@ class PruningReport:
         for heading in ("cost", "dense", "pruned", "left"):
             table.add_column(heading, justify="left" if heading == "cost" else "right")
         for name, cost in sorted(self.costs.items()):
-            numbers = (_amount(cost.dense), _amount(cost.pruned), f"{cost.ratio:.1%}")
+            numbers = (words.count(cost.dense), words.count(cost.pruned), f"{cost.ratio:.1%}")
             table.add_row(Text(cost_label(name, cost.unit)), *numbers)
         return table
 
@@ -259,10 +260,6 @@ class PruningReport:
             row = [task.name, labels, str(task.units), str(task.shared)]
             table.add_row(*row, f"{task.asked:.1%}", f"{task.removed:.1%}")
         return table
-
-
-def _amount(value: float) -> str:
-    return f"{value:,.0f}" if value == int(value) or value >= 1e4 else f"{value:.4g}"
 
 
 def _modules(unused: Sequence[UnusedModule]) -> str:

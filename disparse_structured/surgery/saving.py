@@ -16,15 +16,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from disparse_structured.checks import as_path, check_callable, check_object
+from disparse_structured.data.batches import as_arguments
 from disparse_structured.data.call import call
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.decision.plan import Plan
-from disparse_structured.errors import DifferentModelWarning, LoadError
+from disparse_structured.errors import DifferentModelWarning, LoadError, OptionError
 from disparse_structured.files import made_folder, replacing, write_text
 from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.side_effects import undone
+from disparse_structured.graph.supported import check_supported
 from disparse_structured.report.pruning import GraphFacts, PruningReport
 from disparse_structured.report.schemas import read_document
 from disparse_structured.structure import analyse
@@ -52,7 +55,7 @@ def save(
     Raises:
         SaveError: the folder or a file cannot be written.
     """
-    folder = made_folder(Path(folder))
+    folder = made_folder(as_path("folder", folder))
     tensors, _ = named_tensors(model)
     persistent = model.state_dict(keep_vars=True).keys()
     weights = {name: tensor.detach().contiguous() for name, tensor in tensors.items() if name in persistent}
@@ -93,7 +96,7 @@ def load(
     factory: Callable[[], nn.Module],
     *,
     tasks: Sequence[Task | str] | None = None,
-    example_inputs: tuple[Any, ...] | None = None,
+    example_inputs: tuple[Any, ...] | torch.Tensor | Mapping[str, Any] | None = None,
     entry_points: EntryPoints | None = None,
 ) -> nn.Module:
     """Load the pruned model of ``folder``, in eval mode.
@@ -113,6 +116,8 @@ def load(
         entry_points: as given to :func:`~disparse_structured.analyse`, needed if one of them is a function.
 
     Raises:
+        OptionError: an argument is of the wrong kind.
+        UnsupportedModelError: the factory returns no module, or a wrapped or quantized one.
         LoadError: a file is missing, damaged or does not belong to the others, or the weights or tasks do
             not fit.
         PlanError: the factory builds a different model from the one the plan was made for.
@@ -122,11 +127,18 @@ def load(
         DifferentModelWarning: the model does not compute what the saved one computed. Nothing is compared if
             a graph is loaded for another size, or the saved model drew random numbers.
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
+    if isinstance(factory, nn.Module):
+        raise OptionError(
+            f"factory is a {type(factory).__name__} itself. Pass a function that builds the dense model."
+        )
+    if not isinstance(factory, type):  # a class builds its models
+        check_callable("factory", factory, 0, "Pass a function that builds the dense model.")
     for name in (PLAN, WEIGHTS, REPORT):
         if not (folder / name).is_file():
             raise LoadError(f"{str(folder / name)!r} is missing. Give a folder that save() wrote.")
     plan = Plan.load(folder / PLAN)
+    tasks = None if tasks is None else _in_order(check_tasks(tasks), plan)
     report = read_document(folder / REPORT, "report")
     if "inputs" not in report:
         raise LoadError(f"{REPORT} in {str(folder)!r} has no entry 'inputs'. Save the model again.")
@@ -147,7 +159,10 @@ def load(
     except SafetensorError as error:
         raise LoadError(f"{str(folder / WEIGHTS)!r} is not a complete safetensors file: {error}.") from None
     dense = factory()
-    inputs = example_inputs or described_inputs(report["inputs"])
+    check_supported(dense)
+    inputs = (
+        described_inputs(report["inputs"]) if example_inputs is None else as_arguments(dense, example_inputs)
+    )
     if report.get("dropped"):
         dense = without(dense, [each["module"] for each in report["dropped"]])
     with undone(dense):
@@ -182,7 +197,7 @@ def _pruned_module(
     dense: nn.Module,
     plan: Plan,
     inputs: tuple[Any, ...],
-    tasks: Sequence[Task | str] | None,
+    tasks: Sequence[Task] | None,
     report: Mapping[str, Any],
     entry_points: EntryPoints | None,
 ) -> nn.Module:
@@ -204,6 +219,7 @@ def _entry_points(given: EntryPoints | None, report: Mapping[str, Any]) -> Entry
     """``given``, or the entry points that the report describes."""
     known: Mapping[str, Any] = report.get("entry_points", {})
     if given is not None:
+        check_object("entry_points", given, Mapping, "a dict by name")
         if set(given) != set(known):
             raise LoadError(
                 f"entry_points= has {sorted(given)}, but the model was pruned with {sorted(known)}. "
@@ -223,7 +239,7 @@ def _pruned_graph(
     dense: nn.Module,
     plan: Plan,
     inputs: tuple[Any, ...],
-    tasks: Sequence[Task | str] | None,
+    tasks: Sequence[Task] | None,
     report: Mapping[str, Any],
     folder: Path,
 ) -> nn.Module:
@@ -254,10 +270,10 @@ def _pruned_graph(
     return rebuild_graph(dense, plan, structure, examples=facts.examples, any_batch=facts.any_batch)
 
 
-def _tasks(tasks: Sequence[Task | str] | None, plan: Plan, report: Mapping[str, Any]) -> list[Task]:
+def _tasks(tasks: Sequence[Task] | None, plan: Plan, report: Mapping[str, Any]) -> list[Task]:
     """``tasks``, or those that the report describes."""
     if tasks is not None:
-        return _in_order(check_tasks(tasks), plan)
+        return list(tasks)
     try:
         selectors = {name: report["selectors"][name] for name in plan.tasks}
     except (KeyError, TypeError):

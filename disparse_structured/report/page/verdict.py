@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from disparse_structured.report.page import words
+from disparse_structured.report import words
 from disparse_structured.report.page.run import Run
 
 _LABELS = {"macs": "MACs"}

@@ -1,4 +1,4 @@
-"""How the page writes numbers."""
+"""How reports, tables and pages write numbers."""
 
 from __future__ import annotations
 
