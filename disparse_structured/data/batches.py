@@ -189,7 +189,7 @@ def batches(loader: Iterable[Any]) -> Iterator[Any]:
         yield batch
     if empty:
         raise BatchError(
-            f"the loader ({type(loader).__name__}) yields no batch. Pass one that yields at least one; "
+            "the loader yields no batch. Pass one that yields at least one; "
             "an iterator or generator that was read before is exhausted: pass a DataLoader or a list. "
             "drop_last=True drops all samples if they do not fill a batch."
         )

@@ -26,6 +26,9 @@ Inputs = tuple[Any, ...]
 _TRIED = 4
 """Among more inputs with as many positions, only one of them, all, and all but one are tried."""
 
+_MANY, _ENOUGH = 64, 3
+"""Of more examples than the first number, as many as the second are tried first: one run of them is cheap."""
+
 _CLOSE = 1e-3
 """How far the earlier examples' outputs may move."""
 
@@ -88,7 +91,8 @@ def _found(model: nn.Module, inputs: Inputs, tensors: Sequence[int]) -> list[int
         student = copied(model)
     except Exception:  # whatever a user's module raises; the caller copies it again and says so
         return None
-    for given in (_varied(inputs), inputs):
+    few = _few(inputs, tensors)
+    for given in (*(() if few is inputs else (_varied(few), few)), _varied(inputs), inputs):
         try:
             before = _run(student, given)
         except Exception:  # whatever a user's forward raises; the caller runs it again and says so
@@ -97,6 +101,22 @@ def _found(model: nn.Module, inputs: Inputs, tensors: Sequence[int]) -> list[int
         if found is not None:
             return found
     return None
+
+
+def _few(inputs: Inputs, tensors: Sequence[int]) -> Inputs:
+    """``inputs`` with the first :data:`_ENOUGH` positions of tensors that are as long as the first one.
+
+    The model may refuse these, if one of them has no batch dimension.
+    """
+    leaves, spec = pytree.tree_flatten(inputs)
+    size = leaves[tensors[0]].shape[0]
+    if size <= _MANY:
+        return inputs
+    cut = [
+        leaf[:_ENOUGH] if i in tensors and leaf.shape[0] == size else leaf for i, leaf in enumerate(leaves)
+    ]
+    found: Inputs = pytree.tree_unflatten(cut, spec)
+    return found
 
 
 def _varied(inputs: Inputs) -> Inputs:

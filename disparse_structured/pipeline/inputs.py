@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from disparse_structured.checks import check_counts, shown
 from disparse_structured.data.arguments import arguments
@@ -48,11 +49,13 @@ class Data:
         batches: what scores are measured on, with labels where there are any.
         calibration: unlabeled examples of one shape that a refit reads and outputs are compared on.
         to_inputs: from a batch to the tuple of ``forward``'s arguments; None for the default.
+        examples: about how many examples ``batches`` hold; None if they do not say.
     """
 
     batches: Iterable[Any]
     calibration: Calibration
     to_inputs: ToInputs | None
+    examples: int | None = None
 
     @property
     def example_inputs(self) -> tuple[Any, ...]:
@@ -91,7 +94,7 @@ class Data:
             chunks, checks = (
                 tuple(marked_like(chunk, first) for chunk in found) for found in (data.chunks, data.checks)
             )
-            return cls(chunks, Calibration(chunks, checks), as_they_are)
+            return cls(chunks, Calibration(chunks, checks), as_they_are, _count(chunks))
         least = 2 if fits else 1
         if samples is not None:
             check_counts(0, samples=samples)
@@ -101,7 +104,7 @@ class Data:
         readable = _batches(data, samples)
         with Isolation(seed, device_of(model)):
             calibration = _calibration(model, readable, to_inputs, samples or SAMPLES, fits, marked)
-        return cls(readable, calibration, to_inputs)
+        return cls(readable, calibration, to_inputs, samples or _count(readable))
 
 
 def _batches(data: Any, samples: int | None) -> Iterable[Any]:
@@ -117,6 +120,15 @@ def _batches(data: Any, samples: int | None) -> Iterable[Any]:
     if samples is not None:
         return _First(data, samples)
     return data if _sized(data) else _Unsized(data)
+
+
+def _count(data: Iterable[Any]) -> int | None:
+    """About how many examples ``data`` holds; None if that takes reading it."""
+    if isinstance(data, list | tuple):
+        return sum(batch_size((batch,)) for batch in data)
+    if isinstance(data, DataLoader) and data.batch_size is not None and _sized(data):
+        return len(data) * data.batch_size
+    return None
 
 
 def _sized(data: Iterable[Any]) -> bool:

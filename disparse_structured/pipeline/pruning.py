@@ -20,6 +20,7 @@ from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.graph.supported import check_supported
 from disparse_structured.latency import Latency, OnnxRuntime, Runtime
 from disparse_structured.pipeline.compensated import Compensated
+from disparse_structured.pipeline.estimate import estimated
 from disparse_structured.pipeline.inputs import Data
 from disparse_structured.pipeline.latency import asked_latency, in_time, latency_budget
 from disparse_structured.pipeline.method import Method, Problem
@@ -33,7 +34,7 @@ from disparse_structured.pipeline.options import (
 from disparse_structured.pipeline.refitting import Execution, Outcome
 from disparse_structured.pipeline.result import PruningResult
 from disparse_structured.pipeline.tolerance import check_limits, within_limits
-from disparse_structured.progress import step
+from disparse_structured.progress import announce, step
 from disparse_structured.refit import LeastSquares, RefitMethod
 from disparse_structured.scoring import Saliency
 from disparse_structured.structure import Structure, UnusedModule, analyse
@@ -112,7 +113,8 @@ def prune(
         verify: compare the result with the masked twin in float64 before handing it back.
         drop_unused: first leave out modules that never run, in eval or train mode. The budget is then a
             fraction of what remains. The report lists them.
-        progress: show progress on standard error (bars on a terminal, occasional lines elsewhere).
+        progress: show progress on standard error (bars on a terminal, occasional lines elsewhere), and say
+            before long work about how long it will take and how much memory.
 
     Returns:
         The smaller model with its plan and report; it can be saved and exported.
@@ -147,6 +149,10 @@ def prune(
         timed = Latency(model, runtime or OnnxRuntime(), progress=progress)
         budget = latency_budget(latency, timed, structure)
     assert budget is not None  # the latency was asked for, or another cost
+    if progress:
+        expected = estimated(model, structure, given.calibration, given.examples, method, refit)
+        if expected is not None:
+            announce(str(expected), expected.seconds)
     problem = Problem(
         model,
         structure,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.page.notebook import report_html
 from disparse_structured.report.page.run import Run
 from disparse_structured.report.refit import RefitFacts
-from disparse_structured.report.schemas import SCHEMA
+from disparse_structured.report.schemas import SCHEMA, document_text
 from disparse_structured.report.speed import SpeedFacts
 from disparse_structured.report.text import plain_text
 from disparse_structured.structure import Pin, UnusedModule
@@ -179,8 +178,11 @@ class PruningReport:
     speed: SpeedFacts | None = None
 
     def to_json(self) -> str:
-        """Indented JSON with sorted keys, and the version of the layout as ``schema``."""
-        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=2, sort_keys=True)
+        """Indented JSON with sorted keys, and the version of the layout as ``schema``.
+
+        A number that is not finite is written as null.
+        """
+        return document_text({"schema": SCHEMA, **dataclasses.asdict(self)})
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._costs()

@@ -82,6 +82,18 @@ def shape(sizes: list[int]) -> str:
     return "×".join(map(str, sizes))
 
 
+def duration(seconds: float) -> str:
+    """A length of time in one unit, without digits after the point.
+
+    >>> duration(41.2), duration(180), duration(9000)
+    ('41 seconds', '3 minutes', '2 hours')
+    """
+    for length, unit in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 1):.0f} seconds"
+
+
 def _finite(value: float, write: Callable[[float], str]) -> str:
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "infinite"

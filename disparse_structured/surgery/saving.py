@@ -29,7 +29,7 @@ from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.side_effects import undone
 from disparse_structured.graph.supported import check_supported
 from disparse_structured.report.pruning import GraphFacts, PruningReport
-from disparse_structured.report.schemas import read_document
+from disparse_structured.report.schemas import document_text, read_document
 from disparse_structured.structure import analyse
 from disparse_structured.structure.structure import attention_of, form_of, outputs_of
 from disparse_structured.surgery.graph import rebuild_graph
@@ -368,4 +368,4 @@ def _checksum(path: Path) -> str:
 
 
 def _write_report(path: Path, document: Mapping[str, Any]) -> None:
-    write_text(path, f"{json.dumps(document, indent=2, sort_keys=True)}\n")
+    write_text(path, f"{document_text(document)}\n")

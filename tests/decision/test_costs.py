@@ -185,11 +185,11 @@ def test_a_budget_without_one_clear_cost_is_refused(
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"budget": {"macs": 0.5}}, r"budget must be a Budget such as Budget\(macs=0.5\), got {'macs': 0.5}"),
+        ({"budget": {"macs": 0.5}}, r"budget must be a Budget, got {'macs': 0.5}"),
         ({"budget": Budget}, "budget must be an object, got the class Budget"),
         (
             {"arbiter": Unanimous},
-            r"arbiter must be an object, got the class Unanimous. Create one: Unanimous\(\)",
+            r"arbiter must be an object, got the class Unanimous. Create one",
         ),
         ({"arbiter": "unanimous"}, r"arbiter must be callable, got 'unanimous'. Pass an object such as Unan"),
         ({"ranking": GlobalRanking}, r"ranking must be an object, got the class GlobalRanking"),
