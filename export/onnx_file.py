@@ -7,7 +7,9 @@ import importlib.metadata
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.checks import as_path, check_callable, check_object, check_positive
 from disparse_structured.data.batches import batched_leaves
-from disparse_structured.errors import ExportError
+from disparse_structured.errors import DisparseWarning, ExportError
 from disparse_structured.export.attention import TRANSLATIONS
 from disparse_structured.export.forms import CheckCase, Form, Layout, cases_of, fitting, wanted_forms
 from disparse_structured.export.parity import compare
@@ -136,7 +138,7 @@ def export_onnx(
     )
     forms, narrowed = wanted_forms(layout, batch=dynamic_batch, size=dynamic_size)
     make_folder(path)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+    with _drafts(path) as folder:
         for form in forms:
             draft = Path(folder, form.name, path.name)
             draft.parent.mkdir()
@@ -152,6 +154,18 @@ def export_onnx(
         for finished in sorted(draft.parent.iterdir(), key=lambda file: file == draft):
             os.replace(finished, path.parent / finished.name)
     return facts
+
+
+@contextmanager
+def _drafts(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` for drafts of it, which is removed in the end."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".draft.", dir=path.parent) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise ExportError(
+            f"{path} cannot be written: {error.strerror or error}. Free some space, or choose another path."
+        ) from error
 
 
 def _write_and_verify(job: _Job, form: Form, draft: Path) -> tuple[tuple[ParityFact, ...], list[str]]:
@@ -264,7 +278,15 @@ def _input_names(binding: Binding, outputs: Mapping[str, Sequence[str]]) -> list
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ExportError(f"two tasks give an output named {twice[0]!r}. Rename one of them.")
-    return [f"{name}_input" if name in names else name for name in binding.names]
+    taken = [name for name in binding.names if name in names]
+    if taken:
+        warnings.warn(
+            f"the output {taken[0]!r} is named like an input, which becomes '{taken[0]}_input' in the file. "
+            "Give the task another name to keep that of the input.",
+            DisparseWarning,
+            stacklevel=4,
+        )
+    return [f"{name}_input" if name in taken else name for name in binding.names]
 
 
 def _checked_metadata(metadata: Mapping[str, str], outputs: Mapping[str, Sequence[str]]) -> dict[str, str]:

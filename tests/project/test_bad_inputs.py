@@ -22,6 +22,7 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import (
     BatchError,
     DisparseError,
+    DisparseWarning,
     ExportError,
     LoadError,
     OptionError,
@@ -316,6 +317,11 @@ def test_a_generator_without_end_is_read_as_far_as_needed() -> None:
     assert prune(data=endless(), method=ds.DiSparse(), samples=8).report.samples >= 8
 
 
+def test_examples_that_are_all_equal_are_said_to_be_so() -> None:
+    with pytest.warns(DisparseWarning, match="all 16 examples are equal"):
+        prune(data=torch.zeros(16, 4), method=ds.DiSparse(), refit=None)
+
+
 class Detached(Net):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in super().forward(x).items()}
@@ -407,7 +413,7 @@ WRITERS: dict[str, Callable[[str], Any]] = {
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.parametrize("path", ["", "a\0b", "x" * 5000, "file/below"])
+@pytest.mark.parametrize("path", ["", "a\0b", "x" * 5000, "file/below", "/proc/below"])
 def test_a_path_that_cannot_be_is_named(
     writer: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
