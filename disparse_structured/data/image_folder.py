@@ -286,7 +286,7 @@ def _found(folder: Path, frames: int) -> tuple[list[Source], dict[str, str]]:
     return sources, skipped
 
 
-def _why(error: Exception, path: Path, name: str) -> str:
+def _why(error: BaseException, path: Path, name: str) -> str:
     """What is wrong with a file, without the folders of this machine: reports are passed on."""
     return f"{type(error).__name__}: {error}".replace(str(path), name)
 

@@ -82,9 +82,7 @@ def estimated(
 class _Bytes(TorchDispatchMode):
     """Counts the bytes of all results that are no views."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
+    total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
