@@ -96,7 +96,7 @@ class _Bytes(TorchDispatchMode):
 def _measured(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[float, int]:
     """Seconds of one forward pass, and the bytes of its activations."""
     with undone(model), eval_mode(model), torch.no_grad(), Isolation(0, device_of(model)):
-        with _Bytes() as counted:
+        with _Bytes() as counted:  # type: ignore[no-untyped-call]  # torch does not annotate it
             call(model, inputs)
         start = time.perf_counter()
         call(model, inputs)

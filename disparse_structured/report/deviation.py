@@ -52,7 +52,7 @@ class DeviationFacts:
         refit = self.final != self.cut
         table = numbers_table("deviation from dense", "as cut", *(["refit"] if refit else []))
         for task, cut in self.cut.items():
-            values = (cut, self.final[task]) if refit else (cut,)
+            values = (cut, self.final.get(task)) if refit else (cut,)
             table.add_row(Text(task), *map(words.percent, values))
         yield table
         for task, columns in self.columns.items():
