@@ -58,10 +58,11 @@ def milliseconds(value: float) -> str:
 def size(count: int) -> str:
     """Bytes.
 
-    >>> size(6249643), size(4291)
-    ('6.25 MB', '4.29 kB')
+    >>> size(1_200_000_000), size(6249643), size(4291)
+    ('1.2 GB', '6.25 MB', '4.29 kB')
     """
-    return f"{count / 1e6:.3g} MB" if count >= 1e6 else f"{count / 1e3:.3g} kB"
+    scale, unit = (1e9, "GB") if count >= 1e9 else (1e6, "MB") if count >= 1e6 else (1e3, "kB")
+    return f"{count / scale:.3g} {unit}"
 
 
 def tiny(value: float | None) -> str:
