@@ -19,9 +19,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from disparse_structured.checks import as_path, check_callable, check_object, check_positive
+from disparse_structured.checks import as_path, check_callable, check_object, is_number, shown
 from disparse_structured.data.batches import batched_leaves
-from disparse_structured.errors import DisparseWarning, ExportError
+from disparse_structured.errors import DisparseWarning, ExportError, OptionError
 from disparse_structured.export.attention import TRANSLATIONS
 from disparse_structured.export.forms import CheckCase, Form, Layout, cases_of, fitting, wanted_forms
 from disparse_structured.export.parity import compare
@@ -114,7 +114,8 @@ def export_onnx(
     check_object("outputs", outputs, Mapping, "a dict from tasks to functions that pick their tensors")
     for task, pick in outputs.items():
         check_callable(f"outputs[{task!r}]", pick, 1, "Pass a function that picks the task's tensors.")
-    check_positive(tolerance=tolerance)
+    if not is_number(tolerance) or tolerance < 0:
+        raise OptionError(f"tolerance={shown(tolerance)} must be a finite number of at least 0.")
     if check_inputs is not None:
         check_object("check_inputs", check_inputs, Sequence, "a list of batches")
     if metadata is not None:
