@@ -4,7 +4,8 @@
 missing. It writes each in INT8 in several ways, evaluates every file on the reported images, times all files
 of a network in turn, and writes ``benchmarks/results/int8.json`` and ``docs/results/int8.md``. All methods
 get the same images; only NNCF (``pip install nncf``) also gets their labels. If it is not installed, the page
-states this.
+states this. A run that was stopped goes on after the networks that it has written. Delete the file to
+measure them again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.data import Batch, DataError, Loader
 from benchmarks.harness import options as common
+from benchmarks.harness.cell import digest
 from benchmarks.harness.files import CACHE, PAGES, RESULTS, write_json, write_text
 from benchmarks.harness.machine import in_words, machine
 from benchmarks.no_training.networks import NETWORKS, calibration, labeled, problem, trained
@@ -191,17 +194,24 @@ def page(document: Mapping[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(1)
-    found: dict[str, Any] = {}
+    nncf = importlib.util.find_spec("nncf") is not None and importlib.import_module("nncf").__version__
+    document = {
+        "machine": machine(),
+        "images": options.images,
+        "nncf": nncf,
+        "settings": digest(options.seed, options.images, options.tolerances, options.rounds, nncf),
+    }
+    rows = known(options.out, document["settings"])
     try:
         for network in NETWORKS:
-            if network.name not in options.networks:
+            if network.name not in options.networks or network.name in rows:
                 continue
             data = problem(network)
 
             def measure(model: nn.Module, batches: Sequence[Batch] | None, data: Any = data) -> Figures:
                 return evaluate(model, batches or Loader(data.check, 64), data.specs)
 
-            found[network.name] = compare(
+            rows[network.name] = compare(
                 trained(network, options.seed, options.cache),
                 calibration(network, options.images, options.seed),
                 labeled(network, options.images, options.seed),
@@ -210,16 +220,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.tolerances,
                 options.rounds,
             )
+            write_json(options.out, {**document, "networks": rows})
             print(f"{network.name}: done", file=sys.stderr, flush=True)
     except DataError as error:
         print(error, file=sys.stderr)
         return 1
-    version = importlib.util.find_spec("nncf") is not None and importlib.import_module("nncf").__version__
-    document = {"machine": machine(), "images": options.images, "nncf": version, "networks": found}
-    write_json(options.out, document)
-    write_text(options.page, page(document))
-    print(page(document))
+    write_text(options.page, page({**document, "networks": rows}))
+    print(page({**document, "networks": rows}))
     return 0
+
+
+def known(path: Path, settings: str) -> dict[str, Any]:
+    """The rows of networks that an earlier run with the same ``settings`` has written."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return dict(found["networks"]) if found.get("settings") == settings else {}
 
 
 def _parser() -> argparse.ArgumentParser:

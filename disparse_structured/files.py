@@ -9,6 +9,10 @@ from pathlib import Path
 
 from disparse_structured.errors import SaveError
 
+ONNX, INT8_ONNX, PAGE, SETTINGS = "model.onnx", "model.int8.onnx", "report.html", "settings.toml"
+SHEET, PICTURE = "inputs.png", "picture.png"
+"""Files that commands write beside a saved model."""
+
 
 def made_folder(path: Path) -> Path:
     """``path``, a folder that is created if needed.
@@ -62,3 +66,19 @@ def write_text(path: Path, text: str) -> None:
     """Writes ``text`` to ``path`` as UTF-8, with the same line ends on every system."""
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8", newline="\n")
+
+
+def remove_derived(folder: Path) -> None:
+    """Removes what commands wrote about an earlier model of ``folder``: ONNX files, pictures, page, settings.
+
+    Raises:
+        SaveError: a file cannot be removed.
+    """
+    for name in (ONNX, f"{ONNX}.data", INT8_ONNX, SHEET, PICTURE, PAGE, SETTINGS):
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise SaveError(
+                f"{str(folder / name)!r} of an earlier run cannot be removed: {error.strerror}. Remove it "
+                "yourself, or choose another folder."
+            ) from error

@@ -26,6 +26,12 @@ def line(text: str) -> None:
         begin()
 
 
+def announce(text: str, seconds: float) -> None:
+    """Prints what is expected of work that takes about ``seconds``, if that exceeds :data:`INTERVAL`."""
+    if seconds >= INTERVAL:
+        print(f"disparse: {text}", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def step(text: str, wanted: bool = True) -> Iterator[None]:
     """Shows ``text`` while the body runs; shows nothing unless ``wanted``."""

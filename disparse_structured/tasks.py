@@ -9,10 +9,16 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from disparse_structured.checks import check_callable, is_number, shown
 from disparse_structured.errors import TaskError
 
 Selector = str | int | tuple[str | int, ...] | Callable[[Any], Any]
 Loss = Callable[[Any, Any], torch.Tensor]
+
+
+_SELECTOR = (
+    "Pass a key, an index, an attribute path, a tuple of them, or a function of what the model returns."
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,9 @@ class Task:
             its saliency is the response of its own output (see :mod:`disparse_structured.scoring`).
         weight: the task's weight in training losses and in the weighted-mean arbiter. Votes never
             depend on it.
+
+    Raises:
+        TaskError: an argument is of the wrong kind, or ``name`` is empty or not printable.
     """
 
     name: str
@@ -36,8 +45,25 @@ class Task:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name or not self.name.isprintable():
+            raise TaskError(
+                f"task name {shown(self.name)} cannot be written in plans, tables and ONNX files. Pass "
+                "Task(name, output) with a name of printable characters."
+            )
         if self.output is None:
             object.__setattr__(self, "output", self.name)
+        steps = self.output if isinstance(self.output, tuple) else (self.output,)
+        if callable(self.output):
+            check_callable("the output of a task", self.output, 1, _SELECTOR, TaskError)
+        elif not all(isinstance(each, str | int) and not isinstance(each, bool) for each in steps):
+            raise TaskError(f"task {self.name!r}: the output cannot be {shown(self.output)}. {_SELECTOR}")
+        if self.loss is not None:
+            remedy = "Pass a function of the task's output and of the batch, or leave it out."
+            check_callable(f"the loss of task {self.name!r}", self.loss, 2, remedy, TaskError)
+        if not is_number(self.weight) or self.weight < 0:
+            raise TaskError(
+                f"task {self.name!r}: weight={shown(self.weight)} must be a finite number of at least 0."
+            )
 
     def pick(self, output: Any) -> Any:
         """The task's part of the model's ``output``; raises :class:`TaskError` if there is none."""
@@ -90,7 +116,7 @@ def check_tasks(tasks: Sequence[Task | str]) -> tuple[Task, ...]:
         name = tasks if isinstance(tasks, str) else tasks.name
         raise TaskError(f"tasks must be a list, got the {type(tasks).__name__} {name!r}. Pass a list of one.")
     if not isinstance(tasks, Iterable):
-        raise TaskError(f"tasks must be a list of Task objects or names, got {tasks!r}.")
+        raise TaskError(f"tasks must be a list of Task objects or names, got {shown(tasks)}.")
     found = tuple(Task(task) if isinstance(task, str) else task for task in tasks)
     if not found:
         raise TaskError("no task was given. Pass at least one Task, or the name of an output.")

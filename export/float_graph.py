@@ -94,6 +94,25 @@ class FloatGraph:
         return {each.name: each for each in self.model.graph.initializer}
 
     @cached_property
+    def consumers(self) -> dict[str, list[onnx.NodeProto]]:
+        """By tensor, the nodes that read it."""
+        found: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.model.graph.node:
+            for name in node.input:
+                found.setdefault(name, []).append(node)
+        return found
+
+    @cached_property
+    def producers(self) -> dict[str, onnx.NodeProto]:
+        """By tensor, the node that gives it."""
+        return {name: node for node in self.model.graph.node for name in node.output}
+
+    @cached_property
+    def results(self) -> frozenset[str]:
+        """The names of the outputs."""
+        return frozenset(output.name for output in self.model.graph.output)
+
+    @cached_property
     def layers(self) -> tuple[str, ...]:
         """The names of the layers that can become INT8."""
         return tuple(

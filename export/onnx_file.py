@@ -7,7 +7,9 @@ import importlib.metadata
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from disparse_structured.checks import as_path, check_callable, check_object, is_number, shown
 from disparse_structured.data.batches import batched_leaves
-from disparse_structured.errors import ExportError
+from disparse_structured.errors import DisparseWarning, ExportError, OptionError
 from disparse_structured.export.attention import TRANSLATIONS
 from disparse_structured.export.forms import CheckCase, Form, Layout, cases_of, fitting, wanted_forms
 from disparse_structured.export.parity import compare
@@ -109,10 +112,20 @@ def export_onnx(
             because an ONNX file is limited to 2 GB.
 
     Raises:
+        OptionError: an argument is of the wrong kind or out of range.
         ExportError: PyTorch refuses the example, torch cannot export the model (with its reason and the
             line), the file is not valid, or ONNX Runtime refuses it or differs from PyTorch.
     """
-    path = Path(path)
+    path = as_path("path", path)
+    check_object("outputs", outputs, Mapping, "a dict from tasks to functions that pick their tensors")
+    for task, pick in outputs.items():
+        check_callable(f"outputs[{task!r}]", pick, 1, "Pass a function that picks the task's tensors.")
+    if not is_number(tolerance) or tolerance < 0:
+        raise OptionError(f"tolerance={shown(tolerance)} must be a finite number of at least 0.")
+    if check_inputs is not None:
+        check_object("check_inputs", check_inputs, Sequence, "a list of batches")
+    if metadata is not None:
+        check_object("metadata", metadata, Mapping, "a dict of strings")
     given = with_batch(model, arguments_of(model, example_inputs, "example_inputs"))
     example, binding = checked_inputs(given, "example_inputs"), Binding.of(model, given)
     checks = _checked_batches(model, check_inputs or (), example)
@@ -139,7 +152,7 @@ def export_onnx(
             )
         forms, narrowed = forms[:1], []
     make_folder(path)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+    with _drafts(path) as folder:
         for form in forms:
             draft = Path(folder, form.name, path.name)
             draft.parent.mkdir()
@@ -155,6 +168,18 @@ def export_onnx(
         for finished in sorted(draft.parent.iterdir(), key=lambda file: file == draft):
             os.replace(finished, path.parent / finished.name)
     return facts
+
+
+@contextmanager
+def _drafts(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` for drafts of it, which is removed in the end."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".draft.", dir=path.parent) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise ExportError(
+            f"{path} cannot be written: {error.strerror or error}. Free some space, or choose another path."
+        ) from error
 
 
 def _write_and_verify(job: _Job, form: Form, draft: Path) -> tuple[tuple[ParityFact, ...], list[str]]:
@@ -279,7 +304,15 @@ def _input_names(binding: Binding, outputs: Mapping[str, Sequence[str]]) -> list
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ExportError(f"two tasks give an output named {twice[0]!r}. Rename one of them.")
-    return [f"{name}_input" if name in names else name for name in binding.names]
+    taken = [name for name in binding.names if name in names]
+    if taken:
+        warnings.warn(
+            f"the output {taken[0]!r} is named like an input, which becomes '{taken[0]}_input' in the file. "
+            "Give the task another name to keep that of the input.",
+            DisparseWarning,
+            stacklevel=4,
+        )
+    return [f"{name}_input" if name in taken else name for name in binding.names]
 
 
 def _checked_metadata(metadata: Mapping[str, str], outputs: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -100,14 +100,8 @@ class _Insertion:
 
     def __post_init__(self) -> None:
         self.bounds = dict(self.setting.bounds)
-        self.consumers: dict[str, list[onnx.NodeProto]] = {}
-        self.producers: dict[str, onnx.NodeProto] = {}
-        for node in self.graph.model.graph.node:
-            for name in node.input:
-                self.consumers.setdefault(name, []).append(node)
-            for name in node.output:
-                self.producers[name] = node
-        self.results = {output.name for output in self.graph.model.graph.output}
+        self.consumers, self.producers = self.graph.consumers, self.graph.producers
+        self.results = self.graph.results
         self.chosen = set(self.layers)
         for node in self.graph.model.graph.node:
             if self.with_followers and self._follows(node):

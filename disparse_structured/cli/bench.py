@@ -14,11 +14,11 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.cli import names
 from disparse_structured.cli.console import Outcome, Screen
-from disparse_structured.cli.delivery import INT8_ONNX, ONNX
 from disparse_structured.cli.folders import Folder, record
 from disparse_structured.cli.usage import UsageError
 from disparse_structured.export import export_onnx
 from disparse_structured.export.session import free_batch, open_session, shaped_for
+from disparse_structured.files import INT8_ONNX, ONNX
 from disparse_structured.latency.setting import WARM
 from disparse_structured.pipeline.latency import timed_in_turn
 from disparse_structured.pipeline.result import export_pruned

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from disparse_structured.cli import advice, checks
 from disparse_structured.cli.console import Screen
-from disparse_structured.cli.locking import alone_in
+from disparse_structured.cli.locking import alone_in, first_process
 from disparse_structured.cli.parsers import build_parser
 from disparse_structured.cli.settings import readable, save_settings, with_settings
 from disparse_structured.errors import DisparseError
@@ -66,6 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _alone(arguments: argparse.Namespace) -> AbstractContextManager[None]:
     """Locks the folder that the command writes; of several processes, the first one does."""
     folder = getattr(arguments, "out", None) or getattr(arguments, "folder", None)
-    if folder is None or arguments.command not in _WRITERS or int(os.environ.get("RANK") or 0):
+    if folder is None or arguments.command not in _WRITERS or not first_process():
         return nullcontext()
     return alone_in(Path(folder))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from disparse_structured import progress
 from disparse_structured.errors import DisparseWarning
+from disparse_structured.report.schemas import document_text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -94,7 +94,7 @@ class Screen:
             self._write({"error": {"type": kind, "message": message}})
 
     def _write(self, document: Mapping[str, Any]) -> None:
-        print(json.dumps(document, indent=2, sort_keys=True), file=self._stdout, flush=True)
+        print(document_text(document), file=self._stdout, flush=True)
 
 
 def _console(**settings: Any) -> Console:

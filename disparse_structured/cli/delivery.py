@@ -19,22 +19,28 @@ from disparse_structured.cli import views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.data import CHECK_SAMPLES, first_inputs
 from disparse_structured.cli.parsers import build_parser
-from disparse_structured.cli.settings import SETTINGS, settings_text
+from disparse_structured.cli.settings import settings_text
 from disparse_structured.data.batches import take
 from disparse_structured.data.call import marked_like
 from disparse_structured.data.image_folder import Images
 from disparse_structured.errors import BatchError, ExportError
-from disparse_structured.files import write_text
+from disparse_structured.files import (
+    INT8_ONNX,
+    ONNX,
+    PAGE,
+    SETTINGS,
+    SHEET,
+    remove_derived,
+    write_text,
+)
 from disparse_structured.pipeline import SAMPLES, PruningResult
 from disparse_structured.pipeline.quantizing import quantize_result
 from disparse_structured.report.facts import ExportFacts
-from disparse_structured.report.page.html import PAGE, page
+from disparse_structured.report.page.html import page
 from disparse_structured.report.page.run import Run
 from disparse_structured.surgery.saved import PLAN, REPORT, WEIGHTS
 from disparse_structured.surgery.saving import extend_report
 from disparse_structured.tasks import Task
-
-ONNX, INT8_ONNX, SHEET = "model.onnx", "model.int8.onnx", "inputs.png"
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,7 @@ def deliver(
         int8: by task, how far INT8 may move its output; None for no INT8 file.
     """
     folder = arguments.out
-    for name in (ONNX, f"{ONNX}.data", INT8_ONNX, SHEET, PAGE):
-        (folder / name).unlink(missing_ok=True)  # of an earlier plan
+    remove_derived(folder)
     result.save(folder)
     report = extend_report(folder, {"command": arguments.words, **(entries or {})})
     write_text(folder / SETTINGS, settings_text(arguments, build_parser()))

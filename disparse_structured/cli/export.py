@@ -8,8 +8,8 @@ from typing import Any
 
 from disparse_structured.cli import views
 from disparse_structured.cli.console import Outcome, Screen
-from disparse_structured.cli.delivery import ONNX
 from disparse_structured.cli.folders import Folder, record
+from disparse_structured.files import ONNX
 from disparse_structured.latency.setting import resized
 from disparse_structured.pipeline.result import export_pruned
 

@@ -12,10 +12,9 @@ from rich.text import Text
 from disparse_structured.cli import views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.data import as_batches, load_data
-from disparse_structured.cli.delivery import INT8_ONNX, ONNX
 from disparse_structured.cli.folders import Folder, record
 from disparse_structured.cli.train import announcer, training_config
-from disparse_structured.files import made_folder
+from disparse_structured.files import INT8_ONNX, ONNX, made_folder
 from disparse_structured.pipeline.result import export_pruned
 from disparse_structured.surgery.pruned_graph import tasks_of
 from disparse_structured.surgery.saving import save_back

@@ -14,10 +14,10 @@ from torch import nn
 
 from disparse_structured.cli import sources
 from disparse_structured.cli.data import CHECK_SAMPLES, first_inputs, load_data
-from disparse_structured.files import write_text
+from disparse_structured.files import PAGE, write_text
 from disparse_structured.graph.batching import with_batch
 from disparse_structured.graph.entries import EntryPoints
-from disparse_structured.report.page.html import PAGE, page
+from disparse_structured.report.page.html import page
 from disparse_structured.report.page.run import Run
 from disparse_structured.surgery.pruned_graph import tasks_of
 from disparse_structured.surgery.saved import Saved

@@ -36,3 +36,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         held = contextlib.nullcontext()
     with held:
         yield
+
+
+def first_process() -> bool:
+    """Whether this is the only process, or the first of those that ``torchrun`` started."""
+    return os.environ.get("RANK", "") in ("", "0")

@@ -61,7 +61,7 @@ def user_code(doing: str) -> Iterator[None]:
         yield
     except DisparseError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{doing} raised {reason(error)}{_line(error)}.") from error
 
 

@@ -32,6 +32,7 @@ from disparse_structured.relatedness import (
     relate,
 )
 from disparse_structured.report import figures
+from disparse_structured.report.schemas import document_text
 from disparse_structured.tasks import Task
 
 RESULT = "relatedness.json"
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     found = [result for level in levels for result in _results(subject, level, arguments, screen)]
     files = [*_drawn(found, folder), RESULT]
     document = _document(found)
-    write_text(folder / RESULT, json.dumps(document, indent=2, sort_keys=True) + "\n")
+    write_text(folder / RESULT, document_text(document) + "\n")
     written = Text(f"written to {folder}: {', '.join(files)}")
     return Outcome({"folder": str(folder), "files": files, **document}, [*found, written])
 

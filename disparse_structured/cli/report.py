@@ -11,9 +11,9 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from disparse_structured.cli.console import Outcome, Screen
-from disparse_structured.files import write_text
+from disparse_structured.files import PAGE, write_text
 from disparse_structured.report.page.comparison import Comparison
-from disparse_structured.report.page.html import PAGE, diff_page, page
+from disparse_structured.report.page.html import diff_page, page
 from disparse_structured.report.page.markdown import diff_markdown, markdown
 from disparse_structured.report.page.run import Run
 from disparse_structured.report.page.verdict import verdict

@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from disparse_structured.cli.usage import Parser, UsageError, suggestion
-from disparse_structured.files import write_text
+from disparse_structured.files import SETTINGS, write_text
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-SETTINGS = "settings.toml"
-"""The settings file that a command writes next to its result."""
 
 COMMANDS = ("prune", "train")
 """The commands that take a settings file."""

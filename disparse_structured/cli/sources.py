@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from disparse_structured.cli import values
 from disparse_structured.cli.data import random_example
 from disparse_structured.cli.lookup import find, user_code
 from disparse_structured.cli.usage import UsageError, reason
-from disparse_structured.errors import LoadError
+from disparse_structured.errors import DisparseWarning, LoadError
 from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import Structure, analyse
@@ -58,6 +59,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     found = _read_weights(path)
     expected = model.state_dict()
+    if all(name.startswith("module.") for name in found) and not found.keys() & expected.keys():
+        found = {name.removeprefix("module."): tensor for name, tensor in found.items()}  # of DataParallel
     _, canonical = named_tensors(model)
     # A tensor under several names is often written once, as safetensors does.
     written = {canonical[name]: tensor for name, tensor in found.items() if name in canonical}
@@ -78,6 +81,18 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise LoadError(
             f"the weights in {str(path)!r} do not fit {type(model).__name__}: {'; '.join(said)}. "
             "Give the weights of exactly the model that --model builds."
+        )
+    kinds = {
+        f"{state[name].dtype} to {tensor.dtype}".replace("torch.", "")
+        for name, tensor in expected.items()
+        if isinstance(tensor, torch.Tensor) and state[name].dtype != tensor.dtype
+    }
+    if kinds:
+        warnings.warn(
+            f"the weights in {str(path)!r} are converted from {', '.join(sorted(kinds))}, as the model that "
+            "--model builds has them.",
+            DisparseWarning,
+            stacklevel=2,
         )
     model.load_state_dict(state, strict=True)
 

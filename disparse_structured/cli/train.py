@@ -6,7 +6,6 @@ import argparse
 import copy
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from disparse_structured.cli import names, sources
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.data import as_batches, first_inputs, load_data
 from disparse_structured.cli.delivery import Subject, deliver
+from disparse_structured.cli.locking import first_process
 from disparse_structured.cli.prune import budget
 from disparse_structured.cli.usage import UsageError
 from disparse_structured.data.batches import batches
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome | None:
     )
     with screen.step("pruning and verifying"):
         result = regime.finish()
-    if int(os.environ.get("RANK") or 0):
+    if not first_process():
         return None
     result.model.eval()
     entry = {"training": _entry(arguments, regime, facts)}

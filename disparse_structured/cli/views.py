@@ -13,6 +13,7 @@ from rich.text import Text
 
 from disparse_structured.data.deviation import Columns
 from disparse_structured.errors import LoadError
+from disparse_structured.report import words
 from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.facts import LatencyFact, LatencyFacts
 from disparse_structured.report.pruning import (
@@ -145,7 +146,7 @@ def _export(facts: Mapping[str, Any]) -> list[RenderableType]:
         sizes = ", ".join(map(str, sorted({fact["batch"] for fact in own})))
         worst = [max(fact[key] for fact in own) for key in ("max_abs", "max_rel")]
         table.add_row(Text(task), *(f"{value:.1e}" for value in worst), sizes)
-    size = f"{facts['bytes'] / 1e6:.2f} MB, opset {facts['opset']}, dynamic: {facts['dynamic']}"
+    size = f"{words.size(facts['bytes'])}, opset {facts['opset']}, dynamic: {facts['dynamic']}"
     lines: list[RenderableType] = [table, Text(f"{facts['path']}: {size}; agrees with PyTorch")]
     return lines + [Text(f"less dynamic than asked: {line}", style="yellow") for line in facts["narrowed"]]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from disparse_structured.checks import check_callable, shown
 from disparse_structured.data.call import Batched, Keywords, bound, call, joined, split
 from disparse_structured.errors import BatchError, DisparseError
 
@@ -37,7 +38,7 @@ def model_inputs(model: nn.Module, batch: Any, to_inputs: ToInputs | None = None
     Raises :class:`BatchError` for any other ``batch``, and if a required parameter gets no value.
     """
     if to_inputs is not None:
-        return _chosen_inputs(to_inputs(batch))
+        return _chosen_inputs(to_inputs, batch)
     if isinstance(batch, Tensor):
         return (batch,)
     if isinstance(batch, tuple | list):
@@ -57,7 +58,9 @@ def model_inputs(model: nn.Module, batch: Any, to_inputs: ToInputs | None = None
     )
 
 
-def _chosen_inputs(given: Any) -> tuple[Any, ...]:
+def _chosen_inputs(to_inputs: ToInputs, batch: Any) -> tuple[Any, ...]:
+    check_callable("to_inputs", to_inputs, 1, "Pass a function from a batch to the arguments of forward.")
+    given = to_inputs(batch)
     if isinstance(given, Mapping):
         return joined((), given)
     if isinstance(given, tuple):
@@ -98,6 +101,14 @@ def batch_size(inputs: tuple[Any, ...]) -> int:
     if isinstance(inputs, Batched):
         leaves = [leaves[number] for number in inputs.where]
     return next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 1)
+
+
+def check_examples(inputs: tuple[Any, ...]) -> None:
+    """Raise :class:`BatchError` if ``inputs`` hold no example."""
+    if not batch_size(inputs):
+        raise BatchError(
+            "the inputs hold no example: the first dimension of a tensor is 0. Pass at least one."
+        )
 
 
 def batched_leaves(inputs: tuple[Any, ...]) -> list[bool]:
@@ -150,25 +161,35 @@ def call_model(model: nn.Module, batch: Any, to_inputs: ToInputs | None = None) 
         ) from error
 
 
-def tensor_batches(data: Tensor) -> tuple[Tensor, ...]:
-    """The examples of a tensor ``[N, ...]`` as batches; raises :class:`BatchError` if there are none."""
+def tensor_batches(data: Tensor, limit: int | None = None) -> tuple[Tensor, ...]:
+    """The first ``limit`` examples of a tensor ``[N, ...]`` as batches.
+
+    Raises:
+        BatchError: there are none, or the tensor is sparse or nested.
+    """
+    if data.is_nested or data.layout is not torch.strided:
+        raise BatchError("the data is a sparse or nested tensor. Pass one that is dense: [N, ...].")
     if not data.ndim or not len(data):
         raise BatchError(
             f"the data is a tensor of shape {list(data.shape)}, which holds no example. "
             "Pass [N, ...], a few dozen examples."
         )
-    return tuple(torch.split(data, SCORED_TOGETHER))
+    return tuple(torch.split(data[:limit], SCORED_TOGETHER))
 
 
 def batches(loader: Iterable[Any]) -> Iterator[Any]:
     """The batches of ``loader``; raises :class:`BatchError` if there is none."""
+    if not isinstance(loader, Iterable) or isinstance(loader, str | bytes):
+        raise BatchError(
+            f"data must be a tensor [N, ...], a loader or a list of batches, got {shown(loader)}."
+        )
     empty = True
     for batch in loader:
         empty = False
         yield batch
     if empty:
         raise BatchError(
-            f"the loader ({type(loader).__name__}) yields no batch. Pass one that yields at least one; "
+            "the loader yields no batch. Pass one that yields at least one; "
             "an iterator or generator that was read before is exhausted: pass a DataLoader or a list. "
             "drop_last=True drops all samples if they do not fill a batch."
         )
@@ -180,6 +201,10 @@ def to_device(batch: Any, device: torch.device | str, dtype: torch.dtype | None 
     With ``dtype``, floating-point tensors also take that type; integer and bool ones keep theirs.
     """
     if isinstance(batch, Tensor):
+        if batch.is_meta and torch.device(device).type != "meta":
+            raise BatchError(
+                "a batch holds a tensor on the meta device, which has no values. Pass real ones."
+            )
         return batch.to(device, dtype if dtype is not None and batch.is_floating_point() else None)
     if isinstance(batch, Mapping):
         placed = {key: to_device(value, device, dtype) for key, value in batch.items()}

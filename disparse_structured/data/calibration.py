@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,8 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.data.arguments import arguments, described
 from disparse_structured.data.batches import ToInputs, batch_size, batched_leaves, batches, take, to_device
-from disparse_structured.data.call import marked_like
-from disparse_structured.errors import BatchError
+from disparse_structured.data.call import marked_like, named_leaves
+from disparse_structured.errors import BatchError, DisparseWarning
 
 CHUNK = 8
 """The most examples computed together: enough to fill two cores, with small buffers."""
@@ -65,6 +66,9 @@ class Calibration:
                 :func:`disparse_structured.data.batches.model_inputs`.
             marked: marks in the first inputs which tensors have a batch dimension; the others are the same.
 
+        Warns:
+            DisparseWarning: all examples are equal.
+
         Raises:
             BatchError: fewer than two examples, batches whose examples differ in shape, NaN or infinite
                 values in them, or a batch that does not fit ``forward``.
@@ -80,13 +84,19 @@ class Calibration:
             if limit is not None and samples >= limit:
                 break
         groups = _joined(read)
-        for group in groups:
-            _check_finite(group)
+        _check_finite(model, groups)
         samples = samples if limit is None else min(samples, limit)
         if samples < 2:
             raise BatchError(
                 f"{samples} example is too few: one half is used to fit, the other half to validate the fit. "
                 "Pass at least two, preferably 64."
+            )
+        if len(groups) == 1 and _equal(groups[0]):
+            warnings.warn(
+                f"all {samples} examples are equal, so a small deviation on them says nothing about others. "
+                "Pass inputs that the model meets in use.",
+                DisparseWarning,
+                stacklevel=2,
             )
         cut, checked = _cut(groups, samples)
         # Held-out chunks lie between the others, in case the order matters (as in video frames).
@@ -173,10 +183,26 @@ def _same(leaf: Any, before: Any, batched: bool) -> bool:
     return batched or not isinstance(leaf, torch.Tensor) or torch.equal(leaf, before)
 
 
-def _check_finite(together: tuple[Any, ...]) -> None:
-    for number, leaf in enumerate(pytree.tree_leaves(together)):
-        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and not bool(leaf.isfinite().all()):
-            raise BatchError(
-                f"input {number} holds NaN or infinite values in the model's type {leaf.dtype}, so "
-                "nothing can be fitted on it. Leave out such examples, or fill in the missing values."
-            )
+def _equal(group: tuple[Any, ...]) -> bool:
+    """Whether every example is like the first."""
+    pairs = zip(pytree.tree_leaves(group), batched_leaves(group), strict=True)
+    return all(bool((leaf == leaf[:1]).all()) for leaf, batched in pairs if batched)
+
+
+def _check_finite(model: nn.Module, groups: Sequence[tuple[Any, ...]]) -> None:
+    before = 0
+    for group in groups:
+        leaves = named_leaves(model.forward, group)
+        for (name, leaf), batched in zip(leaves, batched_leaves(group), strict=True):
+            if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
+                continue
+            finite = leaf.isfinite().reshape(len(leaf) if leaf.ndim else 1, -1)
+            if not bool(finite.all()):
+                place = before + int((~finite.all(1)).nonzero()[0])
+                where = f" in example {place}" if batched else ""
+                raise BatchError(
+                    f"the argument {name!r} holds NaN or infinite values{where}, in the model's type "
+                    f"{leaf.dtype}, so nothing can be fitted on it. Leave out such examples, or fill in the "
+                    "missing values."
+                )
+        before += batch_size(group)

@@ -146,7 +146,7 @@ class Images:
             except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error
                 # Ultralytics makes Image.open look for one more decoder, which may be missing.
                 reason = (error.__context__ or error) if isinstance(error, ImportError) else error
-                self.skipped[source.name] = f"{type(reason).__name__}: {reason}"
+                self.skipped[source.name] = _why(reason, source.path, source.name)
             else:
                 yield source, pixels
 
@@ -277,13 +277,18 @@ def _found(folder: Path, frames: int) -> tuple[list[Source], dict[str, str]]:
             try:
                 times = videos.times(path, frames)
             except Exception as error:  # PyAV's errors share no base class
-                skipped[name] = f"{type(error).__name__}: {error}"
+                skipped[name] = _why(error, path, name)
             else:
                 sources += [
                     Source(path, f"{name} at {time:.2f} s", partial(videos.frame, path, time))
                     for time in times
                 ]
     return sources, skipped
+
+
+def _why(error: BaseException, path: Path, name: str) -> str:
+    """What is wrong with a file, without the folders of this machine: reports are passed on."""
+    return f"{type(error).__name__}: {error}".replace(str(path), name)
 
 
 def _opened(path: Path) -> Image:

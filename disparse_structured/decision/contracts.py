@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
+from disparse_structured.checks import check_object
 from disparse_structured.structure.groups import ChannelGroup, Pin, RatioConstraint
 
 
@@ -49,6 +50,7 @@ class AnalyticCosts(Protocol):
         ...
 
 
+@runtime_checkable
 class PrunableStructure(Protocol):
     """What votes, budget and plan read of a model's structure."""
 
@@ -100,3 +102,14 @@ class PrunableStructure(Protocol):
     def bound_to(self, names: Iterable[str], /) -> set[str]:
         """``names`` and every group that a count constraint ties to one of them."""
         ...
+
+
+def check_prunable(structure: object) -> None:
+    """Raises :class:`~disparse_structured.errors.OptionError` for anything else than a structure."""
+    check_object(
+        "structure",
+        structure,
+        PrunableStructure,
+        "what analyse() returned",
+        "Pass analyse(model, example_inputs, tasks).",
+    )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from disparse_structured.checks import check_callable, check_object, check_seed
 from disparse_structured.decision.arbiters import Arbiter, Unanimous
 from disparse_structured.decision.budget.limits import Budget
 from disparse_structured.decision.budget.protection import protected_units
@@ -20,14 +21,13 @@ from disparse_structured.decision.budget.uniform import shared_scores
 from disparse_structured.decision.budget.unit_costs import unit_costs
 from disparse_structured.decision.budget.unreachable import Unreachable
 from disparse_structured.decision.budget.widths import Widths
-from disparse_structured.decision.contracts import CostModel, PrunableStructure
+from disparse_structured.decision.contracts import CostModel, PrunableStructure, check_prunable
 from disparse_structured.decision.costs import distinct
 from disparse_structured.decision.election import Election
-from disparse_structured.decision.options import check_not_class, check_rule
 from disparse_structured.decision.plan import Plan, Provenance, package_versions
 from disparse_structured.decision.rankings import PerCostRanking, Ranking, ranking_context
 from disparse_structured.decision.votes import Votes
-from disparse_structured.errors import BudgetError, OptionError
+from disparse_structured.errors import BudgetError
 from disparse_structured.naming import rule_name
 
 TOLERANCE = 0.01
@@ -65,7 +65,15 @@ class Decision:
         criterion: object = None,
         seed: int | None = None,
     ) -> Plan:
-        """The decision as a :class:`Plan`; ``method``, ``criterion`` and ``seed`` are only recorded in it."""
+        """The decision as a :class:`Plan`; ``method``, ``criterion`` and ``seed`` are only recorded in it.
+
+        Raises:
+            OptionError: ``method`` is no name, or ``seed`` no seed.
+        """
+        if method is not None:
+            check_object("method", method, str, "a name")
+        if seed is not None:
+            check_seed(seed)
         return Plan.from_keep(
             structure,
             self.keep,
@@ -157,6 +165,8 @@ def decide(
         OptionError: an argument is not what it must be, or a ranking, an arbiter or a cost does not return
             what it must.
     """
+    check_prunable(structure)
+    check_object("scores", scores, torch.Tensor, "a tensor [tasks, units]", "Pass score(...).scores.")
     _check(budget, arbiter, ranking)
     if left is not None:
         scores = scores.masked_fill(~left, 0.0)
@@ -191,11 +201,14 @@ def smallest(structure: PrunableStructure, budget: Budget) -> torch.Tensor:
 
 
 def _check(budget: Budget, arbiter: Arbiter, ranking: Ranking) -> None:
-    check_not_class("budget", budget)
-    if not isinstance(budget, Budget):
-        raise OptionError(f"budget must be a Budget such as Budget(macs=0.5), got {budget!r}.")
-    check_rule("arbiter", arbiter, "Unanimous()")
-    check_rule("ranking", ranking, "PerCostRanking()")
+    check_object("budget", budget, Budget, "a Budget", "Pass one such as Budget(macs=0.5).")
+    check_callable("arbiter", arbiter, 1, "Pass an object such as Unanimous(), or a function of a ballot.")
+    check_callable(
+        "ranking",
+        ranking,
+        3,
+        "Pass an object such as PerCostRanking(), or a function of scores, mask and context.",
+    )
 
 
 def _free(structure: PrunableStructure, budget: Budget) -> torch.Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
+from disparse_structured.checks import check_object, is_number, shown
 from disparse_structured.decision.arbiters import Arbiter, Ballot, arbitrate
 from disparse_structured.decision.contracts import PrunableStructure
 from disparse_structured.decision.rankings import Ranking, RankingContext
@@ -123,10 +123,13 @@ class _Rerank:
 
 
 def _weights(weights: Iterable[float] | None, tasks: tuple[str, ...]) -> torch.Tensor:
-    values = [1.0] * len(tasks) if weights is None else [float(weight) for weight in weights]
-    if len(values) != len(tasks) or not all(math.isfinite(w) and w >= 0 for w in values) or not any(values):
+    if weights is None:
+        return torch.ones(len(tasks), dtype=torch.float64)
+    check_object("weights", weights, Iterable, "a list of numbers")
+    values = weights.tolist() if isinstance(weights, torch.Tensor) else list(weights)
+    if len(values) != len(tasks) or not all(is_number(w) and w >= 0 for w in values) or not any(values):
         raise OptionError(
-            f"weights={values} do not fit the tasks {list(tasks)}. "
+            f"weights={shown(values)} do not fit the tasks {list(tasks)}. "
             "Give one finite number >= 0 per task, not all zero."
         )
     return torch.tensor(values, dtype=torch.float64)

@@ -54,6 +54,8 @@ def normalize(saliency: torch.Tensor, reach: torch.Tensor, tasks: Sequence[str])
     Raises:
         OptionError: another shape, or a value that is negative, NaN or infinite.
     """
+    if saliency.is_complex() or saliency.is_meta or saliency.layout is not torch.strided:
+        raise OptionError("the saliency is complex, sparse or on the meta device. Pass dense real numbers.")
     if saliency.shape != reach.shape:
         raise OptionError(
             f"the saliency has shape {tuple(saliency.shape)}, expected [tasks, units] = "

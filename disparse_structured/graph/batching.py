@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from disparse_structured.checks import shown
 from disparse_structured.data.batches import batched_leaves
 from disparse_structured.data.call import Batched, call, named_leaves
 from disparse_structured.data.differences import difference
@@ -24,6 +25,9 @@ Inputs = tuple[Any, ...]
 
 _TRIED = 4
 """Among more inputs with as many positions, only one of them, all, and all but one are tried."""
+
+_MANY, _ENOUGH = 64, 3
+"""Of more examples than the first number, as many as the second are tried first: one run of them is cheap."""
 
 _CLOSE = 1e-3
 """How far the earlier examples' outputs may move."""
@@ -64,14 +68,13 @@ def _named(model: nn.Module, inputs: Inputs, batched: Sequence[str]) -> list[int
     tensors = {
         i: name for i, (name, leaf) in enumerate(leaves) if isinstance(leaf, torch.Tensor) and leaf.ndim
     }
-    if isinstance(batched, str) or not batched:
+    names = list(batched) if isinstance(batched, list | tuple | set | frozenset) else []
+    if not names or not all(isinstance(name, str) for name in names):
         raise OptionError(
-            f"batched={batched!r} must be a list of names. The tensors are {list(tensors.values())}."
+            f"batched={shown(batched)} must be a list of names. The tensors are {list(tensors.values())}."
         )
-    found = [
-        i for i, name in tensors.items() if any(name == of or name.startswith(f"{of}.") for of in batched)
-    ]
-    for each in batched:
+    found = [i for i, name in tensors.items() if any(name == of or name.startswith(f"{of}.") for of in names)]
+    for each in names:
         if not any(name == each or name.startswith(f"{each}.") for name in tensors.values()):
             raise OptionError(
                 f"batched= names {each!r}, which is not a tensor among the arguments of "
@@ -88,7 +91,8 @@ def _found(model: nn.Module, inputs: Inputs, tensors: Sequence[int]) -> list[int
         student = copied(model)
     except Exception:  # whatever a user's module raises; the caller copies it again and says so
         return None
-    for given in (_varied(inputs), inputs):
+    few = _few(inputs, tensors)
+    for given in (*(() if few is inputs else (_varied(few), few)), _varied(inputs), inputs):
         try:
             before = _run(student, given)
         except Exception:  # whatever a user's forward raises; the caller runs it again and says so
@@ -97,6 +101,22 @@ def _found(model: nn.Module, inputs: Inputs, tensors: Sequence[int]) -> list[int
         if found is not None:
             return found
     return None
+
+
+def _few(inputs: Inputs, tensors: Sequence[int]) -> Inputs:
+    """``inputs`` with the first :data:`_ENOUGH` positions of tensors that are as long as the first one.
+
+    The model may refuse these, if one of them has no batch dimension.
+    """
+    leaves, spec = pytree.tree_flatten(inputs)
+    size = leaves[tensors[0]].shape[0]
+    if size <= _MANY:
+        return inputs
+    cut = [
+        leaf[:_ENOUGH] if i in tensors and leaf.shape[0] == size else leaf for i, leaf in enumerate(leaves)
+    ]
+    found: Inputs = pytree.tree_unflatten(cut, spec)
+    return found
 
 
 def _varied(inputs: Inputs) -> Inputs:

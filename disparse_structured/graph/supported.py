@@ -36,6 +36,11 @@ def check_supported(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"{where} is lazy ({type(module).__name__}) and has no weights yet. Run the model once first."
             )
+        if any(tensor.is_meta for tensor in own):
+            raise UnsupportedModelError(
+                f"{where} is on the meta device and has no weights. Call model.to_empty(device=...) and load "
+                "them."
+            )
         # A FloatFunctional only marks where a float model will be quantized.
         kind = type(module)
         if kind.__module__.startswith(_QUANTIZED) and kind.__name__ != "FloatFunctional":

@@ -39,7 +39,12 @@ class Int8Times:
 
 
 def _sum(sizes: Collection[int], known: np.ndarray) -> float:
-    return float(np.interp(list(sizes), *known).sum()) if sizes else 0.0
+    """The time of all ``sizes``, between known ones along a line, and above the largest in proportion."""
+    if not sizes:
+        return 0.0
+    wanted = np.array(list(sizes), dtype=float)
+    beyond = np.maximum(wanted / known[0, -1], 1.0)
+    return float((np.interp(wanted, *known) * beyond).sum())
 
 
 def int8_times(

@@ -8,17 +8,26 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from disparse_structured.checks import check_counts, check_object, is_number, shown
 from disparse_structured.data.batches import as_they_are, batch_size
+from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.arbiters import Arbiter, WeightedMean
 from disparse_structured.decision.rankings import PerCostRanking, Ranking
 from disparse_structured.errors import OptionError
 from disparse_structured.naming import brief
-from disparse_structured.pipeline.method import Decided, Problem, decide_in_rounds
-from disparse_structured.pipeline.options import check_callables, check_refit
+from disparse_structured.pipeline.method import (
+    Decided,
+    Problem,
+    decide_in_rounds,
+    refit_passes,
+    scoring_passes,
+)
+from disparse_structured.pipeline.options import check_refit, check_rules
 from disparse_structured.refit import LeastSquares, RefitMethod
 from disparse_structured.scoring import Criterion, Saliency, score
 from disparse_structured.scoring.criteria import Taylor
-from disparse_structured.scoring.damage_curves import JUDGED, LEFT, measure_damage_curves
+from disparse_structured.scoring.damage_curves import JUDGED, LEAST_JUDGED, LEFT, WORK, measure_damage_curves
+from disparse_structured.structure import Structure
 
 _TAYLOR, _MEAN, _PER_COST, _LEAST_SQUARES = Taylor(), WeightedMean(), PerCostRanking(), LeastSquares(shifts=0)
 
@@ -57,16 +66,26 @@ class Compensated:
     refit: RefitMethod = _LEAST_SQUARES
 
     def __post_init__(self) -> None:
-        check_callables(criterion=self.criterion, arbiter=self.arbiter, ranking=self.ranking)
+        check_rules(criterion=self.criterion, arbiter=self.arbiter, ranking=self.ranking)
         check_refit(self.refit)
-        if min(self.rounds, self.scored, self.judged) < 1 or not all(0 < share < 1 for share in self.left):
-            raise OptionError(
-                f"rounds={self.rounds}, scored={self.scored}, judged={self.judged}, left={self.left}: counts "
-                "must be at least 1, and shares between 0 and 1."
-            )
+        check_counts(rounds=self.rounds, scored=self.scored, judged=self.judged)
+        check_object("left", self.left, tuple, "a tuple of shares", "Pass one such as (0.75, 0.5, 0.25).")
+        if not self.left or not all(is_number(share) and 0 < share < 1 for share in self.left):
+            raise OptionError(f"left={shown(self.left)} must hold shares between 0 and 1, at least one.")
 
     def __repr__(self) -> str:
         return brief(self)
+
+    def passes(self, structure: Structure, calibration: Calibration, scored: int | None) -> float:
+        """See :class:`~disparse_structured.pipeline.method.Counting`."""
+        narrowed = len(structure.groups) * len(self.left)
+        affordable = int(WORK / max(1.0, structure.cost.macs.dense * max(1, narrowed)))
+        judged = min(self.judged, max(LEAST_JUDGED, affordable), calibration.samples)
+        scoring = scoring_passes(structure, min(self.scored, calibration.samples))
+        # Of a network with one narrower group, only what comes after the group is computed: half on average.
+        curves = judged * (1 + narrowed / 2)
+        between = (self.rounds - 1) * refit_passes(self.refit, calibration)
+        return self.rounds * (scoring + curves) + between
 
     def decide(self, problem: Problem) -> Decided:
         """See :class:`~disparse_structured.pipeline.method.Method`."""

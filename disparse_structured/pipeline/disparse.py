@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from disparse_structured.data.batches import ToInputs
+from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.arbiters import Arbiter, Unanimous
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import Decision, decide
 from disparse_structured.decision.rankings import PerCostRanking, Ranking
-from disparse_structured.pipeline.method import Decided, Problem, task_weights
-from disparse_structured.pipeline.options import check_callables
+from disparse_structured.pipeline.method import Decided, Problem, scoring_passes, task_weights
+from disparse_structured.pipeline.options import check_rules
 from disparse_structured.scoring import Criterion, Saliency, score
 from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.structure import Structure
@@ -48,7 +49,7 @@ class DiSparse:
     ranking: Ranking = _PER_COST
 
     def __post_init__(self) -> None:
-        check_callables(criterion=self.criterion, arbiter=self.arbiter, ranking=self.ranking)
+        check_rules(criterion=self.criterion, arbiter=self.arbiter, ranking=self.ranking)
 
     def decide(self, problem: Problem) -> Decided:
         """See :class:`~disparse_structured.pipeline.method.Method`."""
@@ -65,6 +66,10 @@ class DiSparse:
             ),
         )
         return self.vote(problem.structure, found.scores, problem.budget), found
+
+    def passes(self, structure: Structure, calibration: Calibration, scored: int | None) -> float | None:
+        """See :class:`~disparse_structured.pipeline.method.Counting`."""
+        return None if scored is None else scoring_passes(structure, scored)
 
     def score(
         self,

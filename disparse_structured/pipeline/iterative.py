@@ -7,14 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from disparse_structured.checks import check_counts
+from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.arbiters import Arbiter, Unanimous
 from disparse_structured.decision.rankings import PerCostRanking, Ranking
-from disparse_structured.errors import OptionError
-from disparse_structured.pipeline.method import Decided, Problem, decide_in_rounds
-from disparse_structured.pipeline.options import check_callables, check_refit
+from disparse_structured.pipeline.method import (
+    Decided,
+    Problem,
+    decide_in_rounds,
+    refit_passes,
+    scoring_passes,
+)
+from disparse_structured.pipeline.options import check_refit, check_rules
 from disparse_structured.refit import LeastSquares, RefitMethod
 from disparse_structured.scoring import Criterion, Saliency, score
 from disparse_structured.scoring.criteria import Fisher
+from disparse_structured.structure import Structure
 
 _FISHER, _UNANIMOUS, _PER_COST, _LEAST_SQUARES = (
     Fisher(),
@@ -46,10 +54,16 @@ class Iterative:
     refit: RefitMethod | None = _LEAST_SQUARES
 
     def __post_init__(self) -> None:
-        check_callables(criterion=self.criterion, arbiter=self.arbiter, ranking=self.ranking)
+        check_rules(criterion=self.criterion, arbiter=self.arbiter, ranking=self.ranking)
         check_refit(self.refit)
-        if self.rounds < 1:
-            raise OptionError(f"rounds={self.rounds} must be at least 1.")
+        check_counts(rounds=self.rounds)
+
+    def passes(self, structure: Structure, calibration: Calibration, scored: int | None) -> float | None:
+        """See :class:`~disparse_structured.pipeline.method.Counting`."""
+        if scored is None:
+            return None
+        between = (self.rounds - 1) * refit_passes(self.refit, calibration)
+        return self.rounds * scoring_passes(structure, scored) + between
 
     def decide(self, problem: Problem) -> Decided:
         """See :class:`~disparse_structured.pipeline.method.Method`."""

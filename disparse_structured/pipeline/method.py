@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import nn
@@ -82,6 +82,29 @@ class Method(Protocol):
             BudgetError: the budget cannot be met.
         """
         ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A method that says how much work it does, for an estimate before the run."""
+
+    def passes(self, structure: Structure, calibration: Calibration, scored: int | None, /) -> float | None:
+        """About how many forward passes of one example :meth:`Method.decide` takes; None if unknown.
+
+        Args:
+            scored: the number of examples in the data; None if it is not known.
+        """
+        ...
+
+
+def scoring_passes(structure: Structure, examples: int) -> float:
+    """Passes of one scoring: forward once, backward once for each task."""
+    return float(examples * (1 + len(structure.tasks)))
+
+
+def refit_passes(method: RefitMethod | None, calibration: Calibration) -> float:
+    """Passes of one refit: the dense and the masked network on all examples and their shifted copies."""
+    return 0.0 if method is None else float(2 * (1 + method.shifts) * calibration.samples)
 
 
 Scored: TypeAlias = Callable[[nn.Module, torch.Tensor], Saliency]

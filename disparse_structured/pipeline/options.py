@@ -4,65 +4,53 @@ from __future__ import annotations
 
 from torch import nn
 
+from disparse_structured.checks import check_callable, check_not_class, check_object, shown
 from disparse_structured.decision.budget import Budget
 from disparse_structured.errors import BudgetError, OptionError
-from disparse_structured.structure import Structure
+from disparse_structured.structure.structure import check_structure
 
-_EXAMPLES = {"criterion": "Fisher()", "arbiter": "Unanimous()", "ranking": "PerCostRanking()"}
+_RULES = {"criterion": ("Fisher()", 1), "arbiter": ("Unanimous()", 1), "ranking": ("PerCostRanking()", 3)}
+"""An example of each rule, and how many arguments it takes."""
 
 
-def check_callables(**choices: object) -> None:
-    """Raises :class:`OptionError` for the first of ``choices`` that cannot be called, or is a class."""
+def check_rules(**choices: object) -> None:
+    """Raises :class:`OptionError` for the first of ``choices`` that cannot be called as such a rule."""
     for name, choice in choices.items():
-        _check_object(name, choice)
-        if not callable(choice):
-            raise OptionError(
-                f"{name} must be callable, got {choice!r}. Pass an object such as {_EXAMPLES[name]}, or a "
-                "function of the same signature."
-            )
+        example, arguments = _RULES[name]
+        remedy = f"Pass an object such as {example}, or a function of the same signature."
+        check_callable(name, choice, arguments, remedy)
 
 
 def check_refit(refit: object) -> None:
     """Raises :class:`OptionError` unless ``refit`` is None or a refit method."""
-    _check_object("refit", refit)
+    check_not_class("refit", refit)
     if refit is not None and not callable(getattr(refit, "visit", None)):
         raise OptionError(
-            f"refit must be a refit method such as LeastSquares(), got {refit!r}. "
+            f"refit must be a refit method such as LeastSquares(), got {shown(refit)}. "
             "Pass None to leave the remaining weights unchanged."
         )
 
 
 def check_method(method: object) -> None:
     """Raises :class:`OptionError` unless ``method`` is an object that can decide."""
-    _check_object("method", method)
+    check_not_class("method", method)
     if not callable(getattr(method, "decide", None)):
         raise OptionError(
-            f"method must be an object with a decide method, got {method!r}. "
+            f"method must be an object with a decide method, got {shown(method)}. "
             "Pass one such as Compensated() or DiSparse()."
         )
 
 
-def check_structure(structure: object, tasks: object, batched: object) -> None:
+def check_given_structure(structure: object, tasks: object, batched: object) -> None:
     """Raises :class:`OptionError` unless ``structure`` is None, or a structure given without the others."""
     if structure is None:
         return
-    if not isinstance(structure, Structure):
-        raise OptionError(
-            f"structure must be what analyse() returned, got {structure!r}. "
-            "Pass analyse(model, example_inputs, tasks), or leave it out."
-        )
+    check_structure(structure)
     if tasks is not None:
         raise OptionError("tasks= was given beside structure=, which has tasks already. Leave tasks= out.")
     if batched is not None:
         raise OptionError(
             "batched= was given beside structure=, which knows the batch already. Pass it to analyse()."
-        )
-
-
-def _check_object(name: str, choice: object) -> None:
-    if isinstance(choice, type):
-        raise OptionError(
-            f"{name} must be an object, got the class {choice.__name__}. Create one: {choice.__name__}()."
         )
 
 
@@ -98,8 +86,7 @@ def the_budget(
         raise OptionError(
             f"{given[0]} was given beside budget=, which has a limit of its own. Leave one of the two out."
         )
-    if not isinstance(budget, Budget):
-        raise OptionError(f"budget must be a Budget, got {budget!r}. Pass Budget(macs=0.5), or macs=0.5.")
+    check_object("budget", budget, Budget, "a Budget", "Pass Budget(macs=0.5), or macs=0.5.")
     return budget.named(model)
 
 
@@ -109,7 +96,7 @@ def check_runtime(runtime: object, timed: bool) -> None:
         return
     if not timed:
         raise OptionError("runtime= was given without latency=, so nothing would be timed. Leave it out.")
-    _check_object("runtime", runtime)
+    check_not_class("runtime", runtime)
     missing = [
         name
         for name in ("facts", "inputs", "dissect", "time_nodes", "time_files")
@@ -117,6 +104,6 @@ def check_runtime(runtime: object, timed: bool) -> None:
     ]
     if missing:
         raise OptionError(
-            f"runtime={runtime!r} is not a runtime: it has no {' and no '.join(missing)}. Pass one such as "
-            "OnnxRuntime(threads=2)."
+            f"runtime={shown(runtime)} is not a runtime: it has no {' and no '.join(missing)}. Pass one "
+            "such as OnnxRuntime(threads=2)."
         )

@@ -40,12 +40,15 @@ class Paying:
         return self.total([*others, name]) - self.total(others)
 
     def kept(self, layers: Collection[str]) -> tuple[str, ...]:
-        """``layers`` without those that cost time, worst first; empty if all together save none."""
+        """``layers`` without those that cost time; empty if all together save none.
+
+        All that cost time leave at once. What is left saves no more without them than with them, as they can
+        only have spared it conversions, so the order does not matter.
+        """
         found = list(layers)
-        while found:
+        while True:
             won = self.won(found)
-            worst = min(won, key=lambda name: won[name])
-            if won[worst] >= 0:
-                break
-            found.remove(worst)
-        return tuple(found) if self.total(found) > 0 else ()
+            left = [name for name in found if won[name] >= 0]
+            if len(left) == len(found):
+                return tuple(found) if self.total(found) > 0 else ()
+            found = left

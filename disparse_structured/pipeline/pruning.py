@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from disparse_structured.checks import check_seed
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.budget import Budget
@@ -19,20 +20,21 @@ from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.graph.supported import check_supported
 from disparse_structured.latency import Latency, OnnxRuntime, Runtime
 from disparse_structured.pipeline.compensated import Compensated
+from disparse_structured.pipeline.estimate import estimated
 from disparse_structured.pipeline.inputs import Data
 from disparse_structured.pipeline.latency import asked_latency, in_time, latency_budget
 from disparse_structured.pipeline.method import Method, Problem
 from disparse_structured.pipeline.options import (
+    check_given_structure,
     check_method,
     check_refit,
     check_runtime,
-    check_structure,
     the_budget,
 )
 from disparse_structured.pipeline.refitting import Execution, Outcome
 from disparse_structured.pipeline.result import PruningResult
 from disparse_structured.pipeline.tolerance import check_limits, within_limits
-from disparse_structured.progress import step
+from disparse_structured.progress import announce, step
 from disparse_structured.refit import LeastSquares, RefitMethod
 from disparse_structured.scoring import Saliency
 from disparse_structured.structure import Structure, UnusedModule, analyse
@@ -111,7 +113,8 @@ def prune(
         verify: compare the result with the masked twin in float64 before handing it back.
         drop_unused: first leave out modules that never run, in eval or train mode. The budget is then a
             fraction of what remains. The report lists them.
-        progress: show progress on standard error (bars on a terminal, occasional lines elsewhere).
+        progress: show progress on standard error (bars on a terminal, occasional lines elsewhere), and say
+            before long work about how long it will take and how much memory.
 
     Returns:
         The smaller model with its plan and report; it can be saved and exported.
@@ -130,7 +133,8 @@ def prune(
     check_runtime(runtime, timed=latency is not None)
     check_method(method)
     check_refit(refit)
-    check_structure(structure, tasks, batched)
+    check_given_structure(structure, tasks, batched)
+    check_seed(seed)
     marked = functools.partial(with_batch, model, batched=batched) if structure is None else structure.marked
     fits = refit is not None or _fits(method)
     given = Data.of(model, data, to_inputs, samples=samples, seed=seed, fits=fits, marked=marked)
@@ -145,6 +149,10 @@ def prune(
         timed = Latency(model, runtime or OnnxRuntime(), progress=progress)
         budget = latency_budget(latency, timed, structure)
     assert budget is not None  # the latency was asked for, or another cost
+    if progress:
+        expected = estimated(model, structure, given.calibration, given.examples, method, refit)
+        if expected is not None:
+            announce(str(expected), expected.seconds)
     problem = Problem(
         model,
         structure,

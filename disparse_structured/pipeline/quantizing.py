@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from disparse_structured.checks import as_path, check_counts
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.data.call import marked_like
 from disparse_structured.data.deviation import Deviation
@@ -22,6 +22,7 @@ from disparse_structured.latency.int8 import int8_times
 from disparse_structured.naming import rule_name
 from disparse_structured.pipeline.consent import Consent, Deviations, used
 from disparse_structured.pipeline.inputs import SAMPLES, Data
+from disparse_structured.pipeline.options import check_rules
 from disparse_structured.pipeline.paying import Paying
 from disparse_structured.report.quantization import (
     LayerFact,
@@ -95,8 +96,8 @@ def quantize(
     """
     from disparse_structured.export.int8 import candidate_of, file_batches  # ONNX may not be installed
 
-    source = Path(float_path)
-    _check(samples, rounds, threads)
+    source = as_path("float_path", float_path)
+    _check(samples, rounds, threads, arbiter)
     candidate = candidate_of(source, file_batches(source, data, samples), samples)
     return decide(candidate, path, tolerance, arbiter, threads=threads, rounds=rounds)
 
@@ -130,7 +131,7 @@ def quantize_result(
     from disparse_structured.export.int8 import candidate_of
     from disparse_structured.export.plain import Binding, plain_copy
 
-    _check(samples, rounds, threads)
+    _check(samples, rounds, threads, arbiter)
     given = Data.of(
         result.model,
         data,
@@ -143,7 +144,7 @@ def quantize_result(
     if dense is not None:
         outputs = {task.name: task.tensors for task in dense_tasks or result.tasks}
         reference = plain_copy(dense, outputs, Binding.of(dense, batches[0]))
-    candidate = candidate_of(Path(float_path), batches, samples, reference)
+    candidate = candidate_of(as_path("float_path", float_path), batches, samples, reference)
     measured = result.report.deviation
     return decide(
         candidate,
@@ -156,12 +157,12 @@ def quantize_result(
     )
 
 
-def _check(samples: int, rounds: int, threads: int) -> None:
-    if samples < 2 or rounds < 0 or threads < 1:
-        raise OptionError(
-            f"samples={samples}, rounds={rounds}, threads={threads}: give at least 2 samples, 0 rounds (no "
-            "latency is measured) and 1 thread."
-        )
+def _check(samples: int, rounds: int, threads: int, arbiter: Arbiter | None) -> None:
+    check_counts(2, samples=samples)
+    check_counts(0, rounds=rounds)
+    check_counts(threads=threads)
+    if arbiter is not None:
+        check_rules(arbiter=arbiter)
 
 
 def decide(
@@ -187,7 +188,7 @@ def decide(
     """
     limits = _limits(tolerance, tuple(candidate.graph.tasks))
     rule = arbiter or Tolerance(limits)
-    goal = Path(path) if path is not None else candidate.path.with_suffix(".int8.onnx")
+    goal = as_path("path", path) if path is not None else candidate.path.with_suffix(".int8.onnx")
     if goal.resolve() == candidate.path.resolve():
         raise OptionError(f"{goal} is the float file, which is kept. Choose another path for the INT8 file.")
     pruned = candidate.from_dense(candidate.path) or pruned

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from disparse_structured.checks import as_path
 from disparse_structured.data.batches import batched_leaves
 from disparse_structured.data.call import named_leaves
 from disparse_structured.decision.costs import Cost, distinct
@@ -143,7 +144,7 @@ class PruningResult:
                 raise OptionError("inputs= are shown with the outputs of both networks. Pass dense= too.")
             before = (dense, self.tasks if dense_tasks is None else dense_tasks)
             examples = examples_of(inputs, before, (self.model, self.tasks), number)
-        write_text(Path(path), page(self._run, examples))
+        write_text(as_path("path", path), page(self._run, examples))
 
     def export(self, path: str | Path, **options: Any) -> ExportFacts:
         """Writes an ONNX file and checks it in ONNX Runtime; the outputs are named after the tasks.

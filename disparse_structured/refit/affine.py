@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from disparse_structured.graph.schedule import Step
-from disparse_structured.refit.context import RefitContext
+from disparse_structured.refit.context import RefitContext, check_settings
 from disparse_structured.refit.folds import folds
 from disparse_structured.refit.lockstep import MEMORY
 from disparse_structured.refit.regression import Fit, Shape
@@ -29,6 +29,9 @@ class Affine:
     memory: int = MEMORY
     shifts: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self.memory, self.shifts, self.seed)
 
     def visit(self, work: RefitContext, step: Step) -> None:
         """Refit ``step``; see :class:`disparse_structured.refit.context.RefitMethod`."""

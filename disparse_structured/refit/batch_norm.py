@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from disparse_structured.graph.operators import named_arguments, packet
 from disparse_structured.graph.schedule import Step
-from disparse_structured.refit.context import APART, RefitContext
+from disparse_structured.refit.context import APART, RefitContext, check_settings
 from disparse_structured.refit.lockstep import MEMORY
 from disparse_structured.report.refit import LayerFacts
 
@@ -34,6 +34,9 @@ class BatchNormStatistics:
     memory: int = MEMORY
     shifts: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self.memory, self.shifts, self.seed)
 
     def visit(self, work: RefitContext, step: Step) -> None:
         """Refit ``step``; see :class:`disparse_structured.refit.context.RefitMethod`."""

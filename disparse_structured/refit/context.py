@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from disparse_structured.checks import check_counts, check_seed
 from disparse_structured.graph.operators import named_arguments, packet
 from disparse_structured.graph.schedule import Step, separable
 from disparse_structured.refit.contraction import Contraction, Operands, layers
@@ -30,6 +31,13 @@ LEAST = 8192
 
 APART = "its uses depend on each other, or on those of another shared weight"
 """Why a shared weight, or shared statistics, are left unchanged."""
+
+
+def check_settings(memory: object, shifts: object, seed: object) -> None:
+    """Raises an :class:`~disparse_structured.errors.OptionError` unless a refit method may have these."""
+    check_counts(memory=memory)
+    check_counts(0, shifts=shifts)
+    check_seed(seed)
 
 
 class RefitMethod(Protocol):

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from disparse_structured.checks import check_counts
 from disparse_structured.graph.schedule import Step
-from disparse_structured.refit.context import RefitContext, Sample
+from disparse_structured.refit.context import RefitContext, Sample, check_settings
 from disparse_structured.refit.contraction import Contraction, Operands
 from disparse_structured.refit.folds import folds
 from disparse_structured.refit.lockstep import MEMORY
@@ -96,6 +97,10 @@ class ModelFolding:
     memory: int = MEMORY
     shifts: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(rows=self.rows)
+        check_settings(self.memory, self.shifts, self.seed)
 
     def visit(self, work: RefitContext, step: Step) -> None:
         """Refit ``step``; see :class:`disparse_structured.refit.context.RefitMethod`."""

@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from disparse_structured.checks import check_counts, check_object, check_positive
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.data.randomness import Isolation
-from disparse_structured.errors import PlanError
+from disparse_structured.errors import OptionError, PlanError
 from disparse_structured.graph.copies import copied
 from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.schedule import Step
 from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.naming import brief, rule_name
 from disparse_structured.progress import advancing
-from disparse_structured.refit.context import RefitContext, RefitMethod
+from disparse_structured.refit.context import RefitContext, RefitMethod, check_settings
 from disparse_structured.refit.deviation import deviations
 from disparse_structured.refit.folding import Merging
 from disparse_structured.refit.folds import folds
@@ -72,11 +73,14 @@ class LeastSquares:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or self.shifts < 0 or not all(ridge > 0 for ridge in self.ridges):
-            raise ValueError(
-                f"rows={self.rows}, ridges={self.ridges}, shifts={self.shifts}: rows and ridges must be "
-                "positive, shifts not negative."
-            )
+        check_object("ridges", self.ridges, tuple, "a tuple of numbers", "Pass one such as (0.01, 0.1).")
+        if not self.ridges:
+            raise OptionError("ridges=() is empty. Pass at least one.")
+        check_positive(**{f"ridges[{number}]": ridge for number, ridge in enumerate(self.ridges)})
+        check_object("streams", self.streams, bool, "True or False")
+        check_object("merge", self.merge, bool, "True or False")
+        check_counts(rows=self.rows)
+        check_settings(self.memory, self.shifts, self.seed)
 
     def __repr__(self) -> str:
         return brief(self)

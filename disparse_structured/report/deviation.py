@@ -9,6 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from disparse_structured.data.deviation import Columns, Deviation
+from disparse_structured.report import words
 from disparse_structured.report.text import numbers_table
 
 
@@ -51,8 +52,8 @@ class DeviationFacts:
         refit = self.final != self.cut
         table = numbers_table("deviation from dense", "as cut", *(["refit"] if refit else []))
         for task, cut in self.cut.items():
-            values = (cut, self.final[task]) if refit else (cut,)
-            table.add_row(Text(task), *(f"{100 * value:.3g} %" for value in values))
+            values = (cut, self.final.get(task)) if refit else (cut,)
+            table.add_row(Text(task), *map(words.percent, values))
         yield table
         for task, columns in self.columns.items():
             yield columns_line(task, columns)
@@ -62,4 +63,6 @@ class DeviationFacts:
 
 def columns_line(task: str, columns: Columns) -> Text:
     """How far ``columns`` of a task's output deviate."""
-    return Text(f"{task}, {columns.place}: {100 * columns.deviation:.3g} % relative to those columns alone")
+    return Text(
+        f"{task}, {columns.place}: {words.percent(columns.deviation)} relative to those columns alone"
+    )

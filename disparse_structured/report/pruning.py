@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from disparse_structured.naming import cost_label
+from disparse_structured.report import words
 from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.page.notebook import report_html
 from disparse_structured.report.page.run import Run
 from disparse_structured.report.refit import RefitFacts
-from disparse_structured.report.schemas import SCHEMA
+from disparse_structured.report.schemas import SCHEMA, document_text
 from disparse_structured.report.speed import SpeedFacts
 from disparse_structured.report.text import plain_text
 from disparse_structured.structure import Pin, UnusedModule
@@ -178,8 +178,11 @@ class PruningReport:
     speed: SpeedFacts | None = None
 
     def to_json(self) -> str:
-        """Indented JSON with sorted keys, and the version of the layout as ``schema``."""
-        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=2, sort_keys=True)
+        """Indented JSON with sorted keys, and the version of the layout as ``schema``.
+
+        A number that is not finite is written as null.
+        """
+        return document_text({"schema": SCHEMA, **dataclasses.asdict(self)})
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._costs()
@@ -246,7 +249,7 @@ class PruningReport:
         for heading in ("cost", "dense", "pruned", "left"):
             table.add_column(heading, justify="left" if heading == "cost" else "right")
         for name, cost in sorted(self.costs.items()):
-            numbers = (_amount(cost.dense), _amount(cost.pruned), f"{cost.ratio:.1%}")
+            numbers = (words.count(cost.dense), words.count(cost.pruned), f"{cost.ratio:.1%}")
             table.add_row(Text(cost_label(name, cost.unit)), *numbers)
         return table
 
@@ -259,10 +262,6 @@ class PruningReport:
             row = [task.name, labels, str(task.units), str(task.shared)]
             table.add_row(*row, f"{task.asked:.1%}", f"{task.removed:.1%}")
         return table
-
-
-def _amount(value: float) -> str:
-    return f"{value:,.0f}" if value == int(value) or value >= 1e4 else f"{value:.4g}"
 
 
 def _modules(unused: Sequence[UnusedModule]) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from disparse_structured.data.deviation import Columns
+from disparse_structured.report import words
 from disparse_structured.report.deviation import columns_line
 from disparse_structured.report.facts import LatencyFacts
 from disparse_structured.report.text import numbers_table, plain_text
@@ -151,7 +152,7 @@ class QuantizationFacts:
         if len(left) > _SHOWN:
             yield Text(f"… and {len(left) - _SHOWN} more layers stayed float", style="yellow")
         if self.bytes is not None:
-            yield Text(f"{_megabytes(self.float_bytes)} as float, {_megabytes(self.bytes)} as INT8")
+            yield Text(f"{words.size(self.float_bytes)} as float, {words.size(self.bytes)} as INT8")
         if self.predicted_ms is not None:
             change = f"{abs(self.predicted_ms):.3g} ms {'less' if self.predicted_ms > 0 else 'more'}"
             yield Text(f"the times of single layers predict {change} in INT8, conversions included")
@@ -169,9 +170,9 @@ class QuantizationFacts:
         from_dense = ["float from dense"] * dense + ["INT8 from dense"] * both
         table = numbers_table("deviation", "tolerance", "all INT8", "INT8", "largest difference", *from_dense)
         for name, task in self.tasks.items():
-            row = [_percent(value) for value in (task.tolerance, task.all_int8, task.int8)]
+            row = [words.percent(value) for value in (task.tolerance, task.all_int8, task.int8)]
             row.append(f"{task.max_abs:.2g}")
-            row += [_percent(task.pruned)] * dense + [_percent(task.int8_from_dense)] * both
+            row += [words.percent(task.pruned)] * dense + [words.percent(task.int8_from_dense)] * both
             table.add_row(Text(name), *row)
         return table
 
@@ -198,11 +199,3 @@ def compare_latency(latency: LatencyFacts | None) -> tuple[str, str]:
             f" Everything in INT8 would be faster ({everything.median_ms:.3g} ms), beyond the tolerances."
         )
     return FLOAT, slower
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.3g} %"
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.3g} MB" if count >= 1e6 else f"{count / 1e3:.3g} kB"

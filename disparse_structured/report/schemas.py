@@ -85,6 +85,26 @@ def parse_document(text: str, name: str, place: str) -> dict[str, Any]:
     return dict(document)
 
 
+def document_text(document: Mapping[str, Any]) -> str:
+    """``document`` as indented JSON with sorted keys; a number that is not finite is written as null.
+
+    >>> print(document_text({"deviation": float("inf")}))
+    {
+      "deviation": null
+    }
+    """
+    return json.dumps(_finite(document), indent=2, sort_keys=True, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with None in the place of numbers that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def check_document(document: object, name: str, place: str) -> None:
     """Raises :class:`LoadError` unless ``document`` fits the schema ``name`` and its version is known."""
     whole = schema(name)

@@ -9,12 +9,15 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from disparse_structured.checks import check_callable
 from disparse_structured.data.batches import ToInputs, tensor_batches
 from disparse_structured.errors import PlanError, TaskError
+from disparse_structured.graph.supported import check_supported
 from disparse_structured.naming import rule_name
 from disparse_structured.scoring.criteria.fisher import Fisher
 from disparse_structured.scoring.probe import Probe
 from disparse_structured.structure import Structure
+from disparse_structured.structure.structure import check_structure
 
 
 class Criterion(Protocol):
@@ -85,11 +88,16 @@ def score(
         progress: show progress on standard error (bars on a terminal, occasional lines elsewhere).
 
     Raises:
+        OptionError: an argument is of the wrong kind or out of range.
+        UnsupportedModelError: ``model`` is no module, or is wrapped, compiled, scripted or quantized.
         BatchError: no batch, a batch that the model rejects, or no data though the criterion needs it.
         TaskError: a loss that is not a finite scalar, or that does not depend on the task's output.
         GradientError: a NaN or infinite gradient; names the task and the layer.
         PlanError: ``structure`` does not describe this model, or the criterion did not return scores.
     """
+    check_supported(model)
+    check_structure(structure)
+    check_callable("criterion", criterion, 1, "Pass an object such as Fisher(), or a function of a Probe.")
     probe = Probe(
         model,
         structure,

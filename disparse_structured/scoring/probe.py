@@ -18,8 +18,16 @@ import torch
 from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from disparse_structured.checks import check_counts, check_object, check_seed
 from disparse_structured.data.arguments import arguments, described, examples, shared_tensors
-from disparse_structured.data.batches import ToInputs, batch_size, batches, model_inputs, to_device
+from disparse_structured.data.batches import (
+    ToInputs,
+    batch_size,
+    batches,
+    check_examples,
+    model_inputs,
+    to_device,
+)
 from disparse_structured.data.call import Batched, call
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation, generator, signs
@@ -83,10 +91,12 @@ class Probe:
     notes: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
-        if self.projections < 1 or (self.max_batches is not None and self.max_batches < 1):
-            raise ValueError(
-                f"projections={self.projections}, max_batches={self.max_batches}: both must be at least 1."
-            )
+        check_seed(self.seed)
+        check_counts(projections=self.projections)
+        if self.max_batches is not None:
+            check_counts(max_batches=self.max_batches)
+        if self.keep is not None:
+            check_object("keep", self.keep, torch.Tensor, "a bool tensor [units]")
         units = self.structure.units
         self._kept = torch.ones(units, dtype=torch.bool) if self.keep is None else self.keep.cpu()
         if self._kept.dtype != torch.bool or self._kept.shape != (units,):
@@ -282,6 +292,7 @@ class Probe:
             if not self._packings:
                 self._packings = self._pack()
             inputs = self._inputs(batch)
+            check_examples(inputs)
             yield from of(batch, inputs)
             self.batches += 1
             self.samples += batch_size(inputs)

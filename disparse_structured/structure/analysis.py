@@ -18,7 +18,7 @@ import torch
 from torch import fx, nn
 
 import disparse_structured.structure.rules  # noqa: F401  (registers the operator rules)
-from disparse_structured.data.batches import as_arguments, batch_size, batched_leaves
+from disparse_structured.data.batches import as_arguments, batch_size, batched_leaves, check_examples
 from disparse_structured.data.enlarging import enlarged
 from disparse_structured.errors import CaptureError, OptionError, TaskError
 from disparse_structured.graph.batching import with_batch
@@ -101,6 +101,7 @@ def analyse(
             :func:`disparse_structured.graph.batching.with_batch`.
 
     Raises:
+        BatchError: the model refuses the inputs, or they hold no example.
         TaskError: no task, a selector that misses, a task that reaches nothing.
         CaptureError: the model cannot be exported.
         UnsupportedModelError: wrapped, compiled, scripted or quantized models.
@@ -113,8 +114,9 @@ def analyse(
             allowed = " or ".join(map(repr, get_args(known)))
             raise OptionError(f"{name} must be {allowed}, got {given!r}.")
     check_supported(model)  # before anything else inspects it
-    entries = _entries(model, form, entry_points or {})
+    entries = _entries(model, form, {} if entry_points is None else entry_points)
     inputs = with_batch(model, as_arguments(model, example_inputs), batched)
+    check_examples(inputs)
     chosen = resolve_tasks(model, inputs, tasks)
     train_factor = train_mode_adds(model, inputs) if form == "module" else 0
     subject = Subject(model, inputs, chosen, form, attention, outputs, train_factor, entries)

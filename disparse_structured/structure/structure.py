@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from disparse_structured.checks import check_object
 from disparse_structured.data.call import marked_like
 from disparse_structured.errors import PlanError
 from disparse_structured.graph.capture import Capture
@@ -117,6 +118,12 @@ class Structure:
                 if found & set(constraint.groups):
                     found |= set(constraint.groups)
         return found
+
+
+def check_structure(structure: object) -> None:
+    """Raises :class:`~disparse_structured.errors.OptionError` for anything else than a structure."""
+    remedy = "Pass analyse(model, example_inputs, tasks)."
+    check_object("structure", structure, Structure, "what analyse() returned", remedy)
 
 
 def check_described(state: Mapping[str, torch.Tensor], structure: Structure) -> None:

@@ -6,12 +6,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from disparse_structured.checks import check_object
 from disparse_structured.decision.plan import Plan
 from disparse_structured.graph.copies import borrowing
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.graph.side_effects import leaves_no_trace
+from disparse_structured.graph.supported import check_supported
 from disparse_structured.structure import Structure
-from disparse_structured.structure.structure import check_described
+from disparse_structured.structure.structure import check_described, check_structure
 from disparse_structured.surgery.applied import Applied
 from disparse_structured.surgery.forms import check_form
 from disparse_structured.surgery.graph import apply_graph
@@ -28,9 +30,14 @@ def apply(model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = 
     ``"graph"``, this is :func:`~disparse_structured.surgery.graph.apply_graph`.
 
     Raises:
+        OptionError: an argument is of the wrong kind.
+        UnsupportedModelError: ``model`` is no module, or is wrapped, compiled, scripted or quantized.
         PlanError: the plan is not for this model, or it is for the other form of it.
         VerificationError: the result differs from the twin, and no group is found at fault.
     """
+    check_supported(model)
+    check_object("plan", plan, Plan, "a Plan", "Pass what plan() or Plan.load() returned.")
+    check_structure(structure)
     if structure.form == "graph":
         return apply_graph(model, plan, structure, verify=verify)
     check_form(plan, structure)

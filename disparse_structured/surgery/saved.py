@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from disparse_structured.checks import check_object
+from disparse_structured.data.batches import as_arguments
 from disparse_structured.data.call import call
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
@@ -22,6 +24,7 @@ from disparse_structured.errors import LoadError
 from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.side_effects import undone
+from disparse_structured.graph.supported import check_supported
 from disparse_structured.report.pruning import GraphFacts
 from disparse_structured.report.schemas import read_document
 from disparse_structured.structure import analyse
@@ -143,22 +146,28 @@ class Saved:
         factory: Callable[[], nn.Module],
         *,
         tasks: Sequence[Task | str] | None = None,
-        example_inputs: tuple[Any, ...] | None = None,
+        example_inputs: tuple[Any, ...] | torch.Tensor | Mapping[str, Any] | None = None,
         entry_points: EntryPoints | None = None,
     ) -> nn.Module:
         """The pruned model in eval mode; see :func:`disparse_structured.load`."""
+        chosen = None if tasks is None else _in_order(check_tasks(tasks), self.plan)
         weights = self.weights()
         dense = factory()
-        inputs = example_inputs or described_inputs(self.report["inputs"])
+        check_supported(dense)
+        inputs = (
+            described_inputs(self.report["inputs"])
+            if example_inputs is None
+            else as_arguments(dense, example_inputs)
+        )
         if self.report.get("dropped"):
             dense = without(dense, [each["module"] for each in self.report["dropped"]])
         with undone(dense):
             if weights.keys() - named_tensors(dense)[0].keys():
                 _call_once(dense, inputs)
             model = (
-                self._graph(dense, inputs, tasks)
+                self._graph(dense, inputs, chosen)
                 if self.form == "graph"
-                else self._module(dense, inputs, tasks, entry_points)
+                else self._module(dense, inputs, chosen, entry_points)
             )
         _load_weights(model, weights, self.folder)
         return model.eval()
@@ -242,6 +251,7 @@ def _entry_points(given: EntryPoints | None, report: Mapping[str, Any]) -> Entry
     """``given``, or the entry points that the report describes."""
     known: Mapping[str, Any] = report.get("entry_points", {})
     if given is not None:
+        check_object("entry_points", given, Mapping, "a dict by name")
         if set(given) != set(known):
             raise LoadError(
                 f"entry_points= has {sorted(given)}, but the model was pruned with {sorted(known)}. "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,12 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from disparse_structured.checks import as_path, check_callable
 from disparse_structured.decision.plan import Plan
-from disparse_structured.errors import DifferentModelWarning, LoadError, SaveError
+from disparse_structured.errors import DifferentModelWarning, LoadError, OptionError, SaveError
 from disparse_structured.files import made_folder, replacing, write_text
 from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.graph.named_tensors import named_tensors
-from disparse_structured.report.schemas import read_document
+from disparse_structured.report.schemas import document_text, read_document
 from disparse_structured.surgery.saved import PLAN, REPORT, WEIGHTS, Saved, checksum
 from disparse_structured.surgery.stored_inputs import described_inputs
 from disparse_structured.surgery.summaries import probe_of
@@ -42,7 +42,7 @@ def save(
     Raises:
         SaveError: the folder or a file cannot be written.
     """
-    folder = made_folder(Path(folder))
+    folder = made_folder(as_path("folder", folder))
     computes = (
         {"reason": "the model's inputs cannot be stored"}
         if "unknown" in report["inputs"]
@@ -93,13 +93,13 @@ def save_back(
         SaveError: ``model`` has other weights than the folder, or a file cannot be written. What was there is
             unchanged.
     """
-    saved = Saved.read(folder)
+    saved = Saved.read(as_path("folder", folder))
     _check_fits(model, saved)
     report = {name: entry for name, entry in saved.report.items() if name not in OUTDATED}
     if "unknown" not in report["inputs"]:
         report["computes"] = probe_of(model, described_inputs(report["inputs"]), report.get("computes"))
     report.update(changed_entries(training))
-    target = saved.folder if to is None else made_folder(Path(to))
+    target = saved.folder if to is None else made_folder(as_path("to", to))
     return _write(target, model, saved.plan, report)
 
 
@@ -129,7 +129,7 @@ def load(
     factory: Callable[[], nn.Module],
     *,
     tasks: Sequence[Task | str] | None = None,
-    example_inputs: tuple[Any, ...] | None = None,
+    example_inputs: tuple[Any, ...] | torch.Tensor | Mapping[str, Any] | None = None,
     entry_points: EntryPoints | None = None,
 ) -> nn.Module:
     """Load the pruned model of ``folder``, in eval mode.
@@ -149,6 +149,8 @@ def load(
         entry_points: as given to :func:`~disparse_structured.analyse`, needed if one of them is a function.
 
     Raises:
+        OptionError: an argument is of the wrong kind.
+        UnsupportedModelError: the factory returns no module, or a wrapped or quantized one.
         LoadError: a file is missing, damaged or does not belong to the others, or the weights or tasks do
             not fit.
         PlanError: the factory builds a different model from the one the plan was made for.
@@ -158,6 +160,13 @@ def load(
         DifferentModelWarning: the model does not compute what the saved one computed. Nothing is compared if
             a graph is loaded for another size, or the saved model drew random numbers.
     """
+    folder = as_path("folder", folder)
+    if isinstance(factory, nn.Module):
+        raise OptionError(
+            f"factory is a {type(factory).__name__} itself. Pass a function that builds the dense model."
+        )
+    if not isinstance(factory, type):  # a class builds its models
+        check_callable("factory", factory, 0, "Pass a function that builds the dense model.")
     saved = Saved.read(folder)
     model = saved.model(factory, tasks=tasks, example_inputs=example_inputs, entry_points=entry_points)
     if saved.computes_otherwise(model):
@@ -221,4 +230,4 @@ def _check_fits(model: nn.Module, saved: Saved) -> None:
 
 
 def _text(document: Mapping[str, Any]) -> str:
-    return f"{json.dumps(document, indent=2, sort_keys=True)}\n"
+    return f"{document_text(document)}\n"

@@ -15,6 +15,7 @@ from disparse_structured.data.batches import to_device
 from disparse_structured.data.call import call
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation, generator, signs
+from disparse_structured.errors import LoadError
 from disparse_structured.graph.capture import tensor_leaves
 from disparse_structured.graph.named_tensors import device_of
 from disparse_structured.graph.side_effects import undone
@@ -76,13 +77,22 @@ def computes_otherwise(model: nn.Module, inputs: tuple[Any, ...], probe: Any) ->
     """Check whether ``model`` computes something other than the model that ``probe`` was made from.
 
     ``inputs`` have the structure of the probe's inputs. False if the probe holds nothing to compare.
+
+    Raises:
+        LoadError: the probe is damaged.
     """
-    try:
-        wanted, leaves, tolerance = probe["outputs"], probe["inputs"], float(probe["tolerance"])
-    except (KeyError, TypeError, ValueError):
+    if not isinstance(probe, Mapping) or "reason" in probe:
         return False
-    found = _outputs(model, _drawn(inputs, leaves), 0)
-    return found is None or not _distance(found, wanted) <= max(tolerance, _tolerance(model))
+    try:
+        wanted, tolerance = probe["outputs"], float(probe["tolerance"])
+        drawn = _drawn(inputs, probe["inputs"])
+        found = _outputs(model, drawn, 0)
+        return found is None or not _distance(found, wanted) <= max(tolerance, _tolerance(model))
+    except Exception as error:  # what a probe of any other shape leads to
+        raise LoadError(
+            f"the entry 'computes' of report.json is damaged ({type(error).__name__}: {error}). Save the "
+            "model again."
+        ) from None
 
 
 def drawn_inputs(inputs: tuple[Any, ...], probe: Any) -> tuple[Any, ...]:

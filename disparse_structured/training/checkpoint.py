@@ -38,8 +38,8 @@ class Checkpoint:
             return None
         try:
             found = torch.load(self._path, map_location="cpu", weights_only=True)
-            form, theirs, content = found["format"], found["identity"], found["content"]
-        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
+            form, theirs, content = found["format"], dict(found["identity"]), dict(found["content"])
+        except Exception as error:  # pickle, zip, struct and the file system share no base class
             raise LoadError(
                 f"{self._path} is not a checkpoint of a training run ({type(error).__name__}). "
                 "Remove it, or name another file."
@@ -55,7 +55,7 @@ class Checkpoint:
                     f"{self._path} belongs to another run: {key} is {its} there and {ours} here. "
                     "Use that run's settings, remove the file, or name another one."
                 )
-        return dict(content)
+        return content
 
     def write(self, content: Mapping[str, Any]) -> None:
         """Replaces the file atomically by one with ``content``.

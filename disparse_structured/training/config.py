@@ -11,6 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
+from disparse_structured.checks import check_counts, check_positive, check_seed, is_number, shown
+from disparse_structured.errors import OptionError
 from disparse_structured.training.distillation import Distillation
 
 OnEpoch = Callable[[int, Mapping[str, float]], None]
@@ -40,7 +42,7 @@ class TrainingConfig:
         seed: random seed for dropout, the loader's shuffling and all other random draws.
 
     Raises:
-        ValueError: a number is out of range, or the precision is unknown.
+        OptionError: a number is out of range, or the precision is unknown.
     """
 
     epochs: int
@@ -54,14 +56,17 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or not self.lr > 0:
-            raise ValueError(f"epochs={self.epochs} and lr={self.lr}: both must be above 0.")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay={self.weight_decay}: it must not be negative.")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience={self.patience}: it counts epochs, so it must be at least 1.")
+        check_counts(epochs=self.epochs)
+        check_positive(lr=self.lr)
+        check_seed(self.seed)
+        if not is_number(self.weight_decay) or self.weight_decay < 0:
+            raise OptionError(f"weight_decay={shown(self.weight_decay)} must not be negative.")
+        if self.patience is not None:
+            check_counts(patience=self.patience)
         if self.precision not in get_args(Precision):
-            raise ValueError(f"precision={self.precision!r}: choose one of {', '.join(get_args(Precision))}.")
+            raise OptionError(
+                f"precision={shown(self.precision)} must be one of {', '.join(get_args(Precision))}."
+            )
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         """The optimizer for ``parameters``."""

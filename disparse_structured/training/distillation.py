@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from disparse_structured.checks import check_positive
 from disparse_structured.errors import TaskError
 
 DistillationLoss = Callable[[Any, Any], Tensor]
@@ -33,8 +34,7 @@ class Distillation:
     losses: Mapping[str, DistillationLoss] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise ValueError(f"distillation weight is {self.weight}; it must be above 0.")
+        check_positive(weight=self.weight)
 
 
 def relative_error(student: Any, teacher: Any) -> Tensor:

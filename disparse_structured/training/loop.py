@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from disparse_structured.checks import check_counts
 from disparse_structured.data.batches import ToInputs, batches
 from disparse_structured.data.modes import eval_mode
-from disparse_structured.errors import BatchError, UnsupportedModelError
+from disparse_structured.errors import BatchError, OptionError, UnsupportedModelError
 from disparse_structured.tasks import Task
 from disparse_structured.training.checkpoint import Checkpoint, identity
 from disparse_structured.training.config import Callback, OnEpoch, TrainingConfig, TrainingFacts
@@ -115,12 +116,11 @@ def _check(
             "Call requires_grad_(True) on the parameters to be fine-tuned."
         )
     if config.patience is not None and validation is None:
-        raise ValueError(
+        raise OptionError(
             f"patience={config.patience} needs validation data. Pass validation=, batches that are not "
             "trained on, or leave patience out."
         )
-    if checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every={checkpoint_every}: it counts steps, so it must be at least 1.")
+    check_counts(checkpoint_every=checkpoint_every)
 
 
 def _check_rereadable(loader: Iterable[Any]) -> None:

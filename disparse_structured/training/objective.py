@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from disparse_structured.data.batches import ToInputs, call_model, to_device
-from disparse_structured.errors import TaskError
+from disparse_structured.errors import OptionError, TaskError
 from disparse_structured.tasks import Task, check_tasks
 from disparse_structured.training.distillation import Distillation, DistillationLoss, relative_error
 
@@ -51,7 +51,7 @@ class TrainingObjective(nn.Module):
         self.tasks = check_tasks(tasks)
         self.terms = _terms(self.tasks, distillation)
         if distillation is not None and distillation.teacher is model:
-            raise ValueError("the teacher is the model itself. Pass a copy: copy.deepcopy(model).")
+            raise OptionError("the teacher is the model itself. Pass a copy: copy.deepcopy(model).")
         self._inputs = to_inputs
         # Stays inside the dataclass, so that the teacher is not registered as a submodule and trained.
         self._distillation = distillation
@@ -116,7 +116,7 @@ def _terms(tasks: Sequence[Task], distillation: Distillation | None) -> tuple[Te
         return tuple(own)
     unknown = sorted(set(distillation.losses) - {task.name for task in tasks})
     if unknown:
-        raise ValueError(
+        raise OptionError(
             f"distillation has a loss for {unknown[0]!r}, which is not one of the tasks "
             f"{[task.name for task in tasks]}. Name one of these."
         )

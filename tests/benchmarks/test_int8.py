@@ -12,6 +12,7 @@ from torch import nn
 
 from benchmarks import int8
 from benchmarks.data import Batch
+from benchmarks.harness.files import write_json
 from benchmarks.tables.cells import Figures
 from benchmarks.tables.problems import Figure
 from tests.support.int8 import Lopsided
@@ -52,3 +53,11 @@ def test_every_file_is_evaluated_and_timed(tmp_path: Path, monkeypatch: pytest.M
     page = int8.page({"networks": {"lopsided": row}, "nncf": installed, "machine": {}, "images": 16})
     assert page.count("| lopsided |") == len(files) + 1
     assert ("NNCF was not installed." in page) != installed
+
+
+def test_a_run_goes_on_after_the_networks_that_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "int8.json"
+    assert int8.known(path, "one") == {}
+    write_json(path, {"settings": "one", "networks": {"small": {"files": {}}}})
+    assert int8.known(path, "one") == {"small": {"files": {}}}
+    assert int8.known(path, "another") == {}

@@ -380,6 +380,16 @@ def test_weights_are_loaded(tiny, capsys, kind):
     torch.testing.assert_close(saved["far.2.bias"], state["far.2.bias"], rtol=0, atol=0)
 
 
+def test_weights_of_a_wrapped_model_are_loaded_and_another_type_is_said(tiny, capsys):
+    state = {f"module.{name}": tensor.half() for name, tensor in tiny_state(scale=1.0).items()}
+    torch.save(state, "wrapped.pt")
+
+    report_of(*prune_tiny("--weights", "wrapped.pt", "--no-onnx"))
+
+    said = capsys.readouterr().err
+    assert "disparse: warning: the weights in 'wrapped.pt' are converted from float16 to float32" in said
+
+
 def test_weights_of_another_model_are_refused_by_name(tiny, capsys):
     state = tiny_state(scale=1.0)
     state["head.weight"] = state.pop("near.weight")

@@ -26,6 +26,7 @@ INSPECT = ("inspect", "--model", "tiny:build", "--example", "2x3x8x8")
         ("--model", "tiny.net:build", "'tiny' is a module, not a package, so 'tiny.net' does not exist."),
         ("--model", "torch.optmi:SGD", "package 'torch' has no module 'optmi'. Did you mean 'optim'?"),
         ("--model", "tiny:broken", "calling it raised ValueError: no checkpoint here (at "),
+        ("--model", "quits.py:build", "calling it raised SystemExit: 7"),
         ("--model", "tiny:unfinished", "returned something of type str. It must return the dense torch.nn"),
         ("--model", "tiny:number", "is of type int. Name a factory"),
         ("--model", "tiny:Branching", "torch.export could not capture Branching"),
@@ -42,7 +43,7 @@ INSPECT = ("inspect", "--model", "tiny:build", "--example", "2x3x8x8")
         ("--data", "one.npy", "1 example is too few"),
         ("--data", "wrong.npy", "Tiny refused a batch, called with ((2, 5, 8, 8)"),
         ("--data", "wrong.npy", "let --data yield batches that fit forward"),
-        ("--data", "nan.npy", "holds NaN or infinite values"),
+        ("--data", "nan.npy", "the argument 'image' holds NaN or infinite values in example 1"),
         ("--tasks", "naer", "the selector 'naer' misses at 'naer'; there the model returns a dict with keys"),
         ("--tasks", "tiny:number", "is of type int. Name a sequence of Task"),
         ("--tasks", "tiny:images", "expected Task objects, found Tensor"),
@@ -58,6 +59,7 @@ INSPECT = ("inspect", "--model", "tiny:build", "--example", "2x3x8x8")
 def test_bad_input_is_named_with_the_remedy(tiny, capsys, option, value, message):
     Path("needs_absent.py").write_text("import gone\n")
     Path("typo.py").write_text("def build(:\n")
+    Path("quits.py").write_text("def build():\n    raise SystemExit(7)\n")
     Path("broken.npy").write_bytes(b"no array")
     Path("text.safetensors").write_bytes(b"hello")
     torch.save("a string", "text.pt")

@@ -132,6 +132,7 @@ def test_files_that_cannot_be_read_are_named_and_skipped(folder: Path) -> None:
     assert sum(map(len, batches)) == 3
     assert data.skipped.keys() == {"cut.png", "text.jpg", "empty.png"}
     assert "text.jpg (UnidentifiedImageError" in str(said[0].message)
+    assert not any(str(folder) in why for why in data.skipped.values())
     assert data.facts()["inputs"] == 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -161,7 +161,7 @@ class Nameless:
         ((0.5,), {}, r"limit=0.5 and of=None does not say which cost it limits. Use Budget\(macs=0.5\)"),
         ((), {"macs": 0.5, "of": MACs()}, r"macs=0.5 and of=MACs\(\) names its cost twice"),
         ((0.5,), {"macs": 0.5}, "limits one cost, found limit and macs"),
-        ((0.5,), {"of": MACs}, r"of must be an object, got the class MACs. Write MACs\(\), with brackets"),
+        ((0.5,), {"of": MACs}, r"of must be an object, got the class MACs. Create one: MACs\(\)"),
         ((0.5,), {"of": "macs"}, r"of='macs' is not a cost: it has no name and no unit and no on"),
         (
             (0.5,),
@@ -185,9 +185,12 @@ def test_a_budget_without_one_clear_cost_is_refused(
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"budget": {"macs": 0.5}}, r"budget must be a Budget such as Budget\(macs=0.5\), got {'macs': 0.5}"),
+        ({"budget": {"macs": 0.5}}, r"budget must be a Budget, got {'macs': 0.5}"),
         ({"budget": Budget}, "budget must be an object, got the class Budget"),
-        ({"arbiter": Unanimous}, r"arbiter must be an object, got the class Unanimous. Write Unanimous\(\)"),
+        (
+            {"arbiter": Unanimous},
+            r"arbiter must be an object, got the class Unanimous. Create one",
+        ),
         ({"arbiter": "unanimous"}, r"arbiter must be callable, got 'unanimous'. Pass an object such as Unan"),
         ({"ranking": GlobalRanking}, r"ranking must be an object, got the class GlobalRanking"),
     ],

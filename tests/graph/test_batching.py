@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 import disparse_structured as ds
+from disparse_structured.data.call import Batched
 from disparse_structured.errors import BatchError, OptionError
+from disparse_structured.graph.batching import with_batch
 from disparse_structured.structure import Structure, count_macs
 
 
@@ -178,6 +180,20 @@ def test_a_table_is_not_the_batch_though_it_comes_first(rows: int) -> None:
     assert where(structure) == (1,)
     result = ds.prune(model, {"table": seeded(rows, 8), "x": seeded(32, 6)}, macs=0.6, method=ds.DiSparse())
     assert result.report.samples == 32
+
+
+class Small(Matching):
+    """It refuses more examples than one would need to find the batch."""
+
+    def forward(self, table: Tensor, x: Tensor) -> Tensor:
+        assert len(x) < 16
+        return super().forward(table, x)
+
+
+def test_many_examples_are_not_run_to_find_the_batch() -> None:
+    found = with_batch(Small().eval(), (seeded(5000, 8), seeded(5000, 6)))
+    assert isinstance(found, Batched)
+    assert found.where == (1,)
 
 
 def test_inputs_that_never_meet_are_both_batched() -> None:

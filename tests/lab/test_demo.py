@@ -34,6 +34,9 @@ SEED = 3
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> demo.DemoResult:
     folder = tmp_path_factory.mktemp("demo") / "new" / "folder"
+    folder.mkdir(parents=True)
+    for name in ("model.int8.onnx", "report.html", "settings.toml"):
+        (folder / name).write_text("of an earlier run")
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         found = demo.run(folder, seed=SEED, quick=True, progress=False)

@@ -50,6 +50,39 @@ def test_nothing_is_kept_where_int8_is_slower() -> None:
     assert paying.kept("ab") == ()
 
 
+def one_by_one(paying: Paying, layers: str) -> tuple[str, ...]:
+    """Layers that cost time leave one at a time, the worst first."""
+    found = list(layers)
+    while found:
+        won = paying.won(found)
+        worst = min(won, key=lambda name: won[name])
+        if won[worst] >= 0:
+            break
+        found.remove(worst)
+    return tuple(found) if paying.total(found) > 0 else ()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_order_in_which_layers_leave_does_not_matter(seed: int) -> None:
+    times = np.random.default_rng(seed).uniform(0.1, 2.0, (2, 12))
+    as_float, int8 = (dict(zip("abcdefghijkl", row.tolist(), strict=True)) for row in times)
+    asked = 0
+
+    def counted(paying: Paying) -> Paying:
+        def between(layers: Collection[str]) -> float:
+            nonlocal asked
+            asked += 1
+            return paying.between(layers)
+
+        return Paying(paying.as_float, paying.int8, between)
+
+    paying = of_a_chain(as_float, int8, 0.2)
+    kept = counted(paying).kept("abcdefghijkl")
+    at_once, asked = asked, 0
+    assert kept == one_by_one(counted(paying), "abcdefghijkl")
+    assert at_once <= asked
+
+
 class Chain(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -102,6 +135,10 @@ def test_layers_are_timed_once_as_float_and_in_int8(candidate: Candidate, tmp_pa
     assert found.int8[second] == found.int8[third] > 0
     assert found.between([], []) == 0
     assert np.all(np.diff(found.quantize[0]) > 0)
+
+    sizes, ms = found.quantize
+    assert found.between([int(2 * sizes[-1])], []) == pytest.approx(2 * ms[-1])
+    assert found.between([1], []) == pytest.approx(ms[0])
 
     known = table.path.read_text()
     again = int8_times(

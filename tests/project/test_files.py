@@ -12,6 +12,7 @@ import torch
 
 import disparse_structured as ds
 from disparse_structured.errors import SaveError
+from disparse_structured.files import remove_derived
 from disparse_structured.pipeline import PruningResult
 
 
@@ -62,6 +63,17 @@ def test_a_folder_that_cannot_be_created_is_named(result: PruningResult, tmp_pat
     for place in (tmp_path / "taken", tmp_path / "taken" / "deeper"):
         with pytest.raises(SaveError, match=r"the folder .*taken.* cannot be created"):
             result.save(place)
+
+
+def test_what_is_stale_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("model.onnx", "model.int8.onnx", "report.html", "settings.toml", "picture.png", "mine.txt"):
+        (tmp_path / name).touch()
+    remove_derived(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(SaveError, match=r"report\.html' of an earlier run cannot be removed"):
+        remove_derived(tmp_path)
 
 
 def test_a_file_in_a_folder_that_does_not_exist_is_named(result: PruningResult, tmp_path: Path) -> None:

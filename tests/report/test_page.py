@@ -20,7 +20,7 @@ from disparse_structured.report.page.html import LARGEST, diff_page, page
 from disparse_structured.report.page.markdown import diff_markdown, markdown
 from disparse_structured.report.page.run import Run
 from disparse_structured.report.page.verdict import verdict
-from disparse_structured.report.schemas import schema
+from disparse_structured.report.schemas import document_text, schema
 from tests.support.pages import PLAN, REPORT, Element, Page, folder
 
 
@@ -180,6 +180,17 @@ def test_numbers_that_are_not_finite_are_shown_as_such(tmp_path: Path) -> None:
     deviation = {**REPORT["deviation"], "cut": {"near": float("nan"), "far": float("inf")}}
     rows = shown(folder(tmp_path, {"deviation": deviation})).id("tasks-table").table()
     assert [row[1] for row in rows[1:]] == ["not a number", "infinite"]
+
+
+def test_a_number_that_is_not_finite_is_null_in_the_file_and_named_on_the_page(tmp_path: Path) -> None:
+    text = document_text({"near": float("nan"), "far": [float("inf")], "other": 1.5})
+    assert json.loads(text) == {"near": None, "far": [None], "other": 1.5}
+
+    deviation = {**REPORT["deviation"], "final": {"near": None, "far": 0.1}}
+    path = folder(tmp_path, {"deviation": deviation})
+    assert "the deviation of near is not a finite number" in verdict(Run.of_folder(path))
+    rows = shown(path).id("tasks-table").table()
+    assert "–" in rows[1]
 
 
 def test_a_large_network_fits(tmp_path: Path) -> None:

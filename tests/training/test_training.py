@@ -494,7 +494,9 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path, change: dict[str, An
     assert same(before, state(asked["model"]))
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", None], ids=["empty", "nonsense", "other"])
+@pytest.mark.parametrize(
+    "content", [b"", b"nonsense", b"\x80\x02J", None], ids=["empty", "nonsense", "half a pickle", "other"]
+)
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "run.pt"
     if content is None:
@@ -561,12 +563,12 @@ def test_odd_teachers_are_refused() -> None:
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        ({"epochs": 0}, "both must be above 0"),
-        ({"lr": -1.0}, "both must be above 0"),
-        ({"lr": float("nan")}, "both must be above 0"),
+        ({"epochs": 0}, "epochs=0 must be a whole number"),
+        ({"lr": -1.0}, "lr=-1.0 must be a finite number above 0"),
+        ({"lr": float("nan")}, "lr=nan must be a finite number above 0"),
         ({"weight_decay": -0.1}, "must not be negative"),
-        ({"patience": 0}, "must be at least 1"),
-        ({"precision": "16"}, "choose one of 32-true, bf16-mixed, 16-mixed"),
+        ({"patience": 0}, "patience=0 must be a whole number of at least 1"),
+        ({"precision": "16"}, "must be one of 32-true, bf16-mixed, 16-mixed"),
     ],
 )
 def test_a_config_refuses_bad_numbers(ask: dict[str, Any], message: str) -> None:

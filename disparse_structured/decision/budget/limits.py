@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from torch import nn
 
+from disparse_structured.checks import check_not_class, check_object
 from disparse_structured.decision.costs import Cost, MACs, Parameters
-from disparse_structured.decision.options import check_not_class
 from disparse_structured.decision.plan import Plain
 from disparse_structured.errors import BudgetError, OptionError
 from disparse_structured.naming import rule_name
@@ -85,8 +85,7 @@ class Budget:
     ) -> None:
         cost, limit = _limited(limit, of, macs, parameters)
         _check_widths(floor, min_width, round_to)
-        if not isinstance(uniform, bool):
-            raise OptionError(f"uniform must be True or False, got {uniform!r}.")
+        check_object("uniform", uniform, bool, "True or False")
         values = {
             # One form for one budget: 1e9 and 10**9 give the same plan, byte for byte.
             "limit": float(limit),

@@ -22,7 +22,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from disparse_structured.decision.contracts import PrunableStructure
+from disparse_structured.checks import as_path, check_object
+from disparse_structured.decision.contracts import PrunableStructure, check_prunable
 from disparse_structured.decision.costs import STANDARD, Cost
 from disparse_structured.decision.plan.canonical import decode, encode
 from disparse_structured.decision.plan.parts import (
@@ -36,6 +37,7 @@ from disparse_structured.decision.plan.parts import (
 from disparse_structured.errors import LoadError, PlanError
 from disparse_structured.files import write_text
 from disparse_structured.naming import cost_label
+from disparse_structured.report import words
 from disparse_structured.report.page.notebook import plan_html
 from disparse_structured.report.page.run import Run
 from disparse_structured.report.schemas import PLAN_SCHEMA
@@ -80,8 +82,10 @@ class Plan:
         Raises:
             PlanError: ``keep`` has another shape or type, empties a group or violates a count constraint.
         """
+        check_prunable(structure)
+        check_object("keep", keep, torch.Tensor, "a bool tensor [units]")
         total = sum(group.units for group in structure.groups)
-        if keep.dtype != torch.bool or keep.shape != (total,):
+        if keep.dtype != torch.bool or keep.shape != (total,) or keep.is_meta:
             raise PlanError(
                 f"keep is {keep.dtype} {list(keep.shape)}, expected torch.bool [{total}]: "
                 "one entry per unit of the structure, True = keep."
@@ -115,6 +119,10 @@ class Plan:
         Raises:
             PlanError: an unknown group, a bad index, an emptied group, a violated constraint.
         """
+        check_prunable(structure)
+        check_object(
+            "removals", removals, Mapping, "a dict from groups to units", "Pass one such as {'a': [0]}."
+        )
         known = {group.name: group for group in structure.groups}
         keep = torch.ones(sum(group.units for group in structure.groups), dtype=torch.bool)
         for name, indices in removals.items():
@@ -146,6 +154,7 @@ class Plan:
 
     def check(self, structure: PrunableStructure) -> None:
         """Raise :class:`PlanError` unless this plan fits ``structure``."""
+        check_prunable(structure)
         if self.schema != PLAN_SCHEMA:
             raise PlanError(other_schema(self.schema))
         if self.fingerprint != structure.fingerprint:
@@ -199,6 +208,7 @@ class Plan:
         Raises:
             PlanError: ``structure`` has no group of that name, or the plan does not fit it.
         """
+        check_object("names", names, Iterable, "a list of groups")
         names = tuple(names)
         known = [group.name for group in structure.groups]
         for name in names:
@@ -219,19 +229,21 @@ class Plan:
         """The plan that :meth:`to_json` wrote.
 
         Raises:
+            OptionError: ``text`` is no string.
             PlanError: not JSON, another schema version, a missing or malformed entry.
         """
+        check_object("text", text, str, "a string", "Pass what to_json() returned.")
         return cls(**decode(text))
 
     def save(self, path: str | Path) -> None:
         """Write the canonical JSON, UTF-8, with a final newline."""
-        write_text(Path(path), self.to_json() + "\n")
+        write_text(as_path("path", path), self.to_json() + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         """Read what :meth:`save` wrote; raises :class:`LoadError` or :class:`PlanError`."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = as_path("path", path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise LoadError(
                 f"the plan {str(path)!r} cannot be read: {error}. Give a file that Plan.save wrote."
@@ -333,18 +345,11 @@ def _check_proportion(
 
 
 def _unknown_group(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
+    close = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.4)
     hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
     return f"this model has no channel group {name!r}.{hint} `disparse inspect` lists them."
 
 
 def _change(change: Change) -> str:
     share = f" ({change.after / change.before:.1%})" if change.before else ""
-    return f"{_si(change.before)} → {_si(change.after)}{share}"
-
-
-def _si(value: float) -> str:
-    for scale, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= scale:
-            return f"{value / scale:.3g}{suffix}"
-    return f"{value:.4g}"
+    return f"{words.short_count(change.before)} → {words.short_count(change.after)}{share}"

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from disparse_structured.adapters.timm import DenseHead, MultiTask, multitask
 from disparse_structured.decision.budget import Budget
 from disparse_structured.export import export_onnx, measure_latency
-from disparse_structured.files import made_folder
+from disparse_structured.files import ONNX, PICTURE, made_folder, remove_derived
 from disparse_structured.lab import scenes
 from disparse_structured.lab.demo.picture import draw
 from disparse_structured.lab.demo.progress import Progress
@@ -31,8 +31,6 @@ from disparse_structured.structure import count_parameters
 from disparse_structured.surgery.saved import PLAN, REPORT, WEIGHTS
 from disparse_structured.surgery.saving import extend_report
 from disparse_structured.training.finetune import finetune
-
-ONNX, PICTURE = "model.onnx", "picture.png"
 
 Batch = dict[str, Tensor]
 
@@ -168,6 +166,7 @@ def _flow(settings: Settings, seed: int, out: Path, progress: Progress) -> DemoR
         seed=seed,
         seconds=progress.seconds,
     )
+    remove_derived(out)
     pruned.save(out)
     extend_report(out, result.document())
     pictured = [scenes.render(number, settings.size) for number in settings.pictured]

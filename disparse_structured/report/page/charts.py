@@ -8,7 +8,7 @@ from html import escape
 
 from markupsafe import Markup
 
-from disparse_structured.report.page import words
+from disparse_structured.report import words
 from disparse_structured.report.page.run import Group
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from disparse_structured.report.page import parts, words
+from disparse_structured.report import words
+from disparse_structured.report.page import parts
 from disparse_structured.report.page.run import Group, Run
 from disparse_structured.report.page.units import agreement
 from disparse_structured.report.page.verdict import cost_name

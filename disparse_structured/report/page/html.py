@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import functools
 import gzip
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -13,18 +12,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from disparse_structured.errors import LoadError
-from disparse_structured.report.page import charts, parts, words
+from disparse_structured.report import words
+from disparse_structured.report.page import charts, parts
 from disparse_structured.report.page.comparison import Comparison
 from disparse_structured.report.page.run import PLAN, REPORT, Group, Run
 from disparse_structured.report.page.verdict import verdict
+from disparse_structured.report.schemas import document_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
     from disparse_structured.report.page.pictures import DrawnExample, Example
-
-PAGE = "report.html"
 LARGEST = 1_000_000
 """Bytes of the largest page."""
 
@@ -231,7 +230,7 @@ def _largest(groups: Sequence[Group], most: int) -> Sequence[Group]:
 
 def _downloads(run: Run) -> list[Download]:
     texts = [(PLAN, None if run.plan is None else run.plan_text)]
-    texts.append((REPORT, json.dumps(run.report, indent=2, sort_keys=True)))
+    texts.append((REPORT, document_text(run.report)))
     return [found for name, text in texts if text is not None for found in [_download(name, text)] if found]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from disparse_structured.report.page import parts, words
+from disparse_structured.report import words
+from disparse_structured.report.page import parts
 from disparse_structured.report.page.run import Run
 from disparse_structured.report.page.verdict import verdict
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from disparse_structured.report.page import words
+from disparse_structured.report import words
 from disparse_structured.report.page.charts import Interval, Stair
 from disparse_structured.report.page.run import Group, Run
 from disparse_structured.report.page.verdict import cost_name

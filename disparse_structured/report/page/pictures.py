@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from disparse_structured.errors import require
-from disparse_structured.report.page import words
+from disparse_structured.report import words
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from disparse_structured.report.page import words
+from disparse_structured.report import words
 from disparse_structured.report.page.run import Run
 
 _LABELS = {"macs": "MACs"}
@@ -59,7 +59,10 @@ def change_line(run: Run) -> str:
         (columns["deviation"], f"{task}, {columns['place']}")
         for task, columns in deviation.get("columns", {}).items()
     ]
-    value, where = max(moved, key=lambda pair: (pair[0] != pair[0], pair[0]))
+    unknown = [where for value, where in moved if value is None or value != value]
+    if unknown:
+        return f"the deviation of {unknown[0]} is not a finite number"
+    value, where = max(moved)
     stage = "after the refit" if run.report.get("refit") else "as cut"
     return f"outputs deviate by at most {words.percent(value)} ({where}, {stage})"
 

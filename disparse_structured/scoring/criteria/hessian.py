@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from disparse_structured.checks import check_counts
 from disparse_structured.scoring.probe import Probe
 
 
@@ -31,8 +32,7 @@ class DiagonalHessian:
     directions: int = 1
 
     def __post_init__(self) -> None:
-        if self.directions < 1:
-            raise ValueError(f"directions={self.directions}: at least one is needed.")
+        check_counts(directions=self.directions)
 
     def __call__(self, probe: Probe) -> torch.Tensor:
         """float64 ``[tasks, units]``; the noise depends on how the loader cuts the samples into batches."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
+from disparse_structured.checks import check_counts, check_positive
 from disparse_structured.errors import GradientError
 from disparse_structured.scoring.batch_losses import BatchLosses
 from disparse_structured.scoring.probe import Probe
@@ -53,11 +53,8 @@ class Learned:
     pressure: float = 10.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps={self.steps!r}: a whole number of at least 1 is needed.")
-        for name, value in (("lr", self.lr), ("pressure", self.pressure)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}={value!r}: a finite number above 0 is needed.")
+        check_counts(steps=self.steps)
+        check_positive(lr=self.lr, pressure=self.pressure)
 
     def __call__(self, probe: Probe) -> torch.Tensor:
         """float64 ``[tasks, units]``; units that are off (``probe.keep``) stay off and have 0."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from disparse_structured.checks import shown
+from disparse_structured.errors import OptionError
 from disparse_structured.scoring.probe import Probe
 
 
@@ -26,8 +28,8 @@ class Magnitude:
     p: int = 2
 
     def __post_init__(self) -> None:
-        if self.p not in (1, 2):
-            raise ValueError(f"p={self.p}: choose the L1 or the L2 norm.")
+        if isinstance(self.p, bool) or not isinstance(self.p, int) or self.p not in (1, 2):
+            raise OptionError(f"p={shown(self.p)} must be 1 or 2: the L1 or the L2 norm.")
 
     def __call__(self, probe: Probe) -> torch.Tensor:
         """float64 ``[tasks, units]``, equal rows."""

@@ -1,4 +1,4 @@
-"""How the page writes numbers."""
+"""How reports, tables and pages write numbers."""
 
 from __future__ import annotations
 
@@ -58,10 +58,11 @@ def milliseconds(value: float) -> str:
 def size(count: int) -> str:
     """Bytes.
 
-    >>> size(6249643), size(4291)
-    ('6.25 MB', '4.29 kB')
+    >>> size(1_200_000_000), size(6249643), size(4291)
+    ('1.2 GB', '6.25 MB', '4.29 kB')
     """
-    return f"{count / 1e6:.3g} MB" if count >= 1e6 else f"{count / 1e3:.3g} kB"
+    scale, unit = (1e9, "GB") if count >= 1e9 else (1e6, "MB") if count >= 1e6 else (1e3, "kB")
+    return f"{count / scale:.3g} {unit}"
 
 
 def tiny(value: float | None) -> str:
@@ -80,6 +81,18 @@ def shape(sizes: list[int]) -> str:
     '1×3×64×64'
     """
     return "×".join(map(str, sizes))
+
+
+def duration(seconds: float) -> str:
+    """A length of time in one unit, without digits after the point.
+
+    >>> duration(41.2), duration(180), duration(9000)
+    ('41 seconds', '3 minutes', '2 hours')
+    """
+    for length, unit in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 1):.0f} seconds"
 
 
 def _finite(value: float, write: Callable[[float], str]) -> str:

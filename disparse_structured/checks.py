@@ -1,0 +1,124 @@
+"""Checks of arguments: each error says what was found and what to pass instead."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import math
+import numbers
+import os
+from pathlib import Path
+from typing import Any
+
+from disparse_structured.errors import DisparseError, OptionError
+
+SEEDS = 2**32
+"""Seeds are below this, the range that every random generator in use accepts."""
+
+_LONGEST = 60
+
+
+def shown(value: object) -> str:
+    """``value`` for a message: its representation if that is one short line, else its type.
+
+    >>> shown({"macs": 0.5}), shown(list(range(1000)))
+    ("{'macs': 0.5}", 'a value of type list')
+    """
+    text = repr(value)
+    return text if len(text) <= _LONGEST and text.isprintable() else f"a value of type {type(value).__name__}"
+
+
+def check_object(
+    name: str,
+    value: object,
+    kind: type[Any] | tuple[type[Any], ...],
+    wanted: str,
+    remedy: str = "",
+    error: type[DisparseError] = OptionError,
+) -> None:
+    """Raises ``error`` unless ``value`` is a ``kind``; a class in the place of an object is told.
+
+    >>> check_object("budget", 3, dict, "a dict", "Pass one.")
+    Traceback (most recent call last):
+    ...
+    disparse_structured.errors.OptionError: budget must be a dict, got 3. Pass one.
+    """
+    check_not_class(name, value, error)
+    if not isinstance(value, kind):
+        raise error(f"{name} must be {wanted}, got {shown(value)}. {remedy}".rstrip())
+
+
+def check_not_class(name: str, value: object, error: type[DisparseError] = OptionError) -> None:
+    """Raises ``error`` if ``value`` is a class where an object of it is meant."""
+    if isinstance(value, type):
+        kind = value.__name__
+        raise error(f"{name} must be an object, got the class {kind}. Create one: {kind}().")
+
+
+def check_callable(
+    name: str,
+    value: object,
+    arguments: int,
+    remedy: str,
+    error: type[DisparseError] = OptionError,
+) -> None:
+    """Raises ``error`` unless ``value`` is no class and can be called with so many ``arguments``."""
+    check_not_class(name, value, error)
+    if not callable(value):
+        raise error(f"{name} must be callable, got {shown(value)}. {remedy}")
+    try:
+        taken = inspect.signature(value)
+    except (TypeError, ValueError):  # functions written in C may have none
+        return
+    try:
+        taken.bind(*[None] * arguments)
+    except TypeError:
+        count = "1 argument" if arguments == 1 else f"{arguments} arguments"
+        raise error(f"{name} is called with {count}, but takes {taken}. {remedy}") from None
+
+
+def check_counts(least: int = 1, /, **counts: object) -> None:
+    """Raises :class:`OptionError` for the first of ``counts`` that is no whole number of at least ``least``.
+
+    >>> check_counts(rounds=0)
+    Traceback (most recent call last):
+    ...
+    disparse_structured.errors.OptionError: rounds=0 must be a whole number of at least 1.
+    """
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, numbers.Integral) or int(count) < least:
+            raise OptionError(f"{name}={shown(count)} must be a whole number of at least {least}.")
+
+
+def check_positive(**values: object) -> None:
+    """Raises :class:`OptionError` for the first of ``values`` that is no finite number above 0."""
+    for name, value in values.items():
+        if not is_number(value) or not value > 0:  # type: ignore[operator]
+            raise OptionError(f"{name}={shown(value)} must be a finite number above 0.")
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a finite real number; True and False are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_seed(seed: object) -> None:
+    """Raises :class:`OptionError` unless ``seed`` is a whole number from 0 to :data:`SEEDS` - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < SEEDS:
+        raise OptionError(f"seed={shown(seed)} must be a whole number from 0 to {SEEDS - 1}.")
+
+
+def as_path(name: str, value: object) -> Path:
+    """``value``, a string or a path, as a path.
+
+    Raises:
+        OptionError: it is something else, is empty, or no path can be called that.
+    """
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise OptionError(f"{name} must be a path, got {shown(value)}. Pass a string or a pathlib.Path.")
+    try:
+        os.stat(value)
+    except (OSError, ValueError) as error:  # a null character, a name that is too long
+        if not isinstance(error, OSError) or error.errno == errno.ENAMETOOLONG:
+            raise OptionError(f"{name}={shown(value)} cannot be a path: {error}. Choose another.") from None
+    return Path(value)
