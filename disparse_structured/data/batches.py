@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -158,6 +159,46 @@ def tensor_batches(data: Tensor) -> tuple[Tensor, ...]:
             "Pass [N, ...], a few dozen examples."
         )
     return tuple(torch.split(data, SCORED_TOGETHER))
+
+
+def readable(data: Any, samples: int | None = None) -> Iterable[Any]:
+    """``data`` as batches that can be read again and again, until there are ``samples`` examples.
+
+    Raises:
+        BatchError: it is neither a tensor with examples, nor one batch, nor something that yields batches.
+    """
+    if isinstance(data, Tensor):
+        return tensor_batches(data[:samples] if data.ndim else data)
+    if isinstance(data, Mapping | tuple):
+        return [data]
+    if not isinstance(data, Iterable):
+        raise BatchError(
+            f"data must be a tensor [N, ...], a loader or a list of batches, got {type(data).__name__} "
+            f"{data!r}."
+        )
+    if isinstance(data, Iterator):
+        return list(data if samples is None else _first(data, samples))
+    return data if samples is None else _First(data, samples)
+
+
+@dataclass(frozen=True)
+class _First:
+    """The first batches of ``data``, until there are ``samples`` examples."""
+
+    data: Iterable[Any]
+    samples: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return _first(iter(self.data), self.samples)
+
+
+def _first(data: Iterator[Any], samples: int) -> Iterator[Any]:
+    read = 0
+    for batch in data:
+        yield batch
+        read += batch_size((batch,))
+        if read >= samples:
+            return
 
 
 def batches(loader: Iterable[Any]) -> Iterator[Any]:

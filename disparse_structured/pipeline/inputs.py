@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,12 @@ from disparse_structured.data.arguments import arguments
 from disparse_structured.data.batches import (
     ToInputs,
     as_they_are,
-    batch_size,
     batches,
+    readable,
     take,
-    tensor_batches,
     to_device,
 )
-from disparse_structured.data.calibration import CHUNK, Calibration
+from disparse_structured.data.calibration import CHUNK, Calibration, Marked
 from disparse_structured.data.call import marked_like
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import BatchError, OptionError
@@ -31,9 +30,6 @@ SAMPLES = 64
 
 EXAMPLE_SAMPLES = 2
 """How many examples the example inputs hold: structure and verification need no more."""
-
-Marked = Callable[[tuple[Any, ...]], tuple[Any, ...]]
-"""Marks in the arguments of ``forward`` which tensors have a batch dimension."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,46 +87,10 @@ class Data:
         if samples is not None and samples < least:
             why = f", better {SAMPLES}. Half of the inputs are held out to validate the fit" if fits else ""
             raise OptionError(f"samples={samples} is too few: use at least {least}{why}.")
-        readable = _batches(data, samples)
+        read = readable(data, samples)
         with Isolation(seed, device_of(model)):
-            calibration = _calibration(model, readable, to_inputs, samples or SAMPLES, fits, marked)
-        return cls(readable, calibration, to_inputs)
-
-
-def _batches(data: Any, samples: int | None) -> Iterable[Any]:
-    """``data`` as batches that can be read again and again."""
-    if isinstance(data, torch.Tensor):
-        return tensor_batches(data[:samples] if data.ndim else data)
-    if isinstance(data, Mapping | tuple):
-        return [data]
-    if not isinstance(data, Iterable):
-        raise BatchError(
-            f"data must be a tensor [N, ...], a loader or a list of batches, got {type(data).__name__} "
-            f"{data!r}."
-        )
-    if isinstance(data, Iterator):
-        return list(data if samples is None else _first(data, samples))
-    return data if samples is None else _First(data, samples)
-
-
-@dataclass(frozen=True)
-class _First:
-    """The first batches of ``data``, until there are ``samples`` examples."""
-
-    data: Iterable[Any]
-    samples: int
-
-    def __iter__(self) -> Iterator[Any]:
-        return _first(iter(self.data), self.samples)
-
-
-def _first(data: Iterator[Any], samples: int) -> Iterator[Any]:
-    read = 0
-    for batch in data:
-        yield batch
-        read += batch_size((batch,))
-        if read >= samples:
-            return
+            calibration = _calibration(model, read, to_inputs, samples or SAMPLES, fits, marked)
+        return cls(read, calibration, to_inputs)
 
 
 def _calibration(

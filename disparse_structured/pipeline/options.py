@@ -32,6 +32,16 @@ def check_refit(refit: object) -> None:
         )
 
 
+def check_recover(recover: object) -> None:
+    """Raises :class:`OptionError` unless ``recover`` is None or a recovery."""
+    _check_object("recover", recover)
+    if recover is not None and not callable(getattr(recover, "prepare", None)):
+        raise OptionError(
+            f"recover must be a recovery such as recovery.Distillation(images), got {recover!r}. "
+            "Leave it out to train nothing."
+        )
+
+
 def check_method(method: object) -> None:
     """Raises :class:`OptionError` unless ``method`` is an object that can decide."""
     _check_object("method", method)

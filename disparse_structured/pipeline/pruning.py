@@ -24,16 +24,20 @@ from disparse_structured.pipeline.latency import asked_latency, in_time, latency
 from disparse_structured.pipeline.method import Method, Problem
 from disparse_structured.pipeline.options import (
     check_method,
+    check_recover,
     check_refit,
     check_runtime,
     check_structure,
     the_budget,
 )
+from disparse_structured.pipeline.recovering import recovered
 from disparse_structured.pipeline.refitting import Execution, Outcome
 from disparse_structured.pipeline.result import PruningResult
 from disparse_structured.pipeline.tolerance import check_limits, within_limits
 from disparse_structured.progress import step
+from disparse_structured.recovery import Recovery, Subject
 from disparse_structured.refit import LeastSquares, RefitMethod
+from disparse_structured.report.recovery import RecoveryFacts
 from disparse_structured.scoring import Saliency
 from disparse_structured.structure import Structure, UnusedModule, analyse
 from disparse_structured.surgery.unused import without_unused
@@ -56,6 +60,7 @@ def prune(
     runtime: Runtime | None = None,
     method: Method = _COMPENSATED,
     refit: RefitMethod | None = _LEAST_SQUARES,
+    recover: Recovery | None = None,
     tolerance: Mapping[str, float] | None = None,
     to_inputs: ToInputs | None = None,
     structure: Structure | None = None,
@@ -70,7 +75,7 @@ def prune(
 
     A few dozen unlabeled inputs are enough: by default every entry of the model's output is a task, units are
     chosen by the damage that is left after compensation, and the remaining weights are refit. Nothing is
-    trained. ``model`` is left as it is.
+    trained without ``recover``. ``model`` is left as it is.
 
     >>> import torch, disparse_structured as ds
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2)).eval()
@@ -96,6 +101,8 @@ def prune(
             :class:`~disparse_structured.DiSparse` for one-shot votes, which use the tasks' losses.
         refit: how the remaining weights compensate for what was removed, see
             :mod:`disparse_structured.refit`; None leaves them unchanged.
+        recover: trains the result without labels after the refit, see
+            :class:`~disparse_structured.recovery.Distillation`; by default nothing is trained.
         tolerance: by the name of a task, how far its output may move, relative in the Euclidean norm, as the
             report measures it after the refit; where an output has columns of several sizes, also how far
             those of each size may move. The budget is met with no task over its limit, in up to four tries.
@@ -130,6 +137,7 @@ def prune(
     check_runtime(runtime, timed=latency is not None)
     check_method(method)
     check_refit(refit)
+    check_recover(recover)
     check_structure(structure, tasks, batched)
     marked = functools.partial(with_batch, model, batched=batched) if structure is None else structure.marked
     fits = refit is not None or _fits(method)
@@ -167,11 +175,27 @@ def prune(
         )
         return saliency, execute(plan)
 
+    if recover is not None:
+        with step("reading the inputs to distill on", progress):
+            aside = given.calibration.checks or given.calibration.chunks
+            subject = Subject(
+                model,
+                structure.task_objects,
+                structure.example_inputs,
+                aside,
+                to_inputs,
+                seed,
+                progress,
+            )
+            train = recover.prepare(subject)
     cost, speed = budget.of, None
     if isinstance(cost, Latency):
         saliency, done, speed, cost = in_time(cost, problem, attempt)
     else:
         saliency, done = attempt(problem)
+    facts: RecoveryFacts | None = None
+    if recover is not None:
+        done, facts = recovered(train, done, model, structure, given.calibration, limits)
     return PruningResult.of(
         structure,
         saliency,
@@ -181,6 +205,7 @@ def prune(
         costs=[cost],
         dropped=dropped,
         speed=speed,
+        recovery=facts,
     )
 
 

@@ -61,6 +61,7 @@ def change_line(run: Run) -> str:
     ]
     value, where = max(moved, key=lambda pair: (pair[0] != pair[0], pair[0]))
     stage = "after the refit" if run.report.get("refit") else "as cut"
+    stage = "after distillation" if run.report.get("recovery") else stage
     return f"outputs deviate by at most {words.percent(value)} ({where}, {stage})"
 
 
