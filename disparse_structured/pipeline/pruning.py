@@ -177,12 +177,11 @@ def prune(
 
     if recover is not None:
         with step("reading the inputs to distill on", progress):
-            aside = given.calibration.checks or given.calibration.chunks
             subject = Subject(
                 model,
                 structure.task_objects,
                 structure.example_inputs,
-                aside,
+                given.calibration.checks,
                 to_inputs,
                 seed,
                 progress,

@@ -128,18 +128,19 @@ class Distillation:
                 marked=lambda inputs: marked_like(inputs, subject.example_inputs),
             )
         examples = Examples.of(groups, subject.aside, self.samples)
-        images = all(map(are_images, examples.learnt))
+        images = all(map(are_images, groups))
         if self.vary and not images:
             raise OptionError(
                 "vary=True needs images: one input [N, C, H, W] with 1, 3 or 4 channels. Leave it out."
             )
+        room = self.memory - sum(map(_bytes, groups))
         file = None if self.folder is None else self._file(Path(self.folder), subject, examples)
         saved = None if file is None else file.read()
 
         def recover(student: Student) -> RecoveryFacts:
             exactly = student.batch is not None
             learnt, held_out = examples.batches(student.batch or self.batch, subject.seed, exactly=exactly)
-            teacher = Teacher(model, subject.tasks, self.memory - sum(map(_bytes, groups)))
+            teacher = Teacher(model, subject.tasks, room)
             run = Run(
                 student,
                 teacher,

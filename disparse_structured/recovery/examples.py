@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from disparse_structured.data.batches import batch_size, batched_leaves, map_batched, take
+from disparse_structured.data.batches import batch_size, batched_leaves, map_batched
 from disparse_structured.data.randomness import generator
 from disparse_structured.errors import BatchError
 
@@ -20,16 +20,36 @@ Inputs = tuple[Any, ...]
 
 
 @dataclass(frozen=True, eq=False)
+class Batch:
+    """Some examples of a group, which are read when they are needed."""
+
+    group: Inputs
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self) -> Inputs:
+        """The arguments of ``forward``."""
+        return map_batched(lambda leaf: leaf[torch.tensor(self.rows, device=leaf.device)], self.group)
+
+    def cut(self, size: int, *, whole: bool) -> list[Batch]:
+        """Batches of ``size``; without ``whole``, the last one may have fewer."""
+        end = len(self) - size + 1 if whole else len(self)
+        return [Batch(self.group, self.rows[start : start + size]) for start in range(0, end, size)]
+
+
+@dataclass(frozen=True, eq=False)
 class Examples:
-    """Groups of examples, each the arguments of ``forward``; one eighth of them is held out.
+    """The examples of each group that are learnt from, and those that are held out, an eighth.
 
     Args:
         learnt: what is learnt from.
         held_out: what the result is measured on while it learns.
     """
 
-    learnt: tuple[Inputs, ...]
-    held_out: tuple[Inputs, ...]
+    learnt: tuple[Batch, ...]
+    held_out: tuple[Batch, ...]
 
     @classmethod
     def of(cls, groups: Sequence[Inputs], aside: Iterable[Inputs], limit: int) -> Examples:
@@ -41,64 +61,67 @@ class Examples:
             BatchError: there are fewer than two.
         """
         apart = {each for chunk in aside for each in digests(chunk)}
-        found = [[name not in apart for name in digests(group)] for group in groups]
-        total = min(limit, sum(map(sum, found)))
-        if total < 2:
+        found = [
+            (number, row)
+            for number, group in enumerate(groups)
+            for row, name in enumerate(digests(group) if apart else [b""] * batch_size(group))
+            if name not in apart
+        ][:limit]
+        if len(found) < 2:
             raise BatchError(
-                f"{total} example is left to distill on, without those that the report is measured on. Pass "
-                "at least two others, preferably 64 or more."
+                f"there are {len(found)} examples to distill on, not counting those that the report is "
+                "measured on. Pass at least two others, better 64 or more."
             )
-        held = min(_MOST_HELD_OUT, max(1, total // 8))
-        chosen = {round((number + 0.5) * total / held - 0.5) for number in range(held)}
-        learnt: list[Inputs] = []
-        held_out: list[Inputs] = []
-        number = 0
-        for group, usable in zip(groups, found, strict=True):
-            places: tuple[list[int], list[int]] = ([], [])
-            for place, use in enumerate(usable):
-                if use and number < total:
-                    places[number in chosen].append(place)
-                    number += 1
-            for part, where in zip((learnt, held_out), places, strict=True):
-                if where:
-                    part.append(_rows(group, where))
-        return cls(tuple(learnt), tuple(held_out))
+        held = min(_MOST_HELD_OUT, max(1, len(found) // 8))
+        chosen = {round((number + 0.5) * len(found) / held - 0.5) for number in range(held)}
+        parts: tuple[list[Batch], list[Batch]] = ([], [])
+        for number, group in enumerate(groups):
+            for part, out in zip(parts, (False, True), strict=True):
+                rows = [
+                    row
+                    for place, (owner, row) in enumerate(found)
+                    if owner == number and (place in chosen) == out
+                ]
+                if rows:
+                    part.append(Batch(group, tuple(rows)))
+        return cls(tuple(parts[0]), tuple(parts[1]))
 
     @property
     def samples(self) -> int:
         """How many there are, those held out included."""
-        return sum(map(batch_size, (*self.learnt, *self.held_out)))
+        return sum(map(len, (*self.learnt, *self.held_out)))
 
     @property
     def checked(self) -> int:
         """How many are held out."""
-        return sum(map(batch_size, self.held_out))
+        return sum(map(len, self.held_out))
 
     @property
     def digest(self) -> str:
         """SHA-256 of all examples, in order."""
         found = hashlib.sha256()
-        for group in (*self.learnt, *self.held_out):
-            for each in digests(group):
-                found.update(each)
+        for batch in (*self.learnt, *self.held_out):
+            names = digests(batch.group)
+            for row in batch.rows:
+                found.update(names[row])
         return found.hexdigest()
 
-    def batches(self, size: int, seed: int, *, exactly: bool) -> tuple[list[Inputs], list[Inputs]]:
-        """Batches of ``size`` to learn from, and to measure on.
+    def batches(self, size: int, seed: int, *, exactly: bool) -> tuple[list[Batch], list[Batch]]:
+        """Batches of ``size`` to learn from, in random order, and to measure on.
 
-        With ``exactly``, all have that size. The examples of one batch remain together, so that what the
-        dense network computes for it can be kept.
+        With ``exactly``, all have that size. The examples of a batch remain together, so that what the dense
+        network computes for it can be kept.
 
         Raises:
             BatchError: there are too few examples for one batch of each.
         """
         mixed = []
         for number, group in enumerate(self.learnt):
-            order = generator(seed, "distillation", "batches", number).permutation(batch_size(group))
-            mixed.append(_rows(group, order.tolist()))
-        smallest = size if exactly else min(size, *map(batch_size, mixed))
-        learnt = [batch for group in mixed for batch in _cut(group, smallest, whole=True)]
-        held_out = [batch for group in self.held_out for batch in _cut(group, size, whole=exactly)]
+            order = generator(seed, "distillation", "batches", number).permutation(len(group))
+            mixed.append(Batch(group.group, tuple(group.rows[each] for each in order)))
+        smallest = size if exactly else min([size, *map(len, mixed)])
+        learnt = [batch for group in mixed for batch in group.cut(smallest, whole=True)]
+        held_out = [batch for group in self.held_out for batch in group.cut(size, whole=exactly)]
         if not learnt or not held_out:
             raise BatchError(
                 f"{self.samples} examples are too few to distill on: the pruned graph takes batches of "
@@ -120,13 +143,3 @@ def digests(inputs: Inputs) -> list[bytes]:
             digest.update(row.view(torch.uint8).numpy().tobytes())
         found.append(digest.digest())
     return found
-
-
-def _rows(inputs: Inputs, where: Sequence[int]) -> Inputs:
-    return map_batched(lambda leaf: leaf[torch.tensor(where, device=leaf.device)], inputs)
-
-
-def _cut(inputs: Inputs, size: int, *, whole: bool) -> list[Inputs]:
-    count = batch_size(inputs)
-    end = count - size + 1 if whole else count
-    return [take(inputs, slice(start, start + size)) for start in range(0, end, size)]

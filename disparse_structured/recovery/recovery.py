@@ -21,7 +21,8 @@ class Subject:
         model: the dense network. A recovery leaves it as it is.
         tasks: what picks each task's part of its output.
         example_inputs: the arguments of one forward pass, marked by which tensors have a batch dimension.
-        aside: the inputs that the report measures deviations on. A recovery must not learn from them.
+        aside: the inputs that were set aside for the report to measure deviations on, if there were enough.
+            A recovery must not learn from them.
         to_inputs: from a batch to the tuple of ``forward``'s arguments; None for the default.
         seed: random seed.
         progress: show progress on standard error (bars on a terminal, occasional lines elsewhere).

@@ -21,6 +21,7 @@ from disparse_structured.graph.named_tensors import device_of
 from disparse_structured.graph.side_effects import undone
 from disparse_structured.progress import advancing
 from disparse_structured.recovery.digests import digest
+from disparse_structured.recovery.examples import Batch
 from disparse_structured.recovery.recovery import Student
 from disparse_structured.recovery.teacher import Teacher, outputs
 from disparse_structured.recovery.views import VIEWS, varied
@@ -103,8 +104,8 @@ class Run:
         self,
         student: Student,
         teacher: Teacher,
-        learnt: Sequence[tuple[Any, ...]],
-        held_out: Sequence[tuple[Any, ...]],
+        learnt: Sequence[Batch],
+        held_out: Sequence[Batch],
         course: Course,
         *,
         vary: bool,
@@ -215,7 +216,7 @@ class Run:
         epoch, place = divmod(step, len(self._learnt))
         order = generator(self._seed, "distillation", "order", epoch).permutation(len(self._learnt))
         number = int(order[place])
-        inputs = self._learnt[number]
+        inputs = self._learnt[number].read()
         if self._vary:
             inputs = varied(inputs, torch.Generator().manual_seed(_number(self._seed, step)))
         wanted = self._teacher.outputs(inputs, None if self._vary else ("learnt", number))
@@ -236,8 +237,8 @@ class Run:
         """By task, what a squared difference counts for, so that the loss is the mean damage of a batch."""
         used = self._learnt[:_SCALED]
         moved = {task.name: Movement() for task in self._tasks}
-        for number, inputs in enumerate(used):
-            for task, tensors in self._teacher.outputs(inputs, ("learnt", number)).items():
+        for number, batch in enumerate(used):
+            for task, tensors in self._teacher.outputs(batch.read(), ("learnt", number)).items():
                 moved[task].add(tensors, tensors)
         return {
             task: {key: weight * len(used) for key, weight in movement.weights.items()}
@@ -248,7 +249,8 @@ class Run:
         """Measures the deviations on the inputs held out, and keeps the weights if they are the best."""
         moved = {task.name: Movement() for task in self._tasks}
         with torch.no_grad():
-            for number, inputs in enumerate(self._held_out):
+            for number, batch in enumerate(self._held_out):
+                inputs = batch.read()
                 wanted = self._teacher.outputs(inputs, ("held out", number))
                 for task, tensors in outputs(self._model, self._tasks, inputs).items():
                     moved[task].add(tensors, wanted[task])
