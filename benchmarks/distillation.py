@@ -1,11 +1,11 @@
 """Distillation without labels against longer calibration: deviation and ΔT by inputs and steps.
 
 ``python -m benchmarks.distillation`` prunes trained networks with 64 inputs, distills the result on 16 to
-2,048 inputs, and beside it prunes with as many inputs instead. Networks are the demo's (``scenes``, whose
-inputs are rendered, so that there are enough of them) and those of :mod:`benchmarks.no_training`, which need
-a data pack; each is trained if it is not in ``benchmarks/.cache``. Finished rows are kept, so a run that was
-interrupted can be repeated and resumes where it was; the page lists the cells that were not run. ``--only
-views`` writes the page from the rows that are there.
+2,048 inputs, and beside it prunes with as many inputs instead. Networks are those on rendered scenes, of
+which there are enough, and those of :mod:`benchmarks.no_training`, which need a data pack; each is trained
+if it is not in ``benchmarks/.cache``. Finished rows are kept, so a run that was interrupted can be repeated
+and resumes where it was; the page lists the cells that were not run. ``--only views`` writes the page from
+the rows that are there.
 
 Times are CPU seconds of one thread: they hardly depend on what else the machine does.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import functools
 import sys
 import time
@@ -43,7 +44,24 @@ from disparse_structured.pipeline import prune
 from disparse_structured.recovery import Distillation, Student, Subject
 from disparse_structured.tasks import Task
 
-SCENES = "scenes"
+SCENES: Mapping[str, flow.Settings] = {
+    "scenes": flow.FULL,
+    "small scenes": dataclasses.replace(
+        flow.FULL,
+        channels=(16, 24, 32, 48),
+        stem_width=8,
+        head_width=8,
+        levels=(-4, -2, -1),
+        size=(24, 32),
+        training=512,
+        held_out=64,
+        epochs=5,
+        batch_size=16,
+    ),
+    "quick scenes": flow.QUICK,
+}
+"""Networks on rendered scenes: the demo's, one that takes a tenth of the time, and one for a first look."""
+
 COUNTS = (16, 64, 256, 1024, 2048)
 STEPS = (150, 600)
 CALIBRATION = 64
@@ -62,7 +80,8 @@ class Cell:
     """What to run.
 
     Args:
-        network: ``"scenes"``, or the name of one of :data:`benchmarks.no_training.networks.NETWORKS`.
+        network: a key of :data:`SCENES`, or the name of one of
+            :data:`benchmarks.no_training.networks.NETWORKS`.
         macs: the share that is left.
         inputs: how many the distillation reads, or if there are no steps, the pruning.
         steps: of the distillation; 0 for none.
@@ -146,8 +165,8 @@ class Subjects:
 @functools.cache
 def subjects(network: str, seed: int, cache: Path) -> Subjects:
     """The trained network ``network``; raises :class:`benchmarks.data.DataError` without its data pack."""
-    if network == SCENES:
-        return _scenes(seed, cache)
+    if network in SCENES:
+        return _scenes(network, seed, cache)
     found = next(each for each in NETWORKS if each.name == network)
     data, dense = problem(found), trained(found, seed, cache).eval()
     figures = data.evaluate(dense)
@@ -159,8 +178,9 @@ def subjects(network: str, seed: int, cache: Path) -> Subjects:
     )
 
 
-def _scenes(seed: int, cache: Path) -> Subjects:
-    settings, file = flow.FULL, cache / f"distillation-scenes-{seed}.safetensors"
+def _scenes(name: str, seed: int, cache: Path) -> Subjects:
+    settings = SCENES[name]
+    file = cache / f"{name.replace(' ', '-')}-{digest(repr(settings), seed)}.safetensors"
     dense = flow.network(settings, seed)
     data = flow.render(settings, seed)
     if file.is_file():
@@ -326,8 +346,14 @@ def _shelf(options: argparse.Namespace) -> Shelf[Row]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = common.parser("distillation", __doc__)
-    names = [SCENES, *(network.name for network in NETWORKS)]
-    parser.add_argument("--networks", nargs="+", choices=names, default=[SCENES], help="(scenes)")
+    names = [*SCENES, *(network.name for network in NETWORKS)]
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        choices=names,
+        default=["small scenes", "scenes"],
+        help="(scenes, small ones first)",
+    )
     parser.add_argument("--macs", nargs="+", type=common.share, default=[0.3], help="shares to keep (0.3)")
     parser.add_argument("--inputs", nargs="+", type=common.count, default=COUNTS, help="(16 to 2,048)")
     parser.add_argument("--steps", nargs="+", type=common.count, default=STEPS, help="(150 and 600)")

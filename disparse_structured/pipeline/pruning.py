@@ -35,7 +35,8 @@ from disparse_structured.pipeline.refitting import Execution, Outcome
 from disparse_structured.pipeline.result import PruningResult
 from disparse_structured.pipeline.tolerance import check_limits, within_limits
 from disparse_structured.progress import step
-from disparse_structured.recovery import Recovery, Subject
+from disparse_structured.recovery import Recover, Recovery, Subject
+from disparse_structured.recovery.examples import check_shapes
 from disparse_structured.refit import LeastSquares, RefitMethod
 from disparse_structured.report.recovery import RecoveryFacts
 from disparse_structured.scoring import Saliency
@@ -175,25 +176,16 @@ def prune(
         )
         return saliency, execute(plan)
 
-    if recover is not None:
-        with step("reading the inputs to distill on", progress):
-            subject = Subject(
-                model,
-                structure.task_objects,
-                structure.example_inputs,
-                given.calibration.checks,
-                to_inputs,
-                seed,
-                progress,
-            )
-            train = recover.prepare(subject)
+    train = (
+        None if recover is None else _prepared(recover, given, model, structure, to_inputs, seed, progress)
+    )
     cost, speed = budget.of, None
     if isinstance(cost, Latency):
         saliency, done, speed, cost = in_time(cost, problem, attempt)
     else:
         saliency, done = attempt(problem)
     facts: RecoveryFacts | None = None
-    if recover is not None:
+    if train is not None:
         done, facts = recovered(train, done, model, structure, given.calibration, limits)
     return PruningResult.of(
         structure,
@@ -206,6 +198,26 @@ def prune(
         speed=speed,
         recovery=facts,
     )
+
+
+def _prepared(
+    recover: Recovery,
+    given: Data,
+    model: nn.Module,
+    structure: Structure,
+    to_inputs: ToInputs | None,
+    seed: int,
+    progress: bool,
+) -> Recover:
+    example = given.example_inputs
+    if structure.form == "graph":  # it takes inputs of this shape only
+        example = structure.example_inputs
+        check_shapes(given.example_inputs, example)
+    aside = given.calibration.checks
+    with step("reading the inputs to distill on", progress):
+        return recover.prepare(
+            Subject(model, structure.task_objects, example, aside, to_inputs, seed, progress)
+        )
 
 
 def _analyse(

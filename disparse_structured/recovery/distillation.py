@@ -18,7 +18,7 @@ from disparse_structured.errors import OptionError, UnsupportedModelError
 from disparse_structured.graph.named_tensors import device_of
 from disparse_structured.naming import rule_name
 from disparse_structured.recovery.digests import digest
-from disparse_structured.recovery.examples import Examples
+from disparse_structured.recovery.examples import Examples, check_shapes
 from disparse_structured.recovery.recovery import Recover, Student, Subject
 from disparse_structured.recovery.run import Course, Run
 from disparse_structured.recovery.teacher import Teacher
@@ -127,6 +127,8 @@ class Distillation:
                 memory=self.memory,
                 marked=lambda inputs: marked_like(inputs, subject.example_inputs),
             )
+        for group in groups:
+            check_shapes(group, subject.example_inputs)
         examples = Examples.of(groups, subject.aside, self.samples)
         images = all(map(are_images, groups))
         if self.vary and not images:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from disparse_structured.data.arguments import described
 from disparse_structured.data.batches import batch_size, batched_leaves, map_batched
 from disparse_structured.data.randomness import generator
 from disparse_structured.errors import BatchError
@@ -128,6 +129,26 @@ class Examples:
                 f"{size} only, one to learn from and one to measure on. Pass more."
             )
         return learnt, held_out
+
+
+def check_shapes(inputs: Inputs, example: Inputs) -> None:
+    """Raises :class:`BatchError` unless ``inputs`` are of the kinds and shapes of ``example``."""
+    found, wanted = (_shapes(each) for each in (inputs, example))
+    if found != wanted:
+        raise BatchError(
+            f"the examples to distill on hold {described(inputs)}, but the model is pruned with "
+            f"{described(example)}. Pass examples of the same shape."
+        )
+
+
+def _shapes(inputs: Inputs) -> list[object]:
+    leaves = zip(pytree.tree_leaves(inputs), batched_leaves(inputs), strict=True)
+    return [
+        (leaf.is_floating_point() or leaf.dtype, leaf.shape[1 if cut else 0 :])
+        if isinstance(leaf, torch.Tensor)
+        else type(leaf)
+        for leaf, cut in leaves
+    ]
 
 
 def digests(inputs: Inputs) -> list[bytes]:
