@@ -44,7 +44,7 @@ class Distillation:
     on are left out.
 
     Modules are in eval mode: the statistics of batch norms and dropout do not change. Parameters with
-    ``requires_grad=False`` stay as they are. The optimizer is Adam (Kingma and Ba, ICLR 2015), with a step
+    ``requires_grad=False`` do not change. The optimizer is Adam (Kingma and Ba, ICLR 2015), with a step
     of each tensor in proportion to the size of its values, as in Adafactor (Shazeer and Stern, ICML 2018).
     The learning rate rises for 5 % of the steps and falls along a cosine.
 
@@ -65,8 +65,8 @@ class Distillation:
         samples: read at most this many inputs.
         batch: inputs in one step.
         lr: the highest step size, as a share of the root mean square of a tensor's values.
-        vary: whether each step sees the inputs zoomed, shifted and lit anew. By default images are varied
-            (one input ``[N, C, H, W]`` with 1, 3 or 4 channels) and nothing else.
+        vary: whether each step zooms and shifts the inputs and changes their light. By default it does so with
+            images (one input ``[N, C, H, W]`` with 1, 3 or 4 channels) and nothing else.
         patience: end after this many measurements in a row without an improvement; None never does.
         memory: bytes for inputs, and for outputs of the dense network. Reading ends when the inputs fill
             it. Where inputs are not varied, the outputs that fit into the rest are computed once.

@@ -36,7 +36,7 @@ def are_images(inputs: tuple[Any, ...]) -> bool:
 
 
 def varied(inputs: tuple[Any, ...], generator: torch.Generator) -> tuple[Any, ...]:
-    """``inputs`` for which :func:`are_images` is true, each example cropped, stretched back, and lit anew.
+    """``inputs`` for which :func:`are_images` is true, each example cropped, stretched back, and brightened.
 
     Nothing is mirrored or turned: a network may tell left from right, or read text.
 
