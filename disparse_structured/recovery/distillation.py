@@ -65,8 +65,8 @@ class Distillation:
         samples: read at most this many inputs.
         batch: inputs in one step.
         lr: the highest step size, as a share of the root mean square of a tensor's values.
-        vary: whether each step zooms and shifts the inputs and changes their light. By default it does so with
-            images (one input ``[N, C, H, W]`` with 1, 3 or 4 channels) and nothing else.
+        vary: whether each step zooms and shifts the inputs and changes their light. By default it does so
+            with images (one input ``[N, C, H, W]`` with 1, 3 or 4 channels) and nothing else.
         patience: end after this many measurements in a row without an improvement; None never does.
         memory: bytes for inputs, and for outputs of the dense network. Reading ends when the inputs fill
             it. Where inputs are not varied, the outputs that fit into the rest are computed once.
