@@ -84,7 +84,7 @@ class Distillation:
     batch: int = 16
     lr: float = 0.01
     vary: bool | None = None
-    patience: int | None = 8
+    patience: int | None = 12
     memory: int = field(default=2 << 30, repr=False)
     folder: str | Path | None = field(default=None, repr=False)
 
@@ -109,10 +109,14 @@ class Distillation:
         Raises:
             BatchError: the inputs do not fit ``forward``, differ in shape, or are too few.
             UnsupportedModelError: no parameter of the dense network requires a gradient.
-            OptionError: ``vary`` is asked of inputs that are not images.
+            OptionError: ``vary`` is asked of inputs that are not images, or torch is in inference mode.
             LoadError: ``folder`` holds the state of another run.
         """
         model = subject.model
+        if torch.is_inference_mode_enabled():
+            raise OptionError(
+                "what is made in torch.inference_mode() cannot be trained. Call prune outside of it."
+            )
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UnsupportedModelError(
                 f"no parameter of {type(model).__name__} requires a gradient, so nothing can be distilled. "

@@ -230,6 +230,7 @@ class Run:
             return "no task's output depends on a parameter that requires a gradient"
         loss.backward()
         if not (bool(loss.isfinite()) and trained.step(rate)):
+            self._model.zero_grad(set_to_none=True)
             return f"the loss or a gradient was not finite at step {step + 1}; a lower lr may help"
         return ""
 
@@ -238,7 +239,8 @@ class Run:
         used = self._learnt[:_SCALED]
         moved = {task.name: Movement() for task in self._tasks}
         for number, batch in enumerate(used):
-            for task, tensors in self._teacher.outputs(batch.read(), ("learnt", number)).items():
+            key = None if self._vary else ("learnt", number)
+            for task, tensors in self._teacher.outputs(batch.read(), key).items():
                 moved[task].add(tensors, tensors)
         return {
             task: {key: weight * len(used) for key, weight in movement.weights.items()}

@@ -211,6 +211,11 @@ def test_a_network_without_anything_to_train_is_refused_before_the_work(inputs: 
         prune(Net().eval().requires_grad_(False), inputs, Distillation(inputs))
 
 
+def test_what_cannot_be_trained_is_refused(model: nn.Module, inputs: Tensor) -> None:
+    with torch.inference_mode(), pytest.raises(OptionError, match="outside of it"):
+        Distillation(inputs).prepare(Subject(model, (ds.Task("near"),), (inputs[:2],)))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_types_are_distilled_in_their_own(dtype: torch.dtype, inputs: Tensor) -> None:
     result = prune(Net(dtype).eval(), inputs, Distillation(inputs, steps=60, lr=0.03, patience=None))
