@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,10 +28,10 @@ METHOD = ds.DiSparse()
 class Net(nn.Module):
     """Two tasks on vectors, with a batch norm."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, width: int = 24) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(nn.Linear(6, 24, dtype=dtype), nn.BatchNorm1d(24, dtype=dtype), nn.Tanh())
-        self.near, self.far = nn.Linear(24, 3, dtype=dtype), nn.Linear(24, 1, dtype=dtype)
+        self.trunk = nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.Tanh())
+        self.near, self.far = nn.Linear(width, 3), nn.Linear(width, 1)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = self.trunk(x)
@@ -39,12 +41,12 @@ class Net(nn.Module):
 class Pictures(nn.Module):
     """One task on images."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 12) -> None:
         super().__init__()
-        self.first, self.last = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 2, 1)
+        self.first, self.last = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 2, 1)
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.last(self.first(image).tanh())
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"mask": self.last(self.first(image).tanh())}
 
 
 class Tokens(nn.Module):
@@ -62,6 +64,16 @@ class Tokens(nn.Module):
 def prune(model: nn.Module, data: Any, recover: Any, **options: Any) -> Any:
     given = {"macs": 0.5, "method": METHOD, "verify": False, **options}
     return ds.prune(model, data, recover=recover, **given)
+
+
+def distill(
+    recover: Distillation, dense: nn.Module, student: nn.Module, example: Tensor, seed: int = 0
+) -> RecoveryFacts:
+    """Trains ``student``, which stands for a pruned network, in place."""
+    with torch.no_grad():
+        tasks = tuple(ds.Task(name) for name in dense.eval()(example[:2]))
+    subject = Subject(dense, tasks, (example[:2],), seed=seed)
+    return recover.prepare(subject)(Student(student.eval(), tasks))
 
 
 def bits(model: nn.Module) -> dict[str, bytes]:
@@ -119,21 +131,6 @@ def test_the_reported_deviation_is_that_of_the_result(model: nn.Module, inputs: 
     for task, value in result.report.deviation.final.items():
         off = ((found[task] - wanted[task]).double().norm() / wanted[task].double().norm()).item()
         assert value == pytest.approx(off, rel=1e-5)
-
-
-def test_nothing_is_learnt_from_what_the_report_is_measured_on(model: nn.Module, inputs: Tensor) -> None:
-    result = prune(model, inputs, Distillation(inputs, steps=2), samples=64)
-
-    assert result.report.recovery.samples == len(inputs) - result.report.deviation.checked
-
-
-def test_the_same_arguments_give_the_same_bytes(model: nn.Module, inputs: Tensor) -> None:
-    results = [prune(model, inputs, Distillation(inputs, steps=30)) for _ in range(2)]
-
-    assert bits(results[0].model) == bits(results[1].model)
-    assert results[0].report.to_json() == results[1].report.to_json()
-    other = prune(model, inputs, Distillation(inputs, steps=30), seed=1)
-    assert bits(other.model) != bits(results[0].model)
 
 
 def test_the_dense_network_and_the_random_states_are_as_before(model: nn.Module, inputs: Tensor) -> None:
@@ -195,36 +192,6 @@ def test_the_dense_network_is_as_before_if_the_distillation_is_interrupted(input
     assert all(value.grad is None for value in model.parameters())
 
 
-def test_frozen_parameters_and_statistics_stay(model: nn.Module, inputs: Tensor) -> None:
-    model.far.requires_grad_(False)
-    plain = prune(model, inputs, None)
-    result = prune(model, inputs, Distillation(inputs, steps=20, patience=None))
-
-    changed = {name for name, value in bits(plain.model).items() if bits(result.model)[name] != value}
-    assert changed
-    assert not {name for name in changed if name.startswith("far") or "running" in name}
-    assert not result.model.far.weight.requires_grad
-
-
-def test_a_network_without_anything_to_train_is_refused_before_the_work(inputs: Tensor) -> None:
-    with pytest.raises(UnsupportedModelError, match="requires_grad_"):
-        prune(Net().eval().requires_grad_(False), inputs, Distillation(inputs))
-
-
-def test_what_cannot_be_trained_is_refused(model: nn.Module, inputs: Tensor) -> None:
-    with torch.inference_mode(), pytest.raises(OptionError, match="outside of it"):
-        Distillation(inputs).prepare(Subject(model, (ds.Task("near"),), (inputs[:2],)))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_types_are_distilled_in_their_own(dtype: torch.dtype, inputs: Tensor) -> None:
-    result = prune(Net(dtype).eval(), inputs, Distillation(inputs, steps=60, lr=0.03, patience=None))
-
-    recovery = result.report.recovery
-    assert {value.dtype for value in result.model.parameters()} == {dtype}
-    assert math.fsum(recovery.after.values()) < math.fsum(recovery.before.values())
-
-
 def test_a_pruned_graph_is_distilled(model: nn.Module, inputs: Tensor, tmp_path: Path) -> None:
     structure = ds.analyse(model, inputs[:2], form="graph")
     result = prune(model, inputs, Distillation(torch.randn(256, 6), steps=100), structure=structure)
@@ -237,17 +204,6 @@ def test_a_pruned_graph_is_distilled(model: nn.Module, inputs: Tensor, tmp_path:
     assert torch.equal(ds.load(tmp_path, Net)(inputs)["far"], result.model(inputs)["far"])
 
 
-def test_images_are_varied_and_other_inputs_are_not(inputs: Tensor) -> None:
-    images = torch.rand(40, 3, 16, 16)
-    pictures = Pictures().eval()
-
-    assert "zoomed" in prune(pictures, images, Distillation(images, steps=2)).report.recovery.views
-    assert not prune(pictures, images, Distillation(images, steps=2, vary=False)).report.recovery.views
-    assert not prune(Net().eval(), inputs, Distillation(inputs, steps=2)).report.recovery.views
-    with pytest.raises(OptionError, match="needs images"):
-        prune(Net().eval(), inputs, Distillation(inputs, vary=True))
-
-
 def test_inputs_by_name_and_shared_ones() -> None:
     data = {"table": torch.rand(5, 8), "ids": torch.randint(0, 20, (48, 7))}
     more = {"table": data["table"], "ids": torch.randint(0, 20, (256, 7))}
@@ -257,37 +213,11 @@ def test_inputs_by_name_and_shared_ones() -> None:
     assert result.report.recovery.kept > 0
 
 
-def test_loaders_are_read_as_far_as_needed(model: nn.Module, inputs: Tensor) -> None:
-    batches = [(part, torch.zeros(len(part))) for part in inputs.split(16)]
-    result = prune(model, batches, Distillation(iter(batches), steps=2, samples=40), samples=16)
-
-    assert result.report.recovery.samples == 40
-
-
-def test_a_run_that_diverges_keeps_the_refitted_weights(model: nn.Module, inputs: Tensor) -> None:
-    plain = prune(model, inputs, None)
-    result = prune(model, inputs, Distillation(inputs, steps=50, lr=1e30))
-
-    assert bits(result.model) == bits(plain.model)
-    assert result.report.recovery.kept == 0
-    assert result.report.deviation.final == pytest.approx(result.report.deviation.refit, rel=1e-4)
-    assert result.report.recovery.stopped
-
-
 def test_a_tolerance_holds_after_the_distillation(model: nn.Module, inputs: Tensor) -> None:
     limits = {"near": 0.9, "far": 0.9}
     result = prune(model, inputs, Distillation(inputs, steps=20), tolerance=limits)
 
     assert all(result.report.deviation.final[task] <= limit for task, limit in limits.items())
-
-
-def test_minutes_become_steps_that_can_be_repeated(model: nn.Module, inputs: Tensor) -> None:
-    timed = prune(model, inputs, Distillation(inputs, minutes=0.005))
-    steps = timed.report.recovery.steps
-    again = prune(model, inputs, Distillation(inputs, steps=steps))
-
-    assert steps >= 1
-    assert bits(timed.model) == bits(again.model)
 
 
 def test_another_recovery_is_one_object(model: nn.Module, inputs: Tensor) -> None:
@@ -329,12 +259,140 @@ def test_what_is_no_recovery_is_refused(model: nn.Module, inputs: Tensor) -> Non
         prune(model, inputs, inputs)
 
 
+# On networks that stand for pruned ones.
+
+
+def test_the_same_arguments_give_the_same_bytes(model: nn.Module, inputs: Tensor) -> None:
+    start = Net(8).state_dict()
+
+    def trained(seed: int) -> dict[str, bytes]:
+        student = Net(8)
+        student.load_state_dict(start)
+        distill(Distillation(inputs, steps=30), model, student, inputs, seed)
+        return bits(student)
+
+    assert trained(0) == trained(0)
+    assert trained(1) != trained(0)
+
+
+def test_inputs_that_were_set_aside_are_left_out(model: nn.Module, inputs: Tensor) -> None:
+    tasks = (ds.Task("near"), ds.Task("far"))
+    subject = Subject(model, tasks, (inputs[:2],), aside=((inputs[8:16],),))
+    facts = Distillation(inputs, steps=1).prepare(subject)(Student(Net(8).eval(), tasks))
+
+    assert (facts.samples, facts.checked) == (88, 11)
+
+
+def test_frozen_parameters_and_statistics_do_not_change(model: nn.Module, inputs: Tensor) -> None:
+    student = Net(8)
+    student.far.requires_grad_(False)
+    before = bits(student)
+    facts = distill(Distillation(inputs, steps=20), model, student, inputs)
+
+    changed = {name.partition(".")[0] for name, value in bits(student).items() if before[name] != value}
+    assert facts.kept > 0
+    assert changed == {"trunk", "near"}
+    assert all(before[name] == value for name, value in bits(student).items() if "running" in name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_types_are_distilled_in_their_own(dtype: torch.dtype, inputs: Tensor) -> None:
+    student = Net(8).to(dtype)
+    facts = distill(Distillation(inputs, steps=60), Net().to(dtype), student, inputs.to(dtype))
+
+    assert {value.dtype for value in student.parameters()} == {dtype}
+    assert facts.kept > 0
+
+
+def test_images_are_varied_and_other_inputs_are_not(model: nn.Module, inputs: Tensor) -> None:
+    images = torch.rand(40, 3, 16, 16)
+
+    varied = distill(Distillation(images, steps=40), Pictures(), Pictures(4), images)
+    assert "zoomed" in varied.views
+    assert varied.after["mask"] < varied.before["mask"]
+    assert not distill(Distillation(images, steps=2, vary=False), Pictures(), Pictures(4), images).views
+    assert not distill(Distillation(inputs, steps=2), model, Net(8), inputs).views
+    with pytest.raises(OptionError, match="needs images"):
+        distill(Distillation(inputs, vary=True), model, Net(8), inputs)
+
+
+def test_loaders_are_read_as_far_as_needed(model: nn.Module, inputs: Tensor) -> None:
+    batches = ((part, torch.zeros(len(part))) for part in inputs.split(16))
+
+    assert distill(Distillation(batches, steps=2, samples=40), model, Net(8), inputs).samples == 40
+    parts = list(inputs.split(16))
+    held = 2 * parts[0].nbytes
+    assert distill(Distillation(parts, steps=2, memory=held), model, Net(8), inputs).samples == 32
+
+
+def test_a_run_that_diverges_keeps_the_weights_that_it_began_with(model: nn.Module, inputs: Tensor) -> None:
+    student = Net(8)
+    before = bits(student)
+    facts = distill(Distillation(inputs, steps=50, lr=1e30), model, student, inputs)
+
+    assert bits(student) == before
+    assert facts.kept == 0
+    assert facts.after == facts.before
+    assert facts.stopped
+
+
+def test_it_ends_early_without_improvements(model: nn.Module, inputs: Tensor) -> None:
+    facts = distill(Distillation(inputs, steps=40, patience=3), model, copy.deepcopy(model), inputs)
+
+    assert (facts.kept, facts.taken) == (0, 6)
+    assert facts.stopped == "3 measurements in a row brought no improvement"
+
+
+def test_minutes_become_steps_that_can_be_repeated(model: nn.Module, inputs: Tensor) -> None:
+    timed, again = Net(8), Net(8)
+    again.load_state_dict(timed.state_dict())
+    facts = distill(Distillation(inputs, minutes=0.005), model, timed, inputs)
+    distill(Distillation(inputs, steps=facts.steps), model, again, inputs)
+
+    assert facts.steps >= 1
+    assert bits(timed) == bits(again)
+
+
+def test_a_fixed_batch_is_kept_to(model: nn.Module, inputs: Tensor) -> None:
+    sizes: set[int] = set()
+    student = Net(8).eval()
+    student.register_forward_pre_hook(lambda _, given: sizes.add(len(given[0])))
+    tasks = (ds.Task("near"), ds.Task("far"))
+    recover = Distillation(inputs, steps=3).prepare(Subject(model, tasks, (inputs[:2],)))
+    recover(Student(student, tasks, batch=5))
+
+    assert sizes == {5}
+
+
 @pytest.mark.parametrize("given", [torch.randn(1, 6), torch.randn(8, 5), 3])
-def test_inputs_that_cannot_be_learnt_from_are_refused_before_the_work(
-    model: nn.Module, inputs: Tensor, given: Any
-) -> None:
+def test_inputs_that_cannot_be_learnt_from_are_refused(model: nn.Module, inputs: Tensor, given: Any) -> None:
     with pytest.raises(BatchError):
-        prune(model, inputs, Distillation(given, steps=2))
+        distill(Distillation(given), model, Net(8), inputs)
+
+
+def test_what_cannot_be_trained_is_refused(model: nn.Module, inputs: Tensor) -> None:
+    with torch.inference_mode(), pytest.raises(OptionError, match="outside of it"):
+        distill(Distillation(inputs), model, Net(8), inputs)
+    with pytest.raises(UnsupportedModelError, match="requires_grad_"):
+        distill(Distillation(inputs), model.requires_grad_(False), Net(8), inputs)
+
+
+def test_the_folder_of_another_run_is_refused(model: nn.Module, inputs: Tensor, tmp_path: Path) -> None:
+    def run(dense: nn.Module = model, given: Tensor = inputs, steps: int = 2) -> None:
+        distill(Distillation(given, steps=steps, folder=tmp_path), dense, Net(8), inputs)
+
+    run()
+    with pytest.raises(LoadError, match="belongs to another run: settings is"):
+        run(steps=3)
+    with pytest.raises(LoadError, match="inputs is"):
+        run(given=inputs + 1)
+    with pytest.raises(LoadError, match="dense network is"):
+        run(Net())
+    with pytest.raises(LoadError, match="another pruned network"):
+        run()  # the student's weights are others each time
+    (tmp_path / "distillation.pt").write_text("damaged")
+    with pytest.raises(LoadError, match="is not a checkpoint"):
+        run()
 
 
 # Killed and resumed.
@@ -345,74 +403,46 @@ from pathlib import Path
 
 import torch
 
-import disparse_structured as ds
-from tests.recovery.test_distillation import Net, bits
+from tests.recovery.test_distillation import resumable
 
 torch.set_num_threads(1)
-torch.manual_seed(0)
-model, inputs = Net().eval(), torch.randn(96, 6)
-folder, kill = Path(sys.argv[1]), sys.argv[2] == "kill"
+folder = Path(sys.argv[1])
 
 
 def watch():
     """Ends the process as soon as a state with steps is in the file."""
-    file = folder / "distillation.pt"
     while True:
         time.sleep(0.001)
         try:
-            state = torch.load(file, weights_only=True)["content"]["state"]
+            state = torch.load(folder / "distillation.pt", weights_only=True)["content"]["state"]
         except (OSError, RuntimeError, EOFError):
             continue
         if state["step"]:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-if kill:
-    threading.Thread(target=watch, daemon=True).start()
-recover = ds.recovery.Distillation(inputs, steps=400, patience=None, folder=folder)
-result = ds.prune(model, inputs, macs=0.5, method=ds.DiSparse(), verify=False, recover=recover)
-torch.save(result.model.state_dict(), folder / "result.pt")
+threading.Thread(target=watch, daemon=True).start()
+resumable(folder)
 '''
 
 
+def resumable(folder: Path) -> tuple[dict[str, bytes], RecoveryFacts]:
+    """A run of 400 steps: what becomes of the student, and the facts."""
+    torch.manual_seed(0)
+    dense, student, inputs = Net(), Net(8), torch.randn(96, 6)
+    facts = distill(Distillation(inputs, steps=400, folder=folder), dense, student, inputs)
+    return bits(student), facts
+
+
 def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parents[2]
-
-    def run(folder: Path, how: str) -> int:
-        command = [sys.executable, "-c", SCRIPT, str(folder), how]
-        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, cwd=root, env=environment, check=False).returncode
-
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run(killed, "kill") == -9
+    root, killed = Path(__file__).resolve().parents[2], tmp_path / "killed"
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SCRIPT, str(killed)]
+    assert subprocess.run(command, cwd=root, env=environment, check=False).returncode == -signal.SIGKILL
     state = torch.load(killed / "distillation.pt", weights_only=True)["content"]["state"]
     assert 0 < state["step"] < 400
     assert not state["finished"]
-    assert run(killed, "go on") == 0
 
-    torch.manual_seed(0)
-    model, inputs = Net().eval(), torch.randn(96, 6)
-    recover = Distillation(inputs, steps=400, patience=None, folder=whole)
-    result = prune(model, inputs, recover)
-    found = torch.load(killed / "result.pt", weights_only=True)
-    assert {name: value.numpy().tobytes() for name, value in found.items()} == bits(result.model)
-
-    again = prune(model, inputs, recover)  # a finished run is not trained again
-    assert bits(again.model) == bits(result.model)
-    assert again.report.to_json() == result.report.to_json()
-
-
-def test_the_folder_of_another_run_is_refused(model: nn.Module, inputs: Tensor, tmp_path: Path) -> None:
-    prune(model, inputs, Distillation(inputs, steps=2, folder=tmp_path))
-
-    with pytest.raises(LoadError, match="belongs to another run: settings is"):
-        prune(model, inputs, Distillation(inputs, steps=3, folder=tmp_path))
-    with pytest.raises(LoadError, match="inputs is"):
-        prune(model, inputs, Distillation(inputs + 1, steps=2, folder=tmp_path))
-    with pytest.raises(LoadError, match="dense network is"):
-        prune(Net().eval(), inputs, Distillation(inputs, steps=2, folder=tmp_path))
-    with pytest.raises(LoadError, match="another pruned network"):
-        prune(model, inputs, Distillation(inputs, steps=2, folder=tmp_path), macs=0.7)
-    (tmp_path / "distillation.pt").write_text("damaged")
-    with pytest.raises(LoadError, match="is not a checkpoint"):
-        prune(model, inputs, Distillation(inputs, steps=2, folder=tmp_path))
+    whole = resumable(tmp_path / "whole")
+    assert resumable(killed) == whole
+    assert resumable(killed) == whole  # a finished run is not trained again
