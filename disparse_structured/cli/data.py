@@ -20,8 +20,8 @@ from disparse_structured.cli.options import TENSOR_FILES
 from disparse_structured.cli.usage import UsageError, reason
 from disparse_structured.data.arguments import arguments
 from disparse_structured.data.batches import batches, take, to_device
+from disparse_structured.data.calibration import Marked
 from disparse_structured.data.image_folder import Images, images
-from disparse_structured.pipeline.inputs import Marked
 
 CHECK_SAMPLES = 8
 """How many samples of the first batch an ONNX file is checked on."""
