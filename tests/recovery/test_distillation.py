@@ -201,7 +201,7 @@ def test_a_pruned_graph_is_distilled(model: nn.Module, inputs: Tensor, tmp_path:
         result.report.deviation.final[task] < found for task, found in result.report.deviation.refit.items()
     )
     result.save(tmp_path)
-    assert torch.equal(ds.load(tmp_path, Net)(inputs)["far"], result.model(inputs)["far"])
+    assert torch.equal(ds.load(tmp_path, Net)(inputs[:2])["far"], result.model(inputs[:2])["far"])
 
 
 def test_inputs_by_name_and_shared_ones() -> None:
@@ -353,15 +353,21 @@ def test_minutes_become_steps_that_can_be_repeated(model: nn.Module, inputs: Ten
     assert bits(timed) == bits(again)
 
 
-def test_a_fixed_batch_is_kept_to(model: nn.Module, inputs: Tensor) -> None:
-    sizes: set[int] = set()
-    student = Net(8).eval()
-    student.register_forward_pre_hook(lambda _, given: sizes.add(len(given[0])))
-    tasks = (ds.Task("near"), ds.Task("far"))
-    recover = Distillation(inputs, steps=3).prepare(Subject(model, tasks, (inputs[:2],)))
-    recover(Student(student, tasks, batch=5))
+class Five(Net):
+    """Takes batches of five only."""
 
-    assert sizes == {5}
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        assert len(x) == 5
+        return super().forward(x)
+
+
+def test_a_fixed_batch_is_kept_to(model: nn.Module, inputs: Tensor) -> None:
+    tasks = (ds.Task("near"), ds.Task("far"))
+    recover = Distillation(inputs, steps=20).prepare(Subject(model, tasks, (inputs[:2],)))
+
+    assert recover(Student(Five(8).eval(), tasks, batch=5)).taken == 20
+    with pytest.raises(BatchError, match="takes batches of 50 only"):
+        recover(Student(Five(8).eval(), tasks, batch=50))
 
 
 @pytest.mark.parametrize("given", [torch.randn(1, 6), torch.randn(8, 5), 3])
