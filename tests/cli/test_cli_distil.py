@@ -23,7 +23,7 @@ def test_the_result_is_distilled_and_the_report_says_so(
 
     report = json.loads(capsys.readouterr().out)["report"]
     assert report["recovery"]["steps"] == 30
-    assert report["deviation"]["refit"].keys() == report["deviation"]["final"].keys() == {"near", "aux.far"}
+    assert report["deviation"]["refit"].keys() == report["deviation"]["final"].keys() == {"near", "aux"}
     names = {path.name for path in (tiny / "out").iterdir()}
     assert names == {"plan.json", "weights.safetensors", "report.json", "settings.toml", "report.html"}
     assert "distilled" in (tiny / "out" / "report.html").read_text(encoding="utf-8")
