@@ -68,7 +68,7 @@ CALIBRATION = 64
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
-    "not varied": {"vary": False},
+    "varied": {"vary": True},
     "lr 0.003": {"lr": 0.003},
     "lr 0.03": {"lr": 0.03},
 }
