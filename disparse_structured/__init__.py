@@ -53,7 +53,9 @@ _HOMES = {
 }
 """Where each public name lives: a module, or a module and a name in it."""
 
-_PACKAGES = ("adapters", "data", "export", "latency", "pipeline", "regimes", "relatedness", "training")
+_PACKAGES = (
+    "adapters", "data", "export", "latency", "pipeline", "recovery", "regimes", "relatedness", "training"
+)  # fmt: skip
 """Packages whose names are public too, as in ``ds.data.images``."""
 
 __all__ = [

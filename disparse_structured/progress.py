@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 INTERVAL = 10.0
 """Minimum seconds between two plain lines."""
@@ -46,23 +47,38 @@ def step(text: str, wanted: bool = True) -> Iterator[None]:
     yield
 
 
+class Advance(Protocol):
+    """A function to call after each step."""
+
+    def __call__(self, note: str = "") -> None:
+        """One more step is done; ``note`` is shown beside the number of steps."""
+
+
 @contextmanager
-def advancing(title: str, total: int | None, wanted: bool = True) -> Iterator[Callable[[], None]]:
-    """Yields a function to call after each of ``total`` steps (None: unknown); silent unless ``wanted``."""
+def advancing(title: str, total: int | None, wanted: bool = True, *, done: int = 0) -> Iterator[Advance]:
+    """Yields a function to call after each of ``total`` steps (None: unknown); silent unless ``wanted``.
+
+    ``done`` steps were taken before.
+    """
     if wanted and sys.stderr.isatty():
         from rich.console import Console
+        from rich.markup import escape
         from rich.progress import Progress
 
         with Progress(console=Console(stderr=True), transient=True) as shown:
-            task = shown.add_task(title, total=total)
-            yield lambda: shown.advance(task)
-        return
-    done = 0
+            task = shown.add_task(title, total=total, completed=done)
 
-    def advance() -> None:
+            def show(note: str = "") -> None:
+                shown.update(task, advance=1, description=escape(f"{title}  {note}" if note else title))
+
+            yield show
+        return
+
+    def advance(note: str = "") -> None:
         nonlocal done
         done += 1
         if wanted:
-            line(f"{title}: {done}" + ("" if total is None else f" of {total}"))
+            of = "" if total is None else f" of {total}"
+            line(f"{title}: {done}{of}" + (f"  {note}" if note else ""))
 
     yield advance

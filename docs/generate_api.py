@@ -21,6 +21,7 @@ PAGES: dict[str, tuple[str, ...]] = {
         "quantize",
         "task_latencies",
     ),
+    "disparse_structured.recovery": ("Distillation", "Recovery", "Subject", "Student"),
     "disparse_structured.regimes": (),
     "disparse_structured.relatedness": ("relate", "Relatedness"),
     "disparse_structured.surgery.extraction": ("extract", "Extracted"),

@@ -37,15 +37,15 @@ def check(arguments: argparse.Namespace) -> None:
         check_spec(arguments.validation, "--validation")
 
 
-def check_data(spec: str) -> None:
+def check_data(spec: str, option: str = "--data") -> None:
     """Raises :class:`UsageError` unless ``spec`` is an existing file of tensors, or may name an object."""
     path = Path(spec)
     if path.suffix in TENSOR_FILES:
         if not path.is_file():
-            raise UsageError(f"--data {spec!r}: there is no such file in {str(Path.cwd())!r}.")
+            raise UsageError(f"{option} {spec!r}: there is no such file in {str(Path.cwd())!r}.")
         return
     if ":" in spec:
-        check_spec(spec, "--data")
+        check_spec(spec, option)
         return
     if path.is_dir():
         found = "is a folder"
@@ -54,9 +54,9 @@ def check_data(spec: str) -> None:
     else:
         found = "is neither a file nor package.module:name"
     raise UsageError(
-        f"--data {spec!r} {found}. Give a file with a tensor [N, ...] ({', '.join(TENSOR_FILES)}), or a "
+        f"{option} {spec!r} {found}. Give a file with a tensor [N, ...] ({', '.join(TENSOR_FILES)}), or a "
         "function that returns batches (package.module:name or path/to/file.py:name). `disparse prune` takes "
-        "folders of pictures as --images."
+        "folders of pictures as --images and --distil."
     )
 
 
@@ -69,7 +69,8 @@ def check_images(arguments: argparse.Namespace) -> None:
     """
     if arguments.images is None:
         given = [name for name in PICTURES if getattr(arguments, name) is not None]
-        if given:
+        distilled = getattr(arguments, "distil", None) is not None and Path(arguments.distil).is_dir()
+        if given and not distilled:
             raise UsageError(f"--{given[0]} belongs to --images. Give both, or leave it out.")
         return
     require("images", "PIL")
@@ -85,6 +86,22 @@ def check_images(arguments: argparse.Namespace) -> None:
             f"--images {arguments.images!r} is a pattern. Name the folder alone; all pictures in it are used."
         )
     raise UsageError(f"--images {arguments.images!r}: there is no such folder in {str(Path.cwd())!r}.")
+
+
+def _check_distillation(arguments: argparse.Namespace) -> None:
+    for name in ("distil_minutes", "distil_steps"):
+        if arguments.distil is None and getattr(arguments, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} belongs to --distil. Give both, or leave it out.")
+    if arguments.distil_minutes is not None and arguments.distil_steps is not None:
+        raise UsageError(
+            "--distil-minutes and --distil-steps both say how long to distill. Leave one of them out."
+        )
+    if arguments.distil is None:
+        return
+    if Path(arguments.distil).is_dir():
+        require("images", "PIL")
+    else:
+        check_data(arguments.distil, "--distil")
 
 
 def _check_prune(arguments: argparse.Namespace) -> None:
@@ -123,6 +140,7 @@ def _check_prune(arguments: argparse.Namespace) -> None:
             f"--priority implies --arbiter priority, not --arbiter {arguments.arbiter}. "
             "Leave one of them out."
         )
+    _check_distillation(arguments)
     _check_delivery(arguments)
     if arguments.int8_tolerance and not arguments.int8:
         raise UsageError("--int8-tolerance belongs to --int8. Give both, or leave it out.")

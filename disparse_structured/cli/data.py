@@ -20,8 +20,8 @@ from disparse_structured.cli.options import TENSOR_FILES
 from disparse_structured.cli.usage import UsageError, reason
 from disparse_structured.data.arguments import arguments
 from disparse_structured.data.batches import batches, take, to_device
+from disparse_structured.data.calibration import Marked
 from disparse_structured.data.image_folder import Images, images
-from disparse_structured.pipeline.inputs import Marked
 
 CHECK_SAMPLES = 8
 """How many samples of the first batch an ONNX file is checked on."""
@@ -37,11 +37,11 @@ def load_data(spec: str, option: str = "--data") -> Any:
         UsageError: the file or loader cannot be read, or holds something else.
     """
     path = Path(spec)
-    return _batch(path) if path.suffix in TENSOR_FILES else _loader(spec, option)
+    return _batch(path, option) if path.suffix in TENSOR_FILES else _loader(spec, option)
 
 
-def load_images(arguments: argparse.Namespace, model: nn.Module | None) -> Images:
-    """The pictures of ``--images``. What the options do not state is taken from ``model``.
+def load_images(arguments: argparse.Namespace, model: nn.Module | None, folder: str | None = None) -> Images:
+    """The pictures of ``--images``, or of ``folder``. What the options do not state is taken from ``model``.
 
     Raises:
         DataError: there is nothing to read.
@@ -49,7 +49,7 @@ def load_images(arguments: argparse.Namespace, model: nn.Module | None) -> Image
     """
     steps = {name: getattr(arguments, name) for name in ("resize", "crop", "interpolation", "frames")}
     return images(
-        arguments.images,
+        folder or arguments.images,
         arguments.size,
         arguments.mean,
         arguments.std,
@@ -125,12 +125,12 @@ def _loader(spec: str, option: str) -> Any:
     return Batches(lambda: copy.copy(start), option)  # a copy keeps what the others have read
 
 
-def _batch(path: Path) -> Any:
+def _batch(path: Path, option: str) -> Any:
     try:
         content = _read(path)
     except Exception as error:  # NumPy, zip, pickle, safetensors and the file system share no base class
         raise UsageError(
-            f"--data {str(path)!r} cannot be read ({reason(error)}). "
+            f"{option} {str(path)!r} cannot be read ({reason(error)}). "
             "Give a file that holds numbers only: np.save, torch.save of a tensor, or safetensors."
         ) from error
     tensors = content if isinstance(content, Mapping) else {"": content}
@@ -138,13 +138,13 @@ def _batch(path: Path) -> Any:
     if wrong or not tensors:
         held = f"a value of type {wrong[0]}" if wrong else "nothing"
         raise UsageError(
-            f"--data {str(path)!r} holds {held}. Save one tensor [N, ...], or a dict of tensors named like "
+            f"{option} {str(path)!r} holds {held}. Save one tensor [N, ...], or a dict of tensors named like "
             "the parameters of forward."
         )
     for tensor in tensors.values():
         if tensor.dtype == torch.uint8:
             raise UsageError(
-                f"--data {str(path)!r} holds uint8 {list(tensor.shape)}, images as they are stored. "
+                f"{option} {str(path)!r} holds uint8 {list(tensor.shape)}, images as they are stored. "
                 "Save what the model's forward takes: floating point, resized and normalized."
             )
     return dict(tensors) if len(tensors) > 1 else next(iter(tensors.values()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from disparse_structured.latency import Latency
 from disparse_structured.pipeline import EXAMPLE_SAMPLES
 from disparse_structured.pipeline.latency import latency_budget
 from disparse_structured.pipeline.quantizing import TOLERANCE
+from disparse_structured.recovery import Distillation
+from disparse_structured.recovery.distillation import FILE
 from disparse_structured.structure import Structure
 
 
@@ -43,12 +46,14 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     if limits is None:
         limits = time_limit(arguments, model, structure, screen.progress)
     int8 = _int8(arguments, structure.tasks)
+    recover = _recovery(arguments, model) if arguments.distil else None
     result = ds.prune(
         model,
         data,
         budget=limits,
         method=method,
         refit=refit,
+        recover=recover,
         tolerance=dict(arguments.tolerance) or None,
         structure=structure,
         samples=arguments.samples,
@@ -59,7 +64,22 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     )
     given = Subject(model, structure.task_objects, data)
     entries = {"images": data.facts()} if isinstance(data, Images) else None
-    return deliver(result, given, arguments, screen, entries, int8)
+    outcome = deliver(result, given, arguments, screen, entries, int8)
+    if recover is not None:
+        (arguments.out / FILE).unlink(missing_ok=True)  # nothing is left to resume
+    return outcome
+
+
+def _recovery(arguments: argparse.Namespace, model: nn.Module) -> Distillation:
+    folder = Path(arguments.distil).is_dir()
+    return Distillation(
+        load_images(arguments, model, arguments.distil)
+        if folder
+        else load_data(arguments.distil, "--distil"),
+        steps=arguments.distil_steps,
+        minutes=arguments.distil_minutes,
+        folder=arguments.out,
+    )
 
 
 def _int8(arguments: argparse.Namespace, tasks: tuple[str, ...]) -> Mapping[str, float] | None:

@@ -18,7 +18,7 @@ def add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
         "prune",
         usage="[SETTINGS.toml] --model FACTORY (--data DATA | --images FOLDER)\n"
         "                      (--macs N | --parameters N | --latency TIME) --out DIR [options]",
-        help="make a model smaller, without training",
+        help="make a model smaller, without labels",
         description="Prune a model to a budget. A few dozen inputs are enough; the default method needs no\n"
         f"labels. Writes {options.FILES}.",
         epilog="example:\n  disparse prune --model net.py:build --weights dense.safetensors "
@@ -101,5 +101,6 @@ def _add_method(method: options.Group) -> None:
         metavar="NAME",
         help=f"how the remaining weights are refit: {', '.join(names.REFITS)} (default: least-squares)",
     )
+    options.add_distillation(method)
     options.add_structure(method)
     options.add_seed(method)

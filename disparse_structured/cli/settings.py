@@ -24,7 +24,11 @@ COMMANDS = ("prune", "train")
 _ELSEWHERE = ("help", "json", "quiet", "save_settings")
 """Options that do not change the result: they are given on the command line only."""
 
-_INSTEAD = (frozenset({"macs", "parameters", "latency"}), frozenset({"data", "images"}))
+_INSTEAD = (
+    frozenset({"macs", "parameters", "latency"}),
+    frozenset({"data", "images"}),
+    frozenset({"distil-minutes", "distil-steps"}),
+)
 """Within each set, an option on the command line replaces the others in the file."""
 
 

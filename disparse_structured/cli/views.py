@@ -26,6 +26,7 @@ from disparse_structured.report.pruning import (
     VerificationFacts,
 )
 from disparse_structured.report.quantization import LayerFact, QuantizationFacts, TaskDeviation
+from disparse_structured.report.recovery import RecoveryFacts
 from disparse_structured.report.refit import LayerFacts, RefitFacts, SkippedLayer
 from disparse_structured.report.speed import SpeedFacts, StairFacts
 from disparse_structured.structure import Pin, RatioConstraint, UnusedModule
@@ -68,9 +69,16 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
             for name, part in (("layers", LayerFacts), ("skipped", SkippedLayer)):
                 refit[name] = tuple(part(**entry) for entry in refit[name])
             facts["refit"] = RefitFacts(**refit)
+        if facts["recovery"] is not None:
+            facts["recovery"] = _recovery(facts["recovery"])
         return PruningReport(**facts)
     except (AttributeError, KeyError, TypeError) as error:
         raise LoadError(_other_release(place, error)) from None
+
+
+def _recovery(document: Mapping[str, Any]) -> RecoveryFacts:
+    course = {task: tuple(found) for task, found in document["course"].items()}
+    return RecoveryFacts(**{**document, "looks": tuple(document["looks"]), "course": course})
 
 
 def _stair(document: Mapping[str, Any]) -> StairFacts:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
 
 from disparse_structured.checks import check_callable, shown
 from disparse_structured.data.call import Batched, Keywords, bound, call, joined, split
@@ -16,6 +19,9 @@ from disparse_structured.errors import BatchError, DisparseError
 
 ToInputs = Callable[[Any], "tuple[Any, ...] | Mapping[str, Any]"]
 """A user's function from a batch to the arguments of ``forward``: a tuple, or a dict by name."""
+
+UNSIZED = 4096
+"""Examples that are read of data without a length, unless ``samples`` says how many."""
 
 SCORED_TOGETHER = 32
 """Examples of a tensor that are scored as one batch."""
@@ -175,6 +181,98 @@ def tensor_batches(data: Tensor, limit: int | None = None) -> tuple[Tensor, ...]
             "Pass [N, ...], a few dozen examples."
         )
     return tuple(torch.split(data[:limit], SCORED_TOGETHER))
+
+
+def readable(data: Any, samples: int | None = None) -> Iterable[Any]:
+    """``data`` as batches that can be read again and again, until there are ``samples`` examples.
+
+    Raises:
+        BatchError: it is neither a tensor with examples, nor one batch, nor something that yields batches.
+            While it is read: it has no length, nor ``samples``, and more than :data:`UNSIZED` examples.
+    """
+    if isinstance(data, Tensor):
+        return tensor_batches(data, samples)
+    if isinstance(data, Mapping | tuple):
+        return [data]
+    if not isinstance(data, Iterable):
+        raise BatchError(f"data must be a tensor [N, ...], a loader or a list of batches, got {shown(data)}.")
+    if isinstance(data, Iterator):
+        data = _Kept(data)
+    if samples is not None:
+        return _First(data, samples)
+    return data if _sized(data) else _Unsized(data)
+
+
+def count(data: Iterable[Any]) -> int | None:
+    """About how many examples ``data`` holds; None if that takes reading it."""
+    if isinstance(data, list | tuple):
+        return sum(batch_size((batch,)) for batch in data)
+    if isinstance(data, DataLoader) and data.batch_size is not None and _sized(data):
+        return len(data) * data.batch_size
+    return None
+
+
+def _sized(data: Iterable[Any]) -> bool:
+    try:
+        len(data)  # type: ignore[arg-type]  # TypeError is the answer of what has no length
+    except TypeError:
+        return False
+    return True
+
+
+class _Kept:
+    """The batches of an iterator, which is read no further than needed; what was read is kept."""
+
+    def __init__(self, data: Iterator[Any]) -> None:
+        self._left = data
+        self._read: list[Any] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        for number in itertools.count():
+            if number == len(self._read):
+                try:
+                    self._read.append(next(self._left))
+                except StopIteration:
+                    return
+            yield self._read[number]
+
+
+@dataclass(frozen=True)
+class _Unsized:
+    """Batches of which nobody knows whether they end: more than :data:`UNSIZED` examples are refused."""
+
+    data: Iterable[Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        read = 0
+        for batch in self.data:
+            if read >= UNSIZED:
+                raise BatchError(
+                    f"the data has no length, and after {read} examples it has not ended. Pass samples=, the "
+                    "number of examples to read, or a loader with a length."
+                )
+            yield batch
+            read += batch_size((batch,))
+
+
+@dataclass(frozen=True)
+class _First:
+    """The first batches of ``data``, until there are ``samples`` examples."""
+
+    data: Iterable[Any]
+    samples: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return _first(iter(self.data), self.samples)
+
+
+def _first(data: Iterator[Any], samples: int) -> Iterator[Any]:
+    read = 0
+    for batch in data:
+        yield batch
+        read += batch_size((batch,))
+        if read >= samples:
+            return
 
 
 def batches(loader: Iterable[Any]) -> Iterator[Any]:

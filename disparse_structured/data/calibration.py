@@ -23,6 +23,14 @@ ENOUGH = 16
 """From this many examples on, some are held out to measure the result."""
 
 
+Marked = Callable[[tuple[Any, ...]], tuple[Any, ...]]
+"""Marks in the arguments of ``forward`` which tensors have a batch dimension."""
+
+
+def _unmarked(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return inputs
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Examples in chunks of equal size, each the arguments of one forward pass.
@@ -54,7 +62,7 @@ class Calibration:
         to_inputs: ToInputs | None = None,
         *,
         limit: int | None = None,
-        marked: Callable[[tuple[Any, ...]], tuple[Any, ...]] = lambda inputs: inputs,
+        marked: Marked = _unmarked,
     ) -> Calibration:
         """The first ``limit`` examples of ``data``, which is read once and no further than needed.
 
@@ -73,18 +81,8 @@ class Calibration:
             BatchError: fewer than two examples, batches whose examples differ in shape, NaN or infinite
                 values in them, or a batch that does not fit ``forward``.
         """
-        floating = next((p for p in model.parameters() if p.is_floating_point()), None)
-        device, dtype = (floating.device, floating.dtype) if floating is not None else ("cpu", None)
-        read: list[tuple[Any, ...]] = []
-        samples = 0
-        for batch in batches(data):
-            given = to_device(arguments(model, batch, to_inputs), device, dtype)
-            read.append(marked_like(given, read[0]) if read else marked(given))
-            samples += batch_size(read[-1])
-            if limit is not None and samples >= limit:
-                break
-        groups = _joined(read)
-        _check_finite(model, groups)
+        groups = gathered(model, data, to_inputs, limit=limit, marked=marked)
+        samples = sum(map(batch_size, groups))
         samples = samples if limit is None else min(samples, limit)
         if samples < 2:
             raise BatchError(
@@ -105,6 +103,39 @@ class Calibration:
             tuple(chunk for number, chunk in enumerate(cut) if number not in aside),
             tuple(chunk for number, chunk in enumerate(cut) if number in aside),
         )
+
+
+def gathered(
+    model: nn.Module,
+    data: Iterable[Any],
+    to_inputs: ToInputs | None = None,
+    *,
+    limit: int | None = None,
+    memory: int | None = None,
+    marked: Marked = _unmarked,
+) -> list[tuple[Any, ...]]:
+    """Examples of ``data``, on the model's device and in its floating-point type; batches are joined.
+
+    Reading ends with the batch in which there are ``limit`` examples, or ``memory`` bytes. There is one group
+    of examples for each set of inputs that all examples of a batch share; usually there is one group.
+
+    Raises:
+        BatchError: as :meth:`Calibration.of`.
+    """
+    floating = next((p for p in model.parameters() if p.is_floating_point()), None)
+    device, dtype = (floating.device, floating.dtype) if floating is not None else ("cpu", None)
+    read: list[tuple[Any, ...]] = []
+    samples = held = 0
+    for batch in batches(data):
+        given = to_device(arguments(model, batch, to_inputs), device, dtype)
+        read.append(marked_like(given, read[0]) if read else marked(given))
+        samples += batch_size(read[-1])
+        held += sum(leaf.nbytes for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor))
+        if (limit is not None and samples >= limit) or (memory is not None and held >= memory):
+            break
+    groups = _joined(read)
+    _check_finite(model, groups)
+    return groups
 
 
 def _cut(groups: Sequence[tuple[Any, ...]], samples: int) -> tuple[list[tuple[Any, ...]], int]:

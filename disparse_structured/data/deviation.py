@@ -21,6 +21,12 @@ _NOTHING = 1e-6
 
 _SHOWN = 3
 
+Weights = dict[tuple[int, int | None], Tensor]
+"""By the number of a tensor and a dimension (None: none), a number for each index of that dimension."""
+
+View = dict[tuple[int, int | None], Tensor]
+"""Likewise, three rows: the squared differences, the squared wanted values, and how many there are."""
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -65,7 +71,7 @@ class Movement:
     """
 
     def __init__(self) -> None:
-        self._views: tuple[dict[tuple[int, int | None], Tensor], ...] = ({}, {})
+        self._views: tuple[View, View] = ({}, {})
 
     @property
     def compared(self) -> bool:
@@ -82,6 +88,22 @@ class Movement:
         """The squared deviation of the whole; with columns of several sizes, its mean over the sizes."""
         moved = [part.deviation for part in self._parts()] or [self._whole()]
         return sum(each**2 for each in moved) / len(moved)
+
+    @property
+    def weights(self) -> Weights:
+        """What a squared difference in each column counts for in :attr:`damage`, by tensor and dimension."""
+        parts = [(view, part) for view in self._views for part in _alike(view)]
+        if not parts:
+            whole = sum(float(sums[1].sum()) for sums in self._views[0].values()) or 1.0
+            return {key: torch.full_like(sums[1], 1 / whole) for key, sums in self._views[0].items()}
+        found: Weights = {}
+        for view, part in parts:
+            size = torch.cat(list(view.values()), 1)[1]
+            weight = torch.zeros_like(size)
+            weight[part] = 1 / (len(parts) * size[part].sum())
+            for key, each in zip(view, weight.split([sums.shape[1] for sums in view.values()]), strict=True):
+                found[key] = found[key] + each if key in found else each
+        return found
 
     def add(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
         """Add the difference between one chunk's tensors and the wanted ones, where those are finite."""
@@ -112,6 +134,27 @@ class Movement:
             view[number, dim] = _padded(before, columns) + _padded(sums, columns)
 
 
+def damage(found: Sequence[Tensor], wanted: Sequence[Tensor], weights: Weights) -> Tensor:
+    """How far one batch's tensors are from the wanted ones, as a scalar with a gradient.
+
+    With the ``weights`` of a movement to which all batches were added, the sum over all batches is what that
+    movement calls damage. Values count where those that are wanted are finite.
+
+    >>> moved = Movement()
+    >>> wanted = [torch.tensor([[3.0, 4.0]])]
+    >>> moved.add(wanted, wanted)
+    >>> damage([torch.tensor([[3.0, 3.0]])], wanted, moved.weights)
+    tensor(0.0400)
+    """
+    total = torch.zeros(())
+    for (number, dim), weight in weights.items():
+        wide = torch.promote_types(wanted[number].dtype, torch.float32)
+        expected = wanted[number].to(wide)
+        off = torch.where(expected.isfinite(), found[number].to(wide) - expected, 0).abs().square()
+        total = total.to(off) + _sums(off, dim) @ weight.to(off)
+    return total
+
+
 def has_several_sizes(tensors: Sequence[Tensor]) -> bool:
     """Check whether a task's output has columns of several sizes."""
     movement = Movement()
@@ -127,12 +170,11 @@ def _padded(sums: Tensor, columns: int) -> Tensor:
     return torch.nn.functional.pad(sums, (0, columns - sums.shape[1]))
 
 
-def _by_size(view: dict[tuple[int, int | None], Tensor]) -> Iterator[Columns]:
-    """The columns of each size, the largest first; none if all are of one size."""
-    owners = [(*key, column) for key, sums in view.items() for column in range(sums.shape[1])]
-    if not owners:
-        return
-    off, size, count = torch.cat(list(view.values()), 1)
+def _alike(view: View) -> list[Tensor]:
+    """Which columns are of one size, the largest first, as positions; none if all are."""
+    if not view:
+        return []
+    _, size, count = torch.cat(list(view.values()), 1)
     sizes = (size / count.clamp_min(1)).sqrt()
     order = sizes.argsort(descending=True, stable=True)
     order = order[sizes[order] > _NOTHING * sizes.max()]
@@ -141,9 +183,16 @@ def _by_size(view: dict[tuple[int, int | None], Tensor]) -> Iterator[Columns]:
         alike = sizes[order] >= _ALIKE * sizes[order[0]]
         parts.append(order[alike])
         order = order[~alike]
-    for part in parts if len(parts) > 1 else []:
-        moved = _relative(float(off[part].sum()), float(size[part].sum()))
-        yield Columns(_place([owners[each] for each in sorted(part.tolist())], several=len(view) > 1), moved)
+    return parts if len(parts) > 1 else []
+
+
+def _by_size(view: View) -> Iterator[Columns]:
+    """The columns of each size, the largest first; none if all are of one size."""
+    owners = [(*key, column) for key, sums in view.items() for column in range(sums.shape[1])]
+    for part in _alike(view):
+        off, size, _ = torch.cat(list(view.values()), 1)[:, part].sum(1).tolist()
+        place = _place([owners[each] for each in sorted(part.tolist())], several=len(view) > 1)
+        yield Columns(place, _relative(off, size))
 
 
 def _relative(off: float, size: float) -> float:

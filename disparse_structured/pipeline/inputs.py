@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
-from disparse_structured.checks import check_counts, shown
+from disparse_structured.checks import check_counts
 from disparse_structured.data.arguments import arguments
 from disparse_structured.data.batches import (
     ToInputs,
     as_they_are,
-    batch_size,
     batches,
+    count,
+    readable,
     take,
-    tensor_batches,
     to_device,
 )
-from disparse_structured.data.calibration import CHUNK, Calibration
+from disparse_structured.data.calibration import CHUNK, Calibration, Marked
 from disparse_structured.data.call import marked_like
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import BatchError, OptionError
@@ -33,12 +32,6 @@ SAMPLES = 64
 
 EXAMPLE_SAMPLES = 2
 """How many examples the example inputs hold: structure and verification need no more."""
-
-UNSIZED = 4096
-"""Examples that are read of data without a length, unless ``samples`` says how many."""
-
-Marked = Callable[[tuple[Any, ...]], tuple[Any, ...]]
-"""Marks in the arguments of ``forward`` which tensors have a batch dimension."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,111 +80,25 @@ class Data:
         Raises:
             OptionError: ``samples`` is below 1, or below 2 where something is fitted.
             BatchError: there are no batches, the model refuses them, or they cannot be fitted on. It is also
-                raised, once a method has read :data:`UNSIZED` examples, for data without a length.
+                raised for data without a length, once a method has read
+                :data:`~disparse_structured.data.batches.UNSIZED` examples.
         """
         if isinstance(data, Calibration):
             first = marked(data.chunks[0])
             chunks, checks = (
                 tuple(marked_like(chunk, first) for chunk in found) for found in (data.chunks, data.checks)
             )
-            return cls(chunks, Calibration(chunks, checks), as_they_are, _count(chunks))
+            return cls(chunks, Calibration(chunks, checks), as_they_are, count(chunks))
         least = 2 if fits else 1
         if samples is not None:
             check_counts(0, samples=samples)
         if samples is not None and samples < least:
             why = f", better {SAMPLES}. Half of the inputs are held out to validate the fit" if fits else ""
             raise OptionError(f"samples={samples} is too few: use at least {least}{why}.")
-        readable = _batches(data, samples)
+        read = readable(data, samples)
         with Isolation(seed, device_of(model)):
-            calibration = _calibration(model, readable, to_inputs, samples or SAMPLES, fits, marked)
-        return cls(readable, calibration, to_inputs, samples or _count(readable))
-
-
-def _batches(data: Any, samples: int | None) -> Iterable[Any]:
-    """``data`` as batches that can be read again and again."""
-    if isinstance(data, torch.Tensor):
-        return tensor_batches(data, samples)
-    if isinstance(data, Mapping | tuple):
-        return [data]
-    if not isinstance(data, Iterable):
-        raise BatchError(f"data must be a tensor [N, ...], a loader or a list of batches, got {shown(data)}.")
-    if isinstance(data, Iterator):
-        data = _Kept(data)
-    if samples is not None:
-        return _First(data, samples)
-    return data if _sized(data) else _Unsized(data)
-
-
-def _count(data: Iterable[Any]) -> int | None:
-    """About how many examples ``data`` holds; None if that takes reading it."""
-    if isinstance(data, list | tuple):
-        return sum(batch_size((batch,)) for batch in data)
-    if isinstance(data, DataLoader) and data.batch_size is not None and _sized(data):
-        return len(data) * data.batch_size
-    return None
-
-
-def _sized(data: Iterable[Any]) -> bool:
-    try:
-        len(data)  # type: ignore[arg-type]  # TypeError is the answer of what has no length
-    except TypeError:
-        return False
-    return True
-
-
-class _Kept:
-    """The batches of an iterator, which is read no further than needed; what was read is kept."""
-
-    def __init__(self, data: Iterator[Any]) -> None:
-        self._left = data
-        self._read: list[Any] = []
-
-    def __iter__(self) -> Iterator[Any]:
-        for number in itertools.count():
-            if number == len(self._read):
-                try:
-                    self._read.append(next(self._left))
-                except StopIteration:
-                    return
-            yield self._read[number]
-
-
-@dataclass(frozen=True)
-class _Unsized:
-    """Batches of which nobody knows whether they end: more than :data:`UNSIZED` examples are refused."""
-
-    data: Iterable[Any]
-
-    def __iter__(self) -> Iterator[Any]:
-        read = 0
-        for batch in self.data:
-            if read >= UNSIZED:
-                raise BatchError(
-                    f"the data has no length, and after {read} examples it has not ended. Pass samples=, the "
-                    "number of examples to read, or a loader with a length."
-                )
-            yield batch
-            read += batch_size((batch,))
-
-
-@dataclass(frozen=True)
-class _First:
-    """The first batches of ``data``, until there are ``samples`` examples."""
-
-    data: Iterable[Any]
-    samples: int
-
-    def __iter__(self) -> Iterator[Any]:
-        return _first(iter(self.data), self.samples)
-
-
-def _first(data: Iterator[Any], samples: int) -> Iterator[Any]:
-    read = 0
-    for batch in data:
-        yield batch
-        read += batch_size((batch,))
-        if read >= samples:
-            return
+            calibration = _calibration(model, read, to_inputs, samples or SAMPLES, fits, marked)
+        return cls(read, calibration, to_inputs, samples or count(read))
 
 
 def _calibration(

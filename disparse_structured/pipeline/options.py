@@ -31,6 +31,16 @@ def check_refit(refit: object) -> None:
         )
 
 
+def check_recover(recover: object) -> None:
+    """Raises :class:`OptionError` unless ``recover`` is None or a recovery."""
+    check_not_class("recover", recover)
+    if recover is not None and not callable(getattr(recover, "prepare", None)):
+        raise OptionError(
+            f"recover must be a recovery such as recovery.Distillation(images), got {shown(recover)}. "
+            "Leave it out to train nothing."
+        )
+
+
 def check_method(method: object) -> None:
     """Raises :class:`OptionError` unless ``method`` is an object that can decide."""
     check_not_class("method", method)

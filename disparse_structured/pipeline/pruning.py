@@ -27,15 +27,20 @@ from disparse_structured.pipeline.method import Method, Problem
 from disparse_structured.pipeline.options import (
     check_given_structure,
     check_method,
+    check_recover,
     check_refit,
     check_runtime,
     the_budget,
 )
+from disparse_structured.pipeline.recovering import recovered
 from disparse_structured.pipeline.refitting import Execution, Outcome
 from disparse_structured.pipeline.result import PruningResult
 from disparse_structured.pipeline.tolerance import check_limits, within_limits
 from disparse_structured.progress import announce, step
+from disparse_structured.recovery import Recover, Recovery, Subject
+from disparse_structured.recovery.examples import check_shapes
 from disparse_structured.refit import LeastSquares, RefitMethod
+from disparse_structured.report.recovery import RecoveryFacts
 from disparse_structured.scoring import Saliency
 from disparse_structured.structure import Structure, UnusedModule, analyse
 from disparse_structured.surgery.unused import without_unused
@@ -58,6 +63,7 @@ def prune(
     runtime: Runtime | None = None,
     method: Method = _COMPENSATED,
     refit: RefitMethod | None = _LEAST_SQUARES,
+    recover: Recovery | None = None,
     tolerance: Mapping[str, float] | None = None,
     to_inputs: ToInputs | None = None,
     structure: Structure | None = None,
@@ -72,7 +78,7 @@ def prune(
 
     A few dozen unlabeled inputs are enough: by default every entry of the model's output is a task, units are
     chosen by the damage that is left after compensation, and the remaining weights are refit. Nothing is
-    trained. ``model`` is left as it is.
+    trained without ``recover``. ``model`` is left as it is.
 
     >>> import torch, disparse_structured as ds
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2)).eval()
@@ -98,6 +104,8 @@ def prune(
             :class:`~disparse_structured.DiSparse` for one-shot votes, which use the tasks' losses.
         refit: how the remaining weights compensate for what was removed, see
             :mod:`disparse_structured.refit`; None leaves them unchanged.
+        recover: trains the result without labels after the refit, see
+            :class:`~disparse_structured.recovery.Distillation`; by default nothing is trained.
         tolerance: by the name of a task, how far its output may move, relative in the Euclidean norm, as the
             report measures it after the refit; where an output has columns of several sizes, also how far
             those of each size may move. The budget is met with no task over its limit, in up to four tries.
@@ -135,6 +143,7 @@ def prune(
     check_refit(refit)
     check_given_structure(structure, tasks, batched)
     check_seed(seed)
+    check_recover(recover)
     marked = functools.partial(with_batch, model, batched=batched) if structure is None else structure.marked
     fits = refit is not None or _fits(method)
     given = Data.of(model, data, to_inputs, samples=samples, seed=seed, fits=fits, marked=marked)
@@ -175,11 +184,17 @@ def prune(
         )
         return saliency, execute(plan)
 
+    train = (
+        None if recover is None else _prepared(recover, given, model, structure, to_inputs, seed, progress)
+    )
     cost, speed = budget.of, None
     if isinstance(cost, Latency):
         saliency, done, speed, cost = in_time(cost, problem, attempt)
     else:
         saliency, done = attempt(problem)
+    facts: RecoveryFacts | None = None
+    if train is not None:
+        done, facts = recovered(train, done, model, structure, given.calibration, limits)
     return PruningResult.of(
         structure,
         saliency,
@@ -189,7 +204,28 @@ def prune(
         costs=[cost],
         dropped=dropped,
         speed=speed,
+        recovery=facts,
     )
+
+
+def _prepared(
+    recover: Recovery,
+    given: Data,
+    model: nn.Module,
+    structure: Structure,
+    to_inputs: ToInputs | None,
+    seed: int,
+    progress: bool,
+) -> Recover:
+    example = given.example_inputs
+    if structure.form == "graph":  # it takes inputs of this shape only
+        example = structure.example_inputs
+        check_shapes(given.example_inputs, example)
+    aside = given.calibration.checks
+    with step("reading the inputs to distill on", progress):
+        return recover.prepare(
+            Subject(model, structure.task_objects, example, aside, to_inputs, seed, progress)
+        )
 
 
 def _analyse(

@@ -33,6 +33,7 @@ from disparse_structured.report.pruning import (
     TaskFacts,
     VerificationFacts,
 )
+from disparse_structured.report.recovery import RecoveryFacts
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.report.speed import SpeedFacts
 from disparse_structured.scoring import Saliency
@@ -78,10 +79,11 @@ class PruningResult:
         costs: Iterable[Cost] = (),
         dropped: Sequence[UnusedModule] = (),
         speed: SpeedFacts | None = None,
+        recovery: RecoveryFacts | None = None,
     ) -> PruningResult:
         """The result of one run; costs are counted on the pruned model itself, where they can be."""
         report = _report(
-            structure, saliency, applied, deviation, refit, distinct(costs), tuple(dropped), speed
+            structure, saliency, applied, deviation, refit, distinct(costs), tuple(dropped), speed, recovery
         )
         tasks = tasks_of(applied.model, structure.task_objects)
         digest = saving.weights_digest(applied.model)
@@ -239,6 +241,7 @@ def _report(
     costs: Iterable[Cost],
     dropped: tuple[UnusedModule, ...],
     speed: SpeedFacts | None,
+    recovery: RecoveryFacts | None,
 ) -> PruningReport:
     plan, verification = applied.plan, applied.verification
     keep = plan.keep(structure)
@@ -290,6 +293,7 @@ def _report(
         },
         shared_inputs=_shared(applied.model, structure.example_inputs),
         speed=speed,
+        recovery=recovery,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
@@ -25,6 +25,7 @@ class DeviationFacts:
         final: by task, with the weights of the result; equal to ``cut`` where nothing was refit.
         columns: for each task whose output has columns of several sizes, those of one size that are furthest
             from the dense network's with the weights of the result, relative to these columns alone.
+        refit: by task, after the refit, where the result was then trained further; empty otherwise.
     """
 
     samples: int
@@ -32,6 +33,7 @@ class DeviationFacts:
     cut: Mapping[str, float]
     final: Mapping[str, float]
     columns: Mapping[str, Columns] = field(default_factory=dict)
+    refit: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -42,6 +44,11 @@ class DeviationFacts:
         before, after = ({task: moved.whole for task, moved in each.items()} for each in (cut, final))
         return cls(samples, checked, before, after, columns)
 
+    def recovered(self, final: Mapping[str, Deviation]) -> DeviationFacts:
+        """These facts after a recovery, with which the outputs deviate by ``final``."""
+        again = self.of(self.samples, self.checked, final, final)
+        return replace(again, cut=self.cut, refit=self.final)
+
     @property
     def judged(self) -> Mapping[str, float]:
         """By task, the value that a tolerance limits: the larger of ``final`` and that of ``columns``."""
@@ -49,11 +56,15 @@ class DeviationFacts:
         return {task: max(value, own.get(task, value)) for task, value in self.final.items()}
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        refit = self.final != self.cut
-        table = numbers_table("deviation from dense", "as cut", *(["refit"] if refit else []))
-        for task, cut in self.cut.items():
-            values = (cut, self.final.get(task)) if refit else (cut,)
-            table.add_row(Text(task), *map(words.percent, values))
+        stages = {"as cut": self.cut}
+        refit = self.refit or self.final
+        if refit != self.cut:
+            stages["refit"] = refit
+        if self.refit:
+            stages["distilled"] = self.final
+        table = numbers_table("deviation from dense", *stages)
+        for task in self.cut:
+            table.add_row(Text(task), *(words.percent(found.get(task)) for found in stages.values()))
         yield table
         for task, columns in self.columns.items():
             yield columns_line(task, columns)

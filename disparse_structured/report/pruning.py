@@ -17,6 +17,7 @@ from disparse_structured.report import words
 from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.page.notebook import report_html
 from disparse_structured.report.page.run import Run
+from disparse_structured.report.recovery import RecoveryFacts
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.report.schemas import SCHEMA, document_text
 from disparse_structured.report.speed import SpeedFacts
@@ -142,7 +143,8 @@ class PruningReport:
     ``graph_only`` where its exported graph could not shrink more. ``selectors`` says by task what picks its
     part of the dense model's output; None for a callable, which cannot be stored. ``entry_points`` describes
     the arguments of each method that was named as one; None for a function. ``shared_inputs`` are the tensors
-    among ``forward``'s arguments that have no batch dimension. ``speed`` is what a latency budget came to.
+    among ``forward``'s arguments that have no batch dimension. ``speed`` is what a latency budget came to,
+    ``recovery`` what training without labels did after the refit.
     """
 
     model: str
@@ -176,6 +178,7 @@ class PruningReport:
     entry_points: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     shared_inputs: tuple[str, ...] = ()
     speed: SpeedFacts | None = None
+    recovery: RecoveryFacts | None = None
 
     def to_json(self) -> str:
         """Indented JSON with sorted keys, and the version of the layout as ``schema``.
@@ -201,6 +204,8 @@ class PruningReport:
             yield self.deviation
         if self.refit is not None:
             yield self.refit
+        if self.recovery is not None:
+            yield self.recovery
         if self.verification.verified:
             worst = max(self.verification.deviation.values(), default=0.0)
             yield Text(

@@ -98,6 +98,13 @@ def test_the_page_on_int8(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "small").iterdir()} >= {"model.onnx", "model.int8.onnx"}
 
 
+def test_the_page_on_distillation(tmp_path: Path) -> None:
+    names = run("docs/distillation.md")
+
+    assert 0 < names["result"].report.recovery.taken <= 20
+    assert (tmp_path / "run" / "distillation.pt").is_file()
+
+
 def test_the_page_on_torch_pruning() -> None:
     names = run("docs/torch-pruning.md")
 

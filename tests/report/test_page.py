@@ -344,7 +344,7 @@ def test_the_schema_has_every_entry_of_a_report() -> None:
 
 def test_the_schema_has_the_fields_of_the_facts() -> None:
     from disparse_structured.data.deviation import Columns
-    from disparse_structured.report import deviation, facts, pruning, quantization, refit, speed
+    from disparse_structured.report import deviation, facts, pruning, quantization, recovery, refit, speed
     from disparse_structured.structure import Pin, UnusedModule
 
     parts = schema("report")["$defs"]
@@ -356,6 +356,7 @@ def test_the_schema_has_the_fields_of_the_facts() -> None:
         (parts["columns"], Columns),
         (parts["refit"], refit.RefitFacts),
         (parts["refit"]["properties"]["layers"]["items"], refit.LayerFacts),
+        (parts["recovery"], recovery.RecoveryFacts),
         (parts["verification"], pruning.VerificationFacts),
         (parts["pin"], Pin),
         (parts["unused"], UnusedModule),

@@ -108,8 +108,11 @@ def tasks_table(run: Run) -> tuple[list[str], list[list[Cell]]]:
     stages: list[tuple[str, Mapping[str, float | None]]] = []
     if deviation:
         stages.append(("as cut", deviation["cut"]))
-        if deviation["cut"] != deviation["final"]:
-            stages.append(("refit", deviation["final"]))
+        refit = deviation.get("refit") or deviation["final"]
+        if deviation["cut"] != refit:
+            stages.append(("refit", refit))
+        if deviation.get("refit"):
+            stages.append(("distilled", deviation["final"]))
     if quantized and int8.get("path"):
         whole = all(task["int8_from_dense"] is not None for task in quantized.values())
         key, heading = ("int8_from_dense", "INT8") if whole else ("int8", "INT8, from the float file")
@@ -363,6 +366,7 @@ def settings(run: Run) -> list[tuple[str, str]]:
         ),
         *((name, report.get(name)) for name in ("method", "criterion", "arbiter", "ranking")),
         ("refit", (report.get("refit") or {}).get("method")),
+        ("recovery", (report.get("recovery") or {}).get("method")),
         ("ratio", None if report.get("ratio") is None else words.percent(report["ratio"])),
         ("seed", provenance.get("seed")),
         ("samples", report.get("samples")),

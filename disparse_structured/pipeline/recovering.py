@@ -1,0 +1,72 @@
+"""Training without labels after the refit, and how far the outputs are from the dense network's then."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from disparse_structured.data.batches import batch_size, take
+from disparse_structured.data.calibration import Calibration
+from disparse_structured.data.call import call
+from disparse_structured.data.deviation import Deviation, Movement
+from disparse_structured.data.modes import eval_mode
+from disparse_structured.graph.side_effects import undone
+from disparse_structured.pipeline.refitting import Outcome
+from disparse_structured.recovery import Recover, Student
+from disparse_structured.report.recovery import RecoveryFacts
+from disparse_structured.structure import Structure
+from disparse_structured.surgery.pruned_graph import PrunedGraph, tasks_of
+from disparse_structured.training.snapshot import put
+from disparse_structured.training.snapshot import take as copies
+
+
+def recovered(
+    recover: Recover,
+    outcome: Outcome,
+    dense: nn.Module,
+    structure: Structure,
+    calibration: Calibration,
+    limits: Mapping[str, float] | None,
+) -> tuple[Outcome, RecoveryFacts]:
+    """``outcome`` with its network trained by ``recover``, in place.
+
+    If a task is over its limit then, which it was not before, the network is as before.
+    """
+    model = outcome.applied.model
+    fixed = model.examples if isinstance(model, PrunedGraph) and not model.any_batch else None
+    student = Student(model, tasks_of(model, structure.task_objects), fixed)
+    before = copies(model)
+    facts = recover(student)
+    deviation = outcome.deviation.recovered(_moved(dense, structure, student, calibration))
+    over = [task for task, limit in (limits or {}).items() if deviation.judged[task] > limit]
+    if over:
+        put(model, before)
+        stopped = f"{over[0]!r} would have passed its tolerance, so the refitted weights are kept"
+        facts = dataclasses.replace(facts, kept=0, after=facts.before, stopped=stopped)
+        deviation = dataclasses.replace(outcome.deviation, refit=outcome.deviation.final)
+    return dataclasses.replace(outcome, deviation=deviation), facts
+
+
+@torch.no_grad()
+def _moved(
+    dense: nn.Module, structure: Structure, student: Student, calibration: Calibration
+) -> dict[str, Deviation]:
+    """By task, how far the outputs are from the dense network's, on the examples set aside."""
+    moved = {task.name: Movement() for task in student.tasks}
+    with eval_mode(dense, student.model), undone(student.model):
+        for chunk in calibration.checks or calibration.chunks:
+            for part in _parts(chunk, student.batch):
+                wanted, found = call(dense, part), call(student.model, part)
+                for task, own in zip(structure.task_objects, student.tasks, strict=True):
+                    moved[task.name].add(own.tensors(found), task.tensors(wanted))
+    return {task: movement.deviation for task, movement in moved.items()}
+
+
+def _parts(chunk: tuple[Any, ...], size: int | None) -> list[tuple[Any, ...]]:
+    if size is None:
+        return [chunk]
+    return [take(chunk, slice(start, start + size)) for start in range(0, batch_size(chunk) - size + 1, size)]

@@ -1,0 +1,50 @@
+"""What a recovery did to the outputs' distance from the dense network's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+
+@dataclass(frozen=True)
+class RecoveryFacts:
+    """What a recovery did, as it saw it itself.
+
+    Args:
+        method: its name and settings.
+        samples: inputs that were used, those held out included.
+        checked: inputs held out, on which alone ``before`` and ``after`` are measured.
+        views: how inputs were varied; empty if they were not.
+        steps: steps that were planned.
+        taken: steps that were taken.
+        kept: the step whose weights the result has; 0 if no step was an improvement.
+        stopped: why it ended before all steps; empty if it did not.
+        before, after: per task the relative deviation ``||pruned - dense||_2 / ||dense||_2`` of the output.
+        looks: the steps after which it was measured.
+        course: per task, what was found.
+    """
+
+    method: str
+    samples: int
+    checked: int
+    views: str
+    steps: int
+    taken: int
+    kept: int
+    stopped: str
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    looks: tuple[int, ...]
+    course: Mapping[str, tuple[float, ...]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        views = f" ({self.views})" if self.views else ""
+        yield Text(
+            f"distilled on {self.samples} inputs{views}, measured on {self.checked} held out: "
+            f"{self.taken} of {self.steps} steps, the weights of step {self.kept} kept"
+        )
+        if self.stopped:
+            yield Text(f"distillation ended early: {self.stopped}", style="yellow")
