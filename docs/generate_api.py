@@ -22,6 +22,9 @@ PAGES: dict[str, tuple[str, ...]] = {
         "quantize",
         "task_latencies",
     ),
+    "disparse_structured.data": ("images", "Images"),
+    "disparse_structured.structure": ("Structure", "SizeDeclaration"),
+    "disparse_structured.decision.plan": ("Plan", "GroupPlan"),
     "disparse_structured.regimes": (),
     "disparse_structured.relatedness": ("relate", "Relatedness"),
     "disparse_structured.surgery.extraction": ("extract", "Extracted"),
@@ -124,6 +127,8 @@ def _text(found: object) -> str:
     text = inspect.getdoc(found) or ""
     text = re.sub(r":\w+:`~?([^`]+)`", lambda match: f"`{match[1].rpartition('.')[2]}`", text)
     text = text.replace("``", "`")
+    example = r"^Example:\n((?:(?: {4}.*)?(?:\n|\Z))+)"
+    text = re.sub(example, lambda match: textwrap.dedent(match[1]), text, flags=re.MULTILINE)
     text = re.sub(r"((?:^>>>.*(?:\n(?!\n).+)*(?:\n|\Z))+)", r"```pycon\n\1```\n", text, flags=re.MULTILINE)
     sections = r"^(Args|Attributes|Raises|Returns|Warns):\n((?:(?: {4}.*)?(?:\n|\Z))+)"
     return re.sub(sections, _section, text, flags=re.MULTILINE).strip()
