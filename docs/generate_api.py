@@ -129,7 +129,8 @@ def _text(found: object) -> str:
     text = text.replace("``", "`")
     example = r"^Example:\n((?:(?: {4}.*)?(?:\n|\Z))+)"
     text = re.sub(example, lambda match: textwrap.dedent(match[1]), text, flags=re.MULTILINE)
-    text = re.sub(r"((?:^>>>.*(?:\n(?!\n).+)*(?:\n|\Z))+)", r"```pycon\n\1```\n", text, flags=re.MULTILINE)
+    pycon = r"((?:^>>>.*(?:\n(?!\n).+)*(?:\n|\Z))+)"
+    text = re.sub(pycon, lambda match: f"```pycon\n{match[1].strip()}\n```\n", text, flags=re.MULTILINE)
     sections = r"^(Args|Attributes|Raises|Returns|Warns):\n((?:(?: {4}.*)?(?:\n|\Z))+)"
     return re.sub(sections, _section, text, flags=re.MULTILINE).strip()
 
