@@ -17,7 +17,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check \
 
 # One thread a process: xdist already fills the cores, and sums over threads differ in their last digits.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-SITE := $(ONE_THREAD) $(BIN)/sphinx-build --conf-dir docs --fail-on-warning --keep-going
+SITE := $(ONE_THREAD) $(BIN)/sphinx-build --conf-dir docs --fail-on-warning --keep-going --fresh-env
 # A process that dies ends the run: a replacement may wait forever.
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0
 
