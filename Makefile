@@ -17,12 +17,13 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check \
 
 # One thread a process: xdist already fills the cores, and sums over threads differ in their last digits.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+SITE := $(ONE_THREAD) $(BIN)/sphinx-build --conf-dir docs --fail-on-warning --keep-going --fresh-env
 # A process that dies ends the run: a replacement may wait forever.
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types contracts unit sweep sweep-zoo bench latency tables no-training coverage clean distclean
+.PHONY: help demo test lint format types contracts docs links unit sweep sweep-zoo bench latency tables no-training coverage clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +32,7 @@ demo: $(RUN_STAMP) ## prune, export and verify a real multi-task network; result
 	@echo "== demo: train, vote, prune, fine-tune, export, verify -> $(OUT)/"
 	$(BIN)/disparse demo --out $(OUT)
 
-test: lint types contracts unit ## lint, types, import contracts and the tests
+test: lint types contracts docs unit ## lint, types, import contracts, the site and the tests
 
 lint: $(DEV_STAMP) ## ruff: rules and format
 	@echo "== lint"
@@ -49,6 +50,13 @@ types: $(DEV_STAMP) ## mypy --strict on the package
 contracts: $(DEV_STAMP) ## who may import whom
 	@echo "== import contracts"
 	$(BIN)/lint-imports
+
+docs: $(DEV_STAMP) ## the documentation site, in build/site; warnings are errors
+	@echo "== site -> build/site/index.html"
+	$(SITE) --builder html --quiet . build/site
+
+links: $(DEV_STAMP) ## ask the servers of external links: needs a network
+	$(SITE) --builder linkcheck --quiet . build/links
 
 unit: $(DEV_STAMP) ## the tests alone
 	@echo "== tests on $(JOBS) processes"

@@ -24,7 +24,7 @@ EXTRAS: Mapping[str, ModuleType] = {"loss-scale": loudness, "branch": branches, 
 OPENING = """# DiSparse's tables on units
 
 `python -m benchmarks.disparse_tables` writes the blocks between the markers below; every row of every seed is
-a line of JSON in [benchmarks/results/tables](../../benchmarks/results/tables). ΔT is the mean over tasks of
+a line of JSON in `benchmarks/results/tables`. ΔT is the mean over tasks of
 the relative change against the dense network of the same seed, in percent, higher is better; figures are mean
 ± sample standard deviation over seeds. All methods of a regime have the same structure, budget, surgery, data
 order and training; only the decision differs. MACs and parameters are counted on the finished networks; a

@@ -89,6 +89,19 @@ def test_the_page_on_relatedness() -> None:
     assert names["alone"].parameters[1] < names["alone"].parameters[0]
 
 
+def test_the_page_on_deploying(tmp_path: Path) -> None:
+    names = run("docs/deploying.md")
+
+    assert names["facts"].dynamic == "batch+size"
+    assert names["depth"].shape == (2, 1, 46, 62)
+    assert not names["facts"].unchecked
+    image = names["images"][:1]
+    with torch.no_grad():
+        assert torch.equal(names["loaded"](image)["depth"], names["result"].model(image)["depth"])
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.onnx")}
+    assert written == {"small/model.onnx", "trained/model.onnx"}
+
+
 def test_the_page_on_int8(tmp_path: Path) -> None:
     names = run("docs/int8.md")
 

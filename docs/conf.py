@@ -1,0 +1,66 @@
+"""The documentation site: Sphinx reads README.md, CHANGELOG.md, CONTRIBUTING.md and docs/; see ``make docs``.
+
+Sphinx, because it is stable, BSD-licensed, kept up, and names each missing link, heading and picture.
+Zensical is at 0.1, and the last release of MkDocs is from 2024.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shutil
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+ROOT = Path(__file__).resolve().parents[1]
+
+project = "disparse-structured"
+copyright = "the disparse-structured developers"
+release = version = importlib.metadata.version(project)
+
+extensions = ["myst_parser"]
+root_doc = "README"
+include_patterns = ["*.md", "docs/**.md"]
+exclude_patterns = [each.name for each in ROOT.iterdir() if each.is_dir() and each.name != "docs"]
+myst_heading_anchors = 5
+
+html_theme = "furo"
+html_title = f"{project} {release}"
+html_copy_source = False
+html_show_sphinx = False
+
+# Seconds for each server of an external link, which only `make links` asks.
+linkcheck_timeout = 20
+
+CONTENTS = r"^## Where to read on\n\n(.*?)(?=^## |\Z)"
+PART = r"^\*\*(.+?):\*\* ((?:.+\n)+)"
+LINK = r"\[(.+?)\]\((.+?)\.md\)"
+
+
+def add_contents(app: Sphinx, page: str, source: list[str]) -> None:
+    """Gives the first page its table of contents, the README's last section, and the results theirs."""
+    if page == root_doc:
+        (section,) = re.findall(CONTENTS, source[0], flags=re.MULTILINE | re.DOTALL)
+        for caption, links in re.findall(PART, section, flags=re.MULTILINE):
+            pages = [f"{title} <{target}>" for title, target in re.findall(LINK, links)]
+            source[0] += toctree(f":caption: {caption}", "", *pages)
+    elif page == "docs/results/README":
+        source[0] += toctree(":glob:", "", "*")
+
+
+def toctree(*lines: str) -> str:
+    """A table of contents that only the navigation shows."""
+    return "\n".join(["", "```{toctree}", ":hidden:", *lines, "```", ""])
+
+
+def add_first_page(app: Sphinx, error: Exception | None) -> None:
+    """Makes the README the page that opens a folder."""
+    if error is None and app.builder.format == "html":
+        shutil.copy(app.outdir / "README.html", app.outdir / "index.html")
+
+
+def setup(app: Sphinx) -> None:
+    """Connects the above to Sphinx."""
+    app.connect("source-read", add_contents)
+    app.connect("build-finished", add_first_page)
