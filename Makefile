@@ -20,9 +20,13 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 # A process that dies ends the run: a replacement may wait forever.
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0
 
+# What another version of a dependency could break.
+CORE := tests/project/test_readme.py tests/pipeline/test_prune.py tests/export/test_export.py
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types contracts unit sweep sweep-zoo bench latency tables no-training coverage clean distclean
+.PHONY: help demo test lint format types contracts unit core oldest release sweep sweep-zoo bench latency tables no-training \
+	coverage clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +57,20 @@ contracts: $(DEV_STAMP) ## who may import whom
 unit: $(DEV_STAMP) ## the tests alone
 	@echo "== tests on $(JOBS) processes"
 	$(PYTEST) $(ARGS)
+
+core: $(DEV_STAMP) ## the tests that meet every dependency: minutes
+	@echo "== the core's tests on $(JOBS) processes"
+	$(PYTEST) $(CORE) $(ARGS)
+
+oldest: ## the same on the oldest versions that pyproject.toml allows, in .venv-oldest
+	@test -x .venv-oldest/bin/uv || \
+		{ $(PYTHON) -m venv .venv-oldest && .venv-oldest/bin/python -m pip install --disable-pip-version-check uv; }
+	$(MAKE) core VENV=.venv-oldest CONSTRAINTS= \
+		PIP_INSTALL=".venv-oldest/bin/uv pip install --python .venv-oldest/bin/python --resolution lowest-direct"
+
+release: $(DEV_STAMP) ## build and check what is uploaded: sdist and wheel in dist/, installed in empty environments
+	$(PIP_INSTALL) --editable ".[release]"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python .ci/release.py
 
 sweep: $(DEV_STAMP) ## the heavy tests, then every timm family beside stock Torch-Pruning: many hours, resumable
 	@echo "== sweep on $(JOBS) processes"
