@@ -20,8 +20,9 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 # A process that dies ends the run: a replacement may wait forever.
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0
 
-# What another version of a dependency could break.
-CORE := tests/project/test_readme.py tests/pipeline/test_prune.py tests/export/test_export.py
+# Together they meet every dependency: the code of all pages, the scripts in examples/, pruning and exporting.
+CORE := tests/project/test_readme.py tests/project/test_examples.py tests/pipeline/test_prune.py \
+	tests/export/test_export.py tests/adapters/test_ultralytics.py::test_the_page tests/latency/test_openvino.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -110,8 +111,8 @@ clean: ## remove what builds, tests and the demo leave
 		.coverage $(OUT)
 	find adapters benchmarks disparse_structured export tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean ## clean, and remove the virtual environment
-	rm -rf $(VENV)
+distclean: clean ## clean, and remove the virtual environments
+	rm -rf $(VENV) .venv-oldest
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
