@@ -21,9 +21,14 @@ SITE := $(ONE_THREAD) $(BIN)/sphinx-build --conf-dir docs --fail-on-warning --ke
 # A process that dies ends the run: a replacement may wait forever.
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0
 
+# Together they meet every dependency: the code of all pages, the scripts in examples/, pruning and exporting.
+CORE := tests/project/test_readme.py tests/project/test_examples.py tests/pipeline/test_prune.py \
+	tests/export/test_export.py tests/adapters/test_ultralytics.py::test_the_page tests/latency/test_openvino.py
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types contracts docs links unit sweep sweep-zoo bench latency tables no-training coverage clean distclean
+.PHONY: help demo test lint format types contracts docs links unit core oldest release sweep sweep-zoo bench \
+	latency tables no-training coverage clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +66,20 @@ links: $(DEV_STAMP) ## ask the servers of external links: needs a network
 unit: $(DEV_STAMP) ## the tests alone
 	@echo "== tests on $(JOBS) processes"
 	$(PYTEST) $(ARGS)
+
+core: $(DEV_STAMP) ## the tests that meet every dependency: minutes
+	@echo "== the core's tests on $(JOBS) processes"
+	$(PYTEST) $(CORE) $(ARGS)
+
+oldest: ## the same on the oldest versions that pyproject.toml allows, in .venv-oldest
+	@test -x .venv-oldest/bin/uv || \
+		{ $(PYTHON) -m venv .venv-oldest && .venv-oldest/bin/python -m pip install --disable-pip-version-check uv; }
+	$(MAKE) core VENV=.venv-oldest CONSTRAINTS= \
+		PIP_INSTALL=".venv-oldest/bin/uv pip install --python .venv-oldest/bin/python --resolution lowest-direct"
+
+release: $(DEV_STAMP) ## build and check what is uploaded: sdist and wheel in dist/, installed in empty environments
+	$(PIP_INSTALL) --editable ".[release]"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python .ci/release.py
 
 sweep: $(DEV_STAMP) ## the heavy tests, then every timm family beside stock Torch-Pruning: many hours, resumable
 	@echo "== sweep on $(JOBS) processes"
@@ -100,8 +119,8 @@ clean: ## remove what builds, tests and the demo leave
 		.coverage $(OUT)
 	find adapters benchmarks disparse_structured export tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean ## clean, and remove the virtual environment
-	rm -rf $(VENV)
+distclean: clean ## clean, and remove the virtual environments
+	rm -rf $(VENV) .venv-oldest
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \

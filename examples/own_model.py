@@ -1,6 +1,7 @@
-"""A network of your own, made smaller: one trunk, three heads, trained or not, with or without labels.
+r"""A network of your own: one trunk, three heads, votes with labels.
 
-Run it as a program:
+A plain module, a loader and a loss for each task are all that is needed. Without the losses, images alone are
+enough. Run it as a program:
 
     python examples/own_model.py
 
