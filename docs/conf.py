@@ -39,13 +39,13 @@ LINK = r"\[(.+?)\]\((.+?)\.md\)"
 
 
 def add_contents(app: Sphinx, page: str, source: list[str]) -> None:
-    """Gives the first page its table of contents, the README's last section, and the results theirs."""
+    """Gives the first page its table of contents, the README's last section, and two folders theirs."""
     if page == root_doc:
         (section,) = re.findall(CONTENTS, source[0], flags=re.MULTILINE | re.DOTALL)
         for caption, links in re.findall(PART, section, flags=re.MULTILINE):
             pages = [f"{title} <{target}>" for title, target in re.findall(LINK, links)]
             source[0] += toctree(f":caption: {caption}", "", *pages)
-    elif page == "docs/results/README":
+    elif page in ("docs/results/README", "docs/examples/README"):
         source[0] += toctree(":glob:", "", "*")
 
 
