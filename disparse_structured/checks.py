@@ -61,9 +61,12 @@ def check_callable(
     arguments: int,
     remedy: str,
     error: type[DisparseError] = OptionError,
+    *,
+    classes: bool = False,
 ) -> None:
-    """Raises ``error`` unless ``value`` is no class and can be called with so many ``arguments``."""
-    check_not_class(name, value, error)
+    """Raises ``error`` unless ``value`` can be called with so many ``arguments``; ``classes`` allows classes."""
+    if not classes:
+        check_not_class(name, value, error)
     if not callable(value):
         raise error(f"{name} must be callable, got {shown(value)}. {remedy}")
     try:

@@ -65,7 +65,8 @@ def model_inputs(model: nn.Module, batch: Any, to_inputs: ToInputs | None = None
 
 
 def _chosen_inputs(to_inputs: ToInputs, batch: Any) -> tuple[Any, ...]:
-    check_callable("to_inputs", to_inputs, 1, "Pass a function from a batch to the arguments of forward.")
+    remedy = "Pass a function from a batch to the arguments of forward."
+    check_callable("to_inputs", to_inputs, 1, remedy, classes=True)
     given = to_inputs(batch)
     if isinstance(given, Mapping):
         return joined((), given)

@@ -52,8 +52,8 @@ class Distillation:
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2)).eval()
     >>> inputs = torch.randn(128, 4)
     >>> recover = ds.recovery.Distillation(inputs, steps=60)
-    >>> deviation = ds.prune(model, inputs, macs=0.5, recover=recover).report.deviation
-    >>> deviation.final["output"] <= deviation.refit["output"]
+    >>> found = ds.prune(model, inputs, macs=0.5, recover=recover).report.recovery
+    >>> found.after["output"] <= found.before["output"]  # on the inputs held out
     True
 
     Args:

@@ -165,8 +165,7 @@ def load(
         raise OptionError(
             f"factory is a {type(factory).__name__} itself. Pass a function that builds the dense model."
         )
-    if not isinstance(factory, type):  # a class builds its models
-        check_callable("factory", factory, 0, "Pass a function that builds the dense model.")
+    check_callable("factory", factory, 0, "Pass a function that builds the dense model.", classes=True)
     saved = Saved.read(folder)
     model = saved.model(factory, tasks=tasks, example_inputs=example_inputs, entry_points=entry_points)
     if saved.computes_otherwise(model):

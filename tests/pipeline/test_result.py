@@ -101,6 +101,7 @@ def test_the_report_says_how_far_each_output_moved(refit: Any, count: int) -> No
         "cut": dict(report.deviation.cut),
         "final": dict(report.deviation.final),
         "columns": {},
+        "refit": {},
     }
 
 

@@ -150,6 +150,7 @@ def _flow(settings: Settings, seed: int, out: Path, progress: Progress) -> DemoR
         pruned = finetuned(pruned, data, settings, seed, progress)
         after = evaluate(pruned.model, data.held_out)
 
+    remove_derived(out)
     with progress.step("export", "dense and pruned to ONNX, compared with PyTorch, and timed"):
         exports, latency = deploy(dense, pruned, data.held_out[0]["image"], out, settings.latency_rounds)
 
@@ -166,7 +167,6 @@ def _flow(settings: Settings, seed: int, out: Path, progress: Progress) -> DemoR
         seed=seed,
         seconds=progress.seconds,
     )
-    remove_derived(out)
     pruned.save(out)
     extend_report(out, result.document())
     pictured = [scenes.render(number, settings.size) for number in settings.pictured]
