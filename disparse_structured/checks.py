@@ -64,7 +64,7 @@ def check_callable(
     *,
     classes: bool = False,
 ) -> None:
-    """Raises ``error`` unless ``value`` can be called with so many ``arguments``; ``classes`` allows classes."""
+    """Raises ``error`` unless ``value`` can be called with so many ``arguments``; a class if ``classes``."""
     if not classes:
         check_not_class(name, value, error)
     if not callable(value):
