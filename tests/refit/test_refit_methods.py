@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.plan import Plan
+from disparse_structured.errors import OptionError
 from disparse_structured.refit import (
     Affine,
     BatchNormStatistics,
@@ -257,7 +258,14 @@ def test_with_streams_the_last_branch_makes_up_for_the_others() -> None:
     assert facts[False].after["all"] > 0.1
 
 
-@pytest.mark.parametrize("wrong", [{"rows": 0}, {"ridges": (1.0, 0.0)}, {"ridges": (-1.0,)}])
-def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="must be positive"):
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"rows": 0}, "rows=0 must be a whole number of at least 1"),
+        ({"ridges": (1.0, 0.0)}, r"ridges\[1\]=0.0 must be a finite number above 0"),
+        ({"ridges": (-1.0,)}, r"ridges\[0\]=-1.0 must be a finite number above 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(OptionError, match=said):
         LeastSquares(**wrong)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from disparse_structured import Task
 from disparse_structured.data.calibration import Calibration
+from disparse_structured.errors import OptionError
 from disparse_structured.refit import LeastSquares, refit
 from disparse_structured.refit.shifts import PIXELS, shifted
 from disparse_structured.structure import Structure, analyse
@@ -111,5 +112,5 @@ def masked_error(
 
 @pytest.mark.parametrize("shifts", [-1, -3])
 def test_negative_numbers_of_copies_are_refused(shifts: int) -> None:
-    with pytest.raises(ValueError, match="shifts not negative"):
+    with pytest.raises(OptionError, match=f"shifts={shifts} must be a whole number of at least 0"):
         LeastSquares(shifts=shifts)
