@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import make_plan
-from disparse_structured.errors import BatchError, GradientError, TaskError
+from disparse_structured.errors import BatchError, GradientError, OptionError, TaskError
 from disparse_structured.scoring import Saliency, score
 from disparse_structured.scoring.criteria import Learned
 from disparse_structured.structure import Structure, analyse
@@ -194,14 +194,14 @@ def test_data_is_read_as_often_as_needed_and_no_further() -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"steps": 0}, "steps=0: a whole number"),
-        ({"steps": 2.5}, "steps=2.5: a whole number"),
-        ({"lr": -1.0}, "lr=-1.0: a finite number above 0"),
-        ({"pressure": float("inf")}, "pressure=inf: a finite number above 0"),
+        ({"steps": 0}, "steps=0 must be a whole number of at least 1"),
+        ({"steps": 2.5}, "steps=2.5 must be a whole number of at least 1"),
+        ({"lr": -1.0}, "lr=-1.0 must be a finite number above 0"),
+        ({"pressure": float("inf")}, "pressure=inf must be a finite number above 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises(OptionError, match=text):
         Learned(**settings)
 
 
