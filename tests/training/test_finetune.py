@@ -336,7 +336,13 @@ def test_a_frozen_model_is_refused() -> None:
         finetune(Net().requires_grad_(False), TASKS, data(1), epochs=1, lr=1e-2)
 
 
-@pytest.mark.parametrize(("epochs", "lr"), [(0, 1e-3), (1, 0.0)])
-def test_numbers_must_be_positive(epochs: int, lr: float) -> None:
-    with pytest.raises(ValueError, match="must be above 0"):
+@pytest.mark.parametrize(
+    ("epochs", "lr", "said"),
+    [
+        (0, 1e-3, "epochs=0 must be a whole number of at least 1"),
+        (1, 0.0, "lr=0.0 must be a finite number above 0"),
+    ],
+)
+def test_numbers_must_be_positive(epochs: int, lr: float, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
         finetune(Net(), TASKS, data(1), epochs=epochs, lr=lr)

@@ -556,7 +556,7 @@ def test_odd_teachers_are_refused() -> None:
     other.heads["sign"] = nn.Linear(16, 2)
     with pytest.raises(TaskError, match=r"task 'sign': student and teacher .*\(16, 1\).*\(16, 2\).*losses="):
         train(model, TASKS, data(), TrainingConfig(1, 1e-2, distillation=Distillation(other)))
-    with pytest.raises(ValueError, match="distillation weight is 0"):
+    with pytest.raises(ValueError, match="weight=0 must be a finite number above 0"):
         Distillation(other, 0)
 
 
