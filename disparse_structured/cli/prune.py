@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     if limits is None:
         limits = time_limit(arguments, model, structure, screen.progress)
     int8 = _int8(arguments, structure.tasks)
-    recover = _recovery(arguments, model) if arguments.distil else None
+    recover = _recovery(arguments, model) if arguments.distill else None
     result = ds.prune(
         model,
         data,
@@ -71,13 +71,13 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
 
 
 def _recovery(arguments: argparse.Namespace, model: nn.Module) -> Distillation:
-    folder = Path(arguments.distil).is_dir()
+    folder = Path(arguments.distill).is_dir()
     return Distillation(
-        load_images(arguments, model, arguments.distil)
+        load_images(arguments, model, arguments.distill)
         if folder
-        else load_data(arguments.distil, "--distil"),
-        steps=arguments.distil_steps,
-        minutes=arguments.distil_minutes,
+        else load_data(arguments.distill, "--distill"),
+        steps=arguments.distill_steps,
+        minutes=arguments.distill_minutes,
         folder=arguments.out,
     )
 
