@@ -65,7 +65,8 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     given = Subject(model, structure.task_objects, data)
     entries = {"images": data.facts()} if isinstance(data, Images) else None
     outcome = deliver(result, given, arguments, screen, entries, int8)
-    if recover is not None:
+    recovery = result.report.recovery
+    if recovery is not None and recovery.steps:
         (arguments.out / FILE).unlink(missing_ok=True)  # nothing is left to resume
     return outcome
 
