@@ -74,7 +74,21 @@ def remove_derived(folder: Path) -> None:
     Raises:
         SaveError: a file cannot be removed.
     """
-    for name in (ONNX, f"{ONNX}.data", INT8_ONNX, SHEET, PICTURE, PAGE, SETTINGS):
+    _remove(folder, SHEET, PICTURE, PAGE, SETTINGS)
+    remove_onnx(folder)
+
+
+def remove_onnx(folder: Path) -> None:
+    """Removes the ONNX files of ``folder``, which hold earlier weights.
+
+    Raises:
+        SaveError: a file cannot be removed.
+    """
+    _remove(folder, ONNX, f"{ONNX}.data", INT8_ONNX)
+
+
+def _remove(folder: Path, *names: str) -> None:
+    for name in names:
         try:
             (folder / name).unlink(missing_ok=True)
         except OSError as error:

@@ -12,6 +12,7 @@ import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf
 from torch.utils import _pytree as pytree
 
+from disparse_structured.data.batches import batched_leaves
 from disparse_structured.errors import ExportError
 from disparse_structured.export.reasons import reason
 
@@ -99,14 +100,15 @@ def shaped_for(
     Args:
         session: the open file.
         inputs: as many tensors as the file takes, in order.
-        batch: examples, where the batch is free.
-        size: the other free dimensions of each input that has so many, such as height and width.
+        batch: examples, in inputs that have a batch dimension; others are shared by all examples.
+        size: the other free dimensions of each such input that has so many, such as height and width.
 
     Raises:
         ExportError: the file takes other inputs, or ``batch`` or ``size`` differs from a fixed dimension.
     """
     declared = [(each.name, each.shape) for each in session.get_inputs()]
     leaves, spec = pytree.tree_flatten(inputs)
+    batched = batched_leaves(inputs)
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
     wanted, found = [len(shape) for _, shape in declared], [leaves[place].ndim for place in places]
     if wanted != found:
@@ -114,7 +116,7 @@ def shaped_for(
             f"the ONNX file takes inputs of {wanted} dimensions, but the model's have {found}. Export again."
         )
     for place, (name, shape) in zip(places, declared, strict=True):
-        asked = _asked(name, shape, batch, size)
+        asked = _asked(name, shape, batch, size) if batched[place] else _asked(name, shape, None, None)
         for dim, length in enumerate(asked):
             if length is not None:
                 repeated = torch.arange(length) % max(leaves[place].shape[dim], 1)
@@ -129,7 +131,7 @@ def _asked(
     """The length of each dimension of an input; None where it is free and nothing is asked."""
     asked = [length if isinstance(length, int) else None for length in shape]
     wishes: dict[int, int] = {}
-    if batch is not None and shape and (shape[0] == BATCH or len(shape) > 2):
+    if batch is not None:
         wishes[0] = batch
     if size is not None and len(shape) == 2 + len(size):
         wishes.update(enumerate(size, 2))

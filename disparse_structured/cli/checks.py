@@ -56,7 +56,7 @@ def check_data(spec: str, option: str = "--data") -> None:
     raise UsageError(
         f"{option} {spec!r} {found}. Give a file with a tensor [N, ...] ({', '.join(TENSOR_FILES)}), or a "
         "function that returns batches (package.module:name or path/to/file.py:name). `disparse prune` takes "
-        "folders of pictures as --images and --distil."
+        "folders of pictures as --images and --distill."
     )
 
 
@@ -69,7 +69,7 @@ def check_images(arguments: argparse.Namespace) -> None:
     """
     if arguments.images is None:
         given = [name for name in PICTURES if getattr(arguments, name) is not None]
-        distilled = getattr(arguments, "distil", None) is not None and Path(arguments.distil).is_dir()
+        distilled = getattr(arguments, "distill", None) is not None and Path(arguments.distill).is_dir()
         if given and not distilled:
             raise UsageError(f"--{given[0]} belongs to --images. Give both, or leave it out.")
         return
@@ -89,19 +89,19 @@ def check_images(arguments: argparse.Namespace) -> None:
 
 
 def _check_distillation(arguments: argparse.Namespace) -> None:
-    for name in ("distil_minutes", "distil_steps"):
-        if arguments.distil is None and getattr(arguments, name) is not None:
-            raise UsageError(f"--{name.replace('_', '-')} belongs to --distil. Give both, or leave it out.")
-    if arguments.distil_minutes is not None and arguments.distil_steps is not None:
+    for name in ("distill_minutes", "distill_steps"):
+        if arguments.distill is None and getattr(arguments, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} belongs to --distill. Give both, or leave it out.")
+    if arguments.distill_minutes is not None and arguments.distill_steps is not None:
         raise UsageError(
-            "--distil-minutes and --distil-steps both say how long to distill. Leave one of them out."
+            "--distill-minutes and --distill-steps both say how long to distill. Leave one of them out."
         )
-    if arguments.distil is None:
+    if arguments.distill is None:
         return
-    if Path(arguments.distil).is_dir():
+    if Path(arguments.distill).is_dir():
         require("images", "PIL")
     else:
-        check_data(arguments.distil, "--distil")
+        check_data(arguments.distill, "--distill")
 
 
 def _check_prune(arguments: argparse.Namespace) -> None:

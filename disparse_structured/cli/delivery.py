@@ -18,6 +18,7 @@ from torch import nn
 from disparse_structured.cli import views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.data import CHECK_SAMPLES, first_inputs
+from disparse_structured.cli.folders import export_entry
 from disparse_structured.cli.parsers import build_parser
 from disparse_structured.cli.settings import settings_text
 from disparse_structured.data.batches import take
@@ -105,8 +106,7 @@ def _deployed(
             marked = functools.partial(marked_like, others=result.example_inputs)
             checks = [first_inputs(given.model, given.data, CHECK_SAMPLES, marked)]
             facts = result.export(path, check_inputs=checks)
-        # The folder may be moved, so its report names its own file only.
-        entries: dict[str, Any] = {"export": dataclasses.asdict(facts) | {"path": ONNX}}
+        entries: dict[str, Any] = {"export": export_entry(facts)}
         if arguments.latency is True:
             with screen.step("measuring the latency of the dense and the pruned file in turn"):
                 entries["latency"] = _latency(result, given, path, facts, arguments.threads)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 
 import torch
 from rich.text import Text
@@ -12,9 +11,11 @@ from rich.text import Text
 from disparse_structured.cli import views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.data import as_batches, load_data
-from disparse_structured.cli.folders import Folder, record
+from disparse_structured.cli.folders import Folder, export_entry, record
+from disparse_structured.cli.locking import first_process
 from disparse_structured.cli.train import announcer, training_config
-from disparse_structured.files import INT8_ONNX, ONNX, made_folder
+from disparse_structured.errors import ExportError
+from disparse_structured.files import ONNX, made_folder, remove_derived, remove_onnx
 from disparse_structured.pipeline.result import export_pruned
 from disparse_structured.surgery.pruned_graph import tasks_of
 from disparse_structured.surgery.saving import save_back
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome | None:
         on_epoch=announcer(arguments.epochs, screen),
         progress=screen.progress,
     )
-    if int(os.environ.get("RANK") or 0):
+    if not first_process():
         return None
     entry = {
         "command": arguments.words,
@@ -56,20 +57,25 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome | None:
         **dataclasses.asdict(facts),
     }
     save_back(folder.path, model.eval(), training=entry, to=target)
-    for name in (ONNX, f"{ONNX}.data", INT8_ONNX, CHECKPOINT):
-        (target / name).unlink(missing_ok=True)  # of the earlier weights, and what is no longer needed
+    (remove_onnx if target.samefile(folder.path) else remove_derived)(target)
+    (target / CHECKPOINT).unlink(missing_ok=True)
     entries = {}
     if arguments.onnx:
-        with screen.step("exporting to ONNX and checking the file in ONNX Runtime"):
-            exported = export_pruned(
-                model,
-                outputs,
-                folder.saved.plan,
-                folder.saved.inputs(),
-                target / ONNX,
-                check_inputs=folder.check_inputs(model),
-            )
-        entries["export"] = dataclasses.asdict(exported) | {"path": ONNX}
+        try:
+            with screen.step("exporting to ONNX and checking the file in ONNX Runtime"):
+                exported = export_pruned(
+                    model,
+                    outputs,
+                    folder.saved.plan,
+                    folder.saved.inputs(),
+                    target / ONNX,
+                    check_inputs=folder.check_inputs(model),
+                )
+        except ExportError as error:
+            raise ExportError(
+                f"{error} The trained model itself is saved in {str(target)!r}; --no-onnx skips the export."
+            ) from error
+        entries["export"] = export_entry(exported)
     report = record(target, entries, html=arguments.html)
     return Outcome(
         {"folder": str(target), "report": report},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from torch import nn
 
 from disparse_structured.cli import sources
 from disparse_structured.cli.data import CHECK_SAMPLES, first_inputs, load_data
-from disparse_structured.files import PAGE, write_text
+from disparse_structured.files import ONNX, PAGE, write_text
 from disparse_structured.graph.batching import with_batch
 from disparse_structured.graph.entries import EntryPoints
+from disparse_structured.report.facts import ExportFacts
 from disparse_structured.report.page.html import page
 from disparse_structured.report.page.run import Run
 from disparse_structured.surgery.pruned_graph import tasks_of
@@ -93,6 +95,11 @@ class Folder:
             return []
         marked = functools.partial(with_batch, model)
         return [first_inputs(model, load_data(self.arguments.data), CHECK_SAMPLES, marked)]
+
+
+def export_entry(facts: ExportFacts) -> dict[str, Any]:
+    """The report's entry about the ONNX file beside it, without the folder, which may be moved."""
+    return dataclasses.asdict(facts) | {"path": ONNX}
 
 
 def record(folder: Path, entries: Mapping[str, Any], *, html: bool = False) -> dict[str, Any]:

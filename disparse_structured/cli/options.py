@@ -388,22 +388,22 @@ def add_int8(group: Options) -> None:
 
 
 def add_distillation(group: Options) -> None:
-    """``--distil``, ``--distil-minutes`` and ``--distil-steps``."""
+    """``--distill``, ``--distill-minutes`` and ``--distill-steps``."""
     group.add_argument(
-        "--distil",
+        "--distill",
         metavar="DATA",
         help="then train the pruned model towards the dense one, without labels: a folder of pictures, "
         "prepared like those of --images, or anything that --data takes. A run that is killed resumes when "
         "the same command is given again",
     )
     group.add_argument(
-        "--distil-minutes",
+        "--distill-minutes",
         type=values.positive,
         metavar="M",
         help="about how long that may take (default: 600 steps)",
     )
     group.add_argument(
-        "--distil-steps", type=values.count(), metavar="N", help="how many steps it takes, instead"
+        "--distill-steps", type=values.count(), metavar="N", help="how many steps it takes, instead"
     )
 
 

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     if limits is None:
         limits = time_limit(arguments, model, structure, screen.progress)
     int8 = _int8(arguments, structure.tasks)
-    recover = _recovery(arguments, model) if arguments.distil else None
+    recover = _recovery(arguments, model) if arguments.distill else None
     result = ds.prune(
         model,
         data,
@@ -65,19 +65,20 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     given = Subject(model, structure.task_objects, data)
     entries = {"images": data.facts()} if isinstance(data, Images) else None
     outcome = deliver(result, given, arguments, screen, entries, int8)
-    if recover is not None:
+    recovery = result.report.recovery
+    if recovery is not None and recovery.steps:
         (arguments.out / FILE).unlink(missing_ok=True)  # nothing is left to resume
     return outcome
 
 
 def _recovery(arguments: argparse.Namespace, model: nn.Module) -> Distillation:
-    folder = Path(arguments.distil).is_dir()
+    folder = Path(arguments.distill).is_dir()
     return Distillation(
-        load_images(arguments, model, arguments.distil)
+        load_images(arguments, model, arguments.distill)
         if folder
-        else load_data(arguments.distil, "--distil"),
-        steps=arguments.distil_steps,
-        minutes=arguments.distil_minutes,
+        else load_data(arguments.distill, "--distill"),
+        steps=arguments.distill_steps,
+        minutes=arguments.distill_minutes,
         folder=arguments.out,
     )
 

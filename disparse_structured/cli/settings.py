@@ -27,7 +27,7 @@ _ELSEWHERE = ("help", "json", "quiet", "save_settings")
 _INSTEAD = (
     frozenset({"macs", "parameters", "latency"}),
     frozenset({"data", "images"}),
-    frozenset({"distil-minutes", "distil-steps"}),
+    frozenset({"distill-minutes", "distill-steps"}),
 )
 """Within each set, an option on the command line replaces the others in the file."""
 

@@ -21,6 +21,7 @@ from disparse_structured.cli.locking import first_process
 from disparse_structured.cli.prune import budget
 from disparse_structured.cli.usage import UsageError
 from disparse_structured.data.batches import batches
+from disparse_structured.files import made_folder
 from disparse_structured.graph.batching import with_batch
 from disparse_structured.pipeline import EXAMPLE_SAMPLES
 from disparse_structured.regimes import Dynamic, Iterative, Pretrained, Regime, Static
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome | None:
 
     Under ``torchrun`` all processes train, and the first one writes and reports.
     """
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    made_folder(arguments.out)
     torch.manual_seed(arguments.seed)
     with screen.step("building the model"):
         subject = _subject(arguments)

@@ -146,6 +146,21 @@ def take(inputs: tuple[Any, ...], which: slice) -> tuple[Any, ...]:
     return map_batched(lambda leaf: leaf[which], inputs)
 
 
+def filled(inputs: tuple[Any, ...], size: int) -> list[tuple[Any, ...]]:
+    """The examples of ``inputs`` in batches of exactly ``size``; the first ones fill up the last batch.
+
+    >>> [batch[0].tolist() for batch in filled((torch.arange(3),), 2)]
+    [[0, 1], [2, 0]]
+    """
+    count = batch_size(inputs)
+    rows = torch.arange(-(-count // size) * size) % count
+    return [_rows(inputs, part) for part in rows.split(size)]
+
+
+def _rows(inputs: tuple[Any, ...], rows: Tensor) -> tuple[Any, ...]:
+    return map_batched(lambda leaf: leaf[rows.to(leaf.device)], inputs)
+
+
 def call_model(model: nn.Module, batch: Any, to_inputs: ToInputs | None = None) -> Any:
     """Return ``model``'s output for ``batch``, by the rules of :func:`model_inputs`.
 

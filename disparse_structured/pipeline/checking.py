@@ -12,13 +12,14 @@ from rich.text import Text
 from torch import nn
 
 from disparse_structured.errors import DisparseError, ExportError, LoadError
+from disparse_structured.files import INT8_ONNX, ONNX
 from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.report.text import numbers_table, plain_text
 from disparse_structured.surgery.pruned_graph import PrunedGraph, tasks_of
 from disparse_structured.surgery.saved import REPORT, Saved, checksum
 from disparse_structured.tasks import Task
 
-ONNX_FILES = {"export": "model.onnx", "int8": "model.int8.onnx"}
+ONNX_FILES = {"export": ONNX, "int8": INT8_ONNX}
 """The ONNX files of a folder, by the report's entry about each."""
 
 
@@ -122,7 +123,7 @@ def _checks(
         return
     yield Check("model", True, f"{type(model).__name__} takes the plan and the weights")
     yield _outputs(saved, model)
-    if (folder / ONNX_FILES["export"]).is_file():
+    if (folder / ONNX).is_file():
         yield _parity(built, model, inputs)
 
 
@@ -209,7 +210,7 @@ def _parity(built: _Built, model: nn.Module, inputs: Sequence[tuple[Any, ...]]) 
     from disparse_structured.export import check_parity  # ONNX is imported only where it is used
     from disparse_structured.export.session import free_batch, open_session, shaped_for
 
-    saved, path = built.saved, built.saved.folder / ONNX_FILES["export"]
+    saved, path = built.saved, built.saved.folder / ONNX
     try:
         session = open_session(path, threads=1)
         counts = (1, 2, 3) if free_batch(session) else (None,)

@@ -16,6 +16,7 @@ from disparse_structured.data.batches import (
     batch_size,
     batches,
     call_model,
+    filled,
     take,
     tensor_batches,
     to_device,
@@ -26,6 +27,7 @@ from disparse_structured.data.randomness import Isolation
 from disparse_structured.graph.named_tensors import device_of
 from disparse_structured.graph.side_effects import undone
 from disparse_structured.report.page.pictures import Example
+from disparse_structured.surgery.pruned_graph import fixed_batch
 from disparse_structured.tasks import Task
 
 NUMBER = 3
@@ -46,13 +48,16 @@ def examples_of(
         BatchError: there is no batch, or a model refuses it.
     """
     found: list[Example] = []
+    fixed = fixed_batch(pruned[0])
     for batch in _batches(data):
-        inputs = take(arguments(dense[0], batch, None), slice(number - len(found)))
-        count = batch_size(inputs)
-        ours, theirs = (_outputs(model, inputs, tasks, count) for model, tasks in (dense, pruned))
-        for place in range(count):
-            seen = _seen(inputs, place, data)
-            found.append(Example(str(len(found) + 1), seen, _row(ours, place), _row(theirs, place)))
+        given = take(arguments(dense[0], batch, None), slice(number - len(found)))
+        wanted = len(found) + batch_size(given)
+        for inputs in [given] if fixed is None else filled(given, fixed):
+            count = batch_size(inputs)
+            ours, theirs = (_outputs(model, inputs, tasks, count) for model, tasks in (dense, pruned))
+            for place in range(min(count, wanted - len(found))):
+                seen = _seen(inputs, place, data)
+                found.append(Example(str(len(found) + 1), seen, _row(ours, place), _row(theirs, place)))
         if len(found) >= number:
             break
     return found

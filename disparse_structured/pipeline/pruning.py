@@ -19,6 +19,7 @@ from disparse_structured.graph.outputs import output_of
 from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.graph.supported import check_supported
 from disparse_structured.latency import Latency, OnnxRuntime, Runtime
+from disparse_structured.naming import rule_name
 from disparse_structured.pipeline.compensated import Compensated
 from disparse_structured.pipeline.estimate import estimated
 from disparse_structured.pipeline.inputs import Data
@@ -133,6 +134,9 @@ def prune(
         ExportError: with ``latency``, the model cannot be exported.
         DisparseError: another of its subclasses, naming what was found and what to do. Whatever is raised,
             ``model`` is unchanged.
+
+    Warns:
+        DisparseWarning: ``recover`` failed once the network was pruned. The result is that of the refit.
     """
     check_supported(model)
     budget = the_budget(model, macs, parameters, latency, budget)
@@ -194,7 +198,8 @@ def prune(
         saliency, done = attempt(problem)
     facts: RecoveryFacts | None = None
     if train is not None:
-        done, facts = recovered(train, done, model, structure, given.calibration, limits)
+        name = rule_name(recover)
+        done, facts = recovered(train, name, done, model, structure, given.calibration, limits)
     return PruningResult.of(
         structure,
         saliency,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from disparse_structured.checks import as_path, check_counts, check_object, check_positive
 from disparse_structured.data.batches import batch_size, readable
 from disparse_structured.data.calibration import gathered
 from disparse_structured.data.call import marked_like
@@ -74,7 +74,8 @@ class Distillation:
             comes to the same bytes on a deterministic device.
 
     Raises:
-        OptionError: a number is out of range, or both ``steps`` and ``minutes`` are given.
+        OptionError: an option is of the wrong kind or out of range, or both ``steps`` and ``minutes`` are
+            given.
     """
 
     images: Any = field(repr=False)
@@ -89,19 +90,23 @@ class Distillation:
     folder: str | Path | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        check_counts(batch=self.batch, memory=self.memory)
+        check_counts(2, samples=self.samples)
+        check_positive(lr=self.lr)
+        check_object("vary", self.vary, bool, "True or False")
+        if self.steps is not None:
+            check_counts(steps=self.steps)
+        if self.patience is not None:
+            check_counts(patience=self.patience)
+        if self.minutes is not None:
+            check_positive(minutes=self.minutes)
         if self.steps is not None and self.minutes is not None:
             raise OptionError(
                 f"steps={self.steps} and minutes={self.minutes:g} both say how long to distill. Leave one "
                 "of them out."
             )
-        for name, least in (("steps", 1), ("samples", 2), ("batch", 1), ("patience", 1), ("memory", 1)):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= least):
-                raise OptionError(f"{name}={value!r} must be a whole number of at least {least}.")
-        for name in ("minutes", "lr"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise OptionError(f"{name}={value!r} must be a number above 0.")
+        if self.folder is not None:
+            as_path("folder", self.folder)
 
     def prepare(self, subject: Subject, /) -> Recover:
         """Reads the inputs and checks them; what is returned trains a network on them.

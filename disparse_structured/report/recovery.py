@@ -18,7 +18,7 @@ class RecoveryFacts:
         samples: inputs that were used, those held out included.
         checked: inputs held out, on which alone ``before`` and ``after`` are measured.
         views: how inputs were varied; empty if they were not.
-        steps: steps that were planned.
+        steps: steps that were planned; 0 if it failed, so that the result is as the refit left it.
         taken: steps that were taken.
         kept: the step whose weights the result has; 0 if no step was an improvement.
         stopped: why it ended before all steps; empty if it did not.
@@ -40,7 +40,15 @@ class RecoveryFacts:
     looks: tuple[int, ...]
     course: Mapping[str, tuple[float, ...]]
 
+    @classmethod
+    def failed(cls, method: str, reason: str) -> RecoveryFacts:
+        """Those of a recovery that ended with an error."""
+        return cls(method, 0, 0, "", 0, 0, 0, reason, {}, {}, (), {})
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if not self.steps:
+            yield Text(f"NOT DISTILLED: {self.stopped}", style="bold yellow")
+            return
         views = f" ({self.views})" if self.views else ""
         yield Text(
             f"distilled on {self.samples} inputs{views}, measured on {self.checked} held out: "

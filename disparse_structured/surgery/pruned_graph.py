@@ -266,6 +266,11 @@ def _write(node: fx.Node, place: Resize, size: int | fx.Node) -> None:
         node.update_kwarg(place.argument, written)
 
 
+def fixed_batch(model: nn.Module) -> int | None:
+    """The only number of examples that ``model`` takes; None if it is a module, or a graph that takes any."""
+    return model.examples if isinstance(model, PrunedGraph) and not model.any_batch else None
+
+
 def tasks_of(model: nn.Module, tasks: Sequence[Task]) -> tuple[Task, ...]:
     """``tasks`` as ``model`` returns them: a pruned exported graph returns ``{task: tensor}``."""
     if not isinstance(model, PrunedGraph):

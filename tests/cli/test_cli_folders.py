@@ -85,6 +85,19 @@ def test_the_folder_s_own_file_and_what_its_report_says_about_it(
     assert entry["sha256"] in (small / "report.html").read_text()
 
 
+def test_a_size_that_no_input_can_have_is_refused(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tiny / "vectors.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef build():\n"
+        "    return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)).eval()\n\n"
+        "rows = torch.randn(24, 4)\n"
+    )
+    words = ("--model", "vectors:build")
+    fast = ("--method", "disparse", "--no-onnx", "--quiet")
+    assert main(["prune", *words, "--data", "vectors:rows", "--macs", "0.5", "--out", "out", *fast]) == 0
+    said = refusal(capsys, "export", "out", *words, "--size", "8")
+    assert said.startswith("--size is for images [N, C, H, W], and the model's inputs are [[2, 4]]")
+
+
 def test_a_form_that_the_model_does_not_have_is_an_error(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,6 +268,7 @@ def test_a_fine_tuned_network_is_saved_back(small: Path, capsys: pytest.CaptureF
 
 def test_another_folder_for_the_fine_tuned_network(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(small)
+    shutil.copytree(small, "tuned")  # of an earlier run: its files do not belong to the trained network
     assert main(["finetune", "out", *MODEL, *TRAINING, "--out", "tuned", "--no-onnx"]) == 0
     assert contents(small) == before
     assert set(contents(Path("tuned"))) == {"plan.json", "weights.safetensors", "report.json"}

@@ -17,7 +17,13 @@ import torch
 from torch import Tensor, nn
 
 import disparse_structured as ds
-from disparse_structured.errors import BatchError, LoadError, OptionError, UnsupportedModelError
+from disparse_structured.errors import (
+    BatchError,
+    DisparseWarning,
+    LoadError,
+    OptionError,
+    UnsupportedModelError,
+)
 from disparse_structured.recovery import Distillation, Student, Subject
 from disparse_structured.report.recovery import RecoveryFacts
 from disparse_structured.report.schemas import check_document
@@ -220,6 +226,30 @@ def test_a_tolerance_holds_after_the_distillation(model: nn.Module, inputs: Tens
     assert all(result.report.deviation.final[task] <= limit for task, limit in limits.items())
 
 
+class Zeros:
+    """Makes every parameter zero, so that every output moves by 100 %."""
+
+    def prepare(self, subject: Subject) -> Any:
+        def recover(student: Student) -> RecoveryFacts:
+            with torch.no_grad():
+                for value in student.model.parameters():
+                    value.zero_()
+            return RecoveryFacts("Zeros()", 0, 0, "", 1, 1, 1, "", {}, {}, (), {})
+
+        return recover
+
+
+def test_a_recovery_that_passes_a_tolerance_is_undone(model: nn.Module, inputs: Tensor) -> None:
+    limits = {"near": 0.9, "far": 0.9}
+    result = prune(model, inputs, Zeros(), tolerance=limits)
+    refitted = prune(model, inputs, None, tolerance=limits)
+
+    assert bits(result.model) == bits(refitted.model)
+    assert result.report.deviation.final == refitted.report.deviation.final
+    assert result.report.recovery.kept == 0
+    assert "would have passed its tolerance" in result.report.recovery.stopped
+
+
 def test_another_recovery_is_one_object(model: nn.Module, inputs: Tensor) -> None:
     class Halved:
         def prepare(self, subject: Subject) -> Any:
@@ -237,14 +267,84 @@ def test_another_recovery_is_one_object(model: nn.Module, inputs: Tensor) -> Non
     assert all(value > 0.3 for value in result.report.deviation.final.values())
 
 
+class Failing:
+    """Changes the weights, and then fails."""
+
+    def prepare(self, subject: Subject) -> Any:
+        def recover(student: Student) -> RecoveryFacts:
+            with torch.no_grad():
+                for value in student.model.parameters():
+                    value.mul_(0.5)
+            raise RuntimeError("out of memory")
+
+        return recover
+
+
+def test_a_recovery_that_fails_does_not_lose_what_was_pruned(
+    model: nn.Module, inputs: Tensor, tmp_path: Path
+) -> None:
+    with pytest.warns(DisparseWarning, match="Failing failed, so .* RuntimeError: out of memory"):
+        result = prune(model, inputs, Failing())
+    refitted = prune(model, inputs, None)
+
+    assert bits(result.model) == bits(refitted.model)
+    assert result.report.deviation == refitted.report.deviation
+    assert "NOT DISTILLED: RuntimeError: out of memory" in str(result.report)
+    result.save(tmp_path)
+    ds.load(tmp_path, Net)
+    result.to_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Not distilled: RuntimeError: out of memory" in page
+    assert "after distillation" not in page
+
+
+def test_the_deviation_of_a_graph_with_a_large_fixed_batch_is_measured(
+    model: nn.Module, inputs: Tensor
+) -> None:
+    structure = ds.analyse(model, inputs[:16], form="graph")
+    recover = Distillation(torch.randn(160, 6), steps=2)
+    result = prune(model, inputs[:64], recover, structure=structure)
+
+    assert (result.model.any_batch, result.model.examples) == (False, 16)
+    for task, value in result.report.deviation.final.items():
+        assert value == pytest.approx(result.report.deviation.refit[task], rel=0.2)
+
+
+def test_too_few_inputs_for_a_fixed_batch_do_not_lose_what_was_pruned(
+    model: nn.Module, inputs: Tensor
+) -> None:
+    structure = ds.analyse(model, inputs[:2], form="graph")
+    with pytest.warns(DisparseWarning, match="takes batches of 2 only"):
+        result = prune(model, inputs, Distillation(torch.randn(2, 6)), structure=structure)
+
+    assert result.report.recovery.steps == 0
+
+
+def test_a_result_whose_distillation_overflowed_is_loaded(inputs: Tensor, tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        layers = (nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+        return nn.Sequential(*layers).eval()
+
+    result = prune(build(), inputs, Distillation(inputs, steps=20, lr=1e19))
+
+    assert not all(map(math.isfinite, result.report.recovery.course["output"]))
+    result.save(tmp_path)
+    assert torch.equal(ds.load(tmp_path, build)(inputs), result.model(inputs))
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"steps": 10, "minutes": 1.0}, "Leave one of them out"),
         ({"steps": 0}, "steps=0 must be a whole number"),
-        ({"minutes": -1.0}, "minutes=-1.0 must be a number above 0"),
-        ({"lr": math.nan}, "lr=nan must be a number above 0"),
+        ({"minutes": -1.0}, "minutes=-1.0 must be a finite number above 0"),
+        ({"lr": math.nan}, "lr=nan must be a finite number above 0"),
         ({"patience": 0}, "patience=0"),
+        ({"lr": "fast"}, "lr='fast' must be a finite number above 0"),
+        ({"steps": True}, "steps=True must be a whole number"),
+        ({"samples": 1}, "samples=1 must be a whole number of at least 2"),
+        ({"folder": 3}, "folder must be a path, got 3"),
     ],
 )
 def test_numbers_out_of_range_are_refused(given: dict[str, Any], said: str) -> None:

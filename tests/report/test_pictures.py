@@ -139,3 +139,14 @@ def test_the_page_of_a_result(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="Pass dense= too"):
         result.to_html(tmp_path / "other.html", inputs=images)
     assert not (tmp_path / "other.html").exists()
+
+
+def test_the_page_of_a_graph_with_a_fixed_batch(tmp_path: Path) -> None:
+    dense, images = Net().eval(), torch.randn(16, 3, 16, 16)
+    structure = ds.analyse(dense, images[:2], form="graph")
+    result = ds.prune(dense, images, macs=0.6, method=ds.DiSparse(), structure=structure, verify=False)
+    assert not result.model.any_batch
+    result.to_html(tmp_path / "page.html", inputs=images, dense=dense, number=3)
+    section = Page((tmp_path / "page.html").read_text()).root.id("pictures")
+    seen = [image.attributes["alt"] for image in section.all("img")]
+    assert [alt for alt in seen if alt.startswith("input")] == ["input 1", "input 2", "input 3"]

@@ -330,6 +330,9 @@ def notes(run: Run) -> list[str]:
         found.append(f"Dropped because they are never used: {_listed(dropped)}.")
     if report.get("shared_inputs"):
         found.append(f"Shared by all examples of a batch: {_listed(report['shared_inputs'])}.")
+    recovery = report.get("recovery")
+    if recovery is not None and not recovery["steps"]:
+        found.append(f"Not distilled: {recovery['stopped']}")
     export = report.get("export") or {}
     found += [f"The ONNX file is less dynamic than requested: {line}" for line in export.get("narrowed", ())]
     found += [f"Not checked in ONNX Runtime: {line}" for line in export.get("unchecked", ())]

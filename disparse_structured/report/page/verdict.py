@@ -64,7 +64,7 @@ def change_line(run: Run) -> str:
         return f"the deviation of {unknown[0]} is not a finite number"
     value, where = max(moved)
     stage = "after the refit" if run.report.get("refit") else "as cut"
-    stage = "after distillation" if run.report.get("recovery") else stage
+    stage = "after distillation" if (run.report.get("recovery") or {}).get("steps") else stage
     return f"outputs deviate by at most {words.percent(value)} ({where}, {stage})"
 
 

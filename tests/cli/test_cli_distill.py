@@ -1,4 +1,4 @@
-"""``disparse prune --distil``: training without labels on the command line."""
+"""``disparse prune --distill``: training without labels on the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAST = ("--method", "disparse", "--no-verify", "--no-onnx")
 def test_the_result_is_distilled_and_the_report_says_so(
     tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = prune_tiny("--distil", "tiny:stacked", "--distil-steps", "30", "--html", *FAST, "--json")
+    words = prune_tiny("--distill", "tiny:stacked", "--distill-steps", "30", "--html", *FAST, "--json")
     assert main(words) == 0
 
     report = json.loads(capsys.readouterr().out)["report"]
@@ -40,7 +40,7 @@ def test_a_folder_of_pictures(tiny: Path, capsys: pytest.CaptureFixture[str]) ->
     for number in range(12):
         Image.effect_noise((20, 16), 60 + number).convert("RGB").save(tiny / "photos" / f"{number}.png")
     how = ("--size", "16", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25")
-    given = ("--distil", "photos", "--distil-steps", "2", *how)
+    given = ("--distill", "photos", "--distill-steps", "2", *how)
     torch.save(torch.randn(8, 3, 16, 16), tiny / "x.pt")
 
     assert main(prune_tiny(*given, *FAST, "--json", data="x.pt")) == 0
@@ -51,13 +51,13 @@ def test_a_folder_of_pictures(tiny: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--distil-steps", "3"], "--distil-steps belongs to --distil"),
-        (["--distil-minutes", "3"], "--distil-minutes belongs to --distil"),
-        (["--distil", "x.pt", "--distil-steps", "3", "--distil-minutes", "1"], "both say how long"),
-        (["--distil", "nowhere"], "--distil 'nowhere' is neither a file nor package.module:name"),
-        (["--distil", "nowhere.npy"], "--distil 'nowhere.npy': there is no such file"),
-        (["--distil", "tiny:nothing"], "yields no batch"),
-        (["--distil", "tiny:number"], "--distil 'tiny:number' is of type int"),
+        (["--distill-steps", "3"], "--distill-steps belongs to --distill"),
+        (["--distill-minutes", "3"], "--distill-minutes belongs to --distill"),
+        (["--distill", "x.pt", "--distill-steps", "3", "--distill-minutes", "1"], "both say how long"),
+        (["--distill", "nowhere"], "--distill 'nowhere' is neither a file nor package.module:name"),
+        (["--distill", "nowhere.npy"], "--distill 'nowhere.npy': there is no such file"),
+        (["--distill", "tiny:nothing"], "yields no batch"),
+        (["--distill", "tiny:number"], "--distill 'tiny:number' is of type int"),
     ],
 )
 def test_what_contradicts_itself_or_is_missing_is_refused(
