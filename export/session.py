@@ -100,7 +100,7 @@ def shaped_for(
         session: the open file.
         inputs: as many tensors as the file takes, in order.
         batch: examples, where the batch is free.
-        size: the other free dimensions of each input that has so many, such as height and width.
+        size: the other dimensions of each input that has as many, such as height and width.
 
     Raises:
         ExportError: the file takes other inputs, or ``batch`` or ``size`` differs from a fixed dimension.
@@ -126,7 +126,7 @@ def shaped_for(
 def _asked(
     name: str, shape: Sequence[int | str], batch: int | None, size: tuple[int, ...] | None
 ) -> list[int | None]:
-    """The length of each dimension of an input; None where it is free and nothing is asked."""
+    """The length of each dimension of an input; None where any length will do."""
     asked = [length if isinstance(length, int) else None for length in shape]
     wishes: dict[int, int] = {}
     if batch is not None and shape and (shape[0] == BATCH or len(shape) > 2):
@@ -136,8 +136,8 @@ def _asked(
     for dim, length in wishes.items():
         if asked[dim] not in (None, length):
             raise ExportError(
-                f"the ONNX file's input {name!r} has the fixed shape {list(shape)}, which is not a batch of "
-                f"{batch or 'any number'} of size {size or 'any'}. Export it for that shape first: `disparse "
+                f"the ONNX file's input {name!r} has the shape {list(shape)}, but the batch {batch or 'any'} "
+                f"and the size {size or 'any'} were asked for. Export it for that shape first: `disparse "
                 "export`."
             )
         asked[dim] = length

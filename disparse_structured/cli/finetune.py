@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome | None:
     }
     save_back(folder.path, model.eval(), training=entry, to=target)
     for name in (ONNX, f"{ONNX}.data", INT8_ONNX, CHECKPOINT):
-        (target / name).unlink(missing_ok=True)  # of the earlier weights, and what is no longer needed
+        (target / name).unlink(missing_ok=True)  # they contain earlier weights, or are no longer needed
     entries = {}
     if arguments.onnx:
         with screen.step("exporting to ONNX and checking the file in ONNX Runtime"):
