@@ -62,8 +62,8 @@ def save_back(
 
     ``report.json`` gets the new checksum and a new summary of what the model computes, so that
     :func:`disparse_structured.load` accepts the folder. Deviations from the dense network are removed from
-    the report, because they are unknown. So are the facts about ONNX files, which contain the earlier weights:
-    export again. The files are replaced once all of them are complete.
+    the report, because they are unknown. So are the facts about ONNX files, which contain the earlier
+    weights: export again. The files are replaced once all of them are complete.
 
     >>> import tempfile, torch, disparse_structured as ds
     >>> def build():
