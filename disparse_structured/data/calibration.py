@@ -233,7 +233,7 @@ def _check_finite(model: nn.Module, groups: Sequence[tuple[Any, ...]]) -> None:
                 where = f" in example {place}" if batched else ""
                 raise BatchError(
                     f"the argument {name!r} holds NaN or infinite values{where}, as {leaf.dtype}, the "
-                    "model's type. Nothing can be fitted on it. Leave out such examples, or fill in the missing "
-                    "values."
+                    "model's type. Nothing can be fitted on it. Leave out such examples, or fill in the "
+                    "missing values."
                 )
         before += batch_size(group)

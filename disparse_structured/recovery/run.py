@@ -31,7 +31,7 @@ from disparse_structured.training.random_streams import reseed
 from disparse_structured.training.snapshot import Weights as Tensors
 from disparse_structured.training.snapshot import put, take
 
-LOOKS = 20
+MEASUREMENTS = 20
 """How often the deviations are measured on the inputs held out."""
 
 _WARM_UP = 0.05
@@ -77,7 +77,7 @@ class _State:
     total: int
     step: int = 0
     start: dict[str, float] = field(default_factory=dict)
-    looks: list[int] = field(default_factory=list)
+    measured: list[int] = field(default_factory=list)
     course: dict[str, list[float]] = field(default_factory=dict)
     best: float = math.inf
     kept: int = 0
@@ -150,8 +150,8 @@ class Run:
             kept=state.kept,
             stopped=state.stopped,
             before={task: found[0] for task, found in state.course.items()},
-            after={task: found[state.looks.index(state.kept)] for task, found in state.course.items()},
-            looks=tuple(state.looks),
+            after={task: found[state.measured.index(state.kept)] for task, found in state.course.items()},
+            measured=tuple(state.measured),
             course={task: tuple(found) for task, found in state.course.items()},
         )
 
@@ -176,9 +176,9 @@ class Run:
     def _begun(self) -> _State:
         began = time.perf_counter()
         state = _State(0)
-        self._look(state)
-        look = time.perf_counter() - began
-        state.total = self._course.steps or self._steps(look, state.start)
+        self._measure(state)
+        each = time.perf_counter() - began
+        state.total = self._course.steps or self._steps(each, state.start)
         self._save(state)
         return state
 
@@ -195,7 +195,7 @@ class Run:
         return state
 
     def _learn(self, state: _State) -> None:
-        every = math.ceil(state.total / LOOKS)
+        every = math.ceil(state.total / MEASUREMENTS)
         with advancing("distilling", state.total, self._progress, done=state.step) as advance:
             while state.step < state.total and not state.stopped:
                 rate = self._course.rate(state.step, state.total)
@@ -203,11 +203,11 @@ class Run:
                 if state.stopped:
                     break
                 state.step += 1
-                looked = state.step % every == 0 or state.step == state.total
-                if looked:
-                    self._look(state)
+                measures = state.step % every == 0 or state.step == state.total
+                if measures:
+                    self._measure(state)
                 advance("  ".join(f"{task} {found[-1]:.2%}" for task, found in state.course.items()))
-                if looked or time.perf_counter() - self._written > _WRITE:
+                if measures or time.perf_counter() - self._written > _WRITE:
                     self._save(state)
 
     def _step(self, trained: _Trained, step: int, rate: float, start: Mapping[str, float]) -> str:
@@ -247,7 +247,7 @@ class Run:
             for task, movement in moved.items()
         }
 
-    def _look(self, state: _State) -> None:
+    def _measure(self, state: _State) -> None:
         """Measures the deviations on the inputs held out, and keeps the weights if they are the best."""
         moved = {task.name: Movement() for task in self._tasks}
         with torch.no_grad():
@@ -256,7 +256,7 @@ class Run:
                 wanted = self._teacher.outputs(inputs, ("held out", number))
                 for task, tensors in outputs(self._model, self._tasks, inputs).items():
                     moved[task].add(tensors, wanted[task])
-        state.looks.append(state.step)
+        state.measured.append(state.step)
         for task, movement in moved.items():
             state.course.setdefault(task, []).append(movement.deviation.whole)
         if not state.step:
@@ -272,7 +272,7 @@ class Run:
             if patience is not None and state.waited >= patience and state.step < state.total:
                 state.stopped = f"{state.waited} measurements in a row brought no improvement"
 
-    def _steps(self, look: float, start: Mapping[str, float]) -> int:
+    def _steps(self, measurement: float, start: Mapping[str, float]) -> int:
         """How many steps fit into the minutes, from the time of a few; the weights are put back."""
         before, times = take(self._model), []
         trial = _Trained(self._model)
@@ -284,7 +284,12 @@ class Run:
         each = statistics.median(times[1:])
         first = 0.0 if self._vary else max(0.0, times[0] - each) * len(self._learned)
         assert self._course.minutes is not None
-        left = 60 * self._course.minutes - (time.perf_counter() - self._began) - LOOKS * look - first
+        left = (
+            60 * self._course.minutes
+            - (time.perf_counter() - self._began)
+            - MEASUREMENTS * measurement
+            - first
+        )
         return max(1, int(left / each))
 
     def _save(self, state: _State) -> None:

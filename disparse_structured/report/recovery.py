@@ -23,7 +23,7 @@ class RecoveryFacts:
         kept: the step whose weights the result has; 0 if no step was an improvement.
         stopped: why it ended before all steps; empty if it did not.
         before, after: per task the relative deviation ``||pruned - dense||_2 / ||dense||_2`` of the output.
-        looks: the steps after which the deviations were measured.
+        measured: the steps after which the deviations were measured.
         course: per task, the deviations at these steps.
     """
 
@@ -37,7 +37,7 @@ class RecoveryFacts:
     stopped: str
     before: Mapping[str, float]
     after: Mapping[str, float]
-    looks: tuple[int, ...]
+    measured: tuple[int, ...]
     course: Mapping[str, tuple[float, ...]]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

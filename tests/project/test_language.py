@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 BANNED = {
     r"\bis no (way|criterion|arbiter|ranking|width|share|model|shape|folder|number|plan|ratio)\b": "is not a",
-    r"\bis no (module|string|name|seed|type|whole|finite|recovery)\b|\bare no (views|whole)\b": "is not a",
+    r"\bis no (module|string|finite|whole|recovery)\b|\bare no (views|whole)\b": "is not a",
     r"\b(in the place of|anything else than)\b": "in place of, instead of, other than",
     r"\bholds? no examples?\b": "contains no examples",
     r"\blearnt\b|test_\w*_learnt_": "learned",

@@ -99,8 +99,8 @@ def test_every_task_comes_closer_and_the_report_says_so(
     assert all(deviation.final[task] < deviation.refit[task] <= deviation.cut[task] for task in deviation.cut)
     assert all(recovery.after[task] < recovery.before[task] for task in recovery.before)
     assert (recovery.samples, recovery.checked, recovery.steps, recovery.taken) == (256, 32, 200, 200)
-    assert (recovery.looks[0], recovery.looks[-1]) == (0, 200)
-    assert recovery.kept in recovery.looks
+    assert (recovery.measured[0], recovery.measured[-1]) == (0, 200)
+    assert recovery.kept in recovery.measured
     shown = str(result.report)
     assert "distilled on 256 inputs" in shown
     assert ["as", "cut", "refit", "distilled"] in [line.split()[3:] for line in shown.splitlines()]
