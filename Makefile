@@ -21,7 +21,7 @@ SITE := $(ONE_THREAD) $(BIN)/sphinx-build --conf-dir docs --fail-on-warning --ke
 # A process that dies ends the run: a replacement may wait forever.
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --max-worker-restart 0
 
-# Together they meet every dependency: the code of all pages, the scripts in examples/, pruning and exporting.
+# Together they use every dependency: the code of all pages, the scripts in examples/, pruning and exporting.
 CORE := tests/project/test_readme.py tests/project/test_examples.py tests/pipeline/test_prune.py \
 	tests/export/test_export.py tests/adapters/test_ultralytics.py::test_the_page tests/latency/test_openvino.py
 
@@ -60,24 +60,24 @@ docs: $(DEV_STAMP) ## the documentation site, in build/site; warnings are errors
 	@echo "== site -> build/site/index.html"
 	$(SITE) --builder html --quiet . build/site
 
-links: $(DEV_STAMP) ## ask the servers of external links: needs a network
+links: $(DEV_STAMP) ## check external links: needs a network
 	$(SITE) --builder linkcheck --quiet . build/links
 
 unit: $(DEV_STAMP) ## the tests alone
 	@echo "== tests on $(JOBS) processes"
 	$(PYTEST) $(ARGS)
 
-core: $(DEV_STAMP) ## the tests that meet every dependency: minutes
+core: $(DEV_STAMP) ## the tests that use every dependency: minutes
 	@echo "== the core's tests on $(JOBS) processes"
 	$(PYTEST) $(CORE) $(ARGS)
 
-oldest: ## the same on the oldest versions that pyproject.toml allows, in .venv-oldest
+oldest: ## the same with the oldest versions that pyproject.toml allows, in .venv-oldest
 	@test -x .venv-oldest/bin/uv || \
 		{ $(PYTHON) -m venv .venv-oldest && .venv-oldest/bin/python -m pip install --disable-pip-version-check uv; }
 	$(MAKE) core VENV=.venv-oldest CONSTRAINTS= \
 		PIP_INSTALL=".venv-oldest/bin/uv pip install --python .venv-oldest/bin/python --resolution lowest-direct"
 
-release: $(DEV_STAMP) ## build and check what is uploaded: sdist and wheel in dist/, installed in empty environments
+release: $(DEV_STAMP) ## build sdist and wheel in dist/, and check them in empty environments
 	$(PIP_INSTALL) --editable ".[release]"
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python .ci/release.py
 

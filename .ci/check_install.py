@@ -46,7 +46,7 @@ def main(version: str, extra: str) -> None:
 
 
 def refusal(result: ds.pipeline.PruningResult) -> str:
-    """What an export without the extra ``onnx`` answers."""
+    """The error of an export without the extra ``onnx``."""
     try:
         result.export("small/model.onnx")
     except MissingExtraError as error:

@@ -1,4 +1,4 @@
-"""Builds sdist and wheel of the commit that is checked out, and checks them as a user would meet them.
+"""Builds sdist and wheel of the commit that is checked out, and checks them as a user would install them.
 
 A tree that is not clean is refused, and so is a version without a dated entry in the changelog. Both files
 are built from a fresh clone, checked by twine, and installed in empty environments, with and without extras,
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def releasable(root: Path) -> str:
-    """The version of the tree at ``root``, if nothing speaks against its release."""
+    """The version of the tree at ``root``, if it can be released."""
     changed = git(root, "status", "--porcelain")
     if changed:
         sys.exit(f"The tree is not clean. Commit or remove:\n{changed}")
@@ -65,7 +65,7 @@ def releasable(root: Path) -> str:
 
 
 def build(root: Path, out: Path) -> list[Path]:
-    """The sdist, and the wheel that is built from it, of a fresh clone of ``root``."""
+    """Builds the sdist from a fresh clone of ``root``, and the wheel from the sdist."""
     shutil.rmtree(out, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
         run("git", "clone", "--quiet", root, Path(folder, "tree"))

@@ -1,11 +1,10 @@
 """Distillation without labels against longer calibration: deviation and ΔT by inputs and steps.
 
-``python -m benchmarks.distillation`` prunes trained networks with 64 inputs, distills the result on 16 to
-2,048 inputs, and beside it prunes with as many inputs instead. Networks are those on rendered scenes, of
-which there are enough, and those of :mod:`benchmarks.no_training`, which need a data pack; each is trained
-if it is not in ``benchmarks/.cache``. Finished rows are kept, so a run that was interrupted can be repeated
-and resumes where it was; the page lists the cells that were not run. ``--only views`` writes the page from
-the rows that are there.
+``python -m benchmarks.distillation`` prunes trained networks with 64 inputs, and distills the result on 16
+to 2,048 inputs. For comparison, it prunes with all of these inputs instead. The networks are those on
+rendered scenes, which need no data, and those of :mod:`benchmarks.no_training`, which need a data pack. Each
+is trained if it is not in ``benchmarks/.cache``. Finished rows are kept, so an interrupted run resumes. The
+page lists the cells that were not run. ``--only views`` writes the page from the existing rows.
 
 Times are CPU seconds of one thread: they hardly depend on what else the machine does.
 """
@@ -98,7 +97,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """All of it."""
+        """All settings of the cell."""
         return (
             f"{self.network} {self.macs:g} inputs {self.inputs:04} steps {self.steps:04} {self.variant} "
             f"seed {self.seed}"
@@ -113,12 +112,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """What running a cell gave, measured on inputs that nothing was fitted on.
+    """The results of a cell, measured on inputs that nothing was fitted on.
 
     Args:
         cell: the cell.
         settings: those of the cell.
-        cut: by task, the deviation before anything else was done.
+        cut: by task, the deviation as cut.
         before, after: by task, the deviation after the refit, and of the result.
         delta_before, delta_after: ΔT of these in percent.
         taken, kept: steps that were taken, and the one whose weights were kept.
@@ -141,12 +140,12 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Subjects:
-    """A trained network, as many of its inputs as are asked for, and how well a network does.
+    """A trained network, its inputs, and a measure of how well a network does.
 
     Args:
         dense: the network, in eval mode.
         inputs: ``inputs(count)`` are the first ``[count, 3, H, W]``; fewer if there are no more.
-        check: others, that results are reported on.
+        check: other inputs, on which results are reported.
         delta: ΔT of a network against the dense one, in percent.
     """
 
@@ -268,12 +267,12 @@ def page(rows: Sequence[Row], missing: Sequence[Cell]) -> str:
     """The page of results."""
     parts = [
         "# Distillation against longer calibration",
-        "`python -m benchmarks.distillation`. Trained networks are pruned with 64 unlabeled inputs. Then the "
-        "result is distilled on more of them ([how](../distillation.md)); beside that, the network is pruned "
-        "with as many inputs instead, and not distilled. Deviation is the mean over the tasks of the "
-        "relative deviation from the dense network, ΔT the mean relative change of the tasks' figures, both "
-        "on images that nothing was fitted on. Seconds are CPU seconds of one thread: of the distillation, "
-        "or of the pruning where there are no steps.",
+        "`python -m benchmarks.distillation`. Trained networks are pruned with 64 unlabeled inputs, and the "
+        "result is distilled on more of them ([how](../distillation.md)). For comparison, the network is "
+        "pruned with all of these inputs, and not distilled. Deviation is the mean over the tasks of the "
+        "relative deviation from the dense network. ΔT is the mean relative change of the tasks' figures. "
+        "Both are measured on images that nothing was fitted on. Seconds are CPU seconds of one thread, for "
+        "the distillation, or for the pruning if there are no steps.",
     ]
     for network, macs in dict.fromkeys((row.cell.network, row.cell.macs) for row in rows):
         same = [row for row in rows if (row.cell.network, row.cell.macs) == (network, macs)]

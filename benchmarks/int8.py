@@ -4,7 +4,7 @@
 missing. It writes each in INT8 in several ways, evaluates every file on the reported images, times all files
 of a network in turn, and writes ``benchmarks/results/int8.json`` and ``docs/results/int8.md``. All methods
 get the same images; only NNCF (``pip install nncf``) also gets their labels. If it is not installed, the page
-states this. A run that was stopped goes on after the networks that it has written. Delete the file to
+states this. An interrupted run resumes after the networks that it has written. Delete the file to
 measure them again.
 """
 

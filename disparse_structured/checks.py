@@ -36,7 +36,7 @@ def check_object(
     remedy: str = "",
     error: type[DisparseError] = OptionError,
 ) -> None:
-    """Raises ``error`` unless ``value`` is a ``kind``; a class in the place of an object is told.
+    """Raises ``error`` unless ``value`` is an instance of ``kind``. For a class, the error says so.
 
     >>> check_object("budget", 3, dict, "a dict", "Pass one.")
     Traceback (most recent call last):
@@ -49,7 +49,7 @@ def check_object(
 
 
 def check_not_class(name: str, value: object, error: type[DisparseError] = OptionError) -> None:
-    """Raises ``error`` if ``value`` is a class where an object of it is meant."""
+    """Raises ``error`` if ``value`` is a class instead of an object."""
     if isinstance(value, type):
         kind = value.__name__
         raise error(f"{name} must be an object, got the class {kind}. Create one: {kind}().")
@@ -64,7 +64,10 @@ def check_callable(
     *,
     classes: bool = False,
 ) -> None:
-    """Raises ``error`` unless ``value`` can be called with so many ``arguments``; a class if ``classes``."""
+    """Raises ``error`` unless ``value`` can be called with this number of ``arguments``.
+
+    A class is an error too, unless ``classes``.
+    """
     if not classes:
         check_not_class(name, value, error)
     if not callable(value):
@@ -81,7 +84,7 @@ def check_callable(
 
 
 def check_counts(least: int = 1, /, **counts: object) -> None:
-    """Raises :class:`OptionError` for the first of ``counts`` that is no whole number of at least ``least``.
+    """Raises :class:`OptionError` unless all ``counts`` are whole numbers of at least ``least``.
 
     >>> check_counts(rounds=0)
     Traceback (most recent call last):
@@ -94,14 +97,14 @@ def check_counts(least: int = 1, /, **counts: object) -> None:
 
 
 def check_positive(**values: object) -> None:
-    """Raises :class:`OptionError` for the first of ``values`` that is no finite number above 0."""
+    """Raises :class:`OptionError` unless all ``values`` are finite numbers above 0."""
     for name, value in values.items():
         if not is_number(value) or not value > 0:  # type: ignore[operator]
             raise OptionError(f"{name}={shown(value)} must be a finite number above 0.")
 
 
 def is_number(value: object) -> bool:
-    """Whether ``value`` is a finite real number; True and False are none."""
+    """Whether ``value`` is a finite real number; True and False are not."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -115,7 +118,7 @@ def as_path(name: str, value: object) -> Path:
     """``value``, a string or a path, as a path.
 
     Raises:
-        OptionError: it is something else, is empty, or no path can be called that.
+        OptionError: it is something else, is empty, or cannot be a path.
     """
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise OptionError(f"{name} must be a path, got {shown(value)}. Pass a string or a pathlib.Path.")

@@ -28,7 +28,7 @@ def line(text: str) -> None:
 
 
 def announce(text: str, seconds: float) -> None:
-    """Prints what is expected of work that takes about ``seconds``, if that exceeds :data:`INTERVAL`."""
+    """Prints ``text``, an estimate, if the work takes about ``seconds`` of at least :data:`INTERVAL`."""
     if seconds >= INTERVAL:
         print(f"disparse: {text}", file=sys.stderr, flush=True)
 

@@ -1,6 +1,6 @@
 """The documentation site: Sphinx reads README.md, CHANGELOG.md, CONTRIBUTING.md and docs/; see ``make docs``.
 
-Sphinx, because it is stable, BSD-licensed, kept up, and names each missing link, heading and picture.
+Sphinx, because it is stable, maintained, BSD-licensed, and names each missing link, heading and picture.
 Zensical is at 0.1, and the last release of MkDocs is from 2024.
 """
 
@@ -30,16 +30,16 @@ html_title = f"{project} {release}"
 html_copy_source = False
 html_show_sphinx = False
 
-# Seconds for each server of an external link, which only `make links` asks.
+# Seconds to wait for the server of an external link, which only `make links` checks.
 linkcheck_timeout = 20
 
-CONTENTS = r"^## Where to read on\n\n(.*?)(?=^## |\Z)"
+CONTENTS = r"^## Documentation\n\n(.*?)(?=^## |\Z)"
 PART = r"^\*\*(.+?):\*\* ((?:.+\n)+)"
 LINK = r"\[(.+?)\]\((.+?)\.md\)"
 
 
 def add_contents(app: Sphinx, page: str, source: list[str]) -> None:
-    """Gives the first page its table of contents, the README's last section, and two folders theirs."""
+    """Adds a table of contents to the first page, from the README's last section, and to two index pages."""
     if page == root_doc:
         (section,) = re.findall(CONTENTS, source[0], flags=re.MULTILINE | re.DOTALL)
         for caption, links in re.findall(PART, section, flags=re.MULTILINE):
@@ -55,12 +55,12 @@ def toctree(*lines: str) -> str:
 
 
 def add_first_page(app: Sphinx, error: Exception | None) -> None:
-    """Makes the README the page that opens a folder."""
+    """Makes the README the index page of the site."""
     if error is None and app.builder.format == "html":
         shutil.copy(app.outdir / "README.html", app.outdir / "index.html")
 
 
 def setup(app: Sphinx) -> None:
-    """Connects the above to Sphinx."""
+    """Connects both functions to Sphinx."""
     app.connect("source-read", add_contents)
     app.connect("build-finished", add_first_page)

@@ -20,13 +20,13 @@ TARGET = ROOT / "docs" / "examples"
 
 
 def pages() -> dict[str, str]:
-    """Markdown by file name: a page of each script, and the list of all."""
+    """Markdown by file name: a page for each script, and the list of all."""
     scripts = {name: (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8") for name in NAMES}
     listed = "\n".join(f"- [{_title(text)}]({name}.md)" for name, text in scripts.items())
     index = (
-        "# Examples\n\nPrograms that run as they are. The tests run each of them, on a small network.\n\n"
-        f"{listed}\n\nThese pages are the scripts in the folder `examples` of the repository, written by "
-        "`python docs/generate_examples.py`.\n"
+        "# Examples\n\nComplete programs. The tests run each of them, on a small network.\n\n"
+        f"{listed}\n\n`python docs/generate_examples.py` writes these pages from the scripts in the "
+        "repository's `examples` folder.\n"
     )
     return {"README.md": index} | {f"{name}.md": _page(name, text) for name, text in scripts.items()}
 

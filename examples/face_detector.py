@@ -1,18 +1,18 @@
-"""A deployed network: MTCNN's O-Net, smaller, back in its detector.
+"""A deployed network: MTCNN's O-Net, pruned and put back into its detector.
 
 MTCNN (Zhang et al., IEEE Signal Processing Letters 2016) finds faces in three steps. The last network of
 the three, O-Net, has three tasks: whether a crop is a face, a better box, and five landmarks.
-`facenet-pytorch` 2.6 brings trained weights inside its package, under the MIT license; they are ported from
-the authors' network, which was trained on WIDER FACE and CelebA, so mind the terms of these too. The package
-requires an older PyTorch than this one, but runs with a newer, so leave its requirements out:
+`facenet-pytorch` 2.6 contains trained weights, under the MIT license. They were ported from the authors'
+network, which was trained on WIDER FACE and CelebA, so check the terms of these data sets too. The package
+requires an older PyTorch than this one but runs with newer versions, so install it without dependencies:
 
     pip install "disparse-structured[all,torchvision]" requests tqdm
     pip install --no-deps facenet-pytorch
     python examples/face_detector.py photos
 
-`photos` is a folder of pictures with people, a few dozen or more. The detector itself says what O-Net meets
-in use: a hook collects the crops that the first two networks pass on. No labels are needed, and nothing is
-trained.
+`photos` is a folder of pictures with people, a few dozen or more. The detector provides the inputs for
+pruning: a hook collects the crops that the first two networks pass to O-Net. No labels are needed, and
+nothing is trained.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from PIL import Image
 
 import disparse_structured as ds
 
-# The names of what O-Net returns: a tuple of three.
+# Names for the three tensors that O-Net returns.
 TASKS = [ds.Task("box", 0), ds.Task("landmarks", 1), ds.Task("face", 2)]
 
 
@@ -44,7 +44,7 @@ def crops_of(detector: MTCNN, pictures: list[Image.Image]) -> torch.Tensor:
 
 
 def faces(detector: MTCNN, pictures: list[Image.Image], sure: float = 0.9) -> list[np.ndarray]:
-    """The boxes ``[N, 4]`` of each picture of whose faces the detector is sure, from left to right."""
+    """For each picture, the boxes ``[N, 4]`` with a score of at least ``sure``, from left to right."""
     found = []
     for picture in pictures:
         boxes, scores = detector.detect(picture)

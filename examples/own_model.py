@@ -1,11 +1,11 @@
 r"""A network of your own: one trunk, three heads, votes with labels.
 
-A plain module, a loader and a loss for each task are all that is needed. Without the losses, images alone are
-enough. Run it as a program:
+You need a plain module, a loader, and a loss for each task. Without losses, images are enough. Run the
+script:
 
     python examples/own_model.py
 
-or give its three functions to the command line:
+or pass its `build`, `batches` and `tasks` to the command line:
 
     disparse prune --model examples/own_model.py:build --data examples/own_model.py:batches \
         --tasks examples/own_model.py:tasks --method disparse --macs 0.5 --out pruned

@@ -1,12 +1,12 @@
 """A timm network with three tasks: trained, pruned, fine-tuned, exported.
 
-A ResNet of timm finds the objects, the depth and the surface normals of a room. It is trained here on rooms
-that this package renders, so nothing is downloaded. In your program, `build` makes your network, and
-`loader` is your own `DataLoader`.
+A timm ResNet predicts the objects, the depth and the surface normals of a room. Here it is trained on rooms
+that this package renders, so nothing is downloaded. In your program, `build` returns your network, and the
+loaders are your own.
 
-`prune` reads the batches for their images only, since `Compensated`, the default method, needs no labels.
-The smaller network is an ordinary module. It is trained by the loop that trained the dense one, and then
-saved and exported.
+`prune` uses only the images of the batches, since `Compensated`, the default method, needs no labels. The
+smaller network is an ordinary module. The loop that trained the dense network fine-tunes it. It is then saved
+and exported.
 
     pip install "disparse-structured[all]"
     python examples/timm_multitask.py
@@ -27,7 +27,7 @@ TASKS = [task for task in losses() if task.name in NAMES]  # name, output and lo
 
 
 def build(backbone: str = "resnet10t") -> MultiTask:
-    """The dense network. Any backbone of timm that has feature maps will do."""
+    """The dense network. Any timm backbone that has feature maps will do."""
     return multitask(backbone, {name: DenseHead(HEADS[name], 32) for name in NAMES}, image_size=(48, 64))
 
 
@@ -46,7 +46,7 @@ def fit(model: torch.nn.Module, loader: DataLoader, epochs: int) -> None:
 
 
 def evaluate(model: torch.nn.Module, loader: DataLoader) -> dict[str, dict[str, float]]:
-    """Every task's figures on ``loader``."""
+    """Every task's metrics on ``loader``."""
     found = {name: metrics()[name] for name in NAMES}
     with torch.no_grad():
         for batch in loader:

@@ -1,11 +1,11 @@
-"""A segmenter of torchvision: half the MACs, in ONNX Runtime.
+"""A torchvision segmenter: half the MACs, in ONNX Runtime.
 
 LR-ASPP on MobileNetV3 returns a dict with the entry `out`. FCN and DeepLab have a second one, `aux`, when
-they are built with `aux_loss=True`; it is then a second task. Segmenters are pruned as they are, and keep
+they are built with `aux_loss=True`; it is then a second task. Segmenters need no wrapper, and keep
 their class.
 
 The network has random weights here, and the pictures are noise. In your program, pass trained weights, and
-at least 64 pictures as the network meets them, resized and normalized (`ds.data.images` reads a folder).
+at least 64 pictures that are resized and normalized as in use (`ds.data.images` reads a folder).
 
     pip install "disparse-structured[all,torchvision]"
     python examples/torchvision_segmenter.py

@@ -1,11 +1,10 @@
-"""A backbone of transformers with two heads: what a sentence asks for, and a tag for each of its words.
+"""A transformers backbone with two heads: the intent of a sentence, and a tag for each word.
 
-One BERT reads the sentence. The head `intent` reads the first token, the head `slots` reads each of them.
-Whole attention heads, the width between the two layers of the MLP and the hidden width shrink, where both
-heads agree.
+One BERT reads the sentence. The head `intent` reads the first token, and the head `slots` reads every token.
+Where both tasks agree, pruning removes attention heads, and channels of the MLPs and of the hidden width.
 
 The backbone has random weights here, and the sentences are random tokens of different lengths. In your
-program, take `AutoModel.from_pretrained(...)`, and batches of your tokenizer.
+program, use `AutoModel.from_pretrained(...)`, and batches from your tokenizer.
 
     pip install "disparse-structured[all,transformers]"
     python examples/transformers_two_heads.py

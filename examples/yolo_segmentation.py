@@ -1,11 +1,10 @@
-"""A YOLO that segments: pruned, exported by the library, loaded again.
+"""A YOLO segmenter: pruned, exported by Ultralytics, loaded again.
 
-Ultralytics' network comes in and goes out as an object of the library: `val`, `predict`, `train` and
-`export` work on the smaller one. Four raw outputs of its head vote: boxes, scores, coefficients of masks,
-and prototypes.
+Both the dense and the smaller network are Ultralytics objects: `val`, `predict`, `train` and `export` work on
+both. The tasks are four raw outputs of the head: boxes, scores, mask coefficients and prototypes.
 
-The network is built here from its configuration, with random weights, and its pictures are two that the
-library brings along. In your program, pass your trained file and a folder of at least 64 pictures.
+Here the network is built from its configuration, with random weights, and the two pictures come with the
+library. In your program, pass your trained file and a folder of at least 64 pictures.
 Ultralytics is under the AGPL-3.0.
 
     pip install "disparse-structured[all,ultralytics]"

@@ -102,9 +102,9 @@ def export_onnx(
             ``dynamic`` (the form) and the versions of torch, onnx and this package.
         dynamic_batch: whether to try a free batch.
         dynamic_size: whether to try a free size.
-        narrower: whether a narrower form may be written if the requested one does not hold; otherwise that
+        narrower: whether a narrower form may be written if the requested one is not possible; if False, that
             is an error.
-        opset: version of the ONNX operators; by default the exporter's own.
+        opset: version of the ONNX operators; by default that of the exporter.
         check_inputs: real batches to compare on. Those that do not fit the file's fixed dimensions are
             listed in the facts as unchecked.
         tolerance: largest relative error that passes, see ``check_parity``.
@@ -172,7 +172,7 @@ def export_onnx(
 
 @contextmanager
 def _drafts(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` for drafts of it, which is removed in the end."""
+    """A folder beside ``path`` for its drafts, which is removed afterward."""
     try:
         with tempfile.TemporaryDirectory(prefix=".draft.", dir=path.parent) as folder:
             yield Path(folder)
@@ -307,8 +307,8 @@ def _input_names(binding: Binding, outputs: Mapping[str, Sequence[str]]) -> list
     taken = [name for name in binding.names if name in names]
     if taken:
         warnings.warn(
-            f"the output {taken[0]!r} is named like an input, which becomes '{taken[0]}_input' in the file. "
-            "Give the task another name to keep that of the input.",
+            f"the output {taken[0]!r} has the name of an input, which becomes '{taken[0]}_input' in the "
+            "file. Give the task another name to keep the input's.",
             DisparseWarning,
             stacklevel=4,
         )

@@ -128,7 +128,7 @@ def shaped_for(
 def _asked(
     name: str, shape: Sequence[int | str], batch: int | None, size: tuple[int, ...] | None
 ) -> list[int | None]:
-    """The length of each dimension of an input; None where it is free and nothing is asked."""
+    """The length of each dimension of an input; None where any length will do."""
     asked = [length if isinstance(length, int) else None for length in shape]
     wishes: dict[int, int] = {}
     if batch is not None:
@@ -138,8 +138,8 @@ def _asked(
     for dim, length in wishes.items():
         if asked[dim] not in (None, length):
             raise ExportError(
-                f"the ONNX file's input {name!r} has the fixed shape {list(shape)}, which is not a batch of "
-                f"{batch or 'any number'} of size {size or 'any'}. Export it for that shape first: `disparse "
+                f"the ONNX file's input {name!r} has the shape {list(shape)}, but the batch {batch or 'any'} "
+                f"and the size {size or 'any'} were asked for. Export it for that shape first: `disparse "
                 "export`."
             )
         asked[dim] = length

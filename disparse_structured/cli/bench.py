@@ -1,4 +1,4 @@
-"""``disparse bench``: how long the files of a saved folder take, beside the dense network."""
+"""``disparse bench``: the latency of a saved folder's ONNX files and of the dense network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from disparse_structured.report.facts import LatencyFact, LatencyFacts
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
-    """Exports what is not a file yet, and times all files in turn."""
+    """Exports the models that have no file yet, and times all files in turn."""
     folder = Folder(arguments)
     with tempfile.TemporaryDirectory() as drafts:
         with screen.step("building and exporting"):
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
 
 
 def _files(folder: Folder, drafts: Path) -> dict[str, Path]:
-    """What to time, by name, the reference first."""
+    """The files to time, by name, the reference first."""
     files = {}
     if folder.arguments.model is not None:
         files["dense"] = drafts / "dense.onnx"
@@ -50,7 +50,7 @@ def _files(folder: Folder, drafts: Path) -> dict[str, Path]:
     files["pruned"] = folder.path / ONNX
     if not files["pruned"].is_file():
         if folder.arguments.model is None:
-            raise UsageError(f"{str(folder.path)!r} holds no {ONNX}. Give --model, to export it.")
+            raise UsageError(f"{str(folder.path)!r} has no {ONNX}. Give --model to export it.")
         files["pruned"] = drafts / ONNX
         model = folder.model()
         export_pruned(model, folder.tasks(model), folder.saved.plan, folder.saved.inputs(), files["pruned"])

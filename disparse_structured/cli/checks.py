@@ -224,7 +224,7 @@ def _check_bench(arguments: argparse.Namespace) -> None:
     _check_export(arguments)
     _check_runtime(arguments)
     if arguments.save and arguments.model is None:
-        raise UsageError("--save writes the times beside the dense model's. Give --model too.")
+        raise UsageError("--save writes the times of the dense model too. Give --model.")
 
 
 def _check_verify(arguments: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ FAILED, INTERRUPTED, UNREAD = 2, 130, 1
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
-    It is 0, 1 if `disparse verify` finds a fault, 2 for an explained error, 130 for Ctrl-C.
+    It is 0 for success, 1 if `disparse verify` finds a fault, 2 for an explained error, and 130 for Ctrl-C.
 
     An unexpected exception is a bug of this package and is not caught.
     """

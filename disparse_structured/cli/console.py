@@ -23,7 +23,7 @@ _UNLIMITED = 10_000
 
 @dataclass(frozen=True)
 class Outcome:
-    """A command's result: once as JSON, once for people; ``status`` is the exit code."""
+    """A command's result, as JSON and for people; ``status`` is the exit code."""
 
     document: Mapping[str, Any]
     views: Sequence[RenderableType]

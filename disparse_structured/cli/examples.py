@@ -1,4 +1,4 @@
-"""The inputs that a page shows, and what the dense and the pruned network give on them."""
+"""The inputs that a page shows, with the outputs of the dense and the pruned network."""
 
 from __future__ import annotations
 

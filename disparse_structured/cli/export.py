@@ -19,7 +19,7 @@ from disparse_structured.pipeline.result import export_pruned
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
-    """Builds the model, exports it and checks the file; the folder's report describes the folder's file."""
+    """Builds the model, exports it and checks the file. The report describes the file in the folder."""
     folder = Folder(arguments)
     with screen.step("building the model and loading the weights"):
         example = _example(folder.saved.inputs(), arguments.batch, arguments.size)

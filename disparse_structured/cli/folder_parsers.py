@@ -1,4 +1,4 @@
-"""The parsers of commands about a saved folder; importing this module imports nothing heavy."""
+"""The parsers of the commands that work on a saved folder; importing this module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def add_export(commands: argparse._SubParsersAction[Parser]) -> None:
         "--size",
         type=values.image_size,
         metavar="SIZE",
-        help="height and width of the inputs, such as 224 or 192x640 (default: those it was pruned with)",
+        help="height and width of the inputs, such as 224 or 192x640 (default: as pruned)",
     )
     shape.add_argument(
-        "--opset", type=values.count(), metavar="N", help="ONNX opset (default: the exporter's own)"
+        "--opset", type=values.count(), metavar="N", help="ONNX opset (default: the exporter's)"
     )
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -85,7 +85,7 @@ def add_bench(commands: argparse._SubParsersAction[Parser]) -> None:
         "--batch",
         type=values.count(),
         metavar="N",
-        help="examples in a batch (default: 1, or the number that a file has fixed)",
+        help="examples in a batch (default: 1, or the fixed batch of a file)",
     )
     runtime.add_argument(
         "--size", type=values.shape, metavar="SIZE", help="size of the inputs (default: as stored)"
@@ -105,7 +105,7 @@ def add_finetune(commands: argparse._SubParsersAction[Parser]) -> None:
         usage="DIR --model FACTORY --data LOADER --tasks TASKS --epochs N [options]",
         help="train the model of a saved folder, and save it back",
         description="Train the model of a folder on its tasks' losses, and save it back: weights, report\n"
-        "and ONNX file are replaced. Killed runs resume.",
+        "and ONNX file are replaced. If the run is killed, the same command resumes it.",
     )
     parser.add_argument("folder", metavar="DIR", help="the folder")
     subject = parser.add_argument_group("model and data")

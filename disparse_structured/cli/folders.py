@@ -1,4 +1,4 @@
-"""What commands about a saved folder share: the model built from it, and entries added to its report."""
+"""Shared by the commands that work on a saved folder: its models, and entries added to its report."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Folder:
 
     @cached_property
     def path(self) -> Path:
-        """Where it is."""
+        """Its path."""
         return Path(self.arguments.folder)
 
     @cached_property
@@ -103,7 +103,7 @@ def export_entry(facts: ExportFacts) -> dict[str, Any]:
 
 
 def record(folder: Path, entries: Mapping[str, Any], *, html: bool = False) -> dict[str, Any]:
-    """Adds ``entries`` to the report in ``folder``; writes its page if there is one already, or ``html``."""
+    """Adds ``entries`` to the report in ``folder``; writes its page if there is one or ``html`` is true."""
     report = extend_report(folder, entries)
     if html or (folder / PAGE).is_file():
         write_text(folder / PAGE, page(Run.of_folder(folder)))

@@ -392,19 +392,17 @@ def add_distillation(group: Options) -> None:
     group.add_argument(
         "--distill",
         metavar="DATA",
-        help="then train the pruned model towards the dense one, without labels: a folder of pictures, "
-        "prepared like those of --images, or anything that --data takes. A run that is killed resumes when "
-        "the same command is given again",
+        help="inputs on which to train the pruned model to match the dense one, without labels: a folder of "
+        "pictures, prepared like those of --images, or anything that --data takes. If the run is killed, the "
+        "same command resumes it",
     )
     group.add_argument(
         "--distill-minutes",
         type=values.positive,
         metavar="M",
-        help="about how long that may take (default: 600 steps)",
+        help="about how long the distillation may take (default: 600 steps)",
     )
-    group.add_argument(
-        "--distill-steps", type=values.count(), metavar="N", help="how many steps it takes, instead"
-    )
+    group.add_argument("--distill-steps", type=values.count(), metavar="N", help="its number of steps")
 
 
 def add_save_settings(group: Options) -> None:

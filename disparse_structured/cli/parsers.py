@@ -225,7 +225,7 @@ def _add_report(commands: argparse._SubParsersAction[Parser]) -> None:
         help="the page to write (default: report.html in the folder; none for diff)",
     )
     shown = parser.add_argument_group(
-        "inputs to show", "A few inputs, and each task's output before and after pruning as pictures."
+        "inputs to show", "A few inputs, and each task's output before and after pruning, as pictures."
     )
     options.add_images(shown)
     options.add_data(shown, required=False)

@@ -134,7 +134,7 @@ def _words(path: Path, key: str, action: argparse.Action, value: Any) -> Iterato
 
 
 def readable(word: str) -> str:
-    """``word`` of a command line as Unicode, with a sign in the place of bytes that are not UTF-8."""
+    """``word`` of a command line as Unicode, with a sign in place of bytes that are not UTF-8."""
     return os.fsencode(word).decode(errors="replace")
 
 

@@ -89,8 +89,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     }
     if kinds:
         warnings.warn(
-            f"the weights in {str(path)!r} are converted from {', '.join(sorted(kinds))}, as the model that "
-            "--model builds has them.",
+            f"the weights in {str(path)!r} are converted from {', '.join(sorted(kinds))}, to match the model "
+            "that --model builds.",
             DisparseWarning,
             stacklevel=2,
         )

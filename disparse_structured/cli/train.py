@@ -84,7 +84,7 @@ def _distillation(arguments: argparse.Namespace, model: nn.Module) -> Distillati
 
 
 def training_config(arguments: argparse.Namespace, distillation: Distillation | None) -> TrainingConfig:
-    """How to train, as the arguments say.
+    """The training settings in the arguments.
 
     Raises:
         UsageError: a number is out of range.
@@ -144,7 +144,7 @@ def _length(data: Iterable[Any]) -> int:
 
 
 def announcer(epochs: int, screen: Screen) -> Callable[[int, Mapping[str, float]], None]:
-    """Says the losses of each epoch."""
+    """A function that shows the losses of each epoch."""
 
     def announce(epoch: int, losses: Mapping[str, float]) -> None:
         shown = "  ".join(f"{name} {loss:.4g}" for name, loss in losses.items())

@@ -102,7 +102,7 @@ def _add_distillation(training: options.Group) -> None:
 
 
 def add_training(training: options.Group) -> None:
-    """How to train."""
+    """The options of training."""
     count, positive = values.count(), values.positive
     training.add_argument("--epochs", type=count, required=True, metavar="N", help="passes over --data")
     training.add_argument(

@@ -1,4 +1,4 @@
-"""``disparse verify``: whether a saved folder still holds what was saved, and computes it."""
+"""``disparse verify``: whether a saved folder is intact and its model computes what was stored."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def pruning_report(document: Mapping[str, Any], place: str) -> PruningReport:
 
 def _recovery(document: Mapping[str, Any]) -> RecoveryFacts:
     course = {task: tuple(found) for task, found in document["course"].items()}
-    return RecoveryFacts(**{**document, "looks": tuple(document["looks"]), "course": course})
+    return RecoveryFacts(**{**document, "measured": tuple(document["measured"]), "course": course})
 
 
 def _stair(document: Mapping[str, Any]) -> StairFacts:

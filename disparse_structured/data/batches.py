@@ -21,7 +21,7 @@ ToInputs = Callable[[Any], "tuple[Any, ...] | Mapping[str, Any]"]
 """A user's function from a batch to the arguments of ``forward``: a tuple, or a dict by name."""
 
 UNSIZED = 4096
-"""Examples that are read of data without a length, unless ``samples`` says how many."""
+"""The most examples that are read from data without a length, unless ``samples`` says how many."""
 
 SCORED_TOGETHER = 32
 """Examples of a tensor that are scored as one batch."""
@@ -111,10 +111,10 @@ def batch_size(inputs: tuple[Any, ...]) -> int:
 
 
 def check_examples(inputs: tuple[Any, ...]) -> None:
-    """Raise :class:`BatchError` if ``inputs`` hold no example."""
+    """Raise :class:`BatchError` if ``inputs`` contain no examples."""
     if not batch_size(inputs):
         raise BatchError(
-            "the inputs hold no example: the first dimension of a tensor is 0. Pass at least one."
+            "the inputs contain no examples: the first dimension of a tensor is 0. Pass at least one."
         )
 
 
@@ -193,7 +193,7 @@ def tensor_batches(data: Tensor, limit: int | None = None) -> tuple[Tensor, ...]
         raise BatchError("the data is a sparse or nested tensor. Pass one that is dense: [N, ...].")
     if not data.ndim or not len(data):
         raise BatchError(
-            f"the data is a tensor of shape {list(data.shape)}, which holds no example. "
+            f"the data is a tensor of shape {list(data.shape)}, which contains no examples. "
             "Pass [N, ...], a few dozen examples."
         )
     return tuple(torch.split(data[:limit], SCORED_TOGETHER))
@@ -220,7 +220,7 @@ def readable(data: Any, samples: int | None = None) -> Iterable[Any]:
 
 
 def count(data: Iterable[Any]) -> int | None:
-    """About how many examples ``data`` holds; None if that takes reading it."""
+    """About how many examples ``data`` holds; None if it would have to be read."""
     if isinstance(data, list | tuple):
         return sum(batch_size((batch,)) for batch in data)
     if isinstance(data, DataLoader) and data.batch_size is not None and _sized(data):
@@ -237,7 +237,7 @@ def _sized(data: Iterable[Any]) -> bool:
 
 
 class _Kept:
-    """The batches of an iterator, which is read no further than needed; what was read is kept."""
+    """The batches of an iterator, which is read only as far as needed; what was read is kept."""
 
     def __init__(self, data: Iterator[Any]) -> None:
         self._left = data
@@ -255,7 +255,7 @@ class _Kept:
 
 @dataclass(frozen=True)
 class _Unsized:
-    """Batches of which nobody knows whether they end: more than :data:`UNSIZED` examples are refused."""
+    """Batches of unknown number: more than :data:`UNSIZED` examples are refused."""
 
     data: Iterable[Any]
 

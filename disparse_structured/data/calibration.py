@@ -232,8 +232,8 @@ def _check_finite(model: nn.Module, groups: Sequence[tuple[Any, ...]]) -> None:
                 place = before + int((~finite.all(1)).nonzero()[0])
                 where = f" in example {place}" if batched else ""
                 raise BatchError(
-                    f"the argument {name!r} holds NaN or infinite values{where}, in the model's type "
-                    f"{leaf.dtype}, so nothing can be fitted on it. Leave out such examples, or fill in the "
+                    f"the argument {name!r} holds NaN or infinite values{where}, as {leaf.dtype}, the "
+                    "model's type. Nothing can be fitted on it. Leave out such examples, or fill in the "
                     "missing values."
                 )
         before += batch_size(group)

@@ -22,7 +22,7 @@ _NOTHING = 1e-6
 _SHOWN = 3
 
 Weights = dict[tuple[int, int | None], Tensor]
-"""By the number of a tensor and a dimension (None: none), a number for each index of that dimension."""
+"""By the position of a tensor and a dimension (None: none), a number for each index of that dimension."""
 
 View = dict[tuple[int, int | None], Tensor]
 """Likewise, three rows: the squared differences, the squared wanted values, and how many there are."""
@@ -91,7 +91,7 @@ class Movement:
 
     @property
     def weights(self) -> Weights:
-        """What a squared difference in each column counts for in :attr:`damage`, by tensor and dimension."""
+        """The weight of squared differences in each column in :attr:`damage`, by tensor and dimension."""
         parts = [(view, part) for view in self._views for part in _alike(view)]
         if not parts:
             whole = sum(float(sums[1].sum()) for sums in self._views[0].values()) or 1.0
@@ -137,8 +137,8 @@ class Movement:
 def damage(found: Sequence[Tensor], wanted: Sequence[Tensor], weights: Weights) -> Tensor:
     """How far one batch's tensors are from the wanted ones, as a scalar with a gradient.
 
-    With the ``weights`` of a movement to which all batches were added, the sum over all batches is what that
-    movement calls damage. Values count where those that are wanted are finite.
+    With the ``weights`` of a movement to which all batches were added, the sum over all batches is the damage
+    of that movement. Values count where the wanted values are finite.
 
     >>> moved = Movement()
     >>> wanted = [torch.tensor([[3.0, 4.0]])]
@@ -171,7 +171,7 @@ def _padded(sums: Tensor, columns: int) -> Tensor:
 
 
 def _alike(view: View) -> list[Tensor]:
-    """Which columns are of one size, the largest first, as positions; none if all are."""
+    """The positions of the columns of each size, the largest first; none if all are of one size."""
     if not view:
         return []
     _, size, count = torch.cat(list(view.values()), 1)

@@ -287,7 +287,7 @@ def _found(folder: Path, frames: int) -> tuple[list[Source], dict[str, str]]:
 
 
 def _why(error: BaseException, path: Path, name: str) -> str:
-    """What is wrong with a file, without the folders of this machine: reports are passed on."""
+    """What is wrong with a file, without its folder, because reports are shared."""
     return f"{type(error).__name__}: {error}".replace(str(path), name)
 
 

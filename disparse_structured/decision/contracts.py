@@ -105,7 +105,7 @@ class PrunableStructure(Protocol):
 
 
 def check_prunable(structure: object) -> None:
-    """Raises :class:`~disparse_structured.errors.OptionError` for anything else than a structure."""
+    """Raises :class:`~disparse_structured.errors.OptionError` unless ``structure`` is a structure."""
     check_object(
         "structure",
         structure,

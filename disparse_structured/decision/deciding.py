@@ -68,7 +68,7 @@ class Decision:
         """The decision as a :class:`Plan`; ``method``, ``criterion`` and ``seed`` are only recorded in it.
 
         Raises:
-            OptionError: ``method`` is no name, or ``seed`` no seed.
+            OptionError: ``method`` is not a name, or ``seed`` is not a valid seed.
         """
         if method is not None:
             check_object("method", method, str, "a name")

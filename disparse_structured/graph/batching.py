@@ -27,7 +27,7 @@ _TRIED = 4
 """Among more inputs with as many positions, only one of them, all, and all but one are tried."""
 
 _MANY, _ENOUGH = 64, 3
-"""Of more examples than the first number, as many as the second are tried first: one run of them is cheap."""
+"""Of more examples than the first number, only the second number are tried first, which is cheap."""
 
 _CLOSE = 1e-3
 """How far the earlier examples' outputs may move."""
@@ -104,9 +104,9 @@ def _found(model: nn.Module, inputs: Inputs, tensors: Sequence[int]) -> list[int
 
 
 def _few(inputs: Inputs, tensors: Sequence[int]) -> Inputs:
-    """``inputs`` with the first :data:`_ENOUGH` positions of tensors that are as long as the first one.
+    """``inputs`` in which tensors as long as the first one are cut to :data:`_ENOUGH` positions.
 
-    The model may refuse these, if one of them has no batch dimension.
+    The model may refuse these inputs, if such a tensor has no batch dimension.
     """
     leaves, spec = pytree.tree_flatten(inputs)
     size = leaves[tensors[0]].shape[0]

@@ -39,7 +39,7 @@ class Int8Times:
 
 
 def _sum(sizes: Collection[int], known: np.ndarray) -> float:
-    """The time of all ``sizes``, between known ones along a line, and above the largest in proportion."""
+    """The time of all ``sizes``: interpolated between known ones, and in proportion above the largest."""
     if not sizes:
         return 0.0
     wanted = np.array(list(sizes), dtype=float)

@@ -76,11 +76,12 @@ def resized(inputs: tuple[Any, ...], batch: int | None, size: tuple[int, ...] | 
 
 
 def in_own_thread(function: Callable[P, T]) -> Callable[P, T]:
-    """``function``, run in a thread that ends with it, in which denormal numbers count as zero.
+    """``function``, run in a thread of its own, in which denormal numbers count as zero.
 
-    Runtimes leave marks on the thread that calls them. A session of ONNX Runtime with one thread makes
-    denormal numbers zero from then on. OpenVINO replaces the thread's stack for signals, and where compiled
-    models end in another order than they began, that stack is freed memory: the next signal ends the process.
+    Runtimes change the thread that calls them. After a session of ONNX Runtime with one thread, the thread
+    treats denormal numbers as zero. OpenVINO replaces the thread's signal stack. If compiled models are
+    destroyed in another order than they were created, that stack is freed memory, and the next signal ends
+    the process.
     """
 
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -88,7 +89,7 @@ def in_own_thread(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*args, **kwargs)
         except BaseException as error:
-            traceback.clear_frames(error.__traceback__)  # compiled models must end in this thread
+            traceback.clear_frames(error.__traceback__)  # compiled models must be destroyed in this thread
             raise
 
     @functools.wraps(function)

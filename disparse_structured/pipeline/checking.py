@@ -1,4 +1,4 @@
-"""Whether a saved folder still holds what was saved, and computes it."""
+"""Whether a saved folder is intact and its model computes what was stored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ONNX_FILES = {"export": ONNX, "int8": INT8_ONNX}
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was checked: ``passed`` is None if it could not be, and ``found`` says why."""
+    """One check. ``passed`` is None if it could not be made; ``found`` then says why."""
 
     name: str
     passed: bool | None
@@ -34,7 +34,7 @@ class Check:
 
 @dataclass(frozen=True)
 class FolderChecks:
-    """What was checked of a folder."""
+    """The checks of a folder."""
 
     checks: tuple[Check, ...]
 
@@ -85,8 +85,8 @@ def check_folder(
         factory: builds the dense model.
         tasks: as in ``load``.
         entry_points: as in ``load``.
-        inputs: real batches, each the arguments of ``forward``, to compare the ONNX file on as well. Random
-            inputs like the stored example are always compared.
+        inputs: real batches, each the arguments of ``forward``, on which the ONNX file is compared as well.
+            It is always compared on random inputs like the stored example.
 
     Raises:
         MissingExtraError: there is an ONNX file, and ONNX Runtime is not installed.
@@ -121,7 +121,7 @@ def _checks(
     except DisparseError as error:
         yield Check("model", False, str(error))
         return
-    yield Check("model", True, f"{type(model).__name__} takes the plan and the weights")
+    yield Check("model", True, f"the plan and the weights fit {type(model).__name__}")
     yield _outputs(saved, model)
     if (folder / ONNX).is_file():
         yield _parity(built, model, inputs)
@@ -134,7 +134,7 @@ def _weights(saved: Saved) -> Check:
         return Check("weights", False, str(error))
     known = saved.report.get("weights_sha256")
     if known is None:
-        return Check("weights", None, f"{REPORT} holds no checksum. Save the model again")
+        return Check("weights", None, f"{REPORT} has no checksum. Save the model again")
     return Check("weights", True, f"{len(tensors)} tensors, SHA-256 {known[:12]}…")
 
 
@@ -190,7 +190,7 @@ class _Built:
 def _outputs(saved: Saved, model: nn.Module) -> Check:
     probe = saved.report.get("computes")
     if not isinstance(probe, Mapping) or "outputs" not in probe:
-        reason = probe.get("reason") if isinstance(probe, Mapping) else "the report holds no summary of them"
+        reason = probe.get("reason") if isinstance(probe, Mapping) else "the report has no summary of them"
         return Check("outputs", None, str(reason))
     otherwise = saved.computes_otherwise(model)
     if otherwise is None:

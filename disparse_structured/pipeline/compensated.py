@@ -82,7 +82,7 @@ class Compensated:
         affordable = int(WORK / max(1.0, structure.cost.macs.dense * max(1, narrowed)))
         judged = min(self.judged, max(LEAST_JUDGED, affordable), calibration.samples)
         scoring = scoring_passes(structure, min(self.scored, calibration.samples))
-        # Of a network with one narrower group, only what comes after the group is computed: half on average.
+        # If one group is narrowed, only what comes after it is computed: half of the network on average.
         curves = judged * (1 + narrowed / 2)
         between = (self.rounds - 1) * refit_passes(self.refit, calibration)
         return self.rounds * (scoring + curves) + between

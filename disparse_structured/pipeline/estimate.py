@@ -1,4 +1,4 @@
-"""About how long a run takes and how much memory: one pass that is measured, times the passes it makes."""
+"""Estimates of time and memory: one pass is measured, and multiplied by the number of passes."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from disparse_structured.report import words
 from disparse_structured.structure import Structure
 
 _COPIES = 4
-"""The network itself, the copy that is refit, and the masked twin in float64."""
+"""Copies of the weights: the network, the copy that is refit, and twice for the masked twin in float64."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """About what a run takes.
+    """The estimated time and memory of a run.
 
     Args:
-        passes: forward passes of one input, or as much work.
+        passes: the work, in forward passes of one input.
         seconds: for all of them.
         memory: bytes for weights and activations.
 
@@ -57,10 +57,10 @@ def estimated(
     method: object,
     refit: RefitMethod | None,
 ) -> Estimate | None:
-    """What ``method`` and ``refit`` will take; None if the method does not say how many passes it makes.
+    """The estimate for ``method`` and ``refit``; None if the method does not say how many passes it makes.
 
-    One chunk of ``calibration`` is computed twice; the second pass is timed. Solving regressions and writing
-    ONNX files come on top.
+    One chunk of ``calibration`` is computed twice; the second pass is timed. The estimate does not include
+    solving regressions and writing ONNX files.
 
     Args:
         scored: how many examples the data holds; None if it does not say.
@@ -80,7 +80,7 @@ def estimated(
 
 
 class _Bytes(TorchDispatchMode):
-    """Counts the bytes of all results that are no views."""
+    """Counts the bytes of all results that are not views."""
 
     total = 0
 

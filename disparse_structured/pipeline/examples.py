@@ -1,4 +1,4 @@
-"""A few inputs, and what the dense and the pruned network give on them."""
+"""A few inputs, with the outputs of the dense and the pruned network."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def check_recover(recover: object) -> None:
     if recover is not None and not callable(getattr(recover, "prepare", None)):
         raise OptionError(
             f"recover must be a recovery such as recovery.Distillation(images), got {shown(recover)}. "
-            "Leave it out to train nothing."
+            "Leave it out if nothing is to be trained."
         )
 
 

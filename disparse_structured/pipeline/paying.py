@@ -42,8 +42,8 @@ class Paying:
     def kept(self, layers: Collection[str]) -> tuple[str, ...]:
         """``layers`` without those that cost time; empty if all together save none.
 
-        All that cost time leave at once. What is left saves no more without them than with them, as they can
-        only have spared it conversions, so the order does not matter.
+        All layers that cost time are left out at once. The order does not matter: without them, the others
+        cannot save more, because these layers can only have spared them conversions.
         """
         found = list(layers)
         while True:

@@ -122,8 +122,8 @@ def prune(
         verify: compare the result with the masked twin in float64 before handing it back.
         drop_unused: first leave out modules that never run, in eval or train mode. The budget is then a
             fraction of what remains. The report lists them.
-        progress: show progress on standard error (bars on a terminal, occasional lines elsewhere), and say
-            before long work about how long it will take and how much memory.
+        progress: show progress on standard error (bars on a terminal, occasional lines elsewhere), and an
+            estimate of time and memory before a long run.
 
     Returns:
         The smaller model with its plan and report; it can be saved and exported.
@@ -223,7 +223,7 @@ def _prepared(
     progress: bool,
 ) -> Recover:
     example = given.example_inputs
-    if structure.form == "graph":  # it takes inputs of this shape only
+    if structure.form == "graph":  # it only takes inputs of this shape
         example = structure.example_inputs
         check_shapes(given.example_inputs, example)
     aside = given.calibration.checks

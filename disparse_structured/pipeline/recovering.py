@@ -1,4 +1,4 @@
-"""Training without labels after the refit, and how far the outputs are from the dense network's then."""
+"""Training without labels after the refit, and the deviations after it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def recovered(
 ) -> tuple[Outcome, RecoveryFacts]:
     """``outcome`` with its network trained by ``recover``, which is called ``name``, in place.
 
-    If a task is over its limit then, which it was not before, the network is as before. It also is if
-    ``recover`` fails: pruning may have taken long, and its result must not be lost.
+    If a task then exceeds its limit, or if ``recover`` fails, the network gets its earlier weights back:
+    pruning may have taken long, and its result must not be lost.
 
     Warns:
         DisparseWarning: ``recover`` failed.
@@ -59,7 +59,7 @@ def recovered(
     over = [task for task, limit in (limits or {}).items() if deviation.judged[task] > limit]
     if over:
         put(model, before)
-        stopped = f"{over[0]!r} would have passed its tolerance, so the refitted weights are kept"
+        stopped = f"{over[0]!r} would have exceeded its tolerance, so the refitted weights are kept"
         facts = dataclasses.replace(facts, kept=0, after=facts.before, stopped=stopped)
         deviation = dataclasses.replace(outcome.deviation, refit=outcome.deviation.final)
     return dataclasses.replace(outcome, deviation=deviation), facts

@@ -66,7 +66,7 @@ class PruningResult:
     tasks: tuple[Task, ...]
     example_inputs: tuple[Any, ...]
     _digest: str = field(repr=False, compare=False)
-    """Of the weights that the report was measured with."""
+    """The digest of the weights that the report was measured with."""
 
     @classmethod
     def of(
@@ -131,7 +131,7 @@ class PruningResult:
             path: the file to write.
             inputs: inputs as ``prune`` takes them.
             dense: the network before pruning, needed with ``inputs``.
-            dense_tasks: the tasks as ``dense`` returns them, if it does so in another way.
+            dense_tasks: the tasks of ``dense``, if their outputs are picked in another way.
             number: how many inputs to show.
 
         Raises:
@@ -221,7 +221,7 @@ def export_pruned(
     path: str | Path,
     **options: Any,
 ) -> ExportFacts:
-    """Writes the ONNX file of a pruned ``model``, which names its tasks and its plan.
+    """Writes the ONNX file of a pruned ``model``; its metadata names the tasks and the plan.
 
     ``options`` and errors are those of :func:`disparse_structured.export.export_onnx`.
     """

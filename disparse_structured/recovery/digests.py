@@ -11,7 +11,7 @@ from disparse_structured.graph.named_tensors import named_tensors
 
 
 def digest(model: nn.Module) -> str:
-    """SHA-256 of the names and values of all parameters and buffers, and of what is frozen.
+    """SHA-256 of the names and values of all parameters and buffers, and of which are frozen.
 
     >>> digest(nn.Linear(2, 1)) == digest(nn.Linear(2, 1))  # each has its own values
     False

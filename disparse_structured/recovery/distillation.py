@@ -27,7 +27,7 @@ from disparse_structured.report.recovery import RecoveryFacts
 from disparse_structured.training.checkpoint import Checkpoint
 
 STEPS = 600
-"""How many steps are taken where neither steps nor minutes are given."""
+"""The number of steps if neither steps nor minutes are given."""
 
 FILE = "distillation.pt"
 """The file in the folder that a run can be resumed from."""
@@ -35,13 +35,13 @@ FILE = "distillation.pt"
 
 @dataclass(frozen=True, eq=False)
 class Distillation:
-    """Trains the pruned network towards the dense network's outputs, after the refit, without labels.
+    """Trains the pruned network to match the dense network's outputs, after the refit, without labels.
 
-    The loss is the mean over the tasks of the squared relative deviation of their outputs, each relative to
-    what it was after the refit; columns of several sizes count alike, as in the report. An eighth of the
-    inputs is held out. On them, the deviations are measured at 20 steps, and the best weights are kept, if
-    with them no task is further from the dense network than it was before. Inputs that the report is measured
-    on are left out.
+    The loss is the mean over the tasks of the squared relative deviation of their outputs, each divided by
+    its value after the refit; columns of several sizes count equally, as in the report. An eighth of the
+    inputs is held out. On these, the deviations are measured 20 times. The best weights are kept, if no task
+    is further from the dense network than after the refit; a deviation up to 1 % is always allowed. Inputs
+    that the report is measured on are not used.
 
     Modules are in eval mode: the statistics of batch norms and dropout do not change. Parameters with
     ``requires_grad=False`` do not change. The optimizer is Adam (Kingma and Ba, ICLR 2015), with a step
@@ -60,18 +60,21 @@ class Distillation:
         images: inputs without labels, in any form that ``prune`` takes: a tensor ``[N, ...]``, a loader,
             ``ds.data.images("photos", ...)``. A few hundred are better than a few dozen.
         steps: how many steps to take, :data:`STEPS` by default.
-        minutes: instead, about how long the distillation may take. A few steps are timed, and the number of
-            steps follows from that. What this number leads to does not depend on the time.
+        minutes: instead, about how long the distillation may take. A few steps are timed to choose the number
+            of steps. For a given number of steps, the result does not depend on the time.
         samples: read at most this many inputs.
         batch: inputs in one step.
         lr: the highest step size, as a share of the root mean square of a tensor's values.
-        vary: whether each step zooms and shifts the inputs and changes their light. It needs images: one
-            input ``[N, C, H, W]`` with 1, 3 or 4 channels. Where it was measured, it did not help.
-        patience: end after this many measurements in a row without an improvement; None never does.
+        vary: whether each step varies the inputs' zoom, position, contrast and brightness. It needs images:
+            one input ``[N, C, H, W]`` with 1, 3 or 4 channels. Where it was measured, it did not lower the
+            deviation.
+        patience: end after this many measurements in a row without an improvement; None never
+            ends early.
         memory: bytes for inputs, and for outputs of the dense network. Reading ends when the inputs fill
-            it. Where inputs are not varied, the outputs that fit into the rest are computed once.
-        folder: where to keep the state of the run. A second call with the same arguments resumes there, and
-            comes to the same bytes on a deterministic device.
+            it. If inputs are not varied, outputs are computed once and kept, as long as they fit into the
+            rest.
+        folder: where to keep the state of the run. A second call with the same arguments resumes it, and ends
+            with the same bytes on a deterministic device.
 
     Raises:
         OptionError: an option is of the wrong kind or out of range, or both ``steps`` and ``minutes`` are
@@ -109,18 +112,18 @@ class Distillation:
             as_path("folder", self.folder)
 
     def prepare(self, subject: Subject, /) -> Recover:
-        """Reads the inputs and checks them; what is returned trains a network on them.
+        """Reads and checks the inputs, and returns a function that trains a network on them.
 
         Raises:
             BatchError: the inputs do not fit ``forward``, differ in shape, or are too few.
             UnsupportedModelError: no parameter of the dense network requires a gradient.
-            OptionError: ``vary`` is asked of inputs that are not images, or torch is in inference mode.
+            OptionError: ``vary`` is true but the inputs are not images, or torch is in inference mode.
             LoadError: ``folder`` holds the state of another run.
         """
         model = subject.model
         if torch.is_inference_mode_enabled():
             raise OptionError(
-                "what is made in torch.inference_mode() cannot be trained. Call prune outside of it."
+                "tensors created in torch.inference_mode() cannot be trained. Call prune outside of it."
             )
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UnsupportedModelError(
@@ -150,12 +153,12 @@ class Distillation:
 
         def recover(student: Student) -> RecoveryFacts:
             exactly = student.batch is not None
-            learnt, held_out = examples.batches(student.batch or self.batch, subject.seed, exactly=exactly)
+            learned, held_out = examples.batches(student.batch or self.batch, subject.seed, exactly=exactly)
             teacher = Teacher(model, subject.tasks, room)
             run = Run(
                 student,
                 teacher,
-                learnt,
+                learned,
                 held_out,
                 self._course(),
                 vary=self.vary,

@@ -1,4 +1,4 @@
-"""The inputs that a distillation learns from and is measured on."""
+"""The inputs that a distillation is trained on and measured on."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """The examples of each group that are learnt from, and those that are held out, an eighth.
+    """The examples of each group to train on, and the eighth that is held out.
 
     Args:
-        learnt: what is learnt from.
-        held_out: what the result is measured on while it learns.
+        learned: what the network is trained on.
+        held_out: what it is measured on meanwhile.
     """
 
-    learnt: tuple[Batch, ...]
+    learned: tuple[Batch, ...]
     held_out: tuple[Batch, ...]
 
     @classmethod
@@ -71,7 +71,7 @@ class Examples:
         if len(found) < 2:
             raise BatchError(
                 f"there are {len(found)} examples to distill on, not counting those that the report is "
-                "measured on. Pass at least two others, better 64 or more."
+                "measured on. Pass at least two others, preferably 64 or more."
             )
         held = min(_MOST_HELD_OUT, max(1, len(found) // 8))
         chosen = {round((number + 0.5) * len(found) / held - 0.5) for number in range(held)}
@@ -90,7 +90,7 @@ class Examples:
     @property
     def samples(self) -> int:
         """How many there are, those held out included."""
-        return sum(map(len, (*self.learnt, *self.held_out)))
+        return sum(map(len, (*self.learned, *self.held_out)))
 
     @property
     def checked(self) -> int:
@@ -101,34 +101,34 @@ class Examples:
     def digest(self) -> str:
         """SHA-256 of all examples, in order."""
         found = hashlib.sha256()
-        for batch in (*self.learnt, *self.held_out):
+        for batch in (*self.learned, *self.held_out):
             names = digests(batch.group)
             for row in batch.rows:
                 found.update(names[row])
         return found.hexdigest()
 
     def batches(self, size: int, seed: int, *, exactly: bool) -> tuple[list[Batch], list[Batch]]:
-        """Batches of ``size`` to learn from, in random order, and to measure on.
+        """Batches of ``size`` to train on, in random order, and to measure on.
 
-        With ``exactly``, all have that size. The examples of a batch remain together, so that what the dense
-        network computes for it can be kept.
+        With ``exactly``, all have that size. A batch always has the same examples, so that the dense
+        network's outputs for it can be kept.
 
         Raises:
             BatchError: there are too few examples for one batch of each.
         """
         mixed = []
-        for number, group in enumerate(self.learnt):
+        for number, group in enumerate(self.learned):
             order = generator(seed, "distillation", "batches", number).permutation(len(group))
             mixed.append(Batch(group.group, tuple(group.rows[each] for each in order)))
         smallest = size if exactly else min([size, *map(len, mixed)])
-        learnt = [batch for group in mixed for batch in group.cut(smallest, whole=True)]
+        learned = [batch for group in mixed for batch in group.cut(smallest, whole=True)]
         held_out = [batch for group in self.held_out for batch in group.cut(size, whole=exactly)]
-        if not learnt or not held_out:
+        if not learned or not held_out:
             raise BatchError(
-                f"{self.samples} examples are too few to distill on: the pruned graph takes batches of "
-                f"{size} only, one to learn from and one to measure on. Pass more."
+                f"{self.samples} examples are too few to distill on: the pruned graph only takes batches of "
+                f"{size}, and needs one to train on and one to measure on. Pass more."
             )
-        return learnt, held_out
+        return learned, held_out
 
 
 def check_shapes(inputs: Inputs, example: Inputs) -> None:

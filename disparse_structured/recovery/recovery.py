@@ -1,4 +1,4 @@
-"""What a recovery is: something that trains the pruned network, without labels, after the refit."""
+"""The interface of a recovery, which trains the pruned network without labels after the refit."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from disparse_structured.tasks import Task
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What is pruned.
+    """The network that is pruned, and how to call it.
 
     Args:
         model: the dense network. A recovery leaves it as it is.
-        tasks: what picks each task's part of its output.
+        tasks: they pick their parts of its output.
         example_inputs: the arguments of one forward pass, marked by which tensors have a batch dimension.
         aside: the inputs that were set aside for the report to measure deviations on, if there were enough.
             A recovery must not learn from them.
@@ -39,12 +39,12 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Student:
-    """What pruning made of it.
+    """The pruned network.
 
     Args:
         model: the pruned and refitted network, which a recovery changes in place.
-        tasks: what picks each task's part of its output.
-        batch: the only number of examples that it takes; None if it takes any.
+        tasks: they pick their parts of its output.
+        batch: the number of examples in a batch, if it is fixed; None if it is free.
     """
 
     model: nn.Module
@@ -53,14 +53,14 @@ class Student:
 
 
 Recover: TypeAlias = Callable[[Student], RecoveryFacts]
-"""Changes the weights of a pruned network in place, and says what that did."""
+"""Changes the weights of a pruned network in place, and returns facts about it."""
 
 
 class Recovery(Protocol):
     """Trains a pruned network without labels. Any object with this method will do."""
 
     def prepare(self, subject: Subject, /) -> Recover:
-        """Reads the data and checks it, before anything is pruned, and returns what trains later.
+        """Reads and checks the data before anything is pruned, and returns the function that trains later.
 
         Raises:
             DisparseError: the data or the dense network cannot be used.

@@ -1,4 +1,4 @@
-"""One distillation: its state, one step, one measurement, and what is kept to resume from."""
+"""One distillation: its state, one step, one measurement, and the file that it resumes from."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from disparse_structured.training.random_streams import reseed
 from disparse_structured.training.snapshot import Weights as Tensors
 from disparse_structured.training.snapshot import put, take
 
-LOOKS = 20
+MEASUREMENTS = 20
 """How often the deviations are measured on the inputs held out."""
 
 _WARM_UP = 0.05
@@ -39,22 +39,22 @@ _SMALL = 0.01
 """A task may move by this much, even if it was nearer to the dense network before."""
 
 _LEAST = 1e-3
-"""The smallest root mean square of a tensor's values that its steps are in proportion to."""
+"""The least root mean square: the steps of tensors with smaller values are not made smaller."""
 
 _NEGLIGIBLE = 1e-6
-"""Adam's epsilon. Gradients far below it are rounding: a task that did not move must not drift."""
+"""Adam's epsilon. Gradients far below it are rounding errors: a task that did not move must not drift."""
 
 _SCALED = 8
-"""Batches that the outputs' scales are taken from."""
+"""The number of batches from which the outputs' scales are computed."""
 
 _PROBES = 4
 _WRITE = 30.0
-"""Seconds between two writes of the file, besides those after each measurement."""
+"""Seconds between two writes of the file. It is also written after each measurement."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """How long, and how fast: ``steps``, or ``minutes`` where there are none; see ``Distillation``."""
+    """The length and the step size of a run: ``steps``, or else ``minutes``; see ``Distillation``."""
 
     steps: int | None
     minutes: float | None
@@ -71,13 +71,13 @@ class Course:
 class _State:
     """The progress of a run. All of it is in the file.
 
-    ``start`` is each task's damage after the refit, what its damage counts relative to.
+    ``start`` is each task's damage after the refit, by which its damage is divided.
     """
 
     total: int
     step: int = 0
     start: dict[str, float] = field(default_factory=dict)
-    looks: list[int] = field(default_factory=list)
+    measured: list[int] = field(default_factory=list)
     course: dict[str, list[float]] = field(default_factory=dict)
     best: float = math.inf
     kept: int = 0
@@ -87,24 +87,24 @@ class _State:
 
 
 class Run:
-    """Trains ``student`` in place. Draws depend on the step alone, so that any step can be taken again.
+    """Trains ``student`` in place. Random numbers depend only on the seed and the step.
 
     Args:
         student: the pruned network.
         teacher: the dense one.
-        learnt, held_out: batches to learn from, and to measure on.
-        course: how long, and how fast.
-        vary: whether each step sees its inputs varied.
+        learned, held_out: batches to train on, and to measure on.
+        course: the length and the step size.
+        vary: whether each step varies its inputs.
         seed: random seed.
         progress: show progress on standard error.
-        file: where the state is kept; None for nowhere.
+        file: where the state is kept; None if it is not kept.
     """
 
     def __init__(
         self,
         student: Student,
         teacher: Teacher,
-        learnt: Sequence[Batch],
+        learned: Sequence[Batch],
         held_out: Sequence[Batch],
         course: Course,
         *,
@@ -115,7 +115,7 @@ class Run:
     ) -> None:
         self._began = time.perf_counter()
         self._model, self._tasks, self._teacher = student.model, student.tasks, teacher
-        self._learnt, self._held_out, self._course = learnt, held_out, course
+        self._learned, self._held_out, self._course = learned, held_out, course
         self._vary, self._seed, self._progress, self._file = vary, seed, progress, file
         self._device = device_of(self._model)
         self._weights: dict[str, Weights] = {}
@@ -127,10 +127,10 @@ class Run:
     def __call__(
         self, saved: Mapping[str, Any] | None, method: str, samples: int, checked: int
     ) -> RecoveryFacts:
-        """Goes on from ``saved``, or begins; ``method``, ``samples`` and ``checked`` are for the report.
+        """Resumes from ``saved``, or starts; ``method``, ``samples`` and ``checked`` are for the report.
 
         Raises:
-            LoadError: ``saved`` began with another pruned network.
+            LoadError: ``saved`` is from a run that started with another pruned network.
         """
         with self._ready():
             self._weights = self._scales()
@@ -150,14 +150,14 @@ class Run:
             kept=state.kept,
             stopped=state.stopped,
             before={task: found[0] for task, found in state.course.items()},
-            after={task: found[state.looks.index(state.kept)] for task, found in state.course.items()},
-            looks=tuple(state.looks),
+            after={task: found[state.measured.index(state.kept)] for task, found in state.course.items()},
+            measured=tuple(state.measured),
             course={task: tuple(found) for task, found in state.course.items()},
         )
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
-        """Both networks in eval mode, gradients on; afterward nothing is left but new weights."""
+        """Puts both networks into eval mode and turns gradients on; afterward, only weights have changed."""
         recurrent = any(isinstance(module, nn.RNNBase) for module in self._model.modules())
         with ExitStack() as stack:
             stack.enter_context(undone(self._model))
@@ -176,17 +176,17 @@ class Run:
     def _begun(self) -> _State:
         began = time.perf_counter()
         state = _State(0)
-        self._look(state)
-        look = time.perf_counter() - began
-        state.total = self._course.steps or self._steps(look, state.start)
+        self._measure(state)
+        each = time.perf_counter() - began
+        state.total = self._course.steps or self._steps(each, state.start)
         self._save(state)
         return state
 
     def _resumed(self, saved: Mapping[str, Any]) -> _State:
         if saved["origin"] != self._origin:
             raise LoadError(
-                "the folder of the distillation holds the state of a run that began with another pruned "
-                "network: other data, options or versions led to it. Name another folder, or remove its file."
+                "the folder of the distillation contains the state of a run that started with another pruned "
+                "network, from other data, options or versions. Name another folder, or remove the file."
             )
         state = _State(**saved["state"])
         put(self._model, saved["model"])
@@ -195,7 +195,7 @@ class Run:
         return state
 
     def _learn(self, state: _State) -> None:
-        every = math.ceil(state.total / LOOKS)
+        every = math.ceil(state.total / MEASUREMENTS)
         with advancing("distilling", state.total, self._progress, done=state.step) as advance:
             while state.step < state.total and not state.stopped:
                 rate = self._course.rate(state.step, state.total)
@@ -203,23 +203,23 @@ class Run:
                 if state.stopped:
                     break
                 state.step += 1
-                looked = state.step % every == 0 or state.step == state.total
-                if looked:
-                    self._look(state)
+                measures = state.step % every == 0 or state.step == state.total
+                if measures:
+                    self._measure(state)
                 advance("  ".join(f"{task} {found[-1]:.2%}" for task, found in state.course.items()))
-                if looked or time.perf_counter() - self._written > _WRITE:
+                if measures or time.perf_counter() - self._written > _WRITE:
                     self._save(state)
 
     def _step(self, trained: _Trained, step: int, rate: float, start: Mapping[str, float]) -> str:
-        """One step; what is wrong where none can be taken, and empty otherwise."""
+        """Takes one step; returns why it could not, or an empty text."""
         reseed(self._seed, self._device, "distillation", step)
-        epoch, place = divmod(step, len(self._learnt))
-        order = generator(self._seed, "distillation", "order", epoch).permutation(len(self._learnt))
+        epoch, place = divmod(step, len(self._learned))
+        order = generator(self._seed, "distillation", "order", epoch).permutation(len(self._learned))
         number = int(order[place])
-        inputs = self._learnt[number].read()
+        inputs = self._learned[number].read()
         if self._vary:
             inputs = varied(inputs, torch.Generator().manual_seed(_number(self._seed, step)))
-        wanted = self._teacher.outputs(inputs, None if self._vary else ("learnt", number))
+        wanted = self._teacher.outputs(inputs, None if self._vary else ("learned", number))
         found = outputs(self._model, self._tasks, inputs)
         losses = [
             damage(found[task], wanted[task], weights).double() / start[task]
@@ -235,11 +235,11 @@ class Run:
         return ""
 
     def _scales(self) -> dict[str, Weights]:
-        """By task, what a squared difference counts for, so that the loss is the mean damage of a batch."""
-        used = self._learnt[:_SCALED]
+        """By task, the weights of squared differences with which the loss is the mean damage of a batch."""
+        used = self._learned[:_SCALED]
         moved = {task.name: Movement() for task in self._tasks}
         for number, batch in enumerate(used):
-            key = None if self._vary else ("learnt", number)
+            key = None if self._vary else ("learned", number)
             for task, tensors in self._teacher.outputs(batch.read(), key).items():
                 moved[task].add(tensors, tensors)
         return {
@@ -247,7 +247,7 @@ class Run:
             for task, movement in moved.items()
         }
 
-    def _look(self, state: _State) -> None:
+    def _measure(self, state: _State) -> None:
         """Measures the deviations on the inputs held out, and keeps the weights if they are the best."""
         moved = {task.name: Movement() for task in self._tasks}
         with torch.no_grad():
@@ -256,7 +256,7 @@ class Run:
                 wanted = self._teacher.outputs(inputs, ("held out", number))
                 for task, tensors in outputs(self._model, self._tasks, inputs).items():
                     moved[task].add(tensors, wanted[task])
-        state.looks.append(state.step)
+        state.measured.append(state.step)
         for task, movement in moved.items():
             state.course.setdefault(task, []).append(movement.deviation.whole)
         if not state.step:
@@ -272,8 +272,8 @@ class Run:
             if patience is not None and state.waited >= patience and state.step < state.total:
                 state.stopped = f"{state.waited} measurements in a row brought no improvement"
 
-    def _steps(self, look: float, start: Mapping[str, float]) -> int:
-        """How many steps fit into the minutes, by the time of a few; nothing is changed."""
+    def _steps(self, measurement: float, start: Mapping[str, float]) -> int:
+        """How many steps fit into the minutes, from the time of a few; the weights are put back."""
         before, times = take(self._model), []
         trial = _Trained(self._model)
         for _ in range(_PROBES):
@@ -282,9 +282,14 @@ class Run:
             times.append(time.perf_counter() - began)
         put(self._model, before)
         each = statistics.median(times[1:])
-        first = 0.0 if self._vary else max(0.0, times[0] - each) * len(self._learnt)
+        first = 0.0 if self._vary else max(0.0, times[0] - each) * len(self._learned)
         assert self._course.minutes is not None
-        left = 60 * self._course.minutes - (time.perf_counter() - self._began) - LOOKS * look - first
+        left = (
+            60 * self._course.minutes
+            - (time.perf_counter() - self._began)
+            - MEASUREMENTS * measurement
+            - first
+        )
         return max(1, int(left / each))
 
     def _save(self, state: _State) -> None:
@@ -306,7 +311,7 @@ class Run:
 class _Trained:
     """The parameters of ``model`` that may change, and their optimizer.
 
-    Parameters of 16 bits are stepped in single precision, since most steps are below their resolution.
+    16-bit parameters are updated in single precision, since most steps are below their resolution.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -322,7 +327,7 @@ class _Trained:
         self._optimizer = torch.optim.Adam(groups, lr=0.0, eps=_NEGLIGIBLE)
 
     def step(self, rate: float) -> bool:
-        """Steps by the gradients, which are cleared; False, and nothing else, if one is not finite."""
+        """Takes a step and clears the gradients; returns False without a step if one is not finite."""
         for parameter, master in zip(self._parameters, self._masters, strict=True):
             master.grad = None if parameter.grad is None else parameter.grad.to(master.dtype)
             parameter.grad = None

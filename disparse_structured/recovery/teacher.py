@@ -1,4 +1,4 @@
-"""The dense network as a teacher: its outputs, kept where they fit in memory."""
+"""The dense network as a teacher: its outputs, kept as long as they fit into memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Outputs = dict[str, list[Tensor]]
 
 
 class Teacher:
-    """Computes the outputs of ``model``, which is in eval mode meanwhile.
+    """Computes the outputs of ``model``, which must be in eval mode.
 
     Args:
         model: the dense network.
-        tasks: what picks each task's part of its output.
+        tasks: they pick their parts of its output.
         room: bytes for outputs that are kept.
     """
 
@@ -30,7 +30,7 @@ class Teacher:
         self._kept: dict[tuple[str, int], Outputs] = {}
 
     def outputs(self, inputs: tuple[Any, ...], key: tuple[str, int] | None = None) -> Outputs:
-        """By task, the floating-point tensors for one batch; what has the same ``key`` is the same batch."""
+        """By task, the floating-point tensors for one batch; ``key`` identifies the batch."""
         if key is not None and key in self._kept:
             return self._kept[key]
         with torch.no_grad():
@@ -43,7 +43,7 @@ class Teacher:
 
 
 def outputs(model: nn.Module, tasks: Sequence[Task], inputs: tuple[Any, ...]) -> Outputs:
-    """By task, the tensors of its output that are not whole numbers."""
+    """By task, the floating-point and complex tensors of its output."""
     fresh = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
     found = call(model, fresh)
     return {

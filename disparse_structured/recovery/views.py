@@ -1,4 +1,4 @@
-"""Varied inputs that remain plausible: small zooms, shifts and changes of light for images."""
+"""Varied images that remain plausible: small changes of zoom, position, contrast and brightness."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHANNELS, _SIDE = (1, 3, 4), 16
 
 
 def are_images(inputs: tuple[Any, ...]) -> bool:
-    """Whether the one batched input is ``[N, C, H, W]`` of floating point, with 1, 3 or 4 channels.
+    """Whether the only tensor is ``[N, C, H, W]``, floating-point, with 1, 3 or 4 channels.
 
     With several inputs, such as a stereo pair or an image and boxes, varying one would contradict another.
     """
@@ -36,9 +36,9 @@ def are_images(inputs: tuple[Any, ...]) -> bool:
 
 
 def varied(inputs: tuple[Any, ...], generator: torch.Generator) -> tuple[Any, ...]:
-    """``inputs`` for which :func:`are_images` is true, each example cropped, stretched back, and brightened.
+    """``inputs`` for which :func:`are_images` is true, with each example cropped, enlarged and brightened.
 
-    Nothing is mirrored or turned: a network may tell left from right, or read text.
+    Nothing is mirrored or rotated: a network may tell left from right, or read text.
 
     >>> images = torch.rand(2, 3, 16, 16)
     >>> varied((images,), torch.Generator().manual_seed(0))[0].shape

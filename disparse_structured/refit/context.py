@@ -34,7 +34,7 @@ APART = "its uses depend on each other, or on those of another shared weight"
 
 
 def check_settings(memory: object, shifts: object, seed: object) -> None:
-    """Raises an :class:`~disparse_structured.errors.OptionError` unless a refit method may have these."""
+    """Raises an :class:`~disparse_structured.errors.OptionError` if a refit method cannot have these."""
     check_counts(memory=memory)
     check_counts(0, shifts=shifts)
     check_seed(seed)

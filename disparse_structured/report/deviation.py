@@ -25,7 +25,7 @@ class DeviationFacts:
         final: by task, with the weights of the result; equal to ``cut`` where nothing was refit.
         columns: for each task whose output has columns of several sizes, those of one size that are furthest
             from the dense network's with the weights of the result, relative to these columns alone.
-        refit: by task, after the refit, where the result was then trained further; empty otherwise.
+        refit: by task, after the refit, if the result was then trained further; otherwise empty.
     """
 
     samples: int
@@ -45,7 +45,7 @@ class DeviationFacts:
         return cls(samples, checked, before, after, columns)
 
     def recovered(self, final: Mapping[str, Deviation]) -> DeviationFacts:
-        """These facts after a recovery, with which the outputs deviate by ``final``."""
+        """These facts after a recovery; ``final`` are the deviations that it left."""
         again = self.of(self.samples, self.checked, final, final)
         return replace(again, cut=self.cut, refit=self.final)
 

@@ -107,7 +107,7 @@ class LatencyFacts:
 
     @property
     def verdicts(self) -> tuple[str, ...]:
-        """A line for each model but the reference: faster, slower, or not told apart by the quartiles."""
+        """A line for each model but the reference: faster, slower, or no measurable difference."""
         reference, *others = self.models
         return tuple(_compared(each, reference) for each in others)
 

@@ -143,8 +143,8 @@ class PruningReport:
     ``graph_only`` where its exported graph could not shrink more. ``selectors`` says by task what picks its
     part of the dense model's output; None for a callable, which cannot be stored. ``entry_points`` describes
     the arguments of each method that was named as one; None for a function. ``shared_inputs`` are the tensors
-    among ``forward``'s arguments that have no batch dimension. ``speed`` is what a latency budget came to,
-    ``recovery`` what training without labels did after the refit.
+    among ``forward``'s arguments that have no batch dimension. ``speed`` is the outcome of a latency budget,
+    ``recovery`` that of training without labels after the refit.
     """
 
     model: str

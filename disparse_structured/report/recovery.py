@@ -1,4 +1,4 @@
-"""What a recovery did to the outputs' distance from the dense network's."""
+"""How a recovery changed the outputs' deviation from the dense network's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class RecoveryFacts:
-    """What a recovery did, as it saw it itself.
+    """What a recovery did, by its own measurements.
 
     Args:
         method: its name and settings.
@@ -23,8 +23,8 @@ class RecoveryFacts:
         kept: the step whose weights the result has; 0 if no step was an improvement.
         stopped: why it ended before all steps; empty if it did not.
         before, after: per task the relative deviation ``||pruned - dense||_2 / ||dense||_2`` of the output.
-        looks: the steps after which it was measured.
-        course: per task, what was found.
+        measured: the steps after which the deviations were measured.
+        course: per task, the deviations at these steps.
     """
 
     method: str
@@ -37,7 +37,7 @@ class RecoveryFacts:
     stopped: str
     before: Mapping[str, float]
     after: Mapping[str, float]
-    looks: tuple[int, ...]
+    measured: tuple[int, ...]
     course: Mapping[str, tuple[float, ...]]
 
     @classmethod

@@ -97,7 +97,7 @@ def document_text(document: Mapping[str, Any]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """``value`` with None in the place of numbers that JSON cannot hold."""
+    """``value`` with None in place of numbers that JSON cannot hold."""
     if isinstance(value, Mapping):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -89,7 +89,7 @@ def score(
 
     Raises:
         OptionError: an argument is of the wrong kind or out of range.
-        UnsupportedModelError: ``model`` is no module, or is wrapped, compiled, scripted or quantized.
+        UnsupportedModelError: ``model`` is not a module, or is wrapped, compiled, scripted or quantized.
         BatchError: no batch, a batch that the model rejects, or no data though the criterion needs it.
         TaskError: a loss that is not a finite scalar, or that does not depend on the task's output.
         GradientError: a NaN or infinite gradient; names the task and the layer.

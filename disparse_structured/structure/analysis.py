@@ -101,7 +101,7 @@ def analyse(
             :func:`disparse_structured.graph.batching.with_batch`.
 
     Raises:
-        BatchError: the model refuses the inputs, or they hold no example.
+        BatchError: the model refuses the inputs, or they contain no examples.
         TaskError: no task, a selector that misses, a task that reaches nothing.
         CaptureError: the model cannot be exported.
         UnsupportedModelError: wrapped, compiled, scripted or quantized models.

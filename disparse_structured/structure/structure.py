@@ -121,7 +121,7 @@ class Structure:
 
 
 def check_structure(structure: object) -> None:
-    """Raises :class:`~disparse_structured.errors.OptionError` for anything else than a structure."""
+    """Raises :class:`~disparse_structured.errors.OptionError` unless ``structure`` is a structure."""
     remedy = "Pass analyse(model, example_inputs, tasks)."
     check_object("structure", structure, Structure, "what analyse() returned", remedy)
 

@@ -31,7 +31,7 @@ def apply(model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = 
 
     Raises:
         OptionError: an argument is of the wrong kind.
-        UnsupportedModelError: ``model`` is no module, or is wrapped, compiled, scripted or quantized.
+        UnsupportedModelError: ``model`` is not a module, or is wrapped, compiled, scripted or quantized.
         PlanError: the plan is not for this model, or it is for the other form of it.
         VerificationError: the result differs from the twin, and no group is found at fault.
     """

@@ -45,7 +45,7 @@ class Saved:
     """A folder whose plan and report belong together.
 
     Args:
-        folder: where it is.
+        folder: its path.
         plan: the content of ``plan.json``.
         report: the content of ``report.json``.
     """
@@ -242,7 +242,7 @@ def checksum(path: Path) -> str:
 
 
 def _call_once(dense: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Runs ``dense`` once, because some networks register buffers then; errors show later."""
+    """Runs ``dense`` once, because some networks register buffers then; errors are raised later."""
     with contextlib.suppress(Exception), eval_mode(dense), torch.no_grad(), Isolation(0, device_of(dense)):
         call(dense, inputs)
 

@@ -27,7 +27,7 @@ from disparse_structured.surgery.summaries import probe_of
 from disparse_structured.tasks import Task
 
 OUTDATED = ("export", "int8")
-"""Entries of a report about files with the weights, which no longer hold once these have changed."""
+"""Entries of a report about files with the weights, which are outdated once the weights have changed."""
 
 
 def save(
@@ -61,9 +61,9 @@ def save_back(
     """Write the weights of a trained ``model`` back into the folder that it was loaded from.
 
     ``report.json`` gets the new checksum and a new summary of what the model computes, so that
-    :func:`disparse_structured.load` takes the folder as before. Deviations from the dense network are removed
-    from the report, because they are no longer known, and so are the facts about ONNX files, which hold the
-    earlier weights: export again. The files are replaced once all of them are complete.
+    :func:`disparse_structured.load` accepts the folder. Deviations from the dense network are removed from
+    the report, because they are unknown. So are the facts about ONNX files, which contain the earlier
+    weights: export again. The files are replaced once all of them are complete.
 
     >>> import tempfile, torch, disparse_structured as ds
     >>> def build():
@@ -90,7 +90,7 @@ def save_back(
 
     Raises:
         LoadError: the folder is not a saved one.
-        SaveError: ``model`` has other weights than the folder, or a file cannot be written. What was there is
+        SaveError: ``model`` has other tensors than the folder, or a file cannot be written. What was there is
             unchanged.
     """
     saved = Saved.read(as_path("folder", folder))
@@ -150,7 +150,7 @@ def load(
 
     Raises:
         OptionError: an argument is of the wrong kind.
-        UnsupportedModelError: the factory returns no module, or a wrapped or quantized one.
+        UnsupportedModelError: the factory does not return a module, or it returns a wrapped or quantized one.
         LoadError: a file is missing, damaged or does not belong to the others, or the weights or tasks do
             not fit.
         PlanError: the factory builds a different model from the one the plan was made for.
@@ -163,7 +163,7 @@ def load(
     folder = as_path("folder", folder)
     if isinstance(factory, nn.Module):
         raise OptionError(
-            f"factory is a {type(factory).__name__} itself. Pass a function that builds the dense model."
+            f"factory is a {type(factory).__name__} object. Pass a function that builds the dense model."
         )
     check_callable("factory", factory, 0, "Pass a function that builds the dense model.", classes=True)
     saved = Saved.read(folder)

@@ -66,7 +66,7 @@ def _leaf(leaf: Mapping[str, Any]) -> Any:
         return leaf["value"]
     shape, dtype = leaf["shape"], vars(torch).get(leaf["dtype"])
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"{shown(leaf['dtype'])} is no type of tensors")
+        raise ValueError(f"{shown(leaf['dtype'])} is not a type of tensors")
     if math.prod(shape) * dtype.itemsize > LARGEST:
-        raise ValueError(f"a tensor of shape {shown(shape)} has more than {LARGEST:,} bytes")
+        raise ValueError(f"a tensor of shape {shown(shape)} is larger than {LARGEST:,} bytes")
     return torch.zeros(shape, dtype=dtype)

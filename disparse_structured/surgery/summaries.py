@@ -45,7 +45,7 @@ _SMALL = 1e-6
 def probe_of(model: nn.Module, inputs: tuple[Any, ...], earlier: Any = None) -> dict[str, Any]:
     """Summarize what ``model`` computes in eval mode for inputs like ``inputs``, as JSON.
 
-    With an ``earlier`` probe, for inputs of these shapes and types with the values of that probe.
+    With an ``earlier`` probe, the inputs have the values of that probe.
 
     The model is unchanged. Tensors are drawn between the smallest and largest value of the given ones; small
     ones of integers are stored, because not every integer is valid: they may be tokens, or a mask. Every

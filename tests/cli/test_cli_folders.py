@@ -1,4 +1,4 @@
-"""Life with a saved folder: exported again, verified, timed, fine-tuned and saved back."""
+"""Commands on a saved folder: export, verify, bench, fine-tune, and pictures on its page."""
 
 from __future__ import annotations
 
@@ -224,9 +224,9 @@ def test_without_a_factory_the_folder_s_own_file_is_timed(
 
 
 def test_what_cannot_be_timed_is_refused(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "Give --model too" in refusal(capsys, "bench", "out", "--save")
+    assert "Give --model." in refusal(capsys, "bench", "out", "--save")
     (small / "model.onnx").unlink()
-    assert "holds no model.onnx. Give --model, to export it." in refusal(capsys, "bench", "out")
+    assert "has no model.onnx. Give --model to export it." in refusal(capsys, "bench", "out")
 
 
 def test_no_verdict_where_quartiles_overlap() -> None:

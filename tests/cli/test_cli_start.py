@@ -152,7 +152,7 @@ REFUSED = {
     "export absent --model net.py:build": "the folder 'absent' does not exist in ",
     "verify absent": "the folder 'absent' does not exist in ",
     "verify pictures --data x.npy": "--data is for comparing the ONNX file with the model. Give --model too.",
-    "bench pictures --save": "--save writes the times beside the dense model's. Give --model too.",
+    "bench pictures --save": "--save writes the times of the dense model too. Give --model.",
     "show absent": "the folder 'absent' does not exist in ",
     "show pictures": "'pictures' holds no plan.json. Give a folder that `disparse prune` or `disparse train`",
     "report": "the following arguments are required: DIR",

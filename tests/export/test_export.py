@@ -360,7 +360,7 @@ def test_what_is_not_asked_for_is_static(tmp_path: Path) -> None:
 
 def test_a_task_called_like_an_input_or_giving_the_input_itself(tmp_path: Path) -> None:
     outputs = {"x": whole, "y": whole}
-    with pytest.warns(DisparseWarning, match="'x' is named like an input, which becomes 'x_input'"):
+    with pytest.warns(DisparseWarning, match="'x' has the name of an input, which becomes 'x_input'"):
         facts = export_onnx(OneConv(), image(1, 3, 8, 8), tmp_path / "m.onnx", outputs=outputs)
     assert [value.name for value in facts.inputs] == ["x_input"]
     assert [value.name for value in facts.outputs] == ["x", "y"]

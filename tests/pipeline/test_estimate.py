@@ -1,4 +1,4 @@
-"""What is expected of a run before it starts, against what it does."""
+"""The estimate before a run, against what the run does."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_passes_that_are_expected_are_those_that_are_made(
     assert " of memory: " in line
 
 
-def test_nothing_is_said_of_short_work_or_unasked(
+def test_short_runs_and_quiet_runs_show_no_estimate(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ds.prune(build(), IMAGES, macs=0.5, method=ds.DiSparse(), refit=None, progress=True)

@@ -326,8 +326,8 @@ def with_nan() -> Tensor:
     ("data", "says"),
     [
         (images(1), "1 example is too few"),
-        (images(0), r"shape \[0, 3, 9, 9\], which holds no example. Pass \[N, ...\]"),
-        (torch.tensor(1.0), r"shape \[\], which holds no example"),
+        (images(0), r"shape \[0, 3, 9, 9\], which contains no examples. Pass \[N, ...\]"),
+        (torch.tensor(1.0), r"shape \[\], which contains no examples"),
         ([], "yields no batch"),
         (iter([]), "yields no batch"),
         (7, "data must be a tensor .*, a loader or a list of batches, got 7"),

@@ -225,7 +225,7 @@ ARGUMENTS: dict[str, tuple[Callable[[Any], Any], type[DisparseError], str]] = {
         "a number, a fraction",
     ),
 }
-"""Of each argument: what it is given to, the kind of error, and which junk is valid after all."""
+"""For each argument: the call that takes it, the class of the error, and which junk is valid."""
 
 
 @pytest.mark.parametrize("argument", ARGUMENTS)
@@ -250,8 +250,8 @@ def endless() -> Iterator[Tensor]:
 
 
 DATA: dict[str, tuple[Call, type[DisparseError], str]] = {
-    "no example": (lambda: prune(data=X[:0]), BatchError, "holds no example"),
-    "a scalar": (lambda: prune(data=torch.tensor(1.0)), BatchError, "holds no example"),
+    "no example": (lambda: prune(data=X[:0]), BatchError, "contains no examples"),
+    "a scalar": (lambda: prune(data=torch.tensor(1.0)), BatchError, "contains no examples"),
     "one example": (lambda: prune(data=X[:1]), BatchError, "1 example is too few"),
     "an empty generator": (lambda: prune(data=iter(())), BatchError, "yields no batch"),
     "a generator of text": (lambda: prune(data=iter("ab")), BatchError, "the batch is a str"),
@@ -316,7 +316,7 @@ def test_a_generator_without_end_is_read_as_far_as_needed() -> None:
     assert prune(data=endless(), method=ds.DiSparse(), samples=8).report.samples >= 8
 
 
-def test_examples_that_are_all_equal_are_said_to_be_so() -> None:
+def test_equal_examples_are_a_warning() -> None:
     with pytest.warns(DisparseWarning, match="all 16 examples are equal"):
         prune(data=torch.zeros(16, 4), method=ds.DiSparse(), refit=None)
 
@@ -376,7 +376,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 FACTORIES: dict[str, tuple[Any, type[DisparseError], str]] = {
-    "a model": (MODEL, OptionError, "factory is a Net itself. Pass a function"),
+    "a model": (MODEL, OptionError, "factory is a Net object. Pass a function"),
     "nothing": (lambda: None, UnsupportedModelError, "NoneType"),
     "a class": (lambda: Net, UnsupportedModelError, "not a torch.nn.Module"),
     "another width": (lambda: Net(8), PlanError, "made for another model"),

@@ -11,6 +11,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 BANNED = {
     r"\bis no (way|criterion|arbiter|ranking|width|share|model|shape|folder|number|plan|ratio)\b": "is not a",
+    r"\bis no (module|string|finite|whole|recovery)\b|\bare no (views|whole)\b": "is not a",
+    r"\b(in the place of|anything else than)\b": "in place of, instead of, other than",
+    r"\bholds? no examples?\b": "contains no examples",
+    r"\blearnt\b|test_\w*_learnt_": "learned",
     r"\bis none of\b": "must be one of",
     r"\bthat there is not\b": "unknown",
     r"\bwill not do\b": "invalid",

@@ -59,7 +59,7 @@ def test_the_page_on_reports(tmp_path: Path) -> None:
     assert names["worst"] < 1
 
 
-def test_the_page_on_life_with_a_result(tmp_path: Path) -> None:
+def test_the_page_on_saved_results(tmp_path: Path) -> None:
     names = run("docs/folders.md")
 
     assert names["report"]["training"]["losses"].keys() == {"depth", "kind"}

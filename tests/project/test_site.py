@@ -17,7 +17,7 @@ README = """# A project
 
 Text.
 
-## Where to read on
+## Documentation
 
 **Start:** [One](docs/one.md) · [Two](docs/two.md)
 

@@ -1,4 +1,4 @@
-"""Distillation after the refit: what it brings, what it leaves alone, and that it can be killed."""
+"""Distillation after the refit: what it improves, what it leaves unchanged, and that killed runs resume."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def test_every_task_comes_closer_and_the_report_says_so(
     assert all(deviation.final[task] < deviation.refit[task] <= deviation.cut[task] for task in deviation.cut)
     assert all(recovery.after[task] < recovery.before[task] for task in recovery.before)
     assert (recovery.samples, recovery.checked, recovery.steps, recovery.taken) == (256, 32, 200, 200)
-    assert (recovery.looks[0], recovery.looks[-1]) == (0, 200)
-    assert recovery.kept in recovery.looks
+    assert (recovery.measured[0], recovery.measured[-1]) == (0, 200)
+    assert recovery.kept in recovery.measured
     shown = str(result.report)
     assert "distilled on 256 inputs" in shown
     assert ["as", "cut", "refit", "distilled"] in [line.split()[3:] for line in shown.splitlines()]
@@ -352,7 +352,7 @@ def test_numbers_out_of_range_are_refused(given: dict[str, Any], said: str) -> N
         Distillation(torch.rand(8, 6), **given)
 
 
-def test_what_is_no_recovery_is_refused(model: nn.Module, inputs: Tensor) -> None:
+def test_other_objects_than_recoveries_are_refused(model: nn.Module, inputs: Tensor) -> None:
     with pytest.raises(OptionError, match="recover must be an object, got the class Distillation"):
         prune(model, inputs, Distillation)
     with pytest.raises(OptionError, match="recover must be a recovery"):
@@ -453,7 +453,7 @@ def test_minutes_become_steps_that_can_be_repeated(model: nn.Module, inputs: Ten
 
 
 class Five(Net):
-    """Takes batches of five only."""
+    """Only takes batches of five."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         assert len(x) == 5
@@ -465,12 +465,12 @@ def test_a_fixed_batch_is_kept_to(model: nn.Module, inputs: Tensor) -> None:
     recover = Distillation(inputs, steps=20).prepare(Subject(model, tasks, (inputs[:2],)))
 
     assert recover(Student(Five(8).eval(), tasks, batch=5)).taken == 20
-    with pytest.raises(BatchError, match="takes batches of 50 only"):
+    with pytest.raises(BatchError, match="only takes batches of 50"):
         recover(Student(Five(8).eval(), tasks, batch=50))
 
 
 @pytest.mark.parametrize("given", [torch.randn(1, 6), torch.randn(8, 5), 3])
-def test_inputs_that_cannot_be_learnt_from_are_refused(model: nn.Module, inputs: Tensor, given: Any) -> None:
+def test_inputs_that_cannot_be_trained_on_are_refused(model: nn.Module, inputs: Tensor, given: Any) -> None:
     with pytest.raises(BatchError):
         distill(Distillation(given), model, Net(8), inputs)
 

@@ -280,5 +280,5 @@ def test_rows_that_are_not_united_are_caught(monkeypatch: pytest.MonkeyPatch) ->
     structure = analyse(subject.model, subject.inputs, TASKS)
     wrong = Case(subject.model, subject.inputs, structure)
 
-    with pytest.raises(RuntimeError):  # fold is given rows that are no whole slabs
+    with pytest.raises(RuntimeError):  # fold is given rows that are not whole slabs
         wrong.deviation(random_keep(structure, 0, 0.5))

@@ -124,7 +124,7 @@ def run(checkpoint: Path, killer: Killer, result: Path) -> None:
         loader,
         TrainingConfig(12, 0.1, patience=5, seed=5),
         callback=callback,
-        # The wrong way round, so that what is learnt soon makes it worse.
+        # The wrong way round, so that what is learned soon makes it worse.
         validation=Watched([{**samples(30, 4).tensors, "sense": torch.tensor(-1.0)}], killer),
         checkpoint=checkpoint,
         checkpoint_every=2,

@@ -56,7 +56,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_every_task_is_learnt_and_reported() -> None:
+def test_every_task_is_learned_and_reported() -> None:
     model, heard = Net(), []
     facts = finetune(
         model,

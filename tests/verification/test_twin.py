@@ -105,7 +105,7 @@ def test_twin_in_float32(id: str) -> None:
 
 @pytest.mark.parametrize("id", ids)
 def test_pruned_module_trains(id: str) -> None:
-    """In train mode it runs, and every parameter that learnt before learns now."""
+    """In train mode it runs, and every parameter that learned before learns now."""
     animal = case(id)
     pruned = animal.pruned(random_keep(animal.structure, 4))
     learns = {name: gradient is not None for name, gradient in gradients(animal.model, animal).items()}

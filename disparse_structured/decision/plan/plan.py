@@ -229,7 +229,7 @@ class Plan:
         """The plan that :meth:`to_json` wrote.
 
         Raises:
-            OptionError: ``text`` is no string.
+            OptionError: ``text`` is not a string.
             PlanError: not JSON, another schema version, a missing or malformed entry.
         """
         check_object("text", text, str, "a string", "Pass what to_json() returned.")

@@ -1,4 +1,4 @@
-"""What the dense and the pruned network give on a few inputs, drawn for a page."""
+"""The outputs of the dense and the pruned network on a few inputs, drawn for a page."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Example:
     Args:
         name: what to call the input.
         seen: the input as a picture, uint8 ``[height, width, 3]``; None if it is not one.
-        dense: by task, what the dense network gives.
-        pruned: the same of the pruned network.
+        dense: by task, the outputs of the dense network.
+        pruned: by task, those of the pruned network.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One tensor of a task: two pictures or some bars, and how they are to be read."""
+    """One tensor of a task: two pictures or some bars, and how to read them."""
 
     title: str
     how: str
@@ -82,7 +82,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class DrawnExample:
-    """An input and what both networks give for it."""
+    """An input and the outputs of both networks."""
 
     name: str
     seen: Picture | None
@@ -126,7 +126,7 @@ def _example(example: Example, side: int) -> DrawnExample:
 def _output(title: str, dense: np.ndarray, pruned: np.ndarray, example: Example, side: int) -> Drawn:
     moved = f"{title}: deviates by {words.percent(_moved(dense, pruned))}"
     if dense.shape != pruned.shape or not dense.size:
-        return Drawn(moved, "the two networks give other shapes")
+        return Drawn(moved, "the shapes of the two outputs differ")
     if dense.ndim <= 1:
         return Drawn(moved, *_bars(np.atleast_1d(dense), np.atleast_1d(pruned)))
     pair, how = _pair(dense, pruned, example.seen)
@@ -194,7 +194,7 @@ def _unit(vectors: np.ndarray) -> bool:
 
 
 def _boxes(values: np.ndarray, side: int) -> np.ndarray | None:
-    """``[boxes, 6]``: corners, score and class of what is obviously boxes; None if it is not.
+    """``[boxes, 6]``: corners, score and class, if ``values`` are clearly boxes; otherwise None.
 
     A table of boxes has four coordinates in pixels, and then scores from 0 to 1, or a score and a class.
     Coordinates are corners if every box then has a size; otherwise a center, width and height.
