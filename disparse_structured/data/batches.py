@@ -66,7 +66,8 @@ def model_inputs(model: nn.Module, batch: Any, to_inputs: ToInputs | None = None
 
 def _chosen_inputs(to_inputs: ToInputs, batch: Any) -> tuple[Any, ...]:
     remedy = "Pass a function from a batch to the arguments of forward."
-    check_callable("to_inputs", to_inputs, 1, remedy, classes=True)
+    fits = isinstance(to_inputs, type) and issubclass(to_inputs, tuple | Mapping)
+    check_callable("to_inputs", to_inputs, 1, remedy, classes=fits)
     given = to_inputs(batch)
     if isinstance(given, Mapping):
         return joined((), given)
