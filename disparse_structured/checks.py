@@ -8,7 +8,7 @@ import math
 import numbers
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from disparse_structured.errors import DisparseError, OptionError
 
@@ -99,11 +99,11 @@ def check_counts(least: int = 1, /, **counts: object) -> None:
 def check_positive(**values: object) -> None:
     """Raises :class:`OptionError` unless all ``values`` are finite numbers above 0."""
     for name, value in values.items():
-        if not is_number(value) or not value > 0:  # type: ignore[operator]
+        if not is_number(value) or not value > 0:
             raise OptionError(f"{name}={shown(value)} must be a finite number above 0.")
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether ``value`` is a finite real number; True and False are not."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 

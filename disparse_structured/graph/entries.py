@@ -19,7 +19,7 @@ from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import OptionError
 from disparse_structured.graph.capture import clone_if_tensor, tensor_leaves
-from disparse_structured.graph.named_tensors import device_of
+from disparse_structured.graph.named_tensors import device_of, floating_type_of
 
 EntryPoints = Mapping[str, Any]
 """By name: the arguments of the method with that dotted name (a tuple, a dict or a tensor; ``()`` for none),
@@ -87,7 +87,7 @@ class Entry:
             inputs: those of ``forward``.
         """
         given = inputs if self.inputs is None else self.inputs
-        placed: tuple[Any, ...] = to_device(given, device_of(model), _dtype(model))
+        placed: tuple[Any, ...] = to_device(given, device_of(model), floating_type_of(model))
         return placed
 
     def call(self, model: nn.Module, *arguments: Any, **named: Any) -> Any:
@@ -129,16 +129,12 @@ def entered(entry: Entry, model: nn.Module, arguments: tuple[Any, ...]) -> Enter
 def _running(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, fixed random states; new layers get the model's floating-point type."""
     default = torch.get_default_dtype()
-    torch.set_default_dtype(_dtype(model) or default)
+    torch.set_default_dtype(floating_type_of(model) or default)
     try:
         with eval_mode(model), torch.no_grad(), Isolation(0, device_of(model)):
             yield
     finally:
         torch.set_default_dtype(default)
-
-
-def _dtype(model: nn.Module) -> torch.dtype | None:
-    return next((each.dtype for each in model.parameters() if each.is_floating_point()), None)
 
 
 def _method(model: nn.Module, name: str) -> Any:

@@ -1,8 +1,10 @@
-"""The parameters and buffers of a model by name, and their device."""
+"""The parameters and buffers of a model by name, their device, type and checksum."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -34,3 +36,21 @@ def device_of(model: nn.Module) -> torch.device:
     """Return the device of the first parameter or buffer; the CPU for a model without either."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def floating_type_of(model: nn.Module) -> torch.dtype | None:
+    """Return the type of the first floating-point parameter; None for a model without one."""
+    return next((each.dtype for each in model.parameters() if each.is_floating_point()), None)
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of names, types, shapes and values, and of which tensors require a gradient.
+
+    >>> digest({"weight": torch.zeros(2)}) == digest({"weight": torch.ones(2)})
+    False
+    """
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.requires_grad}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -24,7 +24,7 @@ from disparse_structured.data.batches import (
 from disparse_structured.data.image_folder import Images
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
-from disparse_structured.graph.named_tensors import device_of
+from disparse_structured.graph.named_tensors import device_of, floating_type_of
 from disparse_structured.graph.side_effects import undone
 from disparse_structured.report.page.pictures import Example
 from disparse_structured.surgery.pruned_graph import fixed_batch
@@ -72,8 +72,7 @@ def _batches(data: Any) -> Iterator[Any]:
 def _outputs(
     model: nn.Module, inputs: tuple[Any, ...], tasks: Iterable[Task], count: int
 ) -> dict[str, list[np.ndarray]]:
-    floating = next((each for each in model.parameters() if each.is_floating_point()), None)
-    given = to_device(inputs, device_of(model), None if floating is None else floating.dtype)
+    given = to_device(inputs, device_of(model), floating_type_of(model))
     with undone(model), eval_mode(model), torch.no_grad(), Isolation(0, device_of(model)):
         returned = call_model(model, given, as_they_are)
         tensors = {task.name: task.tensors(returned) for task in tasks}

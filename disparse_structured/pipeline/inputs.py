@@ -25,7 +25,7 @@ from disparse_structured.data.calibration import CHUNK, Calibration, Marked
 from disparse_structured.data.call import marked_like
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import BatchError, OptionError
-from disparse_structured.graph.named_tensors import device_of
+from disparse_structured.graph.named_tensors import device_of, floating_type_of
 
 SAMPLES = 64
 """Examples that a refit reads by default. More help a little."""
@@ -116,7 +116,6 @@ def _calibration(
             raise
     # Nothing is fitted, so the first batch is enough to compare outputs on.
     batch = next(itertools.islice(batches(data), 1))
-    parameter = next((each for each in model.parameters() if each.is_floating_point()), None)
-    dtype = None if parameter is None else parameter.dtype
-    inputs = marked(to_device(arguments(model, batch, to_inputs), device_of(model), dtype))
+    given = arguments(model, batch, to_inputs)
+    inputs = marked(to_device(given, device_of(model), floating_type_of(model)))
     return Calibration((take(inputs, slice(CHUNK)),))

@@ -15,9 +15,8 @@ from disparse_structured.data.calibration import gathered
 from disparse_structured.data.call import marked_like
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import OptionError, UnsupportedModelError
-from disparse_structured.graph.named_tensors import device_of
+from disparse_structured.graph.named_tensors import device_of, digest, named_tensors
 from disparse_structured.naming import rule_name
-from disparse_structured.recovery.digests import digest
 from disparse_structured.recovery.examples import Examples, check_shapes
 from disparse_structured.recovery.recovery import Recover, Student, Subject
 from disparse_structured.recovery.run import Course, Run
@@ -180,7 +179,7 @@ class Distillation:
             "seed": str(subject.seed),
             "tasks": str([task.name for task in subject.tasks]),
             "inputs": examples.digest,
-            "dense network": digest(subject.model),
+            "dense network": digest(named_tensors(subject.model)[0]),
         }
         return Checkpoint(folder / FILE, identity)
 

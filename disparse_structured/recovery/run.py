@@ -17,10 +17,9 @@ from disparse_structured.data.deviation import Movement, Weights, damage
 from disparse_structured.data.modes import eval_mode, without_fast_path
 from disparse_structured.data.randomness import Isolation, generator
 from disparse_structured.errors import LoadError
-from disparse_structured.graph.named_tensors import device_of
+from disparse_structured.graph.named_tensors import device_of, digest, named_tensors
 from disparse_structured.graph.side_effects import undone
 from disparse_structured.progress import advancing
-from disparse_structured.recovery.digests import digest
 from disparse_structured.recovery.examples import Batch
 from disparse_structured.recovery.recovery import Student
 from disparse_structured.recovery.teacher import Teacher, outputs
@@ -120,7 +119,7 @@ class Run:
         self._device = device_of(self._model)
         self._weights: dict[str, Weights] = {}
         self._trained = _Trained(self._model)
-        self._origin = digest(self._model)
+        self._origin = digest(named_tensors(self._model)[0])
         self._best: Tensors = {}
         self._written = 0.0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import DifferentModelWarning, LoadError, OptionError, SaveError
 from disparse_structured.files import made_folder, replacing, write_text
 from disparse_structured.graph.entries import EntryPoints
-from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.named_tensors import digest, named_tensors
 from disparse_structured.report.schemas import document_text, read_document
 from disparse_structured.surgery.saved import PLAN, REPORT, WEIGHTS, Saved, checksum
 from disparse_structured.surgery.stored_inputs import described_inputs
@@ -181,11 +180,7 @@ def load(
 
 def weights_digest(model: nn.Module) -> str:
     """The SHA-256 of the names and values of what :func:`save` would write."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(_weights(model).items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest(_weights(model))
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -213,7 +208,7 @@ def _check_fits(model: nn.Module, saved: Saved) -> None:
     path = saved.folder / WEIGHTS
     try:
         with safe_open(path, "pt") as file:
-            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # it cannot be iterated over
     except SafetensorError as error:
         raise LoadError(f"{str(path)!r} is not a complete safetensors file: {error}.") from None
     own = {name: tuple(tensor.shape) for name, tensor in _weights(model).items()}

@@ -17,7 +17,7 @@ from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation, generator, signs
 from disparse_structured.errors import LoadError
 from disparse_structured.graph.capture import tensor_leaves
-from disparse_structured.graph.named_tensors import device_of
+from disparse_structured.graph.named_tensors import device_of, floating_type_of
 from disparse_structured.graph.side_effects import undone
 
 _TOLERANCE = 1e-4
@@ -170,8 +170,7 @@ def _nudged(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...], seed: int) -> list[dict[str, Any]] | None:
     """A summary of each output tensor; None if the model fails."""
-    floating = next((each for each in model.parameters() if each.is_floating_point()), None)
-    given = to_device(inputs, device_of(model), None if floating is None else floating.dtype)
+    given = to_device(inputs, device_of(model), floating_type_of(model))
     try:
         with undone(model), eval_mode(model), torch.no_grad(), Isolation(seed, device_of(model)):
             return [_summary(tensor) for tensor in tensor_leaves(call(model, given))]

@@ -286,7 +286,7 @@ DATA: dict[str, tuple[Call, type[DisparseError], str]] = {
     "a loss that is a class": (lambda: ds.Task("near", loss=nn.MSELoss), TaskError, r"MSELoss\(\)"),
     "a loss of one argument": (lambda: ds.Task("a", loss=lambda x: x), TaskError, "with 2 arguments"),
     "a criterion of no argument": (
-        lambda: ds.DiSparse(lambda: 1),  # type: ignore[arg-type, misc]
+        lambda: ds.DiSparse(lambda: 1),  # type: ignore[arg-type, misc]  # wrong on purpose
         OptionError,
         r"criterion is called with 1 argument, but takes \(\)",
     ),
@@ -332,7 +332,7 @@ class Unnamed(Net):
 
 
 class Silent(Net):
-    def forward(self, x: Tensor) -> None:  # type: ignore[override]
+    def forward(self, x: Tensor) -> None:  # type: ignore[override]  # wrong on purpose
         super().forward(x)
 
 
