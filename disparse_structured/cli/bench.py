@@ -19,10 +19,9 @@ from disparse_structured.cli.usage import UsageError
 from disparse_structured.export import export_onnx
 from disparse_structured.export.session import free_batch, open_session, shaped_for
 from disparse_structured.files import INT8_ONNX, ONNX
-from disparse_structured.latency.setting import WARM
-from disparse_structured.pipeline.latency import timed_in_turn
+from disparse_structured.pipeline.latency import latencies
 from disparse_structured.pipeline.result import export_pruned
-from disparse_structured.report.facts import LatencyFact, LatencyFacts
+from disparse_structured.report.facts import LatencyFacts
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
@@ -68,14 +67,4 @@ def _measured(folder: Folder, files: Mapping[str, Path]) -> LatencyFacts:
     for session in sessions:
         inputs = shaped_for(session, inputs, batch=batch, size=given.size)
     tensors = tuple(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor))
-    times = timed_in_turn(runtime, list(files.values()), tensors)
-    return LatencyFacts(
-        reference=next(iter(files)),
-        models=LatencyFact.of(list(files), times),
-        input_shapes=tuple(tuple(tensor.shape) for tensor in tensors),
-        threads=given.threads,
-        rounds=len(times),
-        warmup=WARM,
-        cpu=runtime.facts["processor"],
-        runtime=runtime.facts["runtime"],
-    )
+    return latencies(runtime, files, tensors)

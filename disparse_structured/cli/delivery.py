@@ -13,7 +13,8 @@ from typing import Any
 
 from rich.console import RenderableType
 from rich.text import Text
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from disparse_structured.cli import views
 from disparse_structured.cli.console import Outcome, Screen
@@ -34,7 +35,9 @@ from disparse_structured.files import (
     remove_derived,
     write_text,
 )
+from disparse_structured.latency import OnnxRuntime
 from disparse_structured.pipeline import SAMPLES, PruningResult
+from disparse_structured.pipeline.latency import latencies
 from disparse_structured.pipeline.quantizing import quantize_result
 from disparse_structured.report.facts import ExportFacts
 from disparse_structured.report.page.html import page
@@ -150,7 +153,7 @@ def _quantized(
 def _latency(
     result: PruningResult, given: Subject, path: Path, facts: ExportFacts, threads: int
 ) -> dict[str, Any]:
-    from disparse_structured.export import export_onnx, measure_latency  # ONNX may not be installed
+    from disparse_structured.export import export_onnx  # ONNX may not be installed
 
     outputs = {task.name: task.tensors for task in given.tasks}
     with tempfile.TemporaryDirectory() as folder:
@@ -158,5 +161,6 @@ def _latency(
         dense_facts = export_onnx(given.model, result.example_inputs, dense_path, outputs=outputs)
         any_batch = all(each.dynamic.startswith("batch") for each in (facts, dense_facts))
         inputs = take(result.example_inputs, slice(1)) if any_batch else result.example_inputs
-        found = measure_latency({"dense": dense_path, "pruned": path}, inputs, threads=threads)
+        tensors = tuple(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
+        found = latencies(OnnxRuntime(threads=threads), {"dense": dense_path, "pruned": path}, tensors)
     return dataclasses.asdict(found)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,12 @@ from disparse_structured.decision.costs import CostModel
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import BudgetError
 from disparse_structured.latency import Latency, LatencyModel, Runtime
+from disparse_structured.latency.setting import WARM
 from disparse_structured.pipeline.method import Problem
 from disparse_structured.pipeline.refitting import Outcome
 from disparse_structured.progress import step
+from disparse_structured.report.facts import LatencyFact, LatencyFacts
+from disparse_structured.report.machine import processor
 from disparse_structured.report.speed import SpeedFacts, StairFacts
 from disparse_structured.scoring import Saliency
 from disparse_structured.structure import Structure
@@ -224,6 +227,22 @@ def timed_in_turn(runtime: Runtime, paths: list[Path], inputs: tuple[Any, ...]) 
     first = runtime.time_files(paths, inputs, rounds=3)
     rounds = int(np.clip(_SECONDS * 1e3 / first.sum(axis=1).min(), *_ROUNDS))
     return runtime.time_files(paths, inputs, rounds=rounds)
+
+
+def latencies(runtime: Runtime, files: Mapping[str, Path], inputs: tuple[torch.Tensor, ...]) -> LatencyFacts:
+    """The times of ``files``, by name, that run in turn for a few seconds; the first one is the reference."""
+    times = timed_in_turn(runtime, list(files.values()), inputs)
+    facts = runtime.facts
+    return LatencyFacts(
+        reference=next(iter(files)),
+        models=LatencyFact.of(list(files), times),
+        input_shapes=tuple(tuple(tensor.shape) for tensor in inputs),
+        threads=int(facts["threads"]),
+        rounds=len(times),
+        warmup=WARM,
+        cpu=processor(),
+        runtime=facts["runtime"],
+    )
 
 
 def _out_of_reach(problem: Problem, tries: list[_Try]) -> str:
