@@ -23,6 +23,9 @@ LIMIT = 8192
 _DOUBLE = 4096
 """Largest size of matrices in double precision."""
 
+_AT_ONCE = 512
+"""Rows that are gathered before their products are added: each addition touches the whole Gram matrix."""
+
 
 def folds(shape: Shape, rows: int, dtype: torch.dtype, device: torch.device) -> Folds:
     """Create empty folds for ``rows`` rows in all, of type ``dtype``."""
@@ -109,17 +112,30 @@ class _Moments(_Common):
         self._grams = [self._zeros(shape.features) for _ in FOLDS]
         self._crosses = [self._zeros(shape.outputs) for _ in FOLDS]
         self._coarse: list[tuple[Tensor, Tensor]] = []
+        self._held: list[list[tuple[Tensor, Tensor]]] = [[] for _ in FOLDS]
 
     def add(self, fold: int, rows: Tensor, residuals: Tensor) -> None:
-        rows, residuals = self._shifted(fold, rows, residuals)
+        held = self._held[fold]
+        held.append(self._shifted(fold, rows, residuals))
+        if sum(rows.shape[1] for rows, _ in held) >= _AT_ONCE:
+            self._multiply(fold)
+
+    def _multiply(self, fold: int) -> None:
+        """Adds the products of the rows that are held."""
+        held, self._held[fold] = self._held[fold], []
+        if not held:
+            return
+        rows, residuals = (torch.cat(each, 1) for each in zip(*held, strict=True))
         if rows.dtype == self._dtype:
             self._grams[fold].baddbmm_(rows.mT, rows)
             self._crosses[fold].baddbmm_(rows.mT, residuals)
-        else:  # products of one chunk in single precision, their sum in double
+        else:  # products of these rows in single precision, their sum in double
             self._grams[fold] += rows.mT @ rows
             self._crosses[fold] += rows.mT @ residuals
 
     def errors(self, fold: int, ridge: float | None, centers: Sequence[Tensor | None]) -> list[Tensor] | None:
+        for each in FOLDS:
+            self._multiply(each)
         if not self._coarse:
             # Errors are only compared: for single-precision values, single is enough and twice as fast.
             pairs = zip(self._grams, self._crosses, strict=True)
@@ -130,6 +146,8 @@ class _Moments(_Common):
     def solution(self, ridge: float | None, center: Tensor | None) -> Fit | None:
         self._coarse.clear()
         if len(self._grams) > 1:
+            for each in FOLDS:
+                self._multiply(each)
             self._folds[0].join(self._folds[1])
             self._grams[0] += self._grams.pop()
             self._crosses[0] += self._crosses.pop()

@@ -25,14 +25,17 @@ RIDGE = 1e-3
 FEWEST, MOST = 2048, 8192
 """Fewest and most rows drawn for a layer; in between, four for each feature."""
 
+_AT_ONCE = 512
+"""Rows that are gathered before their products are added: each addition touches the whole Gram matrix."""
+
 
 class Compensation:
     """The inputs of every layer of ``contractions`` on some chunks, as sums of products or as rows.
 
     Everything is in single precision, on the model's device. A layer with ``n`` features (input channels
-    of a group times kernel positions) takes ``n x n`` numbers for each group, or, from ``n`` = 8,193 on,
-    :data:`FEWEST` rows of ``n``. A 3x3 convolution over 2,048 channels takes 150 MB, the largest Gram
-    matrix 270 MB.
+    of a group times kernel positions) takes ``n x n`` numbers for each group, or its rows of ``n`` where
+    these are at most half as many. From ``n`` = 8,193 on, they are :data:`FEWEST`. A 3x3 convolution over
+    2,048 channels takes 150 MB, the largest Gram matrix 270 MB.
     """
 
     def __init__(self, contractions: Sequence[Contraction]) -> None:
@@ -101,12 +104,13 @@ class Compensation:
 
 
 class _Inputs:
-    """``X [groups, rows, features]`` of one layer: its moments, or ``X`` itself if it has fewer rows."""
+    """``X [groups, rows, features]`` of one layer: its moments, or ``X`` itself if it has far fewer rows."""
 
     def __init__(self, contraction: Contraction) -> None:
         self._constant = bool(contraction.bias)
         self._rows: list[Tensor] = []
-        self._as_rows = _wanted(contraction.features) < contraction.features
+        self._held = 0
+        self._most = math.inf if contraction.features > MOST else contraction.features // 2
         self._gram: Tensor | None = None
         self._sum: Tensor | None = None
         self._count = 0
@@ -117,12 +121,19 @@ class _Inputs:
         self._count += rows.shape[1]
         total = rows.sum(1)
         self._sum = total if self._sum is None else self._sum + total
-        if self._as_rows:
-            self._rows.append(rows)
-        elif self._gram is None:
+        self._rows.append(rows)
+        self._held += rows.shape[1]
+        if self._held > (self._most if self._gram is None else _AT_ONCE):
+            self._multiply()
+
+    def _multiply(self) -> None:
+        """Turns the rows that are held into their products."""
+        rows = torch.cat(self._rows, 1)
+        if self._gram is None:
             self._gram = rows.mT @ rows
         else:
             self._gram.baddbmm_(rows.mT, rows)
+        self._rows, self._held = [], 0
 
     def moved(self, matrix: Tensor, kept: Tensor) -> tuple[Tensor, Tensor] | None:
         """What the columns ``kept`` of ``matrix [groups, out, features]`` gain, and the constant.
@@ -136,12 +147,11 @@ class _Inputs:
         mean = self._sum / self._count
         self._center(mean)
         lost = matrix[:, :, removed].float()
-        if self._as_rows:
+        if self._gram is None:
             (rows,) = self._rows
             near, far = rows[:, :, kept], rows[:, :, removed]
             change = near.mT @ _solved(near @ near.mT, far @ lost.mT, near.shape[1] / near.shape[2])
         else:
-            assert self._gram is not None
             near = self._gram[:, kept]
             change = _solved(near[:, :, kept], near[:, :, removed] @ lost.mT, 1.0)
         if not bool(change.isfinite().all()):
@@ -151,14 +161,17 @@ class _Inputs:
         return change, shift if self._constant else torch.zeros_like(shift)
 
     def _center(self, mean: Tensor) -> None:
-        """Joins the rows into one tensor, and subtracts the mean where a constant makes up for it."""
+        """Joins what was added, and subtracts the mean where a constant makes up for it."""
         if self._centered:
             return
         self._centered = True
-        if self._as_rows:
+        if self._gram is None:
             rows = torch.cat(self._rows, 1)
             self._rows = [rows.sub_(mean[:, None]) if self._constant else rows]
-        elif self._gram is not None and self._constant:
+            return
+        if self._rows:
+            self._multiply()
+        if self._constant:
             self._gram.baddbmm_(self._count * mean[:, :, None], mean[:, None], alpha=-1)
 
 
