@@ -179,12 +179,12 @@ def _check_training(arguments: argparse.Namespace) -> None:
 def _check_train(arguments: argparse.Namespace) -> None:
     if arguments.stages != 1 and arguments.regime != "pretrained":
         raise UsageError(f"--stages belongs to --regime pretrained, not to {arguments.regime}.")
-    if arguments.teacher and not arguments.distill:
-        raise UsageError("--teacher names the weights to distill from. Give --distill WEIGHT too.")
-    if arguments.distill and not arguments.teacher and arguments.regime != "pretrained":
+    if arguments.teacher and not arguments.teacher_weight:
+        raise UsageError("--teacher names the weights to learn from. Give --teacher-weight W too.")
+    if arguments.teacher_weight and not arguments.teacher and arguments.regime != "pretrained":
         raise UsageError(
-            f"--distill needs a trained network, and --regime {arguments.regime} starts from an untrained "
-            "one. Give its weights with --teacher FILE."
+            f"--teacher-weight needs a trained network, and --regime {arguments.regime} starts from an "
+            "untrained one. Give its weights with --teacher FILE."
         )
     if arguments.patience is not None and arguments.stages > 1:
         raise UsageError(

@@ -25,7 +25,7 @@ from disparse_structured.files import made_folder
 from disparse_structured.graph.batching import with_batch
 from disparse_structured.pipeline import EXAMPLE_SAMPLES
 from disparse_structured.regimes import Dynamic, Iterative, Pretrained, Regime, Static
-from disparse_structured.training import Distillation, TrainingConfig, TrainingFacts, train
+from disparse_structured.training import Teacher, TrainingConfig, TrainingFacts, train
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> Outcome | None:
     torch.manual_seed(arguments.seed)
     with screen.step("building the model"):
         subject = _subject(arguments)
-    config = training_config(arguments, _distillation(arguments, subject.model))
+    config = training_config(arguments, _teacher(arguments, subject.model))
     steps = arguments.epochs * _length(subject.data)
     with screen.step("reading the structure and scoring its units"):
         regime = _regime(arguments, subject, steps)
@@ -74,16 +74,16 @@ def _subject(arguments: argparse.Namespace) -> Subject:
     return Subject(model, tasks, as_batches(load_data(arguments.data)))
 
 
-def _distillation(arguments: argparse.Namespace, model: nn.Module) -> Distillation | None:
-    if not arguments.distill:
+def _teacher(arguments: argparse.Namespace, model: nn.Module) -> Teacher | None:
+    if not arguments.teacher_weight:
         return None
     teacher = copy.deepcopy(model)
     if arguments.teacher:
         sources.load_weights(teacher, arguments.teacher)
-    return Distillation(teacher, arguments.distill)
+    return Teacher(teacher, arguments.teacher_weight)
 
 
-def training_config(arguments: argparse.Namespace, distillation: Distillation | None) -> TrainingConfig:
+def training_config(arguments: argparse.Namespace, teacher: Teacher | None) -> TrainingConfig:
     """The training settings in the arguments.
 
     Raises:
@@ -95,7 +95,7 @@ def training_config(arguments: argparse.Namespace, distillation: Distillation | 
             lr=arguments.lr,
             weight_decay=arguments.weight_decay,
             precision=arguments.precision,
-            distillation=distillation,
+            teacher=teacher,
             patience=arguments.patience,
             seed=arguments.seed,
         )

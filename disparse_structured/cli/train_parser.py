@@ -35,7 +35,7 @@ def add_train(commands: argparse._SubParsersAction[Parser]) -> None:
     _add_regime(parser.add_argument_group("method", options.OWN))
     training = parser.add_argument_group("training")
     add_training(training)
-    _add_distillation(training)
+    _add_teacher(training)
     output = parser.add_argument_group("output")
     options.add_out(output)
     options.add_delivery(output)
@@ -89,15 +89,15 @@ def _add_regime(method: options.Group) -> None:
     options.add_seed(method)
 
 
-def _add_distillation(training: options.Group) -> None:
+def _add_teacher(training: options.Group) -> None:
     training.add_argument(
-        "--distill",
+        "--teacher-weight",
         type=values.positive,
         metavar="W",
-        help="also learn from the dense model, with this loss weight",
+        help="also learn from the dense model's outputs, with this loss weight",
     )
     training.add_argument(
-        "--teacher", type=values.weights_file, metavar="FILE", help="weights of the model to distill from"
+        "--teacher", type=values.weights_file, metavar="FILE", help="weights of the model to learn from"
     )
 
 

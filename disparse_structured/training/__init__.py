@@ -7,13 +7,13 @@ A :class:`Callback`, such as a pruning regime, is called after every step.
 """
 
 from disparse_structured.training.config import Callback, OnEpoch, TrainingConfig, TrainingFacts
-from disparse_structured.training.distillation import Distillation, relative_error
 from disparse_structured.training.loop import train
+from disparse_structured.training.teacher import Teacher, relative_error
 
 __all__ = [
     "Callback",
-    "Distillation",
     "OnEpoch",
+    "Teacher",
     "TrainingConfig",
     "TrainingFacts",
     "relative_error",

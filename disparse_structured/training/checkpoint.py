@@ -91,8 +91,8 @@ def identity(
     own = {name: getattr(config, name) for name in ("optimizer", "schedule")}
     facts |= {name: "the default" if made is None else rule_name(made) for name, made in own.items()}
     facts["tasks"] = [(task.name, task.weight, task.loss is not None) for task in tasks]
-    distillation = config.distillation
-    facts["distillation"] = distillation and (distillation.weight, sorted(distillation.losses))
+    teacher = config.teacher
+    facts["teacher"] = teacher and (teacher.weight, sorted(teacher.losses))
     facts["number of batches"] = batches
     facts["validation"] = validated
     facts["callback"] = with_callback

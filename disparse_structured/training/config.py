@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from disparse_structured.checks import check_counts, check_positive, check_seed, is_number, shown
 from disparse_structured.errors import OptionError
-from disparse_structured.training.distillation import Distillation
+from disparse_structured.training.teacher import Teacher
 
 OnEpoch = Callable[[int, Mapping[str, float]], None]
 """Called after each epoch with its number, from 0, and each task's mean loss over it."""
@@ -37,7 +37,7 @@ class TrainingConfig:
         precision: ``"32-true"`` computes in the model's own type. ``"bf16-mixed"`` and ``"16-mixed"`` run
             the model under ``torch.autocast`` (the second scales the loss, and needs CUDA); losses are
             always computed in the model's type.
-        distillation: learn from a teacher as well; tasks may then lack a loss.
+        teacher: learn from another model as well (distillation); tasks may then lack a loss.
         patience: stop after this many epochs in a row without a lower validation loss.
         seed: random seed for dropout, the loader's shuffling and all other random draws.
 
@@ -51,7 +51,7 @@ class TrainingConfig:
     optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None
     schedule: Callable[[Optimizer, int], LRScheduler] | None = None
     precision: Precision = "32-true"
-    distillation: Distillation | None = None
+    teacher: Teacher | None = None
     patience: int | None = None
     seed: int = 0
 

@@ -56,7 +56,7 @@ def train(
 
     Args:
         model: any module with trainable parameters.
-        tasks: each needs a ``loss``, unless there is a teacher in ``config.distillation``;
+        tasks: each needs a ``loss``, unless there is a ``config.teacher``;
             ``Task.weight`` scales the loss.
         loader: iterated once per epoch, so a list or a DataLoader, not a generator. If it has no length
             it is read once more, to count.
@@ -81,9 +81,9 @@ def train(
         ValueError: patience without validation data, ``checkpoint_every`` below 1, or a teacher that is
             the model.
     """
-    objective = TrainingObjective(model, tasks, to_inputs, config.distillation)
+    objective = TrainingObjective(model, tasks, to_inputs, config.teacher)
     _check(model, config, validation, checkpoint_every)
-    teachers = [] if config.distillation is None else [config.distillation.teacher]
+    teachers = [] if config.teacher is None else [config.teacher.model]
     device = next(model.parameters()).device
     for data in (loader,) if validation is None else (loader, validation):
         _check_rereadable(data)

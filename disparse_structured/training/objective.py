@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from disparse_structured.data.batches import ToInputs, call_model, to_device
 from disparse_structured.errors import OptionError, TaskError
 from disparse_structured.tasks import Task, check_tasks
-from disparse_structured.training.distillation import Distillation, DistillationLoss, relative_error
+from disparse_structured.training.teacher import DistillationLoss, Teacher, relative_error
 
 
 class NoAutocast:
@@ -44,17 +44,17 @@ class TrainingObjective(nn.Module):
         model: nn.Module,
         tasks: Sequence[Task],
         to_inputs: ToInputs | None,
-        distillation: Distillation | None,
+        teacher: Teacher | None,
     ) -> None:
         super().__init__()
         self.model = model
         self.tasks = check_tasks(tasks)
-        self.terms = _terms(self.tasks, distillation)
-        if distillation is not None and distillation.teacher is model:
+        self.terms = _terms(self.tasks, teacher)
+        if teacher is not None and teacher.model is model:
             raise OptionError("the teacher is the model itself. Pass a copy: copy.deepcopy(model).")
         self._inputs = to_inputs
         # Stays inside the dataclass, so that the teacher is not registered as a submodule and trained.
-        self._distillation = distillation
+        self._teacher = teacher
 
     def forward(self, wrapped: NoAutocast) -> Tensor:
         """The terms' values, ``[terms]``."""
@@ -94,9 +94,9 @@ class TrainingObjective(nn.Module):
                 )
 
     def _teacher_output(self, batch: Any) -> Any:
-        if self._distillation is None:
+        if self._teacher is None:
             return None
-        teacher = self._distillation.teacher
+        teacher = self._teacher.model
         tensor = next(iter(teacher.parameters()), None)
         if tensor is not None:
             batch = to_device(batch, tensor.device, tensor.dtype)
@@ -104,25 +104,24 @@ class TrainingObjective(nn.Module):
             return call_model(teacher, batch, self._inputs)
 
 
-def _terms(tasks: Sequence[Task], distillation: Distillation | None) -> tuple[Term, ...]:
+def _terms(tasks: Sequence[Task], teacher: Teacher | None) -> tuple[Term, ...]:
     own = [Term(task, task.weight) for task in tasks if task.loss is not None]
-    if distillation is None:
+    if teacher is None:
         for task in tasks:
             if task.loss is None:
                 raise TaskError(
                     f"task {task.name!r} has no loss, and training needs one. Pass Task(..., loss=function "
-                    "of (output, batch)), leave the task out, or learn from a teacher (distillation)."
+                    "of (output, batch)), leave the task out, or learn from a teacher: "
+                    "TrainingConfig(..., teacher=Teacher(dense))."
                 )
         return tuple(own)
-    unknown = sorted(set(distillation.losses) - {task.name for task in tasks})
+    unknown = sorted(set(teacher.losses) - {task.name for task in tasks})
     if unknown:
         raise OptionError(
-            f"distillation has a loss for {unknown[0]!r}, which is not one of the tasks "
+            f"the teacher has a loss for {unknown[0]!r}, which is not one of the tasks "
             f"{[task.name for task in tasks]}. Name one of these."
         )
-    distilled = [
-        Term(task, distillation.weight, distillation.losses.get(task.name, relative_error)) for task in tasks
-    ]
+    distilled = [Term(task, teacher.weight, teacher.losses.get(task.name, relative_error)) for task in tasks]
     return (*own, *distilled)
 
 

@@ -219,7 +219,7 @@ def test_two_processes_come_to_the_plan_of_one(
 def test_distilled_from_the_dense_network_without_losses(code: Path, tmp_path: Path) -> None:
     arguments = _arguments(code, tmp_path / "out", "pretrained")
     arguments[arguments.index(f"{code}:tasks")] = "dense,label"
-    assert main([*arguments, "--distill", "1.0", "--no-onnx"]) == 0
+    assert main([*arguments, "--teacher-weight", "1.0", "--no-onnx"]) == 0
     training = _report(tmp_path / "out")["training"]
     assert all(values[-1] < values[0] for values in training["distillation"].values())
 
@@ -229,7 +229,7 @@ def test_a_teacher_is_read_from_a_file(code: Path, tmp_path: Path) -> None:
     exec(compile(CODE, str(code), "exec"), namespace)
     save_file(namespace["build"]().state_dict(), tmp_path / "teacher.safetensors")
     arguments = _arguments(code, tmp_path / "out", "static")
-    teacher = ["--distill", "0.5", "--teacher", str(tmp_path / "teacher.safetensors"), "--no-onnx"]
+    teacher = ["--teacher-weight", "0.5", "--teacher", str(tmp_path / "teacher.safetensors"), "--no-onnx"]
     assert main([*arguments, *teacher]) == 0
 
 

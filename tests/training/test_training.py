@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from benchmarks.data import Batch, Loader, Samples
 from disparse_structured.errors import BatchError, LoadError, TaskError
 from disparse_structured.tasks import Task
-from disparse_structured.training import Distillation, TrainingConfig, TrainingFacts, relative_error, train
+from disparse_structured.training import Teacher, TrainingConfig, TrainingFacts, relative_error, train
 from disparse_structured.training.distributed import share
 
 
@@ -162,7 +162,7 @@ def test_without_labels_the_student_comes_near_its_teacher() -> None:
     teacher, student = Net(1), Net(2)
     teacher.heads["sign"].train().bias.requires_grad_(False)
     modes, before = [module.training for module in teacher.modules()], state(teacher)
-    config = TrainingConfig(20, 2e-2, distillation=Distillation(teacher))
+    config = TrainingConfig(20, 2e-2, teacher=Teacher(teacher))
     facts = train(student, LABEL_FREE, data(), config)
     assert facts.losses == facts.distillation
     for name, losses in facts.losses.items():
@@ -182,7 +182,7 @@ def test_distillation_adds_to_the_tasks_own_losses() -> None:
 
     tasks = (TASKS[0], LABEL_FREE[1])
     own = train(Net(), [TASKS[0]], data(), TrainingConfig(1, 1e-9))
-    config = TrainingConfig(1, 1e-9, distillation=Distillation(teacher, 3.0, {"sign": apart}))
+    config = TrainingConfig(1, 1e-9, teacher=Teacher(teacher, 3.0, {"sign": apart}))
     facts = train(Net(), tasks, data(), config, validation=data(1))
     assert list(facts.losses) == list(facts.distillation) == ["sum", "sign"]
     assert facts.losses["sum"] == pytest.approx(own.losses["sum"], rel=1e-5)
@@ -548,16 +548,16 @@ def test_a_loader_that_became_shorter_is_refused(tmp_path: Path) -> None:
 def test_odd_teachers_are_refused() -> None:
     model = Net()
     with pytest.raises(ValueError, match="the teacher is the model itself"):
-        train(model, TASKS, data(), TrainingConfig(1, 1e-2, distillation=Distillation(model)))
+        train(model, TASKS, data(), TrainingConfig(1, 1e-2, teacher=Teacher(model)))
     losses = {"depth": relative_error}
-    with pytest.raises(ValueError, match=r"distillation has a loss for 'depth'.*\['sum', 'sign'\]"):
-        train(model, TASKS, data(), TrainingConfig(1, 1e-2, distillation=Distillation(Net(), losses=losses)))
+    with pytest.raises(ValueError, match=r"the teacher has a loss for 'depth'.*\['sum', 'sign'\]"):
+        train(model, TASKS, data(), TrainingConfig(1, 1e-2, teacher=Teacher(Net(), losses=losses)))
     other = Net(1)
     other.heads["sign"] = nn.Linear(16, 2)
     with pytest.raises(TaskError, match=r"task 'sign': student and teacher .*\(16, 1\).*\(16, 2\).*losses="):
-        train(model, TASKS, data(), TrainingConfig(1, 1e-2, distillation=Distillation(other)))
+        train(model, TASKS, data(), TrainingConfig(1, 1e-2, teacher=Teacher(other)))
     with pytest.raises(ValueError, match="weight=0 must be a finite number above 0"):
-        Distillation(other, 0)
+        Teacher(other, 0)
 
 
 @pytest.mark.parametrize(

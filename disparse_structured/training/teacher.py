@@ -18,18 +18,18 @@ DistillationLoss = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
-class Distillation:
+class Teacher:
     """Keeps every task's output near the teacher's on the same inputs; no ground truth is needed.
 
     Args:
-        teacher: runs in eval mode without gradients, on its own device and in its own type. Its modes are
+        model: runs in eval mode without gradients, on its own device and in its own type. Its modes are
             restored afterward.
         weight: factor on the sum of the distillation losses, which is added to the tasks' own losses.
             ``Task.weight`` balances the scales of the tasks' own losses, so it does not apply here.
         losses: loss by task name, in place of :func:`relative_error`.
     """
 
-    teacher: nn.Module
+    model: nn.Module
     weight: float = 1.0
     losses: Mapping[str, DistillationLoss] = field(default_factory=dict)
 
@@ -51,7 +51,7 @@ def relative_error(student: Any, teacher: Any) -> Tensor:
         raise TaskError(
             f"student and teacher return tensors of shapes {[tuple(t.shape) for t in ours]} and "
             f"{[tuple(t.shape) for t in theirs]}, which cannot be compared. "
-            "Pass Distillation(..., losses={task name: function of (student, teacher)})."
+            "Pass Teacher(..., losses={task name: function of (student, teacher)})."
         )
     return torch.stack([_relative(one, other) for one, other in zip(ours, theirs, strict=True)]).mean()
 
