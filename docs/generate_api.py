@@ -31,7 +31,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     "disparse_structured.relatedness": ("relate", "Relatedness"),
     "disparse_structured.surgery.extraction": ("extract", "Extracted"),
     "disparse_structured.surgery.graph": ("apply_graph",),
-    "disparse_structured.training": ("train", "TrainingConfig", "Distillation", "Callback"),
+    "disparse_structured.training": ("train", "TrainingConfig", "Teacher", "Callback"),
     "disparse_structured.latency": (),
     "disparse_structured.export": (),
     "disparse_structured.report.quantization": ("QuantizationFacts", "TaskDeviation", "LayerFact"),
