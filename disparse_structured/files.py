@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -62,6 +63,21 @@ def replacing(path: Path) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
+def checksum(*paths: Path) -> str:
+    """The SHA-256 of the content of some files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def external_data(path: Path) -> Path:
+    """Where an ONNX file too large for one file keeps its weights."""
+    return path.with_name(f"{path.name}.data")
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes ``text`` to ``path`` as UTF-8, with the same line ends on every system."""
     with replacing(path) as draft:
@@ -84,7 +100,7 @@ def remove_onnx(folder: Path) -> None:
     Raises:
         SaveError: a file cannot be removed.
     """
-    _remove(folder, ONNX, f"{ONNX}.data", INT8_ONNX)
+    _remove(folder, ONNX, external_data(Path(ONNX)).name, INT8_ONNX)
 
 
 def _remove(folder: Path, *names: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -39,6 +38,7 @@ from disparse_structured.export.plain import (
 from disparse_structured.export.quiet import quiet
 from disparse_structured.export.reasons import reason
 from disparse_structured.export.session import open_session
+from disparse_structured.files import checksum
 from disparse_structured.graph.batching import with_batch
 from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.report.facts import ExportFacts, ParityFact, TensorFact
@@ -250,12 +250,12 @@ def _facts(
     unchecked: Sequence[str],
     constants: Mapping[str, Any],
 ) -> ExportFacts:
-    files = list(draft.parent.iterdir())
+    files = [draft, *(file for file in draft.parent.iterdir() if file != draft)]
     model = onnx.load(draft, load_external_data=False)
     return ExportFacts(
         path=str(path),
         bytes=sum(file.stat().st_size for file in files),
-        sha256=hashlib.sha256(draft.read_bytes()).hexdigest(),
+        sha256=checksum(*files),
         external_data=len(files) > 1,
         opset=opset_of(draft),
         dynamic=form.name,

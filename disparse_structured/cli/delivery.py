@@ -19,7 +19,6 @@ from torch.utils import _pytree as pytree
 from disparse_structured.cli import views
 from disparse_structured.cli.console import Outcome, Screen
 from disparse_structured.cli.data import CHECK_SAMPLES, first_inputs
-from disparse_structured.cli.folders import export_entry
 from disparse_structured.cli.parsers import build_parser
 from disparse_structured.cli.settings import settings_text
 from disparse_structured.data.batches import take
@@ -102,14 +101,14 @@ def deliver(
 def _deployed(
     result: PruningResult, given: Subject, arguments: argparse.Namespace, screen: Screen
 ) -> dict[str, Any]:
-    """The report's entries about the ONNX file."""
+    """Exports, which the report then describes; further entries of the report."""
     path = arguments.out / ONNX
+    entries: dict[str, Any] = {}
     try:
         with screen.step("exporting to ONNX and checking the file in ONNX Runtime"):
             marked = functools.partial(marked_like, others=result.example_inputs)
             checks = [first_inputs(given.model, given.data, CHECK_SAMPLES, marked)]
             facts = result.export(path, check_inputs=checks)
-        entries: dict[str, Any] = {"export": export_entry(facts)}
         if arguments.latency is True:
             with screen.step("measuring the latency of the dense and the pruned file in turn"):
                 entries["latency"] = _latency(result, given, path, facts, arguments.threads)

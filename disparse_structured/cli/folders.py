@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from torch import nn
 
 from disparse_structured.cli import sources
 from disparse_structured.cli.data import CHECK_SAMPLES, first_inputs, load_data
+from disparse_structured.errors import DisparseWarning
 from disparse_structured.files import ONNX, PAGE, write_text
 from disparse_structured.graph.batching import with_batch
 from disparse_structured.graph.entries import EntryPoints
@@ -25,6 +27,9 @@ from disparse_structured.surgery.pruned_graph import tasks_of
 from disparse_structured.surgery.saved import Saved
 from disparse_structured.surgery.saving import extend_report, load
 from disparse_structured.tasks import Task
+
+SECTION = '<section id="pictures"'
+"""Where the pictures of a page begin."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +110,14 @@ def export_entry(facts: ExportFacts) -> dict[str, Any]:
 def record(folder: Path, entries: Mapping[str, Any], *, html: bool = False) -> dict[str, Any]:
     """Adds ``entries`` to the report in ``folder``; writes its page if there is one or ``html`` is true."""
     report = extend_report(folder, entries)
-    if html or (folder / PAGE).is_file():
-        write_text(folder / PAGE, page(Run.of_folder(folder)))
+    path = folder / PAGE
+    if html or path.is_file():
+        if path.is_file() and SECTION in path.read_text(encoding="utf-8", errors="replace"):
+            warnings.warn(
+                f"{path.name} is written again, without the pictures that were in it. "
+                "`disparse report FOLDER --images ... --model ...` puts them back.",
+                DisparseWarning,
+                stacklevel=2,
+            )
+        write_text(path, page(Run.of_folder(folder)))
     return report

@@ -30,7 +30,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         held: contextlib.AbstractContextManager[object] = lock.acquire()
     except Timeout:
         raise UsageError(
-            f"argument --out: another run is writing to {str(folder)!r}. Wait for it, or name another folder."
+            f"another run is writing to {str(folder)!r}. Wait for it, or name another folder."
         ) from None
     except PermissionError:  # another user's file: there is no lock that both can take
         held = contextlib.nullcontext()

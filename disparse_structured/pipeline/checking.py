@@ -12,11 +12,11 @@ from rich.text import Text
 from torch import nn
 
 from disparse_structured.errors import DisparseError, ExportError, LoadError
-from disparse_structured.files import INT8_ONNX, ONNX
+from disparse_structured.files import INT8_ONNX, ONNX, checksum, external_data
 from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.report.text import numbers_table, plain_text
 from disparse_structured.surgery.pruned_graph import PrunedGraph, tasks_of
-from disparse_structured.surgery.saved import REPORT, Saved, checksum
+from disparse_structured.surgery.saved import REPORT, Saved
 from disparse_structured.tasks import Task
 
 ONNX_FILES = {"export": ONNX, "int8": INT8_ONNX}
@@ -147,11 +147,13 @@ def _file(saved: Saved, entry: str, name: str) -> Check:
     label = "ONNX file" if entry == "export" else "INT8 file"
     described: Mapping[str, Any] = saved.report.get(entry) or {}
     path, known = saved.folder / name, described.get("sha256")
-    if not path.is_file():
+    files = [path, external_data(path)] if described.get("external_data") else [path]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
         if known is None:
             return Check(label, None, f"there is no {name}")
-        return Check(label, False, f"{name}, which {REPORT} describes, is missing. Export again.")
-    found = checksum(path)
+        return Check(label, False, f"{missing[0]}, which {REPORT} describes, is missing. Export again.")
+    found = checksum(*files)
     if known is None:
         return Check(
             label, None, f"{REPORT} does not describe {name}: it may hold earlier weights. Export again."

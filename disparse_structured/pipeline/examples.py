@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.data.arguments import arguments
 from disparse_structured.data.batches import (
+    ToInputs,
     as_they_are,
     batch_size,
     batches,
@@ -39,6 +40,7 @@ def examples_of(
     dense: tuple[nn.Module, Sequence[Task]],
     pruned: tuple[nn.Module, Sequence[Task]],
     number: int = NUMBER,
+    to_inputs: ToInputs | None = None,
 ) -> list[Example]:
     """The first ``number`` inputs of ``data`` with the outputs of two networks, each given with its tasks.
 
@@ -50,7 +52,7 @@ def examples_of(
     found: list[Example] = []
     fixed = fixed_batch(pruned[0])
     for batch in _batches(data):
-        given = take(arguments(dense[0], batch, None), slice(number - len(found)))
+        given = take(arguments(dense[0], batch, to_inputs), slice(number - len(found)))
         wanted = len(found) + batch_size(given)
         for inputs in [given] if fixed is None else filled(given, fixed):
             count = batch_size(inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,12 @@ import torch
 from torch import nn
 
 from disparse_structured.checks import as_path
-from disparse_structured.data.batches import batched_leaves
+from disparse_structured.data.batches import ToInputs, batched_leaves
 from disparse_structured.data.call import named_leaves
 from disparse_structured.decision.costs import Cost, distinct
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import OptionError
-from disparse_structured.files import write_text
+from disparse_structured.files import INT8_ONNX, ONNX, write_text
 from disparse_structured.pipeline.examples import NUMBER, examples_of
 from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.page.html import page
@@ -113,6 +114,7 @@ class PruningResult:
         inputs: Any = None,
         dense: nn.Module | None = None,
         dense_tasks: Sequence[Task] | None = None,
+        to_inputs: ToInputs | None = None,
         number: int = NUMBER,
     ) -> None:
         """Writes one self-contained page about the run, which can be sent and printed.
@@ -132,6 +134,7 @@ class PruningResult:
             inputs: inputs as ``prune`` takes them.
             dense: the network before pruning, needed with ``inputs``.
             dense_tasks: the tasks of ``dense``, if their outputs are picked in another way.
+            to_inputs: maps a batch to the arguments of ``forward``, as in ``prune``.
             number: how many inputs to show.
 
         Raises:
@@ -145,18 +148,21 @@ class PruningResult:
             if dense is None:
                 raise OptionError("inputs= are shown with the outputs of both networks. Pass dense= too.")
             before = (dense, self.tasks if dense_tasks is None else dense_tasks)
-            examples = examples_of(inputs, before, (self.model, self.tasks), number)
+            examples = examples_of(inputs, before, (self.model, self.tasks), number, to_inputs)
         write_text(as_path("path", path), page(self._run, examples))
 
     def export(self, path: str | Path, **options: Any) -> ExportFacts:
         """Writes an ONNX file and checks it in ONNX Runtime; the outputs are named after the tasks.
 
+        The report of a folder that this result is saved in then describes its ``model.onnx`` as well.
         ``options`` are those of :func:`disparse_structured.export.export_onnx`.
 
         Raises:
             ExportError: the file cannot be written, is not valid, or does not agree with PyTorch.
         """
-        return export_pruned(self.model, self.tasks, self.plan, self.example_inputs, path, **options)
+        facts = export_pruned(self.model, self.tasks, self.plan, self.example_inputs, path, **options)
+        self._describe(Path(path), ONNX, {"export": dataclasses.asdict(facts) | {"path": ONNX}})
+        return facts
 
     def quantize(
         self,
@@ -169,7 +175,8 @@ class PruningResult:
         """Exports to ``path``, and writes an INT8 file beside it as far as every task allows it.
 
         ``model.onnx`` is the float file, ``model.int8.onnx`` the other one. See
-        :func:`disparse_structured.pipeline.quantize`.
+        :func:`disparse_structured.pipeline.quantize`. As with :meth:`export`, the report of the folder then
+        describes both.
 
         Args:
             images: inputs as ``prune`` takes them, without labels. Half of them calibrate, the other half is
@@ -190,7 +197,15 @@ class PruningResult:
         from disparse_structured.pipeline.quantizing import quantize_result
 
         self.export(path, **(export or {}))
-        return quantize_result(self, path, images, **options)
+        facts = quantize_result(self, path, images, **options)
+        names = {"path": facts.path and INT8_ONNX, "float_path": ONNX}
+        self._describe(Path(path), ONNX, {"int8": dataclasses.asdict(facts) | names})
+        return facts
+
+    def _describe(self, path: Path, name: str, entries: Mapping[str, Any]) -> None:
+        """Adds ``entries`` to the report beside the file ``name`` if its folder holds this result."""
+        if path.name == name and saving.is_saved(path.parent, self.model, self.plan):
+            saving.extend_report(path.parent, entries)
 
     def __repr__(self) -> str:
         return f"PruningResult({type(self.model).__name__}, plan {self.plan.hash[:12]})"

@@ -47,7 +47,7 @@ class ExportFacts:
     ``"static"``); ``narrowed`` has one line for each wider form that was not used, with the reason.
     ``unchecked`` names the check inputs, or the samples at their end, that do not fit the file's
     shapes. ``constants`` are the arguments of ``forward`` that are not tensors; the file fixes them.
-    ``bytes`` counts the file and its external data, ``sha256`` is of the file.
+    ``bytes`` and ``sha256`` are of the file and its external data, one after the other.
     """
 
     path: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import LoadError
+from disparse_structured.files import checksum
 from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.side_effects import undone
@@ -230,15 +230,6 @@ class Saved:
                     "return what the pruned one's did, and pass the tasks that it was pruned with."
                 )
         return rebuild_graph(dense, plan, structure, examples=facts.examples, any_batch=facts.any_batch)
-
-
-def checksum(path: Path) -> str:
-    """The SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _call_once(dense: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -16,11 +16,11 @@ from torch import nn
 from disparse_structured.checks import as_path, check_callable
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import DifferentModelWarning, LoadError, OptionError, SaveError
-from disparse_structured.files import made_folder, replacing, write_text
+from disparse_structured.files import checksum, made_folder, replacing, write_text
 from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.graph.named_tensors import digest, named_tensors
 from disparse_structured.report.schemas import document_text, read_document
-from disparse_structured.surgery.saved import PLAN, REPORT, WEIGHTS, Saved, checksum
+from disparse_structured.surgery.saved import PLAN, REPORT, WEIGHTS, Saved
 from disparse_structured.surgery.stored_inputs import described_inputs
 from disparse_structured.surgery.summaries import probe_of
 from disparse_structured.tasks import Task
@@ -176,6 +176,15 @@ def load(
             stacklevel=2,
         )
     return model
+
+
+def is_saved(folder: Path, model: nn.Module, plan: Plan) -> bool:
+    """Whether ``folder`` holds ``plan`` and the present weights of ``model``."""
+    try:
+        saved = Saved.read(folder)
+        return saved.plan.hash == plan.hash and digest(saved.weights()) == weights_digest(model)
+    except LoadError:
+        return False
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -150,7 +150,7 @@ def other_file(folder: Path) -> None:
     values = onnx.numpy_helper.to_array(weight) * 1.01
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, folder / "model.onnx")
-    from disparse_structured.surgery.saved import checksum
+    from disparse_structured.files import checksum
 
     entry = report_in(folder)["export"] | {"sha256": checksum(folder / "model.onnx")}
     changed_report(folder, export=entry)
@@ -336,6 +336,10 @@ def test_inputs_and_outputs_on_the_page(small: Path, capsys: pytest.CaptureFixtu
     shown = [image.attributes["alt"] for image in section.all("img")]
     assert shown[:3] == ["input 1", "near of input 1, dense", "near of input 1, pruned"]
     assert len(shown) == 2 * (1 + 2 * 2)
+    capsys.readouterr()
+    assert main(["export", "out", *MODEL]) == 0
+    assert "written again, without the pictures" in " ".join(capsys.readouterr().err.split())
+    assert 'id="pictures"' not in (small / "report.html").read_text(encoding="utf-8")
 
 
 def test_pictures_need_networks_and_inputs(small: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""``check_folder`` on networks whose inputs are not one batch of images."""
+"""``check_folder``: inputs that are not one batch of images, and ONNX files written after the folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import disparse_structured as ds
 from disparse_structured.pipeline import check_folder
+from tests.support import redundant
 
 
 class Shared(nn.Module):
@@ -34,3 +35,39 @@ def test_a_shared_input_is_not_taken_for_a_batch(tmp_path: Path) -> None:
     found = {check.name: check for check in check_folder(tmp_path, build).checks}
     assert found["ONNX parity"].passed, found["ONNX parity"].found
     assert found["ONNX parity"].found.endswith("batches of 1, 2, 3)")
+
+
+def test_the_report_describes_what_is_exported_into_the_folder(tmp_path: Path) -> None:
+    result = ds.prune(redundant.build(), redundant.images(16), macs=0.6, refit=None)
+    result.save(tmp_path)
+    result.export(tmp_path / "model.onnx", single_file_bytes=0)
+    assert (tmp_path / "model.onnx.data").is_file()
+    found = check_folder(tmp_path, redundant.build).checks
+    assert [check.name for check in found if not check.passed] == []
+
+    weights = tmp_path / "model.onnx.data"
+    content = weights.read_bytes()
+    weights.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    assert _failed(tmp_path) == {"ONNX file": "the SHA-256 of model.onnx is"}
+    weights.unlink()
+    assert _failed(tmp_path) == {"ONNX file": "model.onnx.data, which report.json describes, is missing"}
+
+
+def test_a_folder_with_other_weights_does_not_learn_of_the_file(tmp_path: Path) -> None:
+    result = ds.prune(redundant.build(), redundant.images(16), macs=0.6, refit=None)
+    result.save(tmp_path)
+    before = (tmp_path / "report.json").read_bytes()
+    with torch.no_grad():
+        next(result.model.parameters()).add_(1)
+    result.export(tmp_path / "model.onnx")
+    assert (tmp_path / "report.json").read_bytes() == before
+
+
+def _failed(folder: Path) -> dict[str, str]:
+    """The failed checks, and how their findings begin."""
+    expected = ("the SHA-256 of model.onnx is", "model.onnx.data, which report.json describes, is missing")
+    return {
+        check.name: next((text for text in expected if check.found.startswith(text)), check.found)
+        for check in check_folder(folder).checks
+        if check.passed is False
+    }

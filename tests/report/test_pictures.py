@@ -128,7 +128,10 @@ class Net(nn.Module):
 def test_the_page_of_a_result(tmp_path: Path) -> None:
     dense, images = Net().eval(), torch.randn(16, 3, 16, 16)
     result = ds.prune(dense, images, macs=0.6)
-    result.to_html(tmp_path / "page.html", inputs=images, dense=dense, number=2)
+    pairs = [{"id": torch.arange(16), "photo": images}]
+    result.to_html(
+        tmp_path / "page.html", inputs=pairs, dense=dense, to_inputs=lambda batch: (batch["photo"],), number=2
+    )
     section = Page((tmp_path / "page.html").read_text()).root.id("pictures")
     assert [image.attributes["alt"] for image in section.all("img")] == [
         alt
