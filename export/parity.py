@@ -36,6 +36,9 @@ from disparse_structured.report.facts import ParityFact
 _ROUNDING = 10
 """The error that passes where rounding decides, in units of PyTorch's own: runtimes add in other orders."""
 
+_TWICE, _MOST = 2, 10
+"""Where PyTorch's own error is above the tolerance, twice that error passes, up to ten tolerances."""
+
 _FEW = 16
 """With fewer values, a channel's own error against float64 may be small by chance."""
 
@@ -61,8 +64,9 @@ def check_parity(
     column (the last dimension), so that coordinates do not hide scores in the same tensor. An elementwise
     ratio would be dominated by elements that happen to be near zero. So would that of a channel that is
     mostly rounding: if PyTorch itself is far from float64 there, a channel passes with ten times PyTorch's
-    own error, as long as the error is small beside the whole tensor. A task with several tensors has the
-    errors of its worst one.
+    own error, as long as the error is small beside the whole tensor. If PyTorch's own error is not small
+    beside the whole tensor either, twice that error passes, up to ten times ``tolerance``. A task with
+    several tensors has the errors of its worst one.
 
     Args:
         model: the module that the file came from; it is copied, not changed.
@@ -172,7 +176,7 @@ class _Pair:
         return by_channel(self.wanted.abs())
 
     def sizes_beside(self, exact: torch.Tensor | None, tolerance: float) -> list[torch.Tensor]:
-        """The same, or that of which PyTorch's own error against ``exact`` is ``tolerance``, if larger."""
+        """The same, or larger where PyTorch's own error against ``exact`` is near ``tolerance`` or above."""
         if not self.wanted.numel() or not self.resolution:
             return self.sizes()
         whole = self.wanted.abs().max()
@@ -183,8 +187,9 @@ class _Pair:
         for sizes, rounding in zip(self.sizes(), by_channel(errors), strict=True):
             few = self.wanted.numel() < _FEW * len(sizes)
             least = rounding.median() if few else rounding.new_zeros(())
-            passes = _ROUNDING * torch.maximum(rounding, least).clamp_min(self.resolution * whole)
-            found.append(torch.maximum(sizes, passes / max(tolerance, _TINY)).clamp_max(whole))
+            own = torch.maximum(rounding, least).clamp_min(self.resolution * whole) / max(tolerance, _TINY)
+            most = (_TWICE * own).clamp(whole, _MOST * whole)
+            found.append(torch.maximum(sizes, _ROUNDING * own).minimum(most))
         return found
 
     def relative(self, sizes: Sequence[torch.Tensor]) -> float:

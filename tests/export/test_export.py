@@ -496,6 +496,33 @@ def test_a_difference_stands_beside_the_rounding_of_pytorch_itself(tmp_path: Pat
     assert f"PyTorch's own rounding, against float64: 'all' {rounding:.1g}." in str(caught.value)
 
 
+class AmplifiesLess(nn.Module):
+    """Its float32 result is further from float64 than the default tolerance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(3e3 * x) + self.bias
+
+
+def test_an_error_like_that_of_pytorch_itself_passes_and_a_larger_one_does_not(tmp_path: Path) -> None:
+    model, x = AmplifiesLess(), image(1, 3, 16, 16)
+    path, other = tmp_path / "m.onnx", tmp_path / "other.onnx"
+    export_onnx(model, x, path, outputs={"all": whole}, **STATIC)
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(x[0].double())
+        own = float((model(*x) - exact).abs().max())
+    assert own > 1.2e-4 * float(exact.abs().max())
+    perturb(path, other, "model.bias", lambda bias: bias + np.float32(0.9 * own))
+    (fact,) = check_parity(model, other, [x], outputs={"all": whole})
+    assert fact.max_abs > 1e-4 * float(exact.abs().max())
+    perturb(path, other, "model.bias", lambda bias: bias + np.float32(3 * own))
+    with pytest.raises(ExportError, match="PyTorch's own rounding"):
+        check_parity(model, other, [x], outputs={"all": whole})
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_parity_refuses_what_is_not_finite(
     two_norms: tuple[TwoNorms, Path], tmp_path: Path, value: float
