@@ -25,10 +25,10 @@ from disparse_structured.structure.groups import ChannelGroup
 from disparse_structured.structure.structure import check_described
 from disparse_structured.verification.twin import MaskedReads
 
-LEFT = (0.7, 0.45, 0.25, 0.12, 0.05)
+LEFT = (0.7, 0.4, 0.2, 0.07)
 """Fractions of kept units at which a group's curve is measured."""
 
-JUDGED = 16
+JUDGED = 8
 """Examples on which outputs are compared."""
 
 LEAST_JUDGED = 2
@@ -101,7 +101,7 @@ def measure_damage_curves(
         keep: bool ``[units]``, False = already removed. By default, all are kept.
         left: the fractions of kept units at which a group's curve is measured.
         judged: examples on which outputs are compared. If that would exceed ``work``, fewer are used, down
-            to :data:`LEAST_JUDGED`, and if need be only every other of ``left``.
+            to :data:`LEAST_JUDGED`, and if need be only the first, the middle and the last of ``left``.
         work: most multiply-accumulates for all comparisons, counting each as a whole pass.
         seed: draws the positions that layers are refit on.
 
@@ -117,7 +117,8 @@ def measure_damage_curves(
     dense = float(structure.cost.macs.dense)
     narrowed = list(_narrowed(structure.groups, scores, keep, left))
     if dense * len(narrowed) * LEAST_JUDGED > work:
-        narrowed = list(_narrowed(structure.groups, scores, keep, left[::2]))
+        few = dict.fromkeys((left[0], left[len(left) // 2], left[-1]))
+        narrowed = list(_narrowed(structure.groups, scores, keep, tuple(few)))
     affordable = max(LEAST_JUDGED, int(work / max(1.0, dense * len(narrowed))))
     batches = _comparison_batches(structure, calibration, min(judged, affordable))
     with torch.no_grad():

@@ -606,7 +606,7 @@ def test_large_networks_are_judged_on_fewer_examples_at_fewer_widths() -> None:
     whole = foreseen(model, structure, calibration)
     few = foreseen(model, structure, calibration, work=1.0)
 
-    assert few.curves[0].removed == whole.curves[0].removed[::2]
+    assert few.curves[0].removed == tuple(whole.curves[0].removed[place] for place in (0, 2, 3))
     torch.testing.assert_close(few.scores, whole.scores, rtol=1.0, atol=1e-2)
 
 
