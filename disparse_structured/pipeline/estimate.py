@@ -19,6 +19,8 @@ from disparse_structured.data.randomness import Isolation
 from disparse_structured.graph.named_tensors import device_of
 from disparse_structured.graph.side_effects import undone
 from disparse_structured.pipeline.method import Counting, refit_passes
+from disparse_structured.recovery import Recovery
+from disparse_structured.recovery.recovery import Timed
 from disparse_structured.refit import RefitMethod
 from disparse_structured.report import words
 from disparse_structured.structure import Structure
@@ -56,8 +58,9 @@ def estimated(
     scored: int | None,
     method: object,
     refit: RefitMethod | None,
+    recover: Recovery | None = None,
 ) -> Estimate | None:
-    """The estimate for ``method`` and ``refit``; None if the method does not say how many passes it makes.
+    """The estimate for ``method``, ``refit`` and ``recover``; None if one of them does not say what it takes.
 
     One chunk of ``calibration`` is computed twice; the second pass is timed. The estimate does not include
     solving regressions and writing ONNX files.
@@ -65,7 +68,7 @@ def estimated(
     Args:
         scored: how many examples the data holds; None if it does not say.
     """
-    if not isinstance(method, Counting):
+    if not isinstance(method, Counting) or not (recover is None or isinstance(recover, Timed)):
         return None
     passes = method.passes(structure, calibration, scored)
     if passes is None:
@@ -73,10 +76,13 @@ def estimated(
     passes += refit_passes(refit, calibration)
     seconds, activations = _measured(model, calibration.chunks[0])
     size = batch_size(calibration.chunks[0])
+    one_pass = seconds / size
+    if recover is not None:
+        passes += recover.seconds(one_pass) / one_pass
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     held = activations // size * calibration.samples if refit is not None else 0
     memory = _COPIES * weights + 2 * activations + min(held, getattr(refit, "memory", 0))
-    return Estimate(round(passes), passes * seconds / size, memory)
+    return Estimate(round(passes), passes * one_pass, memory)
 
 
 class _Bytes(TorchDispatchMode):

@@ -163,7 +163,7 @@ def prune(
         budget = latency_budget(latency, timed, structure)
     assert budget is not None  # the latency was asked for, or another cost
     if progress:
-        expected = estimated(model, structure, given.calibration, given.examples, method, refit)
+        expected = estimated(model, structure, given.calibration, given.examples, method, refit, recover)
         if expected is not None:
             announce(str(expected), expected.seconds)
     problem = Problem(

@@ -110,6 +110,12 @@ class Distillation:
         if self.folder is not None:
             as_path("folder", self.folder)
 
+    def seconds(self, one_pass: float, /) -> float:
+        """See :class:`~disparse_structured.recovery.recovery.Timed`; a backward pass counts for two."""
+        if self.minutes is not None:
+            return 60 * self.minutes
+        return 3 * one_pass * self.batch * (self.steps or STEPS)
+
     def prepare(self, subject: Subject, /) -> Recover:
         """Reads and checks the inputs, and returns a function that trains a network on them.
 

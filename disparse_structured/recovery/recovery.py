@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import nn
 
@@ -65,4 +65,13 @@ class Recovery(Protocol):
         Raises:
             DisparseError: the data or the dense network cannot be used.
         """
+        ...
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A recovery that says how long it takes, for an estimate before the run."""
+
+    def seconds(self, one_pass: float, /) -> float:
+        """Return about how many seconds training takes if a forward pass of one input takes ``one_pass``."""
         ...

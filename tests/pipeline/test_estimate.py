@@ -88,3 +88,34 @@ def test_a_loader_says_how_many_examples_it_holds_and_a_generator_does_not(
     assert "as much work as 64 passes" in capsys.readouterr().err
     ds.prune(build(), iter(IMAGES.split(8)), **votes)
     assert "passes of one input" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("distillation", "passes"),
+    [({"steps": 10, "batch": 8}, 64 + 240), ({}, 64 + 3 * 600 * 16)],
+    ids=["steps", "default"],
+)
+def test_a_distillation_is_counted(
+    distillation: dict[str, int],
+    passes: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    monkeypatch.setattr(ds.recovery.Distillation, "prepare", _Stopped.stop)
+    recover = ds.recovery.Distillation(IMAGES, **distillation)
+    with pytest.raises(_Stopped):
+        ds.prune(build(), IMAGES, macs=0.5, method=ds.DiSparse(), refit=None, recover=recover, progress=True)
+    assert f"as much work as {passes:,} passes" in capsys.readouterr().err
+
+
+def test_the_minutes_of_a_distillation_are_added() -> None:
+    assert ds.recovery.Distillation(IMAGES, minutes=2.5).seconds(0.01) == 150
+
+
+class _Stopped(Exception):
+    """Raised where the run would begin."""
+
+    @classmethod
+    def stop(cls, *_: object) -> None:
+        raise cls
