@@ -96,6 +96,7 @@ bench: $(RUN_STAMP) ## the benchmarks that need no data: tables and JSON
 	$(BIN)/python -m benchmarks.saliency
 	$(BIN)/python -m benchmarks.planning
 	$(BIN)/python -m benchmarks.large_models
+	$(BIN)/python -m benchmarks.default_call
 
 latency: $(RUN_STAMP) ## milliseconds in ONNX Runtime, beside stock: hours on an idle machine, resumable, most important first
 	$(BIN)/python -m benchmarks.latency
