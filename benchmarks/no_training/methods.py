@@ -143,7 +143,6 @@ _ABLATION: Mapping[str, Ours] = {
     "global, not per cost": _but(method=Compensated(ranking=GlobalRanking())),
     "isomorphic, not per cost": _but(method=Compensated(ranking=IsomorphicRanking())),
     "one round": _but(method=Compensated(rounds=1)),
-    "five widths, 16 examples": _but(method=Compensated(left=(0.7, 0.45, 0.25, 0.12, 0.05), judged=16)),
     "ordered by Fisher": _but(method=Compensated(criterion=Fisher())),
     "units by Taylor at once": _but(method=DiSparse(Taylor(), WeightedMean())),
     "units by Fisher at once": _but(method=DiSparse(Fisher(), WeightedMean())),
