@@ -50,7 +50,7 @@ def after(result: PruningResult) -> dict[str, float]:
 def test_a_tolerance_is_kept_at_the_same_cost_at_the_others_expense(
     limited: str, rivals: dict[str, float]
 ) -> None:
-    limit = 0.85 * rivals[limited]
+    limit = 0.7 * rivals[limited]
 
     result = prune(build(Rivals), images(), budget=BUDGET, tolerance={limited: limit}, method=QUICK)
 
