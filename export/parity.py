@@ -64,8 +64,8 @@ def check_parity(
     column (the last dimension), so that coordinates do not hide scores in the same tensor. An elementwise
     ratio would be dominated by elements that happen to be near zero. So would that of a channel that is
     mostly rounding: if PyTorch itself is far from float64 there, a channel passes with ten times PyTorch's
-    own error, as long as the error is small beside the whole tensor. If PyTorch's own error is not small
-    beside the whole tensor either, twice that error passes, up to ten times ``tolerance``. A task with
+    own error, as long as the error is small beside the whole tensor. If PyTorch's own largest error is not
+    small beside the whole tensor either, twice that error passes, up to ten times ``tolerance``. A task with
     several tensors has the errors of its worst one.
 
     Args:
@@ -184,11 +184,11 @@ class _Pair:
             return [sizes.clamp_min(_SMALL * whole) for sizes in self.sizes()]
         found = []
         errors = (self.wanted - exact).abs().nan_to_num(0.0, 0.0)
+        most = (_TWICE * errors.max() / max(tolerance, _TINY)).clamp(whole, _MOST * whole)
         for sizes, rounding in zip(self.sizes(), by_channel(errors), strict=True):
             few = self.wanted.numel() < _FEW * len(sizes)
             least = rounding.median() if few else rounding.new_zeros(())
             own = torch.maximum(rounding, least).clamp_min(self.resolution * whole) / max(tolerance, _TINY)
-            most = (_TWICE * own).clamp(whole, _MOST * whole)
             found.append(torch.maximum(sizes, _ROUNDING * own).minimum(most))
         return found
 
