@@ -36,7 +36,7 @@ from disparse_structured.report.facts import ParityFact
 _ROUNDING = 10
 """The error that passes where rounding decides, in units of PyTorch's own: runtimes add in other orders."""
 
-_TWICE, _MOST = 2, 10
+_FACTOR, _CAP = 2, 10
 """Where PyTorch's own error is above the tolerance, twice that error passes, up to ten tolerances."""
 
 _FEW = 16
@@ -184,7 +184,7 @@ class _Pair:
             return [sizes.clamp_min(_SMALL * whole) for sizes in self.sizes()]
         found = []
         errors = (self.wanted - exact).abs().nan_to_num(0.0, 0.0)
-        most = (_TWICE * errors.max() / max(tolerance, _TINY)).clamp(whole, _MOST * whole)
+        most = (_FACTOR * errors.max() / max(tolerance, _TINY)).clamp(whole, _CAP * whole)
         for sizes, rounding in zip(self.sizes(), by_channel(errors), strict=True):
             few = self.wanted.numel() < _FEW * len(sizes)
             least = rounding.median() if few else rounding.new_zeros(())

@@ -10,7 +10,9 @@ _OPTIONS = {
     r"pass to_inputs=, a function from a batch to (the tuple of )?forward's (positional )?arguments": (
         "let --data yield batches that fit forward"
     ),
-    r"learn from a teacher: TrainingConfig\(\.\.\., teacher=Teacher\(dense\)\)": "give --teacher-weight",
+    r"learn from a teacher: TrainingConfig\(\.\.\., teacher=Teacher\(dense\)\)": (
+        "use disparse train --teacher-weight"
+    ),
 }
 """Errors of the library that advise to pass an argument, and the option that does it."""
 

@@ -8,9 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from rich.text import Text
-from torch.utils import _pytree as pytree
 
 from disparse_structured.cli import names
 from disparse_structured.cli.console import Outcome, Screen
@@ -19,6 +17,7 @@ from disparse_structured.cli.usage import UsageError
 from disparse_structured.export import export_onnx
 from disparse_structured.export.session import free_batch, open_session, shaped_for
 from disparse_structured.files import INT8_ONNX, ONNX
+from disparse_structured.graph.capture import tensor_leaves
 from disparse_structured.pipeline.latency import latencies
 from disparse_structured.pipeline.result import export_pruned
 from disparse_structured.report.facts import LatencyFacts
@@ -66,5 +65,4 @@ def _measured(folder: Folder, files: Mapping[str, Path]) -> LatencyFacts:
     inputs = folder.saved.inputs()
     for session in sessions:
         inputs = shaped_for(session, inputs, batch=batch, size=given.size)
-    tensors = tuple(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor))
-    return latencies(runtime, files, tensors)
+    return latencies(runtime, files, tuple(tensor_leaves(inputs)))

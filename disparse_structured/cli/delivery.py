@@ -13,8 +13,7 @@ from typing import Any
 
 from rich.console import RenderableType
 from rich.text import Text
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from disparse_structured.cli import views
 from disparse_structured.cli.console import Outcome, Screen
@@ -34,6 +33,7 @@ from disparse_structured.files import (
     remove_derived,
     write_text,
 )
+from disparse_structured.graph.capture import tensor_leaves
 from disparse_structured.latency import OnnxRuntime
 from disparse_structured.pipeline import SAMPLES, PruningResult
 from disparse_structured.pipeline.latency import latencies
@@ -101,7 +101,7 @@ def deliver(
 def _deployed(
     result: PruningResult, given: Subject, arguments: argparse.Namespace, screen: Screen
 ) -> dict[str, Any]:
-    """Exports, which the report then describes; further entries of the report."""
+    """Exports the result, which adds the file to the report; returns further entries."""
     path = arguments.out / ONNX
     entries: dict[str, Any] = {}
     try:
@@ -160,6 +160,6 @@ def _latency(
         dense_facts = export_onnx(given.model, result.example_inputs, dense_path, outputs=outputs)
         any_batch = all(each.dynamic.startswith("batch") for each in (facts, dense_facts))
         inputs = take(result.example_inputs, slice(1)) if any_batch else result.example_inputs
-        tensors = tuple(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
+        tensors = tuple(tensor_leaves(inputs))
         found = latencies(OnnxRuntime(threads=threads), {"dense": dense_path, "pruned": path}, tensors)
     return dataclasses.asdict(found)

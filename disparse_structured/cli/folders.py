@@ -21,15 +21,12 @@ from disparse_structured.files import ONNX, PAGE, write_text
 from disparse_structured.graph.batching import with_batch
 from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.report.facts import ExportFacts
-from disparse_structured.report.page.html import page
+from disparse_structured.report.page.html import has_pictures, page
 from disparse_structured.report.page.run import Run
 from disparse_structured.surgery.pruned_graph import tasks_of
 from disparse_structured.surgery.saved import Saved
 from disparse_structured.surgery.saving import extend_report, load
 from disparse_structured.tasks import Task
-
-SECTION = '<section id="pictures"'
-"""Where the pictures of a page begin."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +109,7 @@ def record(folder: Path, entries: Mapping[str, Any], *, html: bool = False) -> d
     report = extend_report(folder, entries)
     path = folder / PAGE
     if html or path.is_file():
-        if path.is_file() and SECTION in path.read_text(encoding="utf-8", errors="replace"):
+        if path.is_file() and has_pictures(path.read_text(encoding="utf-8", errors="replace")):
             warnings.warn(
                 f"{path.name} is written again, without the pictures that were in it. "
                 "`disparse report FOLDER --images ... --model ...` puts them back.",

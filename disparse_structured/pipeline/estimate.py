@@ -58,7 +58,7 @@ def estimated(
     scored: int | None,
     method: object,
     refit: RefitMethod | None,
-    recover: Recovery | None = None,
+    recover: Recovery | None,
 ) -> Estimate | None:
     """The estimate for ``method``, ``refit`` and ``recover``; None if one of them does not say what it takes.
 

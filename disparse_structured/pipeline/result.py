@@ -159,9 +159,10 @@ class PruningResult:
 
         Raises:
             ExportError: the file cannot be written, is not valid, or does not agree with PyTorch.
+            SaveError: the file is there, but the report cannot be written.
         """
         facts = export_pruned(self.model, self.tasks, self.plan, self.example_inputs, path, **options)
-        self._describe(Path(path), ONNX, {"export": dataclasses.asdict(facts) | {"path": ONNX}})
+        self._describe(Path(path), {"export": dataclasses.asdict(facts) | {"path": ONNX}})
         return facts
 
     def quantize(
@@ -199,12 +200,12 @@ class PruningResult:
         self.export(path, **(export or {}))
         facts = quantize_result(self, path, images, **options)
         names = {"path": facts.path and INT8_ONNX, "float_path": ONNX}
-        self._describe(Path(path), ONNX, {"int8": dataclasses.asdict(facts) | names})
+        self._describe(Path(path), {"int8": dataclasses.asdict(facts) | names})
         return facts
 
-    def _describe(self, path: Path, name: str, entries: Mapping[str, Any]) -> None:
-        """Adds ``entries`` to the report beside the file ``name`` if its folder holds this result."""
-        if path.name == name and saving.is_saved(path.parent, self.model, self.plan):
+    def _describe(self, path: Path, entries: Mapping[str, Any]) -> None:
+        """Adds ``entries`` to the report beside ``model.onnx`` if the folder holds this result."""
+        if path.name == ONNX and saving.is_saved(path.parent, self.model, self.plan):
             saving.extend_report(path.parent, entries)
 
     def __repr__(self) -> str:

@@ -23,7 +23,7 @@ LIMIT = 8192
 _DOUBLE = 4096
 """Largest size of matrices in double precision."""
 
-_AT_ONCE = 512
+AT_ONCE = 512
 """Most rows that are gathered before their products are added, which touches the whole Gram matrix."""
 
 
@@ -117,7 +117,7 @@ class _Moments(_Common):
     def add(self, fold: int, rows: Tensor, residuals: Tensor) -> None:
         held = self._held[fold]
         held.append(self._shifted(fold, rows, residuals))
-        if sum(rows.shape[1] for rows, _ in held) >= min(_AT_ONCE, self.shape.features // 4):
+        if sum(rows.shape[1] for rows, _ in held) >= min(AT_ONCE, self.shape.features // 4):
             self._multiply(fold)
 
     def _multiply(self, fold: int) -> None:

@@ -17,9 +17,6 @@ from torch import Tensor
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-9)
 """Candidate ridges, in units of the mean of the Gram matrix's diagonal."""
 
-_GAIN, _PATIENCE = 1e-3, 2
-"""So many ridges in a row that lower the outputs' errors by less than this share end the search."""
-
 FOLDS = (0, 1)
 
 Center = tuple[Tensor, Tensor, Tensor]
@@ -89,33 +86,24 @@ def cross_validated(
     ridges: Sequence[float | None],
     centers: Sequence[Center | None] = (None,),
 ) -> Outcome:
-    """Choose, per output, the ridge and the center that are best on held-out data, or no change.
-
-    ``ridges`` are descending. The search ends where smaller ones no longer help.
-    """
+    """Choose, per output, the ridge and the center that are best on held-out data, or no change."""
     before = folds.before(0) + folds.before(1)
     best = before.clone()
     chosen = torch.full(best.shape, -1, device=best.device)
     ridges = [ridge for ridge in ridges if ridge is None or ridge >= folds.finest]
     candidates = [(ridge, number) for ridge in ridges for number in range(len(centers))]
-    idle = 0
     for ridge in ridges:
-        if idle == _PATIENCE:
-            break
         found = [
             folds.errors(fold, ridge, [None if each is None else each[fold] for each in centers])
             for fold in FOLDS
         ]
         if found[0] is None or found[1] is None:
             continue
-        last = best
         for number, (one, other) in enumerate(zip(found[0], found[1], strict=True)):
             error = one + other
             better = error < best
             best = torch.where(better, error, best)
             chosen[better] = candidates.index((ridge, number))
-        gain = (1 - best / last).nan_to_num(0.0).mean()
-        idle = idle + 1 if gain < _GAIN else 0
     shape = folds.shape
     change = before.new_zeros(shape.groups, shape.outputs, shape.features)
     intercept = torch.zeros_like(before)

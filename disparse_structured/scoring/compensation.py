@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from disparse_structured.refit.contraction import Contraction
 from disparse_structured.refit.design import design, positions
+from disparse_structured.refit.folds import AT_ONCE
 from disparse_structured.scoring.execution import Execution, State, Values
 
 RIDGE = 1e-3
@@ -25,17 +26,14 @@ RIDGE = 1e-3
 FEWEST, MOST = 2048, 8192
 """Fewest and most rows drawn for a layer; in between, four for each feature."""
 
-_AT_ONCE = 512
-"""Rows that are gathered before their products are added: each addition touches the whole Gram matrix."""
-
 
 class Compensation:
     """The inputs of every layer of ``contractions`` on some chunks, as sums of products or as rows.
 
     Everything is in single precision, on the model's device. A layer with ``n`` features (input channels
-    of a group times kernel positions) takes ``n x n`` numbers for each group, or its rows of ``n`` where
-    these are at most half as many. From ``n`` = 8,193 on, they are :data:`FEWEST`. A 3x3 convolution over
-    2,048 channels takes 150 MB, the largest Gram matrix 270 MB.
+    of a group times kernel positions) takes ``n x n`` numbers for each group, or its rows of ``n`` if
+    there are at most half as many. From ``n`` = 8,193 on, it takes :data:`FEWEST` rows. A 3x3 convolution
+    over 2,048 channels takes 150 MB, the largest Gram matrix 270 MB.
     """
 
     def __init__(self, contractions: Sequence[Contraction]) -> None:
@@ -123,7 +121,7 @@ class _Inputs:
         self._sum = total if self._sum is None else self._sum + total
         self._rows.append(rows)
         self._held += rows.shape[1]
-        if self._held > (self._most if self._gram is None else _AT_ONCE):
+        if self._held > (self._most if self._gram is None else AT_ONCE):
             self._multiply()
 
     def _multiply(self) -> None:

@@ -15,7 +15,13 @@ from torch import nn
 
 from disparse_structured.checks import as_path, check_callable
 from disparse_structured.decision.plan import Plan
-from disparse_structured.errors import DifferentModelWarning, LoadError, OptionError, SaveError
+from disparse_structured.errors import (
+    DifferentModelWarning,
+    DisparseError,
+    LoadError,
+    OptionError,
+    SaveError,
+)
 from disparse_structured.files import checksum, made_folder, replacing, write_text
 from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.graph.named_tensors import digest, named_tensors
@@ -183,7 +189,7 @@ def is_saved(folder: Path, model: nn.Module, plan: Plan) -> bool:
     try:
         saved = Saved.read(folder)
         return saved.plan.hash == plan.hash and digest(saved.weights()) == weights_digest(model)
-    except LoadError:
+    except DisparseError:
         return False
 
 

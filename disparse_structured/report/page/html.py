@@ -124,6 +124,11 @@ def _page(run: Run, most: int, pictures: Sequence[DrawnExample]) -> str:
     return environment().get_template("page.html").render(shown)
 
 
+def has_pictures(text: str) -> bool:
+    """Whether ``text``, which :func:`page` returned, shows inputs and outputs as pictures."""
+    return '<section id="pictures"' in text
+
+
 def diff_page(found: Comparison) -> str:
     """The text of the page that compares two runs."""
     differing = found.widths()
