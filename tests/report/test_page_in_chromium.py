@@ -11,10 +11,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from disparse_structured.report.page.comparison import Comparison
 from disparse_structured.report.page.html import diff_page, page
+from disparse_structured.report.page.pictures import Example
 from disparse_structured.report.page.run import Run
 from tests.support.pages import folder
 
@@ -25,6 +27,18 @@ pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed"),
     pytest.mark.xdist_group("chromium"),
 ]
+
+SCORES = np.random.default_rng(0).random((4, 5, 24, 32), np.float32)
+EXAMPLES = [
+    Example("1", np.zeros((24, 32, 3), np.uint8), {"parts": [SCORES[0]]}, {"parts": [SCORES[1]]}),
+    Example(
+        "2",
+        None,
+        {"depth": [SCORES[2, :1]], "kind": [SCORES[2, 0, 0]]},
+        {"depth": [SCORES[3, :1]], "kind": [SCORES[3, 0, 0]]},
+    ),
+]
+"""A class map, depth and scores, with a picture of the input and without."""
 
 LISTEN = """<script>
 const errors = [];
@@ -113,7 +127,7 @@ def test_axe_finds_nothing(tmp_path: Path, theme: str, width: int) -> None:
     axe = Path(AXE.origin).with_name("axe.min.js").read_text(encoding="utf-8")
     run = Run.of_folder(folder(tmp_path / "small"))
     other = Run.of_folder(folder(tmp_path / "other", plan={"fingerprint": "e" * 64}))
-    for text in (page(run), diff_page(Comparison(run, other))):
+    for text in (page(run), page(run, EXAMPLES), diff_page(Comparison(run, other))):
         dressed = text.replace('<html lang="en">', f'<html lang="en" data-theme="{theme}">')
         size = (f"--window-size={width},900",)
         found = answered(dressed, f"<script>{axe}</script>", CHECK, place=tmp_path, options=size)
