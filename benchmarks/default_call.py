@@ -1,9 +1,9 @@
 """How long the default call takes, in passes of the dense network over the same inputs.
 
 ``python -m benchmarks.default_call`` prunes each network to half of its MACs from 64 images and, in turn,
-runs the dense network on them, all in one process. It compares CPU times, prints a table and writes JSON. Networks have three
-heads and random weights. The second variant is what the default was before: five widths of a group on 16
-examples.
+runs the dense network on them, all in one process. It compares CPU times, prints a table and writes JSON.
+Networks have three heads and random weights. The second variant is what the default was before: five widths
+of a group on 16 examples.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from disparse_structured.data.call import named_leaves
 from disparse_structured.decision.costs import Cost, distinct
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import OptionError
-from disparse_structured.files import INT8_ONNX, ONNX, write_text
+from disparse_structured.files import INT8_ONNX, ONNX, checksum, external_data, write_text
 from disparse_structured.pipeline.examples import NUMBER, examples_of
 from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.page.html import page
@@ -49,6 +49,18 @@ if TYPE_CHECKING:
     from disparse_structured.report.quantization import QuantizationFacts
 
 
+@dataclass
+class _Exported:
+    """Entries of a report on files that were exported with the weights of ``digest``."""
+
+    digest: str
+    entries: dict[str, Any] = field(default_factory=dict)
+
+    def present(self, folder: Path) -> dict[str, Any]:
+        """Those whose files are in ``folder``, unchanged."""
+        return {name: entry for name, entry in self.entries.items() if _is_described(folder, entry)}
+
+
 @dataclass(frozen=True, repr=False)
 class PruningResult:
     """The smaller model, and everything about how it came to be.
@@ -68,6 +80,8 @@ class PruningResult:
     example_inputs: tuple[Any, ...]
     _digest: str = field(repr=False, compare=False)
     """The digest of the weights that the report was measured with."""
+    _exported: dict[Path, _Exported] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What was written beside ``model.onnx``, by folder."""
 
     @classmethod
     def of(
@@ -95,7 +109,8 @@ class PruningResult:
 
         The report also gets a checksum of the weights and a summary of what the model computes.
         :func:`disparse_structured.load` reads the folder and checks both. If :attr:`model` was trained in the
-        meantime, the trained weights are saved, and the report says so in place of the deviations.
+        meantime, the trained weights are saved, and the report says so in place of the deviations. ONNX files
+        that :meth:`export` or :meth:`quantize` wrote there with the same weights are described too.
 
         Args:
             folder: where to write; it is created if needed.
@@ -105,7 +120,8 @@ class PruningResult:
         Raises:
             SaveError: the folder or a file cannot be written. What was there is unchanged.
         """
-        saving.save(folder, self.model, self.plan, self._document(training), self.example_inputs)
+        document = self._document(training) | self._entries(Path(folder))
+        saving.save(folder, self.model, self.plan, document, self.example_inputs)
 
     def to_html(
         self,
@@ -204,9 +220,23 @@ class PruningResult:
         return facts
 
     def _describe(self, path: Path, entries: Mapping[str, Any]) -> None:
-        """Adds ``entries`` to the report beside ``model.onnx`` if the folder holds this result."""
-        if path.name == ONNX and saving.is_saved(path.parent, self.model, self.plan):
+        """Adds ``entries`` to the report beside ``model.onnx``, at once if the folder holds this result."""
+        if path.name != ONNX:
+            return
+        digest = saving.weights_digest(self.model)
+        exported = self._exported.setdefault(path.parent.resolve(), _Exported(digest))
+        if "export" in entries:
+            exported.digest, exported.entries = digest, {}
+        exported.entries |= entries
+        if saving.is_saved(path.parent, self.model, self.plan):
             saving.extend_report(path.parent, entries)
+
+    def _entries(self, folder: Path) -> dict[str, Any]:
+        """What the report says of the files that were exported into ``folder``."""
+        exported = self._exported.get(folder.resolve())
+        if exported is None or exported.digest != saving.weights_digest(self.model):
+            return {}
+        return exported.present(folder)
 
     def __repr__(self) -> str:
         return f"PruningResult({type(self.model).__name__}, plan {self.plan.hash[:12]})"
@@ -246,6 +276,15 @@ def export_pruned(
     outputs = {task.name: task.tensors for task in tasks}
     metadata = {"tasks": json.dumps(list(outputs)), "plan": plan.hash}
     return export_onnx(model, example_inputs, path, **{"outputs": outputs, "metadata": metadata, **options})
+
+
+def _is_described(folder: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether the file of ``entry`` is in ``folder`` as it was written, or was not written at all."""
+    if entry["path"] is None:
+        return True
+    path = folder / entry["path"]
+    files = [path, external_data(path)] if entry.get("external_data") else [path]
+    return all(file.is_file() for file in files) and checksum(*files) == entry["sha256"]
 
 
 def _report(

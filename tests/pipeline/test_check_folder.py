@@ -54,6 +54,23 @@ def test_the_report_describes_what_is_exported_into_the_folder(tmp_path: Path) -
     assert (name, found.partition(",")[0]) == ("ONNX file", "model.onnx.data")
 
 
+def test_the_order_of_saving_and_exporting_does_not_matter(tmp_path: Path) -> None:
+    result = ds.prune(redundant.build(), redundant.images(16), macs=0.6, refit=None)
+    result.export(tmp_path / "model.onnx")
+    result.save(tmp_path)
+    assert [check.name for check in check_folder(tmp_path, redundant.build).checks if not check.passed] == []
+
+    (tmp_path / "model.onnx").write_bytes(b"of somebody else")
+    result.save(tmp_path)
+    assert "report.json does not describe model.onnx" in _of_the_file(tmp_path)
+
+    result.export(tmp_path / "model.onnx")
+    with torch.no_grad():
+        next(result.model.parameters()).add_(1)
+    result.save(tmp_path)
+    assert "report.json does not describe model.onnx" in _of_the_file(tmp_path)
+
+
 def test_a_folder_with_other_weights_does_not_learn_of_the_file(tmp_path: Path) -> None:
     result = ds.prune(redundant.build(), redundant.images(16), macs=0.6, refit=None)
     result.save(tmp_path)
@@ -70,6 +87,12 @@ def test_a_damaged_folder_does_not_stop_an_export_into_it(tmp_path: Path) -> Non
     (tmp_path / "plan.json").write_text("{}")
     result.export(tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx").is_file()
+
+
+def _of_the_file(folder: Path) -> str:
+    """What was found about ``model.onnx``."""
+    (check,) = [check for check in check_folder(folder).checks if check.name == "ONNX file"]
+    return check.found
 
 
 def _failed(folder: Path) -> tuple[str, str]:
