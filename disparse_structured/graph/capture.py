@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import io
 import logging
 import re
@@ -17,7 +16,6 @@ import torch
 import torch.fx.config
 from torch import fx, nn
 from torch.export.graph_signature import InputKind
-from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils import _pytree as pytree
 
 from disparse_structured.data.call import split
@@ -25,6 +23,7 @@ from disparse_structured.data.modes import eval_mode, train_mode, without_fast_p
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import CaptureError, TaskError
 from disparse_structured.graph.effects import Effects
+from disparse_structured.graph.lean import lean_export
 from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.packed_attention import following_weights
 from disparse_structured.graph.provenance import Annotator, Real, traced_attributes
@@ -164,8 +163,7 @@ def capture(
         train_mode(model) if training else eval_mode(model),
         _quiet(),
         _no_stack_traces(),
-        _use_lazy_graph_module(True),  # the exporter's passes each write Python code, which nothing runs
-        _no_collection(),
+        lean_export(),
         torch.enable_grad(),
         without_fast_path(),
         Isolation(0, device_of(model)),
@@ -384,18 +382,6 @@ def _no_stack_traces() -> Iterator[None]:
     finally:
         if before is not None:
             setattr(fx.config, name, before)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Pauses the garbage collector: an export makes many objects, and keeps most of them."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @contextlib.contextmanager

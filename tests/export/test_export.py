@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import json
 import logging
 import math
@@ -421,6 +422,29 @@ def test_what_torch_cannot_export_says_torchs_reason_and_the_line(tmp_path: Path
     assert "if x.mean() > 1000:" in text
     assert text.count("data-dependent") == 1
     assert files(tmp_path) == []
+
+
+class FailsWhileCollecting(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert not (torch.compiler.is_exporting() and gc.isenabled())
+        return x + 1
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_no_garbage_is_collected_meanwhile_and_afterwards_as_before(enabled: bool, tmp_path: Path) -> None:
+    (gc.enable if enabled else gc.disable)()
+    try:
+        export_onnx(
+            FailsWhileCollecting(), image(1, 3, 8, 8), tmp_path / "m.onnx", outputs={"all": whole}, **STATIC
+        )
+        assert gc.isenabled() == enabled
+        with pytest.raises(ExportError):
+            export_onnx(
+                AsksTheData(), image(1, 3, 8, 8), tmp_path / "n.onnx", outputs={"all": whole}, **STATIC
+            )
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
 
 
 def test_a_failed_export_leaves_the_older_file(tmp_path: Path) -> None:
