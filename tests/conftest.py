@@ -8,6 +8,8 @@ import gc
 import math
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +56,32 @@ def _one_list_of_operators() -> None:
     """Has the exporter look up torch's C++ operators once a process: it does so 20 times an ONNX export."""
     found = export_utils._materialize_cpp_cia_ops  # makes ``torch.ops`` hold them, and returns nothing
     export_utils._materialize_cpp_cia_ops = functools.cache(found)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_count_of_devices() -> None:
+    """Has torch count the graphics cards once a process: it looks for their driver 50 times an export."""
+    torch.cuda._cached_device_count = torch.cuda.device_count()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernels_without_annotations() -> None:
+    """Registers kernels by assignments only: an ONNX export overrides 11,000, and torch annotates each."""
+    general = torch._ops.OperatorBase.py_impl
+
+    def registering(operator: Any, key: Any) -> Callable[[Any], Any]:
+        if not isinstance(key, torch._C.DispatchKey):
+            return general(operator, key)
+
+        def register(kernel: Any) -> Any:
+            assert key not in operator.py_kernels, (operator, key)
+            operator.py_kernels[key] = kernel
+            operator._dispatch_cache.clear()
+            return kernel
+
+        return register
+
+    torch._ops.OperatorBase.py_impl = registering
 
 
 @pytest.hookimpl(tryfirst=True)
