@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from disparse_structured.cli import main
-from tests.support.command_line import started
+from tests.support.command_line import command
+from tests.support.processes import in_two, launched, started, together
 
-pytestmark = pytest.mark.xdist_group("cli train")
-"""One process forks all the others."""
+pytestmark = together
 
 CODE = '''
 """Two regression tasks on noise."""
@@ -117,7 +114,7 @@ def _written(folder: Path) -> Path:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a regime's run in one process, without interruption; one run for all tests."""
 
-    @functools.cache
+    @cache
     def run(regime: str) -> Path:
         folder = tmp_path_factory.mktemp(regime)
         assert main(_arguments(_written(folder), folder / "out", regime)) == 0
@@ -161,7 +158,7 @@ def test_killed_and_started_again_it_comes_to_the_same(
     code: Path, whole: Callable[[str], Path], tmp_path: Path, regime: str
 ) -> None:
     unbroken, torn = whole(regime), tmp_path / "torn"
-    (process,) = started([*_arguments(code, torn, regime, "slow"), "--no-onnx"])
+    (process,) = started(partial(command, [*_arguments(code, torn, regime, "slow"), "--no-onnx"]))
     checkpoint = torn / "checkpoint.pt"
     while not checkpoint.exists():
         assert process.is_alive()
@@ -179,25 +176,15 @@ def test_killed_and_started_again_it_comes_to_the_same(
     assert losses[0] == losses[1]
 
 
-def _launched(arguments: list[str]) -> None:
+def _launched(arguments: list[str], log: Path) -> list[int | None]:
     """By the launcher that the documentation names."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "-m", "disparse_structured", *arguments]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr[-2000:]
+    launcher = ["--standalone", "--nproc-per-node", "2", "-m", "disparse_structured"]
+    return launched([*launcher, *arguments], log)
 
 
-def _forked(arguments: list[str]) -> None:
+def _forked(arguments: list[str], log: Path) -> list[int | None]:
     """In the environment that the launcher sets up."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    shared |= {"TORCHELASTIC_RUN_ID": "none", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
-    ranks = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
-    processes = started(arguments, arguments, environments=ranks)
-    for process in processes:
-        process.join(timeout=120)
-    assert [process.exitcode for process in processes] == [0, 0]
+    return in_two(partial(command, arguments), log)
 
 
 @pytest.mark.parametrize(("regime", "run"), [("static", _launched), ("dynamic", _forked)])
@@ -206,12 +193,13 @@ def test_two_processes_come_to_the_plan_of_one(
     whole: Callable[[str], Path],
     tmp_path: Path,
     regime: str,
-    run: Callable[[list[str]], None],
+    run: Callable[[list[str], Path], list[int | None]],
 ) -> None:
-    alone, together = whole(regime), tmp_path / "together"
-    run([*_arguments(code, together, regime), "--no-onnx"])
-    assert _plan(together) == _plan(alone)
-    weights = [load_file(out / "weights.safetensors") for out in (together, alone)]
+    alone, shared, log = whole(regime), tmp_path / "together", tmp_path / "log"
+    codes = run([*_arguments(code, shared, regime), "--no-onnx"], log)
+    assert set(codes) == {0}, log.read_text(encoding="utf-8")[-2000:]
+    assert _plan(shared) == _plan(alone)
+    weights = [load_file(out / "weights.safetensors") for out in (shared, alone)]
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-5)
 

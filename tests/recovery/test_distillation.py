@@ -7,8 +7,9 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
+import threading
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from disparse_structured.errors import (
 from disparse_structured.recovery import Distillation, Student, Subject
 from disparse_structured.report.recovery import RecoveryFacts
 from disparse_structured.report.schemas import check_document
+from tests.support.processes import finished, started, together
 
 METHOD = ds.DiSparse()
 
@@ -502,20 +504,14 @@ def test_the_folder_of_another_run_is_refused(model: nn.Module, inputs: Tensor, 
 
 # Killed and resumed.
 
-SCRIPT = '''
-import os, signal, sys, threading, time
-from pathlib import Path
 
-import torch
-
-from tests.recovery.test_distillation import resumable
-
-torch.set_num_threads(1)
-folder = Path(sys.argv[1])
+def killed_on_the_way(folder: Path) -> None:
+    """Ends its process as soon as a state with steps is in the file."""
+    threading.Thread(target=_watch, args=(folder,), daemon=True).start()
+    resumable(folder)
 
 
-def watch():
-    """Ends the process as soon as a state with steps is in the file."""
+def _watch(folder: Path) -> None:
     while True:
         time.sleep(0.001)
         try:
@@ -526,11 +522,6 @@ def watch():
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-threading.Thread(target=watch, daemon=True).start()
-resumable(folder)
-'''
-
-
 def resumable(folder: Path) -> tuple[dict[str, bytes], RecoveryFacts]:
     """A run of 400 steps: what becomes of the student, and the facts."""
     torch.manual_seed(0)
@@ -539,11 +530,10 @@ def resumable(folder: Path) -> tuple[dict[str, bytes], RecoveryFacts]:
     return bits(student), facts
 
 
+@together
 def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
-    root, killed = Path(__file__).resolve().parents[2], tmp_path / "killed"
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SCRIPT, str(killed)]
-    assert subprocess.run(command, cwd=root, env=environment, check=False).returncode == -signal.SIGKILL
+    killed = tmp_path / "killed"
+    assert finished(started(partial(killed_on_the_way, killed))) == [-signal.SIGKILL]
     state = torch.load(killed / "distillation.pt", weights_only=True)["content"]["state"]
     assert 0 < state["step"] < 400
     assert not state["finished"]

@@ -1,17 +1,13 @@
-"""What the tests of the command line share: a user's project, and processes that run a command."""
+"""What the tests of the command line share: a user's project, and commands."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-from collections.abc import Mapping, Sequence
-from multiprocessing.process import BaseProcess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from disparse_structured.cli import main
 
@@ -161,33 +157,6 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return shown.err.removeprefix("disparse: error: ").strip()
 
 
-IMPORTED = [
-    "disparse_structured.cli.train",
-    "disparse_structured.surgery.module",
-    "lightning_fabric",
-    "scipy.optimize",
-    "timm",
-    "torch._dynamo",
-    "torch.export._trace",
-    "torch_pruning",
-]
-"""What a command imports, some of it only once it needs it."""
-
-
-def started(*commands: Sequence[str], environments: Sequence[Mapping[str, str]] = ({},)) -> list[BaseProcess]:
-    """Processes that run these commands, forked from one that has imported the packages already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
-    processes = [
-        context.Process(target=_run, args=(list(command), dict(environment)))
-        for command, environment in zip(commands, environments, strict=True)
-    ]
-    for process in processes:
-        process.start()
-    return processes
-
-
-def _run(command: list[str], environment: dict[str, str]) -> None:
-    os.environ.update(environment)
-    torch.set_num_threads(1)  # as the tests themselves: other numbers of threads round otherwise
-    raise SystemExit(main(command))
+def command(words: Sequence[str]) -> None:
+    """Ends the process as the command does; for processes that do nothing else."""
+    raise SystemExit(main(list(words)))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,66 +12,39 @@ import pytest
 import torch
 
 from tests.support import training_parts
+from tests.support.processes import finished, in_two, started, together
 
-pytestmark = pytest.mark.xdist_group("training processes")
+pytestmark = together
 
-ROOT = Path(__file__).resolve().parents[2]
 
-KILLS = """
-import os, signal, sys, time
-from pathlib import Path
-import lightning_fabric  # before the forks, for it takes long
-import torch
-torch.set_num_threads(1)
-from tests.support.training_parts import Killer, run
+def kills(folder: Path) -> None:
+    """One run that is left alone, and one that is killed again and again, each in a process of its own."""
+    assert _ended(_child(folder, "whole", None)) == 0
+    # Inside a callback's step, a batch's augmentation, a validation, an epoch's end: by the process itself.
+    moments = "step 1, augment 4, step 7, validation 2, step 9, epoch 2, augment 5, validation 1"
+    for kill in moments.split(", "):
+        assert _ended(_child(folder, "killed", kill)) == -signal.SIGKILL, kill
+    # And from outside, while a file is being written, if it can be caught.
+    pid = _child(folder, "killed", None)
+    draft = folder / ".killed.draft"
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if draft.exists():
+            os.kill(pid, signal.SIGKILL)
+            _ended(pid)
+            break
+    assert _ended(_child(folder, "killed", None)) == 0
 
-folder = Path(sys.argv[1])
 
-def child(name, kill):
+def _child(folder: Path, name: str, kill: str | None) -> int:
     pid = os.fork()
     if pid == 0:
-        run(folder / name, Killer(kill), folder / f"{name}.result")
+        training_parts.run(folder / name, training_parts.Killer(kill), folder / f"{name}.result")
         os._exit(0)
     return pid
 
-def ended(pid):
+
+def _ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-assert ended(child("whole", None)) == 0
-# Inside a callback's step, a batch's augmentation, a validation, an epoch's end: by the process itself.
-moments = "step 1, augment 4, step 7, validation 2, step 9, epoch 2, augment 5, validation 1"
-for kill in moments.split(", "):
-    assert ended(child("killed", kill)) == -signal.SIGKILL, kill
-# And from outside, while a file is being written, if it can be caught.
-pid = child("killed", None)
-draft = folder / ".killed.draft"
-while os.waitpid(pid, os.WNOHANG) == (0, 0):
-    if draft.exists():
-        os.kill(pid, signal.SIGKILL)
-        ended(pid)
-        break
-assert ended(child("killed", None)) == 0
-"""
-
-PARALLEL = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from tests.support.training_parts import parallel
-
-parallel(Path(sys.argv[1]))
-"""
-
-
-def run(folder: Path, script: str, *launcher: str) -> subprocess.CompletedProcess[str]:
-    path = folder / "script.py"
-    path.write_text(script)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, str(path), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -79,7 +52,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def test_runs_killed_anywhere_end_like_one_that_was_not(tmp_path: Path) -> None:
-    run(tmp_path, KILLS)
+    assert finished(started(partial(kills, tmp_path))) == [0]
     whole, killed = load(tmp_path / "whole.result"), load(tmp_path / "killed.result")
     assert whole["facts"] == killed["facts"]
     assert whole["facts"]["stopped_early"]
@@ -95,10 +68,11 @@ def parallel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     """What one process, and each of two that gloo connects, made of the same runs."""
     alone, two = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("two")
     training_parts.parallel(alone)
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = run(two, PARALLEL, *launcher)
+    codes = in_two(partial(training_parts.parallel, two), two / "log")
+    said = (two / "log").read_text(encoding="utf-8")
+    assert codes == [0, 0], said[-4000:]
     results = {"alone": load(alone / "0.result"), "0": load(two / "0.result"), "1": load(two / "1.result")}
-    results["output"] = {"text": done.stdout + done.stderr}
+    results["output"] = {"text": said}
     return results
 
 
