@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import nn
 
 from disparse_structured.decision.arbiters import AnyTask, Ballot, Majority, Quorum, Unanimous, WeightedMean
 from disparse_structured.decision.budget import Budget
+from disparse_structured.decision.budget.slack import Fits, trade
+from disparse_structured.decision.budget.widths import Widths
 from disparse_structured.decision.deciding import decide, make_plan
 from disparse_structured.decision.rankings import (
     GlobalRanking,
@@ -24,7 +27,7 @@ from disparse_structured.decision.rankings import (
     PerCostRanking,
 )
 from disparse_structured.errors import BudgetError, OptionError, PatternError
-from disparse_structured.structure.groups import RatioConstraint
+from disparse_structured.structure.groups import ChannelGroup, RatioConstraint
 from tests.support.synthetic import TASKS, Chain, chain
 
 RANKINGS = [GlobalRanking(), PerCostRanking(), IsomorphicRanking(), LayerRanking()]
@@ -382,6 +385,29 @@ def test_a_coarse_step_is_made_up_for_by_other_groups() -> None:
         found = decide(structure, structure.saliency(), Budget(parameters=target))
         assert structure.kept(found.keep)["net.layer0"] % 8 == 0
         assert target - 0.01 <= share(structure, found.keep, "parameters") <= target
+
+
+def test_trades_that_come_to_the_same_are_tried_once() -> None:
+    """A group of three units gives up all that it can, whether it is asked for two or for four."""
+    structure = chain([3, 4, 60, 60])
+    first = torch.stack([unit - group.start for group in structure.groups for unit in units(group)])
+    widths = Widths.of(
+        structure.groups, (), Budget(macs=0.5, round_to=1), structure.reach, torch.arange(structure.units)
+    )
+    keep, tried = (first < 2) | (first % 2 == 0), Counter[bytes]()
+
+    def cost(kept: torch.Tensor) -> float:
+        tried[kept.numpy().tobytes()] += 1
+        return float(kept.sum())
+
+    assert torch.equal(trade(keep, first > 0, widths, Fits(cost, target=0, tolerance=0)), keep)
+    assert len(tried) > 50
+    del tried[keep.numpy().tobytes()]
+    assert set(tried.values()) == {1}
+
+
+def units(group: ChannelGroup) -> torch.Tensor:
+    return torch.arange(group.start, group.start + group.units)
 
 
 @pytest.mark.parametrize("pattern", ["net.layer1", "net.conv1.weight", "net.conv1", "*conv1*", "net.conv[1]"])

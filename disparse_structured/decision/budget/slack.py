@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,8 +106,16 @@ def trade(keep: torch.Tensor, removable: torch.Tensor, widths: Widths, fits: Fit
     closest; ``keep`` itself if none is better.
     """
     best, cost = keep, fits.cost(keep)
-    for change in _trades(widths, widths.counts(keep)):
-        trial = widths.settle(_traded(keep, removable, widths, change))
+    traders = [_Trader.of(members, keep, removable) for members in widths.members()]
+    fewest = np.array([-len(trader.leaving) for trader in traders])
+    most = np.array([len(trader.returning) for trader in traders])
+    tried: set[bytes] = set()
+    for asked in _trades(widths, widths.counts(keep)):
+        change = asked.clip(fewest, most)
+        if change.tobytes() in tried:
+            continue
+        tried.add(change.tobytes())
+        trial = widths.settle(_traded(keep, traders, change))
         found = fits.cost(trial)
         if cost < found <= fits.target:
             best, cost = trial, found
@@ -132,15 +140,28 @@ def _trades(widths: Widths, counts: np.ndarray) -> list[np.ndarray]:
     return changes[:_TRIALS]
 
 
-def _traded(keep: torch.Tensor, removable: torch.Tensor, widths: Widths, change: np.ndarray) -> torch.Tensor:
+@dataclass(frozen=True)
+class _Trader:
+    """The units of a group that can come back and those that it can give up, most important first."""
+
+    returning: torch.Tensor
+    leaving: torch.Tensor
+
+    @classmethod
+    def of(cls, members: torch.Tensor, keep: torch.Tensor, removable: torch.Tensor) -> _Trader:
+        kept = keep[members]
+        return cls(members[~kept], members[kept & removable[members]])
+
+
+def _traded(keep: torch.Tensor, traders: Sequence[_Trader], change: np.ndarray) -> torch.Tensor:
+    """``keep`` after ``change``, int64 ``[groups]``, which asks for no more units than there are."""
     traded = keep.clone()
     for group in np.flatnonzero(change).tolist():
-        members = widths.within[widths.group[widths.within] == group]
-        if change[group] > 0:
-            traded[members[~keep[members]][: change[group]]] = True
+        more, trader = int(change[group]), traders[group]
+        if more > 0:
+            traded[trader.returning[:more]] = True
         else:
-            leaving = members[(keep & removable)[members]]
-            traded[leaving[max(0, len(leaving) + int(change[group])) :]] = False
+            traded[trader.leaving[len(trader.leaving) + more :]] = False
     return traded
 
 

@@ -173,6 +173,10 @@ class Widths:
         settled[self.within[returns]] = True
         return settled
 
+    def members(self) -> Sequence[torch.Tensor]:
+        """int64 indices of the units of each group, most important first."""
+        return torch.split(self.within, self.dense.tolist())
+
     def counts(self, keep: torch.Tensor) -> np.ndarray:
         """int64 ``[groups]``: how many units ``keep`` leaves in each."""
         upto = keep.cumsum(0)[self.ends - 1].numpy()
