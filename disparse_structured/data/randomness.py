@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 from typing import Any
@@ -32,13 +33,7 @@ class Isolation:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._cuda = device if device.type == "cuda" else None
-        state = int(generator(seed, "isolation").integers(2**32))
-        self._inside = (
-            random.Random(state).getstate(),
-            np.random.RandomState(state).get_state(),
-            torch.Generator().manual_seed(state).get_state(),
-            None if self._cuda is None else torch.Generator(device).manual_seed(state).get_state(),
-        )
+        self._inside = _first_states(seed, self._cuda)
         self._outside = self._inside
 
     def __enter__(self) -> None:
@@ -61,3 +56,15 @@ class Isolation:
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state(cuda, self._cuda)  # type: ignore[arg-type]
+
+
+@functools.lru_cache(maxsize=16, typed=True)  # typed, because the generator tells True from 1
+def _first_states(seed: int, cuda: torch.device | None) -> Any:
+    """The states that an isolation starts from; they are only read."""
+    state = int(generator(seed, "isolation").integers(2**32))
+    return (
+        random.Random(state).getstate(),
+        np.random.RandomState(state).get_state(),
+        torch.Generator().manual_seed(state).get_state(),
+        None if cuda is None else torch.Generator(cuda).manual_seed(state).get_state(),
+    )

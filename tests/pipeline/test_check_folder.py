@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -37,8 +39,20 @@ def test_a_shared_input_is_not_taken_for_a_batch(tmp_path: Path) -> None:
     assert found["ONNX parity"].found.endswith("batches of 1, 2, 3)")
 
 
-def test_the_report_describes_what_is_exported_into_the_folder(tmp_path: Path) -> None:
-    result = ds.prune(redundant.build(), redundant.images(16), macs=0.6, refit=None)
+@pytest.fixture(scope="module")
+def pruned() -> ds.PruningResult:
+    return ds.prune(redundant.build(), redundant.images(16), macs=0.6, refit=None)
+
+
+@pytest.fixture
+def result(pruned: ds.PruningResult) -> ds.PruningResult:
+    """A result of its own, which a test may change."""
+    return copy.deepcopy(pruned)
+
+
+def test_the_report_describes_what_is_exported_into_the_folder(
+    result: ds.PruningResult, tmp_path: Path
+) -> None:
     result.save(tmp_path)
     result.export(tmp_path / "model.onnx", single_file_bytes=0)
     assert (tmp_path / "model.onnx.data").is_file()
@@ -54,8 +68,7 @@ def test_the_report_describes_what_is_exported_into_the_folder(tmp_path: Path) -
     assert (name, found.partition(",")[0]) == ("ONNX file", "model.onnx.data")
 
 
-def test_the_order_of_saving_and_exporting_does_not_matter(tmp_path: Path) -> None:
-    result = ds.prune(redundant.build(), redundant.images(16), macs=0.6, refit=None)
+def test_the_order_of_saving_and_exporting_does_not_matter(result: ds.PruningResult, tmp_path: Path) -> None:
     result.export(tmp_path / "model.onnx")
     result.save(tmp_path)
     assert [check.name for check in check_folder(tmp_path, redundant.build).checks if not check.passed] == []
@@ -71,8 +84,9 @@ def test_the_order_of_saving_and_exporting_does_not_matter(tmp_path: Path) -> No
     assert "report.json does not describe model.onnx" in _of_the_file(tmp_path)
 
 
-def test_a_folder_with_other_weights_does_not_learn_of_the_file(tmp_path: Path) -> None:
-    result = ds.prune(redundant.build(), redundant.images(16), macs=0.6, refit=None)
+def test_a_folder_with_other_weights_does_not_learn_of_the_file(
+    result: ds.PruningResult, tmp_path: Path
+) -> None:
     result.save(tmp_path)
     before = (tmp_path / "report.json").read_bytes()
     with torch.no_grad():
@@ -81,8 +95,7 @@ def test_a_folder_with_other_weights_does_not_learn_of_the_file(tmp_path: Path) 
     assert (tmp_path / "report.json").read_bytes() == before
 
 
-def test_a_damaged_folder_does_not_stop_an_export_into_it(tmp_path: Path) -> None:
-    result = ds.prune(redundant.build(), redundant.images(16), macs=0.6, refit=None)
+def test_a_damaged_folder_does_not_stop_an_export_into_it(result: ds.PruningResult, tmp_path: Path) -> None:
     result.save(tmp_path)
     (tmp_path / "plan.json").write_text("{}")
     result.export(tmp_path / "model.onnx")
