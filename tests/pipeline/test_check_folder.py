@@ -73,7 +73,7 @@ def test_the_order_of_saving_and_exporting_does_not_matter(result: ds.PruningRes
     result.save(tmp_path)
     assert [check.name for check in check_folder(tmp_path, redundant.build).checks if not check.passed] == []
 
-    (tmp_path / "model.onnx").write_bytes(b"of somebody else")
+    (tmp_path / "model.onnx").write_bytes(b"of another program")
     result.save(tmp_path)
     assert "report.json does not describe model.onnx" in _of_the_file(tmp_path)
 
