@@ -73,6 +73,7 @@ def removal_order(
             rerank=lambda values, mask: standing(values, mask & free, ranking, context),
             weights=task_weights,
             damage=scores.detach().to("cpu", torch.float64).masked_fill(~reach, 0.0),
+            unit_cost=context.unit_cost,
             tasks=structure.tasks,
         )
         return arbitrate(arbiter, ballot) | ~free

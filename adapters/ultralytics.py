@@ -355,7 +355,7 @@ def _network(yolo: Model | nn.Module) -> Any:
             f"{type(model).__name__} compares images with texts, which other networks embed. Prune networks "
             "with a fixed set of classes."
         )
-    if model.is_fused():
+    if not any(hasattr(module, "bn") for module in model.modules()):
         raise UnsupportedModelError(
             "the layers of this network are fused, for inference only. Load its file again, and fuse after "
             "pruning."

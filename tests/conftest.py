@@ -8,13 +8,10 @@ import gc
 import math
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 import torch._export.utils as export_utils
-import torch.export.exported_program as exported_program
 from hypothesis import settings
 
 torch.set_num_threads(1)
@@ -59,53 +56,10 @@ def _one_list_of_operators() -> None:
     export_utils._materialize_cpp_cia_ops = functools.cache(found)
 
 
-@pytest.fixture(autouse=True)
-def _one_table_of_decompositions() -> None:
-    """Has the exporter ask 3,000 operators what they consist of only once more have been registered."""
-    module = sys.modules.get("torch.onnx._internal.exporter._decomp")
-    if module is None or hasattr(module, "known"):
-        return
-    make, collect = (
-        module.create_onnx_friendly_decomposition_table,
-        exported_program._collect_all_valid_cia_ops,
-    )
-    module.known = {}
-
-    def remembered(found: Callable[..., Any], *arguments: Any) -> Any:
-        registered = len(torch._C._dispatch_get_all_op_names()), len(torch._decomp.decomposition_table)
-        key = (found, *map(frozenset, arguments), registered)
-        if key not in module.known:
-            module.known[key] = found(*arguments)
-        return module.known[key].copy()
-
-    module.create_onnx_friendly_decomposition_table = functools.partial(remembered, make)
-    exported_program._collect_all_valid_cia_ops = functools.partial(remembered, collect)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _one_count_of_devices() -> None:
     """Has torch count the graphics cards once a process: it looks for a driver 200 times an ONNX export."""
     torch.cuda._cached_device_count = torch.cuda.device_count()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _kernels_without_annotations() -> None:
-    """Registers kernels by assignments only: an ONNX export overrides 11,000, and torch annotates each."""
-    general = torch._ops.OperatorBase.py_impl
-
-    def registering(operator: Any, key: Any) -> Callable[[Any], Any]:
-        if not isinstance(key, torch._C.DispatchKey):
-            return general(operator, key)
-
-        def register(kernel: Any) -> Any:
-            assert key not in operator.py_kernels, (operator, key)
-            operator.py_kernels[key] = kernel
-            operator._dispatch_cache.clear()
-            return kernel
-
-        return register
-
-    torch._ops.OperatorBase.py_impl = registering
 
 
 @pytest.hookimpl(tryfirst=True)

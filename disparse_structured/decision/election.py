@@ -27,6 +27,7 @@ class Election:
         standing: float64 ``[tasks, units]``, from which the votes at any ratio follow.
         free: bool ``[units]``, the units that may be removed.
         weights: float64 ``[tasks]``.
+        unit_cost: float64 ``[units]``, what removing each unit saves.
         arbiter: the rule that decides.
         rerank: the ranking in force, over the free units.
     """
@@ -38,6 +39,7 @@ class Election:
     standing: torch.Tensor
     free: torch.Tensor
     weights: torch.Tensor
+    unit_cost: torch.Tensor
     arbiter: Arbiter
     rerank: _Rerank
 
@@ -68,6 +70,7 @@ class Election:
             standing=standings(shares, own, ranking, context),
             free=free,
             weights=_weights(weights, structure.tasks),
+            unit_cost=context.unit_cost,
             arbiter=arbiter,
             rerank=_Rerank(ranking, context, free),
         )
@@ -91,6 +94,7 @@ class Election:
             rerank=self.rerank,
             weights=self.weights,
             damage=self.damage,
+            unit_cost=self.unit_cost,
             tasks=self.structure.tasks,
         )
         return arbitrate(self.arbiter, ballot) | ~self.free

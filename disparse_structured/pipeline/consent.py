@@ -104,6 +104,7 @@ class Consent:
             rerank=standing,
             weights=damage.new_ones(len(damage)),
             damage=damage,
+            unit_cost=torch.ones_like(worth),
             tasks=tuple(self.limits),
         )
         keep = arbitrate(self.arbiter, ballot)

@@ -80,7 +80,7 @@ class PruningResult:
     example_inputs: tuple[Any, ...]
     _digest: str = field(repr=False, compare=False)
     """The digest of the weights that the report was measured with."""
-    _exported: dict[Path, _Exported] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _exported: dict[Path, _Exported] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
     """What was written beside ``model.onnx``, by folder."""
 
     @classmethod
@@ -224,7 +224,7 @@ class PruningResult:
         if path.name != ONNX:
             return
         digest = saving.weights_digest(self.model)
-        exported = self._exported.setdefault(path.parent.resolve(), _Exported(digest))
+        exported = self._exported.setdefault(path.parent.absolute(), _Exported(digest))
         if "export" in entries:
             exported.digest, exported.entries = digest, {}
         exported.entries |= entries
@@ -233,7 +233,7 @@ class PruningResult:
 
     def _entries(self, folder: Path) -> dict[str, Any]:
         """What the report says of the files that were exported into ``folder``."""
-        exported = self._exported.get(folder.resolve())
+        exported = self._exported.get(folder.absolute())
         if exported is None or exported.digest != saving.weights_digest(self.model):
             return {}
         return exported.present(folder)

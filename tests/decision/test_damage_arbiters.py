@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
@@ -155,6 +156,26 @@ def test_no_decision_of_the_same_size_is_better_for_all(arbiter: Arbiter, ballot
     for other in every_decision(ballot, int((~keep).sum())):
         its = cost(ballot, other)
         assert not ((its <= found).all() and (its < found).any())
+
+
+@settings(max_examples=60)
+@given(ballot=ballots(most=12, dense=True), data=st.data())
+def test_every_weighting_saves_the_same_cost_within_one_unit(ballot: Ballot, data: st.DataObject) -> None:
+    """Otherwise the gentlest weighting is the one that removes the cheapest units."""
+    units = ballot.damage.shape[1]
+    costs = data.draw(st.lists(st.integers(1, 50), min_size=units, max_size=units))
+    ballot = dataclasses.replace(ballot, unit_cost=torch.tensor(costs, dtype=torch.float64))
+    wanted = ballot.ratio * sum(costs)
+    for arbiter in (Priority(), Priority({"task0": 1000}), Priority({"task1": 1000}), Minimax()):
+        saved = float(ballot.unit_cost[~arbiter(ballot)].sum())
+        assert wanted - 1e-9 <= saved <= wanted + max(costs) + 1e-9
+
+
+def test_units_that_cost_nothing_are_removed_at_the_last_ratio() -> None:
+    ballot = ballot_of(torch.tensor([[1, 2, 3], [3, 2, 1]]), 1.0)
+    for costs in ([0, 5, 0], [0, 0, 0]):
+        free = dataclasses.replace(ballot, unit_cost=torch.tensor(costs, dtype=torch.float64))
+        assert not Minimax()(free).any()
 
 
 @settings(max_examples=60)

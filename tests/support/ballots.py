@@ -27,8 +27,9 @@ def ballot_with(
     damage: torch.Tensor,
     ratio: float,
     weights: torch.Tensor | None = None,
+    unit_cost: torch.Tensor | None = None,
 ) -> Ballot:
-    """Every task's votes by ``scores``; all ``[tasks, units]``."""
+    """Every task's votes by ``scores``; all ``[tasks, units]``. By default, all units cost the same."""
     votes = vote(standings(scores, reach, GlobalRanking(), context(reach.shape[1])), reach, ratio)
     return Ballot(
         votes=votes.keep,
@@ -38,6 +39,7 @@ def ballot_with(
         rerank=rerank,
         weights=torch.ones(len(reach), dtype=torch.float64) if weights is None else weights,
         damage=damage,
+        unit_cost=torch.ones(reach.shape[1], dtype=torch.float64) if unit_cost is None else unit_cost,
         tasks=names(len(reach)),
     )
 

@@ -26,6 +26,7 @@ class Ballot:
         damage: float64 ``[tasks, units]``, >= 0, the saliency as it came; 0 outside reach. It is what
             removing each unit adds to its task's loss; with ``Compensated``'s scores, to the squared
             relative deviation of its output.
+        unit_cost: float64 ``[units]``, what removing each unit saves, in the budget's own cost.
         tasks: their names.
     """
 
@@ -36,6 +37,7 @@ class Ballot:
     rerank: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     weights: torch.Tensor
     damage: torch.Tensor
+    unit_cost: torch.Tensor
     tasks: tuple[str, ...]
 
     @property

@@ -46,11 +46,30 @@ class Weighed:
 def weigh(ballot: Ballot, weights: Tensor) -> Weighed:
     """The damage weighted by ``weights``, float64 ``[tasks]``, ranked once, and cut at the common ratio.
 
-    A unit that no task reaches is removed.
+    The ratio is here a share of the cost of all units that compete. So whatever the weights are, about the
+    same cost is saved, and the damage of two weightings can be compared. A unit that no task reaches is
+    removed.
     """
     reached = ballot.reach.any(dim=0)
-    keep = reached & (ballot.rerank(added(weights[:, None] * ballot.damage), reached) >= ballot.ratio)
+    standing = ballot.rerank(added(weights[:, None] * ballot.damage), reached)
+    keep = reached & (_cost_before(ballot.unit_cost, standing, reached & (standing < 1)) >= ballot.ratio)
     return Weighed(keep, (ballot.damage * ~keep).sum(dim=1))
+
+
+def _cost_before(unit_cost: Tensor, standing: Tensor, competing: Tensor) -> Tensor:
+    """float64 ``[units]``: the share of the cost that is saved by units of a lower standing; 1 elsewhere.
+
+    A unit that costs nothing counts as the cheapest one that costs something.
+    """
+    cost = unit_cost[competing]
+    paid = cost[cost > 0]
+    cost = cost.clamp(min=float(paid.min())) if len(paid) else torch.ones_like(cost)
+    _, place = standing[competing].unique(return_inverse=True)
+    together = cost.new_zeros(len(cost)).index_add_(0, place, cost)
+    before = (together.cumsum(0) - together) / together.sum()
+    result = torch.ones_like(standing)
+    result[competing] = before[place]
+    return result
 
 
 def added(terms: Tensor) -> Tensor:
