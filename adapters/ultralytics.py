@@ -355,12 +355,17 @@ def _network(yolo: Model | nn.Module) -> Any:
             f"{type(model).__name__} compares images with texts, which other networks embed. Prune networks "
             "with a fixed set of classes."
         )
-    if not any(hasattr(module, "bn") for module in model.modules()):
+    if _is_fused(model):
         raise UnsupportedModelError(
             "the layers of this network are fused, for inference only. Load its file again, and fuse after "
             "pruning."
         )
     return model
+
+
+def _is_fused(model: nn.Module) -> bool:
+    """Whether no batch norm is left. Older versions of the library take every small network for fused."""
+    return not any(hasattr(module, "bn") for module in model.modules())
 
 
 def _head(model: Any) -> nn.Module:
@@ -420,7 +425,7 @@ def _fitted(pruned: Any, dense: Any) -> nn.Module:
 
     Layers that count classes are new where the number of classes changes, as in the library.
     """
-    if pruned.is_fused():
+    if _is_fused(pruned):
         raise UnsupportedModelError(
             "the layers of this network are fused, for inference only. Train the network as it was before."
         )
