@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import onnx
 import torch
+from onnxscript import ir
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -222,6 +223,8 @@ def _write(job: _Job, form: Form, trace: Inputs, draft: Path, *, optimize: bool 
                 optimize=optimize,
             )
             assert program is not None  # torch returns None for its older exporter only
+            # torch gives the inputs and outputs their names even if other values are called so.
+            ir.passes.common.NameFixPass()(program.model)
             for node in program.model.graph.all_nodes():
                 # Keeps source text and paths of the exporting machine out of the file.
                 node.metadata_props.pop(_STACK_TRACE, None)
@@ -305,15 +308,27 @@ def _input_names(binding: Binding, outputs: Mapping[str, Sequence[str]]) -> list
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ExportError(f"two tasks give an output named {twice[0]!r}. Rename one of them.")
-    taken = [name for name in binding.names if name in names]
-    if taken:
+    used = {*names, *binding.names}
+    renamed: dict[str, str] = {}
+    for name in binding.names:
+        if name in names:
+            renamed[name] = _free(f"{name}_input", used)
+            used.add(renamed[name])
+    if renamed:
+        name, other = next(iter(renamed.items()))
         warnings.warn(
-            f"the output {taken[0]!r} has the name of an input, which becomes '{taken[0]}_input' in the "
-            "file. Give the task another name to keep the input's.",
+            f"the output {name!r} has the name of an input, which becomes {other!r} in the file. Give the "
+            "task another name to keep the input's.",
             DisparseWarning,
             stacklevel=4,
         )
-    return [f"{name}_input" if name in taken else name for name in binding.names]
+    return [renamed.get(name, name) for name in binding.names]
+
+
+def _free(name: str, used: Collection[str]) -> str:
+    while name in used:
+        name = f"{name}_input"
+    return name
 
 
 def _checked_metadata(metadata: Mapping[str, str], outputs: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -367,6 +367,61 @@ def test_a_task_called_like_an_input_or_giving_the_input_itself(tmp_path: Path) 
     assert [value.name for value in facts.outputs] == ["x", "y"]
 
 
+class Operators(nn.Module):
+    """Operators whose values have the names of the operators in the file, and an initializer as an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(8, 3)
+        self.scale = nn.Parameter(torch.tensor([0.5, 2.0, 3.0]))
+
+    def compute(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        pooled = self.conv(x).relu().mean((2, 3))
+        found = self.head(torch.cat([pooled, y], 1)) * self.scale
+        return found, found.view(-1, 3) + 1, self.scale
+
+
+def with_parameters(first: str, second: str) -> nn.Module:
+    """A model whose ``forward`` has parameters of these names."""
+    scope: dict[str, Any] = {}
+    exec(f"def forward(self, {first}, {second}): return self.compute({first}, {second})", scope)
+    return type("Named", (Operators,), {"forward": scope["forward"]})()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs"),
+    [
+        (("cat", "conv2d"), ("a", "b", "c")),
+        (("linear", "mul"), ("add", "view", "relu")),
+        (("x", "relu"), ("conv2d", "cat", "mean")),
+        (("val_0", "val_3"), ("val_1", "mul", "linear")),
+        (("x", "y"), ("head.weight", "conv.weight", "head.bias")),
+        (("x", "y"), ("scale", "head.bias", "conv.weight")),
+        (("inputs_1", "inputs_0"), ("model.head.bias", "model.scale", "scale")),
+    ],
+)
+def test_inputs_and_outputs_keep_their_names_whatever_else_is_called_so(
+    inputs: tuple[str, str], outputs: tuple[str, str, str], tmp_path: Path
+) -> None:
+    model, given = with_parameters(*inputs), (torch.randn(2, 3, 8, 8), torch.randn(2, 4))
+    picks = {name: (lambda returned, at=at: returned[at]) for at, name in enumerate(outputs)}
+
+    facts = export_onnx(model, given, tmp_path / "m.onnx", outputs=picks)
+
+    assert [value.name for value in facts.inputs] == list(inputs)
+    assert [value.name for value in facts.outputs] == list(outputs)
+    found = run(tmp_path / "m.onnx", *given)
+    for name, wanted in zip(outputs, model(*given), strict=True):
+        np.testing.assert_allclose(found[name], wanted.detach().numpy(), atol=1e-5)
+
+
+def test_an_input_never_takes_the_name_of_another(tmp_path: Path) -> None:
+    model, given = with_parameters("x", "x_input"), (torch.randn(2, 3, 8, 8), torch.randn(2, 4))
+    with pytest.warns(DisparseWarning, match="'x' has the name of an input, which becomes 'x_input_input'"):
+        facts = export_onnx(model, given, tmp_path / "m.onnx", outputs={"x": lambda returned: returned[0]})
+    assert [value.name for value in facts.inputs] == ["x_input_input", "x_input"]
+
+
 def test_metadata_is_in_the_file_without_traces_of_the_machine(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     facts = export_onnx(

@@ -6,6 +6,7 @@ import copy
 import json
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 
@@ -132,3 +133,29 @@ def test_the_command_refuses_what_contradicts(project: Path, capsys: pytest.Capt
     twice = ("--int8-tolerance", "fine=0.1", "--int8-tolerance", "fine=0.2")
     assert "names 'fine' twice" in refusal(capsys, *PRUNE, "--int8", *twice)
     assert not (project / "small").exists()
+
+
+class Columns(torch.nn.Module):
+    """Has inputs and outputs that are called like operators and other values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(10, 4)
+        self.shared, self.head = torch.nn.Linear(8, 16), torch.nn.Linear(16, 2)
+
+    def forward(self, cat: torch.Tensor, linear: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = self.shared(torch.cat([self.embed(cat), linear], 1)).relu()
+        return {"relu": self.head(y), "val_0": y.mean(1), "model.head.weight": self.head(y).exp()}
+
+
+def test_columns_and_tasks_that_are_called_like_operators(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = {"cat": torch.randint(0, 10, (24,)), "linear": torch.randn(24, 4)}
+    result = ds.prune(Columns().eval(), data, macs=0.6)
+
+    facts = result.quantize(data, tmp_path / "model.onnx", tolerance=10.0, rounds=0)
+
+    assert len(facts.quantized) == len(facts.layers) > 0
+    session = onnxruntime.InferenceSession(facts.path, providers=["CPUExecutionProvider"])
+    assert [each.name for each in session.get_inputs()] == ["cat", "linear"]
+    assert [each.name for each in session.get_outputs()] == ["relu", "val_0", "model.head.weight"]
