@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.data.batches import ToInputs, batched_leaves, model_inputs
 from disparse_structured.data.call import Batched, Keywords, bound
+from disparse_structured.data.modes import ordinary
 from disparse_structured.errors import BatchError
 
 
@@ -25,7 +26,7 @@ def arguments(model: nn.Module, batch: Any, to_inputs: ToInputs | None) -> tuple
             "Pass to_inputs=, a function from a batch to the arguments of forward."
         ) from None
     return pytree.tree_map(  # type: ignore[no-any-return]
-        lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, given
+        lambda leaf: ordinary(leaf.detach()) if isinstance(leaf, torch.Tensor) else leaf, given
     )
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from disparse_structured.checks import check_callable, shown
 from disparse_structured.data.call import Batched, Keywords, bound, call, joined, split
+from disparse_structured.data.modes import ordinary
 from disparse_structured.errors import BatchError, DisparseError
 
 ToInputs = Callable[[Any], "tuple[Any, ...] | Mapping[str, Any]"]
@@ -95,12 +96,13 @@ def as_arguments(model: nn.Module, inputs: tuple[Any, ...] | Tensor | Mapping[st
         if known & inputs.keys() or any(p.kind is p.VAR_KEYWORD for p in parameters):
             given = joined((), inputs)
     try:
-        return bound(model.forward, given)
+        found: tuple[Any, ...] = pytree.tree_map(ordinary, bound(model.forward, given))
     except TypeError as error:
         raise BatchError(
             f"the example inputs do not fit {type(model).__name__}.forward: {error}. Pass a tensor, the "
             "tuple of its arguments, or a dict of them by name."
         ) from None
+    return found
 
 
 def batch_size(inputs: tuple[Any, ...]) -> int:
@@ -320,7 +322,7 @@ def to_device(batch: Any, device: torch.device | str, dtype: torch.dtype | None 
             raise BatchError(
                 "a batch holds a tensor on the meta device, which has no values. Pass real ones."
             )
-        return batch.to(device, dtype if dtype is not None and batch.is_floating_point() else None)
+        return ordinary(batch.to(device, dtype if dtype is not None and batch.is_floating_point() else None))
     if isinstance(batch, Mapping):
         placed = {key: to_device(value, device, dtype) for key, value in batch.items()}
         return Keywords(placed) if isinstance(batch, Keywords) else placed

@@ -1,9 +1,10 @@
-"""Train and eval mode of modules."""
+"""Train and eval mode of modules, and torch's modes that change what operators compute."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,6 +37,30 @@ def _mode(training: bool, models: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def plain_modes() -> Iterator[None]:
+    """Leave the caller's autocast and inference mode; return to them afterward.
+
+    >>> with torch.inference_mode():
+    ...     with plain_modes():
+    ...         torch.ones(1).is_inference()
+    False
+    """
+    accelerator = torch.accelerator.current_accelerator()
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():  # leaving it enables gradients
+            stack.enter_context(torch.inference_mode(False))
+        for kind in ["cpu", *([] if accelerator is None else [accelerator.type])]:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def ordinary(value: Any) -> Any:
+    """Return ``value``, or a copy if it is a tensor made in inference mode, which has no gradient."""
+    return value.clone() if isinstance(value, torch.Tensor) and value.is_inference() else value
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
+from disparse_structured.data.modes import plain_modes
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.graph.held_values import HOLDERS, VALUES, restoring
 from disparse_structured.graph.named_tensors import device_of
@@ -52,14 +53,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 def leaves_no_trace(function: F) -> F:
     """Wrap ``function(model, ...)`` in :func:`undone`, because even copies of a model share its globals.
 
-    Inside, the global random states start from a fixed seed, and afterwards they are what they were: a
-    ``forward`` may draw.
+    Inside, the caller's autocast and inference mode are off, and the global random states start from a fixed
+    seed: a ``forward`` may draw. Afterward all are what they were.
     """
 
     @functools.wraps(function)
     def wrapped(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
-        with undone(model), Isolation(0, device):
+        with plain_modes(), undone(model), Isolation(0, device):
             return function(model, *args, **kwargs)
 
     return cast(F, wrapped)

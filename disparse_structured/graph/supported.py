@@ -41,6 +41,11 @@ def check_supported(model: nn.Module) -> None:
                 f"{where} is on the meta device and has no weights. Call model.to_empty(device=...) and load "
                 "them."
             )
+        if any(tensor.is_inference() for tensor in own):
+            raise UnsupportedModelError(
+                f"{where} was made in torch.inference_mode() and has no gradients. Make the model outside "
+                "of it, or pass copy.deepcopy(model), copied outside of it."
+            )
         # A FloatFunctional only marks where a float model will be quantized.
         kind = type(module)
         if kind.__module__.startswith(_QUANTIZED) and kind.__name__ != "FloatFunctional":

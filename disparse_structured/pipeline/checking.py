@@ -11,6 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 from torch import nn
 
+from disparse_structured.data.modes import plain_modes
 from disparse_structured.errors import DisparseError, ExportError, LoadError
 from disparse_structured.files import INT8_ONNX, ONNX, checksum, external_data
 from disparse_structured.graph.entries import EntryPoints
@@ -56,6 +57,7 @@ class FolderChecks:
         return plain_text(self)
 
 
+@plain_modes()
 def check_folder(
     folder: str | Path,
     factory: Callable[[], nn.Module] | None = None,

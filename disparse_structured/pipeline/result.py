@@ -15,6 +15,7 @@ from torch import nn
 from disparse_structured.checks import as_path
 from disparse_structured.data.batches import ToInputs, batched_leaves
 from disparse_structured.data.call import named_leaves
+from disparse_structured.data.modes import plain_modes
 from disparse_structured.decision.costs import Cost, distinct
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import OptionError
@@ -123,6 +124,7 @@ class PruningResult:
         document = self._document(training) | self._entries(Path(folder))
         saving.save(folder, self.model, self.plan, document, self.example_inputs)
 
+    @plain_modes()
     def to_html(
         self,
         path: str | Path,
@@ -181,6 +183,7 @@ class PruningResult:
         self._describe(Path(path), {"export": dataclasses.asdict(facts) | {"path": ONNX}})
         return facts
 
+    @plain_modes()
     def quantize(
         self,
         images: torch.Tensor | Iterable[Any],

@@ -14,6 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 from torch import nn
 
+from disparse_structured.data.modes import plain_modes
 from disparse_structured.errors import OptionError
 from disparse_structured.latency import Latency, OnnxRuntime, Runtime
 from disparse_structured.pipeline.latency import EARLY
@@ -50,6 +51,7 @@ class TaskLatencies:
         return plain_text(self)
 
 
+@plain_modes()
 def task_latencies(
     model: nn.Module,
     example_inputs: tuple[Any, ...] | torch.Tensor,

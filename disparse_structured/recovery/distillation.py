@@ -13,6 +13,7 @@ from disparse_structured.checks import as_path, check_counts, check_object, chec
 from disparse_structured.data.batches import batch_size, readable
 from disparse_structured.data.calibration import gathered
 from disparse_structured.data.call import marked_like
+from disparse_structured.data.modes import plain_modes
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import OptionError, UnsupportedModelError
 from disparse_structured.graph.named_tensors import device_of, digest, named_tensors
@@ -116,20 +117,17 @@ class Distillation:
             return 60 * self.minutes
         return 3 * one_pass * self.batch * (self.steps or STEPS)
 
+    @plain_modes()
     def prepare(self, subject: Subject, /) -> Recover:
         """Reads and checks the inputs, and returns a function that trains a network on them.
 
         Raises:
             BatchError: the inputs do not fit ``forward``, differ in shape, or are too few.
             UnsupportedModelError: no parameter of the dense network requires a gradient.
-            OptionError: ``vary`` is true but the inputs are not images, or torch is in inference mode.
+            OptionError: ``vary`` is true but the inputs are not images.
             LoadError: ``folder`` holds the state of another run.
         """
         model = subject.model
-        if torch.is_inference_mode_enabled():
-            raise OptionError(
-                "tensors created in torch.inference_mode() cannot be trained. Call prune outside of it."
-            )
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UnsupportedModelError(
                 f"no parameter of {type(model).__name__} requires a gradient, so nothing can be distilled. "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from disparse_structured.data.deviation import Movement, Weights, damage
-from disparse_structured.data.modes import eval_mode, without_fast_path
+from disparse_structured.data.modes import eval_mode, plain_modes, without_fast_path
 from disparse_structured.data.randomness import Isolation, generator
 from disparse_structured.errors import LoadError
 from disparse_structured.graph.named_tensors import device_of, digest, named_tensors
@@ -163,7 +163,7 @@ class Run:
             stack.enter_context(eval_mode(self._model, self._teacher.model))
             stack.enter_context(without_fast_path())
             stack.enter_context(Isolation(self._seed, self._device))
-            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(plain_modes())
             stack.enter_context(torch.enable_grad())
             if recurrent:  # cuDNN has no gradient of recurrent layers in eval mode
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))

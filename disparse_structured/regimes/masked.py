@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from disparse_structured.data.modes import plain_modes
 from disparse_structured.decision.deciding import Decision
 from disparse_structured.decision.votes import Votes
 from disparse_structured.errors import BatchError, BudgetError, LoadError
@@ -65,6 +66,7 @@ class MaskedRegime(Regime):
         """Bool ``[units]``: the active units."""
         return self.masks.keep
 
+    @plain_modes()
     def finish(self) -> PruningResult:
         """See :class:`Regime`."""
         assert self._last is not None  # every constructor decides once

@@ -66,7 +66,7 @@ def weight_sets(
     scores = [[torch.zeros_like(state[name]) for name in names] for _ in tasks]
     reached = torch.zeros(len(tasks), len(names), dtype=torch.bool)
     device = state[names[0]].device
-    with subject.ready(), Isolation(seed, device), torch.inference_mode(False), torch.enable_grad():
+    with subject.ready(), Isolation(seed, device), torch.enable_grad():
         for batch in islice(batches(data), max_batches):
             batch = to_device(batch, device, state[names[0]].dtype)
             for row, gradients in enumerate(subject.gradients(tasks, batch)):

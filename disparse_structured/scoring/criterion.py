@@ -11,6 +11,7 @@ from torch import nn
 
 from disparse_structured.checks import check_callable
 from disparse_structured.data.batches import ToInputs, tensor_batches
+from disparse_structured.data.modes import plain_modes
 from disparse_structured.errors import PlanError, TaskError
 from disparse_structured.graph.supported import check_supported
 from disparse_structured.naming import rule_name
@@ -56,6 +57,7 @@ class Saliency:
 _FISHER: Criterion = Fisher()
 
 
+@plain_modes()
 def score(
     model: nn.Module,
     structure: Structure,
@@ -110,7 +112,7 @@ def score(
         keep=keep,
     )
     name = rule_name(criterion)
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         found = criterion(probe)
     scores = _checked(found, structure, name)
     check_scored(scores, structure, name)

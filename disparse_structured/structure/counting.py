@@ -14,13 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from disparse_structured.data.batches import batch_size
 from disparse_structured.data.call import call
-from disparse_structured.data.modes import eval_mode, without_fast_path
+from disparse_structured.data.modes import eval_mode, plain_modes, without_fast_path
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.graph.batching import with_batch
 from disparse_structured.graph.named_tensors import device_of
 from disparse_structured.graph.side_effects import undone
 
 
+@plain_modes()
 def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
     """Count the multiply-accumulates of one forward pass per example.
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from disparse_structured.checks import as_path, check_callable
+from disparse_structured.data.modes import plain_modes
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import (
     DifferentModelWarning,
@@ -172,8 +173,10 @@ def load(
         )
     check_callable("factory", factory, 0, "Pass a function that builds the dense model.", classes=True)
     saved = Saved.read(folder)
-    model = saved.model(factory, tasks=tasks, example_inputs=example_inputs, entry_points=entry_points)
-    if saved.computes_otherwise(model):
+    with plain_modes():
+        model = saved.model(factory, tasks=tasks, example_inputs=example_inputs, entry_points=entry_points)
+        differs = saved.computes_otherwise(model)
+    if differs:
         warnings.warn(
             f"the model loaded from {str(saved.folder)!r} does not compute what the saved model computed: "
             "the weights fit, but the factory's model uses them differently (a different activation, "

@@ -10,7 +10,7 @@ from torch import nn
 
 from disparse_structured.checks import check_counts
 from disparse_structured.data.batches import ToInputs, batches
-from disparse_structured.data.modes import eval_mode
+from disparse_structured.data.modes import eval_mode, plain_modes
 from disparse_structured.errors import BatchError, OptionError, UnsupportedModelError
 from disparse_structured.tasks import Task
 from disparse_structured.training.checkpoint import Checkpoint, identity
@@ -22,6 +22,7 @@ from disparse_structured.training.run import TrainingRun
 from disparse_structured.training.snapshot import guarded
 
 
+@plain_modes()
 def train(
     model: nn.Module,
     tasks: Sequence[Task],
