@@ -37,7 +37,7 @@ def tasks_from_outputs(
 
     Warns:
         DisparseWarning: an entry is computed from parameters but has the same values with others, so that no
-            task protects it.
+            task protects it; or it is a parameter itself.
 
     Raises:
         TaskError: no entry is left; the message says what the model returns.
@@ -54,6 +54,8 @@ def tasks_from_outputs(
             "A task needs floating-point numbers. Let the model return them (logits instead of classes), "
             "or pass tasks=[Task(name, output)]."
         )
+    parameters = {_memory(each): name for name, each in copy.named_parameters()}
+    stored = {task: names for task in floating if (names := _stored(task, output, parameters))}
     _nudge(copy)
     moved = _run(copy, inputs)
     found = tuple(task for task in floating if _differs(task, output, moved))
@@ -63,7 +65,14 @@ def tasks_from_outputs(
             "does not depend on any parameter. Pass tasks=[Task(name, output)], or a model whose output "
             "depends on its parameters."
         )
-    silent = _computed(copy, inputs, [task for task in floating if task not in found])
+    for task, names in stored.items():
+        warnings.warn(
+            f"{task.name!r} in the output of {type(model).__name__} is not used as a task: it is the parameter "
+            f"{', '.join(map(repr, names))} itself. To leave out this message, pass the names of the others as tasks=.",
+            DisparseWarning,
+            stacklevel=2,
+        )
+    silent = _computed(copy, inputs, [task for task in floating if task not in (*found, *stored)])
     if silent:
         names = ", ".join(map(repr, silent))
         warnings.warn(
@@ -157,6 +166,16 @@ def _differs(task: Task, output: Any, moved: Any) -> bool:
     """Whether the task's numbers, or the number of its tensors, depend on the parameters."""
     before, after = _numbers(task, output), _numbers(task, moved)
     return len(before) != len(after) or not all(map(torch.equal, before, after))
+
+
+def _stored(task: Task, output: Any, parameters: Mapping[int, str]) -> tuple[str, ...]:
+    """The names of the parameters that the task's numbers are; empty if some are none."""
+    names = [parameters.get(_memory(each), "") for each in _numbers(task, output)]
+    return tuple(dict.fromkeys(names)) if all(names) else ()
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
 
 
 def _computed(model: nn.Module, inputs: tuple[Any, ...], tasks: Sequence[Task]) -> list[str]:

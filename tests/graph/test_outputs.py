@@ -125,6 +125,26 @@ def test_an_output_that_does_not_vary_is_left_out_with_a_word(silent: Any) -> No
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+class Uncertain(Returns):
+    """Also returns what its loss weights the tasks with."""
+
+    def __init__(self, returned: Any) -> None:
+        super().__init__(lambda d, c, x: {"depth": d, "logsigma": returned(self.sigmas)})
+        self.sigmas = nn.Parameter(torch.tensor([0.5, 1.0]))
+
+
+@pytest.mark.parametrize("returned", [lambda p: p, lambda p: p.view(2, 1), lambda p: [p[0], p[1:]]])
+def test_a_parameter_that_is_returned_is_no_task_and_is_called_what_it_is(returned: Any) -> None:
+    with pytest.warns(
+        DisparseWarning,
+        match=r"^'logsigma' in the output of Uncertain is not used as a task: it is the parameter 'sigmas'",
+    ) as found:
+        tasks = tasks_from_outputs(Uncertain(returned).eval(), EXAMPLE)
+
+    assert [task.name for task in tasks] == ["depth"]
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize("kind", ["input left out", "constant left out", "argmax left out"])
 def test_an_output_that_depends_on_no_parameter_is_left_out_without_a_word(kind: str) -> None:
     with warnings.catch_warnings():
