@@ -7,6 +7,7 @@ import inspect
 import math
 import numbers
 import os
+import re
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -112,6 +113,17 @@ def check_seed(seed: object) -> None:
     """Raises :class:`OptionError` unless ``seed`` is a whole number from 0 to :data:`SEEDS` - 1."""
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < SEEDS:
         raise OptionError(f"seed={shown(seed)} must be a whole number from 0 to {SEEDS - 1}.")
+
+
+def percentage(given: object) -> object:
+    """Return the share that a text such as ``"50%"`` stands for, if it is below 1; anything else as it is.
+
+    >>> percentage("50%"), percentage("200%"), percentage(1000)
+    (0.5, '200%', 1000)
+    """
+    text = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*", given) if isinstance(given, str) else None
+    share = float(text[1]) / 100 if text else math.inf
+    return share if share < 1 else given
 
 
 def as_path(name: str, value: object) -> Path:

@@ -67,8 +67,9 @@ def tasks_from_outputs(
         )
     for task, names in stored.items():
         warnings.warn(
-            f"{task.name!r} in the output of {type(model).__name__} is not used as a task: it is the parameter "
-            f"{', '.join(map(repr, names))} itself. To leave out this message, pass the names of the others as tasks=.",
+            f"{task.name!r} in the output of {type(model).__name__} is not used as a task: it is the "
+            f"parameter {', '.join(map(repr, names))} itself. Pass the names of the other outputs as tasks= "
+            "to leave out this message.",
             DisparseWarning,
             stacklevel=2,
         )

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from disparse_structured.checks import percentage
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.costs import CostModel
 from disparse_structured.decision.plan import Plan
@@ -92,18 +93,19 @@ class _Try:
 def asked_latency(limit: object) -> tuple[float, bool]:
     """The number in ``latency=limit``, and whether it is in milliseconds rather than a share of dense.
 
-    >>> asked_latency("12.5 ms"), asked_latency(0.5)
-    ((12.5, True), (0.5, False))
+    >>> asked_latency("12.5 ms"), asked_latency(0.5), asked_latency("50%")
+    ((12.5, True), (0.5, False), (0.5, False))
 
     Raises:
         BudgetError: it is neither a share in (0, 1) nor a number of milliseconds.
     """
     text = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*ms\s*", limit) if isinstance(limit, str) else None
+    share = percentage(limit)
     number = math.nan
     if text:
         number = float(text[1])
-    elif isinstance(limit, int | float) and not isinstance(limit, bool):
-        number = float(limit)
+    elif isinstance(share, int | float) and not isinstance(share, bool):
+        number = float(share)
     if not 0 < number < math.inf or (not text and number == 1):
         raise BudgetError(
             f"latency={limit!r} is neither a share nor a time. Give a share of the dense time, such as "

@@ -66,8 +66,8 @@ def check_given_structure(structure: object, tasks: object, batched: object) -> 
 
 def the_budget(
     model: nn.Module,
-    macs: float | None,
-    parameters: float | None,
+    macs: float | str | None,
+    parameters: float | str | None,
     latency: float | str | None,
     budget: Budget | None,
 ) -> Budget | None:

@@ -57,8 +57,8 @@ def prune(
     data: torch.Tensor | Iterable[Any] | Calibration,
     tasks: Sequence[Task | str] | None = None,
     *,
-    macs: float | None = None,
-    parameters: float | None = None,
+    macs: float | str | None = None,
+    parameters: float | str | None = None,
     latency: float | str | None = None,
     budget: Budget | None = None,
     runtime: Runtime | None = None,
@@ -93,7 +93,8 @@ def prune(
             are read only where ``method`` uses them.
         tasks: the tasks, or their names: a name stands for the entry of the output that is called so. By
             default every entry of the output is a task.
-        macs, parameters: what the result may cost: a fraction in (0, 1) of the dense cost, or a number.
+        macs, parameters: what the result may cost: a fraction in (0, 1) of the dense cost, such as 0.5 or
+            ``"50%"``, or a number.
         latency: instead, how long the result may take in ``runtime`` on this machine: a share in (0, 1) of
             the dense network's time, or milliseconds, such as ``"12 ms"``. It is exported and measured, and
             decided again, until the time is met within 5 %, in up to four exports.

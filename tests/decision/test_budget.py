@@ -19,6 +19,7 @@ from disparse_structured.decision.arbiters import AnyTask, Ballot, Majority, Quo
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.budget.slack import Fits, trade
 from disparse_structured.decision.budget.widths import Widths
+from disparse_structured.decision.costs import Parameters
 from disparse_structured.decision.deciding import decide, make_plan
 from disparse_structured.decision.rankings import (
     GlobalRanking,
@@ -61,6 +62,9 @@ def share(structure: Chain, keep: torch.Tensor, kind: str = "macs") -> float:
         ({"macs": float("nan")}, "macs=nan is not a finite number"),
         ({"macs": float("inf")}, "macs=inf is not a finite number"),
         ({"macs": "half"}, "macs='half' is not a finite number"),
+        ({"macs": "200%"}, "macs='200%' is not a finite number"),
+        ({"macs": "-50%"}, "macs='-50%' is not a finite number"),
+        ({"macs": "0%"}, r"macs=0\.0 would leave no model"),
         ({"macs": True}, "macs=True is not a finite number"),
         ({"macs": 0.5, "floor": 1.5}, r"floor must be a share in \[0, 1\], such as 0.1, got 1.5"),
         ({"macs": 0.5, "floor": float("nan")}, "floor must be .*, got nan"),
@@ -71,6 +75,13 @@ def share(structure: Chain, keep: torch.Tensor, kind: str = "macs") -> float:
 def test_a_budget_that_makes_no_sense_is_refused_at_once(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(BudgetError, match=text):
         Budget(**arguments)
+
+
+@pytest.mark.parametrize("text", ["50%", " 50.0 % "])
+def test_a_fraction_may_be_a_percentage_as_on_the_command_line(text: str) -> None:
+    assert Budget(macs=text) == Budget(macs=0.5)
+    assert Budget(parameters=text) == Budget(parameters=0.5)
+    assert Budget(text, of=Parameters()) == Budget(0.5, of=Parameters())
 
 
 @pytest.mark.parametrize(

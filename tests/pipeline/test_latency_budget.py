@@ -115,7 +115,9 @@ def test_overlapping_times_are_not_faster() -> None:
     assert facts.verdict == "not faster than the dense network"
 
 
-@pytest.mark.parametrize("limit", ["soon", "12 s", "-1 ms", 0, -0.5, 1, True, float("nan"), None])
+@pytest.mark.parametrize(
+    "limit", ["soon", "12 s", "-1 ms", "200%", "100%", 0, -0.5, 1, True, float("nan"), None]
+)
 def test_what_is_no_time_is_refused(limit: Any) -> None:
     with pytest.raises(BudgetError, match=r"is neither a share nor a time\. Give a share .* or milliseconds"):
         asked_latency(limit)

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from torch import nn
 
-from disparse_structured.checks import check_not_class, check_object
+from disparse_structured.checks import check_not_class, check_object, percentage
 from disparse_structured.decision.costs import Cost, MACs, Parameters
 from disparse_structured.decision.plan import Plain
 from disparse_structured.errors import BudgetError, OptionError
@@ -34,11 +34,13 @@ class Budget:
     True
 
     Args:
-        limit: a number in (0, 1) is a fraction of the dense cost, a number above 1 is absolute, in the unit
-            of the cost. 1 itself would be either everything or next to nothing and is refused.
+        limit: a number in (0, 1) is a fraction of the dense cost, also as ``"50%"``; a number above 1 is
+            absolute, in the unit of the cost. 1 itself would be either everything or next to nothing and is
+            refused.
         of: the cost that is limited, any :class:`~disparse_structured.decision.costs.Cost`.
         macs, parameters: instead of ``limit`` and ``of``, the limit of one of these two costs: a fraction
-            in (0, 1) or a whole number above 1. MACs are those of one forward pass of one example.
+            in (0, 1), a percentage or a whole number above 1. MACs are those of one forward pass of one
+            example.
         floor: the share of every reached group that is kept, in [0, 1]; at least one unit always is.
         min_width: at least this many units of every group are kept (all, where there are fewer).
         round_to: kept counts are rounded up to a multiple of this, at most to the dense width. ``"auto"``
@@ -71,11 +73,11 @@ class Budget:
 
     def __init__(
         self,
-        limit: float | None = None,
+        limit: float | str | None = None,
         *,
         of: Cost | None = None,
-        macs: float | None = None,
-        parameters: float | None = None,
+        macs: float | str | None = None,
+        parameters: float | str | None = None,
         floor: float = 0.1,
         min_width: int = 1,
         round_to: RoundTo = "auto",
@@ -83,12 +85,11 @@ class Budget:
         shares: Mapping[str | nn.Module, float | tuple[float, float]] | Iterable[Any] = (),
         uniform: bool = False,
     ) -> None:
-        cost, limit = _limited(limit, of, macs, parameters)
+        cost, checked = _limited(limit, of, macs, parameters)
         _check_widths(floor, min_width, round_to)
         check_object("uniform", uniform, bool, "True or False")
         values = {
-            # One form for one budget: 1e9 and 10**9 give the same plan, byte for byte.
-            "limit": float(limit),
+            "limit": checked,
             "of": cost,
             "floor": floor,
             "min_width": min_width,
@@ -198,10 +199,10 @@ def _shares(given: Any) -> tuple[tuple[str | nn.Module, float, float], ...]:
 
 
 def _limited(
-    limit: float | None, of: Cost | None, macs: float | None, parameters: float | None
+    limit: float | str | None, of: Cost | None, macs: float | str | None, parameters: float | str | None
 ) -> tuple[Cost, float]:
     """The cost that is limited, and its limit."""
-    given: list[tuple[str, Cost | None, float | None]] = [
+    given: list[tuple[str, Cost | None, float | str | None]] = [
         ("limit", of, limit),
         ("macs", MACs(), macs),
         ("parameters", Parameters(), parameters),
@@ -215,11 +216,9 @@ def _limited(
         what = "does not say which cost it limits" if of is None else "names its cost twice"
         raise BudgetError(f"a budget with {name}={value!r} and of={of!r} {what}. Use {_EXAMPLES}.")
     assert cost is not None
-    assert value is not None
     if name == "limit":
         _check_cost(cost)
-    _check_limit(cost.name, value, whole=name != "limit")
-    return cost, value
+    return cost, _checked_limit(cost.name, percentage(value), whole=name != "limit")
 
 
 def _check_cost(cost: Cost) -> None:
@@ -232,7 +231,7 @@ def _check_cost(cost: Cost) -> None:
         )
 
 
-def _check_limit(name: str, limit: float, whole: bool) -> None:
+def _checked_limit(name: str, limit: Any, whole: bool) -> float:
     above = "a whole number above 1 as a count" if whole else "a number above 1 in the unit of the cost"
     remedy = f"Use a fraction between 0 and 1, such as {name}=0.5, or {above}."
     if not _is_number(limit) or not math.isfinite(limit):
@@ -245,6 +244,8 @@ def _check_limit(name: str, limit: float, whole: bool) -> None:
         )
     if whole and limit > 1 and limit != int(limit):
         raise BudgetError(f"{name}={limit!r} is neither a fraction below 1 nor a whole number. {remedy}")
+    # One form for one budget: 1e9 and 10**9 give the same plan, byte for byte.
+    return float(limit)
 
 
 def _check_widths(floor: float, min_width: int, round_to: RoundTo) -> None:
