@@ -374,4 +374,6 @@ def _failure(model: nn.Module, path: Path, error: ExportError, narrowed: Sequenc
     text = str(error)
     others = [line for line in narrowed if line.partition(": ")[2] != text.removesuffix(".")]
     wider = f" Wider forms were not possible either: {'; '.join(others)}." if others else ""
-    return f"{type(model).__name__} was not exported, nothing was written to {path}: {text}{wider}"
+    narrow = "unsupported type: tensor(bfloat16)" in text
+    remedy = " ONNX has no such layer: turn torch.autocast off in forward for the export." if narrow else ""
+    return f"{type(model).__name__} was not exported, nothing was written to {path}: {text}{remedy}{wider}"

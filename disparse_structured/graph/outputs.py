@@ -65,10 +65,10 @@ def tasks_from_outputs(
             "does not depend on any parameter. Pass tasks=[Task(name, output)], or a model whose output "
             "depends on its parameters."
         )
-    for task, names in stored.items():
+    for task, held in stored.items():
         warnings.warn(
             f"{task.name!r} in the output of {type(model).__name__} is not used as a task: it is the "
-            f"parameter {', '.join(map(repr, names))} itself. Pass the names of the other outputs as tasks= "
+            f"parameter {', '.join(map(repr, held))} itself. Pass the names of the other outputs as tasks= "
             "to leave out this message.",
             DisparseWarning,
             stacklevel=2,
