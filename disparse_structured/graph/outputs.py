@@ -55,7 +55,7 @@ def tasks_from_outputs(
             "or pass tasks=[Task(name, output)]."
         )
     parameters = {_memory(each): name for name, each in copy.named_parameters()}
-    stored = {task: names for task in floating if (names := _stored(task, output, parameters))}
+    stored = {task: held for task in floating if (held := _stored(task, output, parameters))}
     _nudge(copy)
     moved = _run(copy, inputs)
     found = tuple(task for task in floating if _differs(task, output, moved))
