@@ -241,7 +241,8 @@ def load(folder: str | Path, dense: Model | nn.Module | None = None) -> Model:
 
     def build() -> nn.Module:
         if dense is not None:
-            return copied(_network(dense))
+            network: nn.Module = _network(dense)
+            return copied(network)
         model: Any = _dense(getattr(networks, described["network"]), described["yaml"])
         if described["end2end"]:  # otherwise the library's default
             model.end2end = True

@@ -8,15 +8,18 @@ import types
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.data.precision import in_precision
+from disparse_structured.graph.named_tensors import named_tensors, plain_tensors
+
+M = TypeVar("M", bound=nn.Module)
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: M) -> M:
     """Deep-copy ``model``; tensors kept from the last forward pass (attention maps) are detached.
 
     What cannot be copied, such as an open file, is shared.
@@ -24,8 +27,21 @@ def copied(model: nn.Module) -> nn.Module:
     return _copied(model, {})
 
 
+def copied_in(model: M, dtype: torch.dtype) -> M:
+    """Deep-copy ``model`` as :func:`copied` does, in another precision.
+
+    Parameters, buffers and the tensors that modules hold as plain attributes are cast by
+    :func:`~disparse_structured.data.precision.in_precision`.
+    """
+    result = copied(model)
+    result._apply(lambda tensor: in_precision(tensor, dtype))  # type: ignore[no-untyped-call]
+    for tensor in plain_tensors(result).values():
+        tensor.data = in_precision(tensor.data, dtype)
+    return result
+
+
 @contextmanager
-def borrowing(model: nn.Module) -> Iterator[nn.Module]:
+def borrowing(model: M) -> Iterator[M]:
     """Yield a copy whose parameters and buffers share ``model``'s memory until the block ends.
 
     For code that replaces tensors and never writes into them. The remaining shared tensors are copied at
@@ -43,18 +59,42 @@ def borrowing(model: nn.Module) -> Iterator[nn.Module]:
 
 def _alias(tensor: torch.Tensor) -> torch.Tensor:
     if isinstance(tensor, nn.Parameter):
-        return type(tensor)(tensor.detach(), tensor.requires_grad)
+        # A parameter of another subclass of Tensor is no instance of a class that can be called like this.
+        kind = type(tensor) if issubclass(type(tensor), nn.Parameter) else nn.Parameter
+        return kind(tensor.detach(), tensor.requires_grad)
     return tensor.detach()
 
 
-def _copied(model: nn.Module, instead: Mapping[int, torch.Tensor]) -> nn.Module:
+def _cloned(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy, detached if ``tensor`` was computed."""
+    clone = tensor.detach().clone()
+    if tensor.is_leaf:
+        vars(clone).update(vars(tensor))
+        clone.requires_grad_(tensor.requires_grad)
+    return clone
+
+
+def _refuses_deepcopy(tensor: torch.Tensor) -> bool:
+    """Whether ``tensor`` is of a subclass that ``copy.deepcopy`` cannot make."""
+    kind: Any = type(tensor)
+    if kind is torch.Tensor or kind.__deepcopy__ is not torch.Tensor.__deepcopy__:
+        return False
+    with torch._C.DisableTorchFunctionSubclass():  # as deepcopy does
+        return type(tensor.new_empty(0)) is not kind
+
+
+def _copied(model: M, instead: Mapping[int, torch.Tensor]) -> M:
     """A deep copy in which ``instead`` replaces tensors, by id."""
     modules = list(model.modules())
-    non_leaf = {id(leaf): leaf.detach().clone() for leaf in tensors_held_by(modules) if not leaf.is_leaf}
+    cloned = {
+        id(tensor): _cloned(tensor)
+        for tensor in tensors_held_by(modules)
+        if not tensor.is_leaf or _refuses_deepcopy(tensor)
+    }
     functions = [found for module in modules for found in _functions(module)]
     # A hook's global variable is one object for all models.
     shared = {id(each): each for function in functions for each in _global_containers(function)}
-    memo: dict[int, Any] = {**non_leaf, **shared, **instead}
+    memo: dict[int, Any] = {**cloned, **shared, **instead}
     known = dict(memo)
     try:
         copied = copy.deepcopy(model, memo)

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from disparse_structured.data.precision import first_inexact, is_inexact
+
 
 def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return parameters and buffers by canonical name, and each name's canonical name (shared by ties)."""
@@ -27,6 +29,17 @@ def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, 
     return tensors, canonical
 
 
+def plain_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the real and complex tensors that modules hold as plain attributes, by dotted name."""
+    own = {id(tensor) for tensor in named_tensors(model)[0].values()}
+    return {
+        f"{path}.{name}" if path else name: value
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, torch.Tensor) and is_inexact(value) and id(value) not in own
+    }
+
+
 def detached_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the parameters and buffers by canonical name: the model's own memory, detached."""
     return {name: tensor.detach() for name, tensor in named_tensors(model)[0].items()}
@@ -39,8 +52,9 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def floating_type_of(model: nn.Module) -> torch.dtype | None:
-    """Return the type of the first floating-point parameter; None for a model without one."""
-    return next((each.dtype for each in model.parameters() if each.is_floating_point()), None)
+    """Return the real type of the first real or complex parameter; None for a model without one."""
+    first = first_inexact(model.parameters())
+    return None if first is None else first.dtype.to_real()
 
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:

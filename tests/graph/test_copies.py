@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,3 +58,42 @@ def test_an_object_that_refuses_to_be_copied_is_shared() -> None:
 
     model = Cached(Whole())
     assert copied(model).cache is model.cache
+
+
+class Tagged(torch.Tensor):
+    """A subclass that copy.deepcopy cannot make."""
+
+
+class Labeled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 32), nn.Linear(32, 4)
+        self.first.weight = nn.Parameter(self.first.weight.detach().as_subclass(Tagged))
+        self.last.weight.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x).relu())
+
+
+def test_a_parameter_of_a_subclass_of_tensor_is_copied_with_its_class() -> None:
+    model = Labeled().eval()
+    model.first.weight.__dict__["label"] = "first"
+
+    weight: Any = copied(model).first.weight
+
+    assert type(weight) is Tagged
+    assert isinstance(weight, nn.Parameter)
+    assert weight.requires_grad
+    assert weight.label == "first"
+    assert weight.data_ptr() != model.first.weight.data_ptr()
+
+
+def test_a_network_with_such_a_parameter_is_pruned_saved_and_loaded(tmp_path: Path) -> None:
+    model, data = Labeled().eval(), torch.randn(24, 6)
+
+    result = ds.prune(model, data, macs=0.5)
+    result.save(tmp_path / "small")
+
+    assert type(result.model.get_parameter("first.weight")) is Tagged
+    assert result.model.get_parameter("first.weight").shape == (16, 6)
+    assert torch.equal(ds.load(tmp_path / "small", Labeled)(data), result.model(data))
