@@ -7,6 +7,7 @@ import functools
 import io
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -20,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.data.call import split
 from disparse_structured.data.modes import eval_mode, train_mode, without_fast_path
+from disparse_structured.data.precision import first_inexact, in_precision
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import CaptureError, TaskError
 from disparse_structured.graph.effects import Effects
@@ -28,7 +30,7 @@ from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.packed_attention import following_weights
 from disparse_structured.graph.provenance import Annotator, Real, traced_attributes
 from disparse_structured.graph.regions import inline_regions
-from disparse_structured.graph.side_effects import undone
+from disparse_structured.graph.side_effects import ONE_THREAD, undone
 from disparse_structured.graph.supported import check_supported
 from disparse_structured.tasks import Task
 
@@ -122,10 +124,10 @@ class Capture:
     def given(self, state: Mapping[str, torch.Tensor], inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
         """Copy what the graph reads besides ``state``: the user's inputs and the constants.
 
-        Constants move to the device of ``state``, and to its dtype if both are floating-point.
+        Constants move to the device of ``state``; real and complex ones take its precision.
         """
         leaves = iter(pytree.tree_leaves(inputs))
-        first = next((each for each in state.values() if each.is_floating_point()), None)
+        first = first_inexact(state.values())
         return {
             node: _like(self.constants[node.name], first)
             if node.name in self.constants
@@ -144,6 +146,7 @@ def capture(
     training: bool = False,
     function: Callable[..., Any] | None = None,
     number: int = 0,
+    reproduce: bool = False,
 ) -> Capture:
     """Export ``model`` in eval or train mode; raise :class:`CaptureError` with torch's reason if that fails.
 
@@ -154,11 +157,33 @@ def capture(
     Args:
         function: ``function(model, *example_inputs)`` runs instead of the model itself.
         number: of this graph among those of one model; its annotations differ from those of the others.
+        reproduce: after a failure, let the error say whether ``torch.export`` fails on the model itself too.
     """
     check_supported(model)
+    try:
+        return _captured(model, example_inputs, tasks, methods, training, function or _call_itself, number)
+    except _ExportError as error:
+        remark = _alone(model, example_inputs) if reproduce else ""
+        raise CaptureError(f"{error}{remark}") from error.__cause__
+
+
+class _ExportError(Exception):
+    """``torch.export`` failed, for the reason in the message."""
+
+
+def _captured(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    tasks: Sequence[Task],
+    methods: Iterable[str],
+    training: bool,
+    function: Callable[..., Any],
+    number: int,
+) -> Capture:
     annotator = Annotator(number * _NUMBERS)
-    wrapper = _TaskOutputs(model, tasks, function or _call_itself, annotator)
+    wrapper = _TaskOutputs(model, tasks, function, annotator)
     with (
+        ONE_THREAD,
         undone(model),
         train_mode(model) if training else eval_mode(model),
         _quiet(),
@@ -213,11 +238,28 @@ def _exported(wrapper: nn.Module, example_inputs: tuple[Any, ...], name: str) ->
         task_error = _task_error(error)
         if task_error is not None:
             raise task_error from None
-        raise CaptureError(
+        raise _ExportError(
             f"torch.export could not capture {name}: {_reason(error)}\n"
-            "The forward pass must be one graph: no branches on tensor values, no Python side effects. "
-            "torch.export.export(model, example_inputs, strict=False) reproduces this."
+            "The forward pass must be one graph: no branches on tensor values, no Python side effects."
         ) from error
+
+
+def _alone(model: nn.Module, example_inputs: tuple[Any, ...]) -> str:
+    """Whether ``torch.export`` fails on ``model`` without what :func:`capture` adds, as a sentence."""
+    positional, named = split(example_inputs)
+    others = [each.name for each in threading.enumerate() if each is not threading.current_thread()]
+    running = ", ".join(others)
+    command = " torch.export.export(model.eval(), example_inputs, strict=False)"
+    try:
+        with ONE_THREAD, undone(model), eval_mode(model), _quiet(), Isolation(0, device_of(model)):
+            torch.export.export(model, positional, named, strict=False)
+    except Exception:  # whatever forward raises
+        doubt = f", unless another thread runs PyTorch modules meanwhile (running: {running})"
+        return f"{command} reproduces this{doubt if others else ''}."
+    return (
+        f"{command} succeeds. Run no PyTorch modules in other threads meanwhile (running: "
+        f"{running or 'none'}). Otherwise, please report this model."
+    )
 
 
 def _attribute(model: nn.Module, path: str) -> Any:
@@ -407,7 +449,7 @@ def clone_if_tensor(argument: Any) -> Any:
 
 def _like(constant: Any, first: torch.Tensor | None) -> Any:
     if isinstance(constant, torch.Tensor) and first is not None:
-        return constant.to(first.device, first.dtype if constant.is_floating_point() else None, copy=True)
+        return in_precision(constant.to(first.device, copy=True), first.dtype)
     return clone_if_tensor(constant)
 
 

@@ -15,6 +15,7 @@ import contextlib
 import functools
 import operator
 import sys
+import threading
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -45,6 +46,10 @@ _LEAVES = (
 _COMMON = frozenset({str, int, float, bool, type(None), nn.Parameter})
 """The most frequent of them, which are recognized fastest by their exact type."""
 
+ONE_THREAD = threading.RLock()
+"""Held while a model is captured, or its state must not change: torch.export and the random states belong to
+the process. Only calls of this package wait for it; nothing can keep another thread from running modules."""
+
 _Undo = Callable[[], object]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -54,13 +59,13 @@ def leaves_no_trace(function: F) -> F:
     """Wrap ``function(model, ...)`` in :func:`undone`, because even copies of a model share its globals.
 
     Inside, the caller's autocast and inference mode are off, and the global random states start from a fixed
-    seed: a ``forward`` may draw. Afterward all are what they were.
+    seed: a ``forward`` may draw. Afterward all are what they were. Other threads wait until it returns.
     """
 
     @functools.wraps(function)
     def wrapped(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
-        with plain_modes(), undone(model), Isolation(0, device):
+        with ONE_THREAD, plain_modes(), undone(model), Isolation(0, device):
             return function(model, *args, **kwargs)
 
     return cast(F, wrapped)

@@ -79,7 +79,8 @@ def prune(
 
     A few dozen unlabeled inputs are enough: by default every entry of the model's output is a task, units are
     chosen by the damage that is left after compensation, and the remaining weights are refit. Nothing is
-    trained without ``recover``. ``model`` is left as it is.
+    trained without ``recover``. ``model`` is left as it is. No other thread may run PyTorch modules
+    meanwhile; other calls of this package wait for this one.
 
     >>> import torch, disparse_structured as ds
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2)).eval()

@@ -121,7 +121,7 @@ def analyse(
     train_factor = train_mode_adds(model, inputs) if form == "module" else 0
     subject = Subject(model, inputs, chosen, form, attention, outputs, train_factor, entries)
     signature = Signature.of(model, subject.inputs)
-    return solved(subject, subject.captured(), signature, Captures())
+    return solved(subject, subject.captured(reproduce=True), signature, Captures())
 
 
 def analyse_alike(model: nn.Module, structure: Structure) -> Structure:
@@ -184,9 +184,9 @@ class Subject:
         """The canonical names of the parameters."""
         return frozenset(name for name, tensor in self.tensors[0].items() if isinstance(tensor, nn.Parameter))
 
-    def captured(self) -> Capture:
-        """Export the graph; raise :class:`CaptureError` if that fails."""
-        return capture(self.model, self.inputs, self.tasks, self.declared.methods)
+    def captured(self, *, reproduce: bool = False) -> Capture:
+        """Export the graph; raise :class:`CaptureError` if that fails, see :func:`.capture.capture`."""
+        return capture(self.model, self.inputs, self.tasks, self.declared.methods, reproduce=reproduce)
 
     def captured_in_train_mode(self) -> Capture | None:
         """Return the graph in train mode; None if it runs nothing else or cannot be exported.
