@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from disparse_structured.data.differences import by_channel
+from disparse_structured.data.precision import in_precision
 from disparse_structured.errors import ExportError
 from disparse_structured.export.plain import (
     Binding,
@@ -30,6 +30,7 @@ from disparse_structured.export.plain import (
     reference,
 )
 from disparse_structured.export.session import open_session, run_session, shapes_text
+from disparse_structured.graph.copies import copied_in
 from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.report.facts import ParityFact
 
@@ -163,7 +164,9 @@ class _Pair:
                     "They cannot be compared: pass inputs on which the model is finite."
                 )
         resolution = torch.finfo(wanted.dtype).eps if wanted.is_floating_point() else 0.0
-        ours, theirs = (torch.from_numpy(each.astype(np.float64)) for each in (found, right))
+        ours, theirs = (
+            torch.from_numpy(each.astype(np.result_type(each, np.float64))) for each in (found, right)
+        )
         return cls(ours, theirs, resolution)
 
     @property
@@ -224,10 +227,10 @@ def _refuse_differences(
 
 
 def _in_float64(model: TaskOutputs, inputs: Inputs) -> TaskTensors | None:
-    """What ``model.double()`` gives; None if it does not run."""
-    wide = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)
+    """What a copy of ``model`` in float64 gives; None if it does not run."""
+    wide = tuple(in_precision(tensor, torch.float64) for tensor in inputs)
     try:
-        return reference(copy.deepcopy(model).double(), wide)
+        return reference(copied_in(model, torch.float64), wide)
     except ExportError:
         return None
 
@@ -239,8 +242,8 @@ def _rounding(expected: TaskTensors, exact: TaskTensors, tasks: Sequence[str]) -
             _ratio(error, size)
             for tensor, right in zip(expected[task], exact[task], strict=True)
             for error, size in zip(
-                by_channel((tensor.double() - right.double()).abs()),
-                by_channel(right.double().abs()),
+                by_channel((in_precision(tensor, torch.float64) - right).abs()),
+                by_channel(right.abs()),
                 strict=True,
             )
         )

@@ -22,6 +22,7 @@ from disparse_structured.data.arguments import arguments
 from disparse_structured.data.batches import batches, take, to_device
 from disparse_structured.data.calibration import Marked
 from disparse_structured.data.image_folder import Images, images
+from disparse_structured.data.precision import first_inexact
 
 CHECK_SAMPLES = 8
 """How many samples of the first batch an ONNX file is checked on."""
@@ -163,5 +164,5 @@ def _read(path: Path) -> Any:
 
 
 def _placed(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    first = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
+    first = first_inexact(model.parameters())
     return inputs if first is None else tuple(to_device(inputs, first.device, first.dtype))

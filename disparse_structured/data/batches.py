@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from disparse_structured.checks import check_callable, shown
 from disparse_structured.data.call import Batched, Keywords, bound, call, joined, split
 from disparse_structured.data.modes import ordinary
+from disparse_structured.data.precision import in_precision
 from disparse_structured.errors import BatchError, DisparseError
 
 ToInputs = Callable[[Any], "tuple[Any, ...] | Mapping[str, Any]"]
@@ -315,14 +316,16 @@ def batches(loader: Iterable[Any]) -> Iterator[Any]:
 def to_device(batch: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
     """``batch`` with every tensor on ``device``; tuples, lists and dicts are rebuilt, the rest is unchanged.
 
-    With ``dtype``, floating-point tensors also take that type; integer and bool ones keep theirs.
+    With ``dtype``, real tensors also take that type, and complex ones its complex counterpart; integer and
+    bool ones keep theirs.
     """
     if isinstance(batch, Tensor):
         if batch.is_meta and torch.device(device).type != "meta":
             raise BatchError(
                 "a batch holds a tensor on the meta device, which has no values. Pass real ones."
             )
-        return ordinary(batch.to(device, dtype if dtype is not None and batch.is_floating_point() else None))
+        placed = batch.to(device)
+        return ordinary(placed if dtype is None else in_precision(placed, dtype))
     if isinstance(batch, Mapping):
         placed = {key: to_device(value, device, dtype) for key, value in batch.items()}
         return Keywords(placed) if isinstance(batch, Keywords) else placed

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from disparse_structured.data.arguments import arguments, described
 from disparse_structured.data.batches import ToInputs, batch_size, batched_leaves, batches, take, to_device
 from disparse_structured.data.call import marked_like, named_leaves
+from disparse_structured.data.precision import first_inexact, is_inexact
 from disparse_structured.errors import BatchError, DisparseWarning
 
 CHUNK = 8
@@ -122,8 +123,8 @@ def gathered(
     Raises:
         BatchError: as :meth:`Calibration.of`.
     """
-    floating = next((p for p in model.parameters() if p.is_floating_point()), None)
-    device, dtype = (floating.device, floating.dtype) if floating is not None else ("cpu", None)
+    first = first_inexact(model.parameters())
+    device, dtype = ("cpu", None) if first is None else (first.device, first.dtype)
     read: list[tuple[Any, ...]] = []
     samples = held = 0
     for batch in batches(data):
@@ -225,7 +226,7 @@ def _check_finite(model: nn.Module, groups: Sequence[tuple[Any, ...]]) -> None:
     for group in groups:
         leaves = named_leaves(model.forward, group)
         for (name, leaf), batched in zip(leaves, batched_leaves(group), strict=True):
-            if not isinstance(leaf, torch.Tensor) or not leaf.is_floating_point():
+            if not isinstance(leaf, torch.Tensor) or not is_inexact(leaf):
                 continue
             finite = leaf.isfinite().reshape(len(leaf) if leaf.ndim else 1, -1)
             if not bool(finite.all()):

@@ -45,7 +45,7 @@ def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     size = torch.where(finite, expected.abs(), 0)
     if not error.any():
         return 0.0
-    least = _SMALL.get(expected.dtype, _SMALL[torch.float32]) * size.max()
+    least = _SMALL.get(size.dtype, _SMALL[torch.float32]) * size.max()
     pairs = zip(by_channel(error), by_channel(size), strict=True)
     worst = max((errors / sizes.clamp_min(least)).max() for errors, sizes in pairs)
     return float(worst.nan_to_num(torch.inf, torch.inf))

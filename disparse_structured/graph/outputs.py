@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from disparse_structured.data.batches import as_arguments, call_model
 from disparse_structured.data.modes import eval_mode
+from disparse_structured.data.precision import is_inexact
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import BatchError, DisparseWarning, TaskError
 from disparse_structured.graph.copies import copied
@@ -31,7 +32,7 @@ def tasks_from_outputs(
 
     A dict gives one task per key; a tuple or list, one per position (``output0``, ``output1``, ...); a named
     tuple, a dataclass or another object, one per field; a single tensor, the task ``output``. Nested
-    tensors belong to their top-level entry. Entries without floating-point numbers (such as an argmax map)
+    tensors belong to their top-level entry. Entries without real or complex numbers (such as an argmax map)
     and those that depend on no parameter (anchors, the input itself) are left out. A copy of the model runs:
     the model and the global random states are unchanged.
 
@@ -51,7 +52,7 @@ def tasks_from_outputs(
     if not floating:
         raise TaskError(
             f"no task can be inferred from what {type(model).__name__} returns: {_content(entries, output)}. "
-            "A task needs floating-point numbers. Let the model return them (logits instead of classes), "
+            "A task needs real or complex numbers. Let the model return them (logits instead of classes), "
             "or pass tasks=[Task(name, output)]."
         )
     parameters = {_memory(each): name for name, each in copy.named_parameters()}
@@ -145,21 +146,22 @@ def _fields(output: Any) -> tuple[str, ...]:
 
 
 def _numbers(task: Task, output: Any) -> list[torch.Tensor]:
-    """The nonempty floating-point tensors of the task's entry."""
+    """The nonempty real and complex tensors of the task's entry."""
     try:
         tensors = task.tensors(output)
     except TaskError:  # None, a number, a string
         return []
-    return [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    return [tensor for tensor in tensors if is_inexact(tensor) and tensor.numel()]
 
 
 def _nudge(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.is_floating_point() and parameter.numel():
+            if is_inexact(parameter) and parameter.numel():
                 size = _NUDGE * float(parameter.abs().mean()) + _NUDGE**2
-                noise = torch.randn(parameter.shape, generator=generator) * size
+                kind = torch.complex64 if parameter.is_complex() else None
+                noise = torch.randn(parameter.shape, generator=generator, dtype=kind) * size
                 parameter.add_(noise.to(parameter))
 
 
@@ -184,7 +186,7 @@ def _computed(model: nn.Module, inputs: tuple[Any, ...], tasks: Sequence[Task]) 
     if not tasks:
         return []
     for parameter in model.parameters():
-        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+        parameter.requires_grad_(is_inexact(parameter))
     try:
         with Isolation(0, device_of(model)), eval_mode(model), torch.enable_grad():
             output = call_model(model, inputs, lambda given: given)

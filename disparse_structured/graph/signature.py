@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.named_tensors import named_tensors, plain_tensors
 
 _OWN = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"})
 """Attributes of every module that are covered elsewhere, or that eval mode overrides."""
@@ -35,7 +35,8 @@ class Signature:
 
     Args:
         inputs: shapes, dtypes and devices of ``forward``'s tensor arguments, and its other arguments.
-        tensors: a digest of the names, shapes, strides, types and devices of parameters and buffers.
+        tensors: a digest of the names, shapes, strides, types and devices of parameters and buffers, and of
+            the types and values of plain real and complex tensors.
         attributes: a digest of the types of the modules and of their other attributes.
     """
 
@@ -51,23 +52,36 @@ class Signature:
         attributes.
         """
         tensors, canonical = named_tensors(model)
-        return cls(input_signature(inputs), _of_tensors(tensors, canonical), _of_attributes(model, tensors))
+        plain = plain_tensors(model)
+        return cls(
+            input_signature(inputs),
+            _of_tensors(tensors, canonical, plain),
+            _of_attributes(model, tensors, {id(tensor) for tensor in plain.values()}),
+        )
 
 
-def _of_tensors(tensors: Mapping[str, torch.Tensor], canonical: Mapping[str, str]) -> str:
+def _of_tensors(
+    tensors: Mapping[str, torch.Tensor], canonical: Mapping[str, str], plain: Mapping[str, torch.Tensor]
+) -> str:
     digest = hashlib.sha256(repr(canonical).encode())
     for name, tensor in tensors.items():
         facts = (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
         digest.update(repr((name, type(tensor), *facts)).encode())
+    for name, tensor in plain.items():
+        digest.update(repr((name, _content(tensor))).encode())
     return digest.hexdigest()
 
 
-def _of_attributes(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> str:
+def _of_attributes(model: nn.Module, tensors: Mapping[str, torch.Tensor], plain: Set[int]) -> str:
     digest = hashlib.sha256()
     names = {id(tensor): name for name, tensor in tensors.items()}
     for path, module in model.named_modules():
         digest.update(repr((path, _name(type(module)))).encode())
-        own = {name: value for name, value in vars(module).items() if name not in _OWN}
+        own = {
+            name: value.shape if id(value) in plain else value
+            for name, value in vars(module).items()
+            if name not in _OWN
+        }
         for fact in _facts(own, names, frozenset(), _DEPTH):
             digest.update(repr(fact).encode())
     return digest.hexdigest()

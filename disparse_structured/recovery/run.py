@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from disparse_structured.data.deviation import Movement, Weights, damage
 from disparse_structured.data.modes import eval_mode, plain_modes, without_fast_path
+from disparse_structured.data.precision import in_precision
 from disparse_structured.data.randomness import Isolation, generator
 from disparse_structured.errors import LoadError
 from disparse_structured.graph.named_tensors import device_of, digest, named_tensors
@@ -316,11 +317,11 @@ class _Trained:
     def __init__(self, model: nn.Module) -> None:
         self._parameters = [each for each in model.parameters() if each.requires_grad]
         self._masters = [
-            each.detach().clone() if each.dtype in (torch.float32, torch.float64) else each.detach().float()
+            in_precision(each.detach(), torch.promote_types(each.dtype.to_real(), torch.float32)).clone()
             for each in self._parameters
         ]
         groups = [
-            {"params": [each], "scale": max(_LEAST, float(each.double().square().mean().sqrt()))}
+            {"params": [each], "scale": max(_LEAST, float(each.abs().double().square().mean().sqrt()))}
             for each in self._masters
         ]
         self._optimizer = torch.optim.Adam(groups, lr=0.0, eps=_NEGLIGIBLE)

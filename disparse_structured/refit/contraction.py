@@ -254,6 +254,8 @@ class _Weight:
         """The contraction with weight ``name``, or why there is none."""
         reads = [Operands.of(node) for node in nodes]
         first = reads[0]
+        if first.weight.meta["val"].is_complex():
+            return "its weight is complex"
         if users[name] != nodes or any(each.data is first.weight for each in reads):
             return "its weight is used in other ways as well"
         operators = {(packet(node), each.groups) for node, each in zip(nodes, reads, strict=True)}

@@ -46,7 +46,7 @@ def sums(node: fx.Node) -> Iterator[Sum]:
             other = second if first is node else first
             if not isinstance(other, fx.Node) or other is node or user.kwargs.get("alpha", 1) != 1:
                 return
-            if _shape(other) != _shape(node) or _shape(user) != _shape(node):
+            if _shape(other) != _shape(node) or _shape(user) != _shape(node) or user.meta["val"].is_complex():
                 return
             yield Sum(other, _composed(tuple(path)))
         else:

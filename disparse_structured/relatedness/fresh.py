@@ -11,6 +11,7 @@ from torch import nn
 
 from disparse_structured.data.batches import ToInputs, batches, call_model, to_device
 from disparse_structured.data.modes import eval_mode
+from disparse_structured.data.precision import is_inexact
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.graph.copies import copied
 
@@ -39,13 +40,14 @@ def fresh(
         BatchError: ``data`` has no batch, or one that the model refuses.
     """
     model = copied(model)
-    first = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    first = next(filter(is_inexact, model.parameters()))
     generator = torch.Generator().manual_seed(seed)
     with Isolation(seed, first.device), torch.no_grad():
         for module in model.modules():
             if isinstance(module, _LAYERS):
                 # Drawn on the CPU, so that a seed gives the same weights on every device.
-                drawn = torch.empty(module.weight.shape)
+                kind = torch.complex64 if module.weight.is_complex() else None
+                drawn = torch.empty(module.weight.shape, dtype=kind)
                 module.weight.copy_(nn.init.xavier_normal_(drawn, generator=generator))
                 if module.bias is not None:
                     module.bias.zero_()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from disparse_structured.data.precision import as_real, is_inexact
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import TaskError
 from disparse_structured.scoring.objectives import Packing, loss_of
@@ -71,11 +72,13 @@ class BatchLosses:
 def _relative_distance(
     task: Task, tensors: tuple[torch.Tensor, ...], dense: tuple[torch.Tensor, ...]
 ) -> torch.Tensor:
-    pairs = [(one, other) for one, other in zip(tensors, dense, strict=True) if one.is_floating_point()]
+    pairs = [
+        (as_real(one), as_real(other)) for one, other in zip(tensors, dense, strict=True) if is_inexact(one)
+    ]
     if not pairs:
         raise TaskError(
             f"task {task.name!r} has no loss, and its output {[str(tensor.dtype) for tensor in tensors]} "
-            "cannot be differentiated. Point its selector at floating-point values, such as logits."
+            "cannot be differentiated. Point its selector at real or complex values, such as logits."
         )
     distance = torch.stack([(one - other).float().square().sum() for one, other in pairs]).sum()
     norm = torch.stack([other.float().square().sum() for _, other in pairs]).sum()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from disparse_structured.data.precision import as_real
 from disparse_structured.graph.instrument import Argument, Place, instrumented
 from disparse_structured.graph.operators import operator_of
 from disparse_structured.structure import ChannelGroup, Consumer, Structure
@@ -281,11 +282,12 @@ def product_sums(value: torch.Tensor, gradient: torch.Tensor, kept: tuple[int, .
     """Sum ``value * gradient`` over every dimension but those of ``kept``, in the order of ``kept``.
 
     It works in pieces along the first dimension: a product as large as the activation would cost more
-    in memory traffic than the arithmetic does.
+    in memory traffic than the arithmetic does. The parts of a complex number count as two values.
     """
     if value.dtype in (torch.float16, torch.bfloat16):
         value, gradient = value.float(), gradient.float()
     kept = tuple(dim % value.ndim for dim in kept)
+    value, gradient = as_real(value), as_real(gradient)
     summed = [dim for dim in range(value.ndim) if dim not in kept]
     pieces = min(len(value), -(-value.numel() // _CHUNK)) if value.is_cpu else 1
     if pieces <= 1:

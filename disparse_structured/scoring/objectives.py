@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from disparse_structured.data.precision import as_real, is_inexact
 from disparse_structured.data.randomness import generator, signs
 from disparse_structured.errors import DisparseError, TaskError
 from disparse_structured.tasks import Task
@@ -152,11 +153,13 @@ def squared_distance(task: Task, tensors: Sequence[torch.Tensor], batch: int) ->
 
 
 def _differentiable(task: Task, tensors: Sequence[torch.Tensor]) -> list[tuple[int, torch.Tensor]]:
-    found = [(i, tensor) for i, tensor in enumerate(tensors) if tensor.is_floating_point() and tensor.numel()]
+    found = [
+        (i, as_real(tensor)) for i, tensor in enumerate(tensors) if is_inexact(tensor) and tensor.numel()
+    ]
     if not found:
         raise TaskError(
             f"task {task.name!r} has no loss, and its output {[str(tensor.dtype) for tensor in tensors]} "
-            "cannot be differentiated. Point its selector at floating-point values, such as logits."
+            "cannot be differentiated. Point its selector at real or complex values, such as logits."
         )
     return found
 

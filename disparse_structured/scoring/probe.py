@@ -30,6 +30,7 @@ from disparse_structured.data.batches import (
 )
 from disparse_structured.data.call import Batched, call
 from disparse_structured.data.modes import eval_mode
+from disparse_structured.data.precision import first_inexact, is_inexact
 from disparse_structured.data.randomness import Isolation, generator, signs
 from disparse_structured.errors import BatchError, DisparseError, PlanError
 from disparse_structured.graph.named_tensors import detached_tensors, named_tensors
@@ -106,9 +107,9 @@ class Probe:
             )
         self._state = detached_tensors(self.model)
         check_described(self._state, self.structure)
-        floating = [tensor for tensor in self._state.values() if tensor.is_floating_point()]
-        # A task reaches at least one parameter, so there is one.
-        self._device, self._dtype = floating[0].device, floating[0].dtype
+        first = first_inexact(self._state.values())
+        assert first is not None  # a task reaches at least one parameter
+        self._device, self._dtype = first.device, first.dtype.to_real()
         self._packings: dict[str, Packing] = {}
 
     def zeros(self) -> torch.Tensor:
@@ -231,7 +232,7 @@ class Probe:
         weights = {
             name: parameter.detach().requires_grad_()
             for name, parameter in named_tensors(self.model)[0].items()
-            if isinstance(parameter, nn.Parameter) and parameter.is_floating_point()
+            if isinstance(parameter, nn.Parameter) and is_inexact(parameter)
         }
 
         def prepare(structure: Structure) -> _Run:

@@ -19,7 +19,7 @@ from disparse_structured.decision.budget.widths import Widths
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import TaskError, VerificationError
 from disparse_structured.graph.capture import Capture, clone_if_tensor
-from disparse_structured.graph.copies import copied
+from disparse_structured.graph.copies import copied, copied_in
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.report.text import plain_text
@@ -316,7 +316,7 @@ def _verify(
     model: nn.Module, result: nn.Module, reference: VerificationCopy, tasks: Sequence[Task]
 ) -> tuple[dict[str, float], torch.dtype]:
     """How far ``result`` is from ``model``, with their own weights, in the reference's precision."""
-    full, reduced = (copied(each).to(reference.dtype) for each in (model, result))
+    full, reduced = (copied_in(each, reference.dtype) for each in (model, result))
     for module in (*full.modules(), *reduced.modules()):
         module.training = False
     deviation = reference.deviation(_outputs_of(reduced, tasks), _outputs_of(full, tasks))

@@ -14,9 +14,10 @@ from torch.utils import _pytree as pytree
 from disparse_structured.data.batches import batched_leaves, map_batched
 from disparse_structured.data.call import Batched, call
 from disparse_structured.data.differences import difference
+from disparse_structured.data.precision import in_precision, is_inexact
 from disparse_structured.errors import CaptureError, PlanError, VerificationError
 from disparse_structured.graph.capture import clone_if_tensor
-from disparse_structured.graph.copies import copied
+from disparse_structured.graph.copies import copied_in
 from disparse_structured.graph.named_tensors import detached_tensors, named_tensors
 from disparse_structured.graph.side_effects import undone
 from disparse_structured.graph.signature import Signature
@@ -61,24 +62,22 @@ class VerificationCopy:
 
         Raises:
             PlanError: ``structure`` does not describe the model.
-            CaptureError: the model, in half precision, does not run in float32 either.
+            CaptureError: the model does not run in float32 either.
         """
         try:
             return cls._in(model, structure, dtype)
         except (CaptureError, RuntimeError) as error:
             if dtype is not torch.float32:
                 return cls.of(model, structure, torch.float32)
-            if not any(each.dtype in (torch.float16, torch.bfloat16) for each in model.parameters()):
-                raise
             raise CaptureError(
-                f"{type(model).__name__} does not run in float32, in which results are verified, probably "
-                "because forward casts to half precision. Let it cast to the type of its weights, or "
-                f"skip the verification with verify=False (--no-verify). The error was: {error}"
+                f"{type(model).__name__} does not run in float32, in which results are verified. If forward "
+                "casts to a fixed type, let it cast to the type of its weights. Or skip the "
+                f"verification with verify=False (--no-verify). The error was: {error}"
             ) from error
 
     @classmethod
     def _in(cls, model: nn.Module, structure: Structure, dtype: torch.dtype) -> VerificationCopy:
-        dense = copied(model).to(dtype)
+        dense = copied_in(model, dtype)
         for module in dense.modules():
             module.training = False
         _randomize_constants(dense)
@@ -187,7 +186,7 @@ def _randomize_constants(model: nn.Module) -> None:
     with torch.no_grad():
         for tensor in named_tensors(model)[0].values():
             chosen = isinstance(tensor, nn.Parameter) or id(tensor) in statistics
-            if not chosen or not tensor.is_floating_point() or not tensor.numel():
+            if not chosen or not is_inexact(tensor) or not tensor.numel():
                 continue
             first = tensor.reshape(-1)[0]
             if bool((tensor == first).all()) and (tensor.numel() > 1 or first == 0):
@@ -222,7 +221,7 @@ def mismatch_in(deviation: Mapping[str, float], dtype: torch.dtype) -> str | Non
 
 def _cast(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
     def cast(leaf: Any) -> Any:
-        return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
+        return in_precision(leaf, dtype) if isinstance(leaf, torch.Tensor) else leaf
 
     found: tuple[Any, ...] = pytree.tree_map(cast, inputs)
     return found
@@ -239,7 +238,7 @@ def other_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     def other(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor) or leaf.numel() <= 1:
             return leaf
-        if not leaf.is_floating_point():
+        if not is_inexact(leaf):
             return leaf.flip(0)
         noise = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
         return leaf.flip(0) + noise * (leaf.std() or 1.0)

@@ -11,12 +11,18 @@ from torch import fx
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16})
+_WIDE = {
+    torch.float32: torch.float64,
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.complex64: torch.complex128,
+    torch.complex32: torch.complex128,
+}
 
 
 @contextmanager
 def double_precision() -> Iterator[None]:
-    """Use float64 wherever a narrower floating type is requested: casts, sums, new tensors.
+    """Use float64 wherever a narrower type is requested, and complex128: in casts, sums, new tensors.
 
     Two networks that differ only in the order of their sums agree to 1e-9 only in pure float64. Where they
     round to float32 in between, the last digit of float64 may decide which way. Torch's default type, which
@@ -32,11 +38,11 @@ def double_precision() -> Iterator[None]:
 
 
 def has_narrow_dtypes(graph: fx.Graph) -> bool:
-    """Return whether ``graph`` names floating types below float64 and has no higher-order operators."""
+    """Return whether ``graph`` names types below double precision and has no higher-order operators."""
     if is_nested(graph):
         return False
     arguments = (each for node in graph.nodes for each in (*node.args, *node.kwargs.values()))
-    return any(isinstance(each, torch.dtype) and each in _NARROW for each in arguments)
+    return any(isinstance(each, torch.dtype) and each in _WIDE for each in arguments)
 
 
 def is_nested(graph: fx.Graph) -> bool:
@@ -53,6 +59,6 @@ class _Widening(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         given = dict(kwargs or {})
-        if given.get("dtype") in _NARROW:
-            given["dtype"] = torch.float64
+        if (dtype := given.get("dtype")) in _WIDE:
+            given["dtype"] = _WIDE[dtype]
         return func(*args, **given)
