@@ -11,7 +11,9 @@ from torch import Tensor, fx
 
 from disparse_structured.graph.operators import named_arguments, packet
 from disparse_structured.graph.schedule import Step
+from disparse_structured.graph.unknown_sizes import depends_on_data
 from disparse_structured.refit.context import APART, RefitContext, check_settings
+from disparse_structured.refit.contraction import VARYING
 from disparse_structured.refit.lockstep import MEMORY
 from disparse_structured.report.refit import LayerFacts
 
@@ -50,6 +52,9 @@ class BatchNormStatistics:
             return
         if work.apart(step[0]):
             work.skip(mean, APART)
+            return
+        if any(map(depends_on_data, step)):
+            work.skip(mean, VARYING)
             return
         kept = work.kept(mean).to(work.state[mean].device)
         count, center, spread = _moments(work, step, kept)

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from disparse_structured.graph.capture import Capture
 from disparse_structured.graph.operators import ContractionKind, named_arguments, operator_of, packet
 from disparse_structured.graph.schedule import Step
+from disparse_structured.graph.unknown_sizes import depends_on_data
 from disparse_structured.report.refit import SkippedLayer
 from disparse_structured.structure import ChannelGroup, Structure
 from disparse_structured.structure.tracing import module_path
@@ -27,6 +28,9 @@ aten = torch.ops.aten
 
 _REGRESSED = ("convolution", "transposed convolution", "linear")
 """Families of contractions whose weight is the solution of a regression."""
+
+VARYING = "how many rows it reads depends on the data"
+"""Why a layer is left unchanged: two networks choose different rows, which cannot be compared."""
 
 _OTHERS = ("generic convolution", "matmul", "einsum", "bilinear", "recurrent")
 """Families that may contract with a parameter in ways that are not regressed here."""
@@ -211,7 +215,9 @@ def _candidates(capture: Capture) -> tuple[dict[str, list[fx.Node]], dict[fx.Nod
             continue
         if contracts.kind in _REGRESSED:
             read = Operands.of(node).weight
-            if read.name in capture.tensors:
+            if read.name in capture.tensors and depends_on_data(node):
+                refused[node] = SkippedLayer(capture.tensors[read.name], VARYING)
+            elif read.name in capture.tensors:
                 by_weight[capture.tensors[read.name]].append(node)
             else:
                 names = sorted(constant.get(read, ())) or [module_path(node) or node.name]

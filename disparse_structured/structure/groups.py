@@ -121,6 +121,10 @@ class RatioConstraint:
         return len(multiples) == 1 and next(iter(multiples))[1] == 0
 
 
+DATA_DEPENDENT = "a size depends on the data"
+"""The reason of a :class:`Pin` by an operator that reads or returns a tensor of such a size."""
+
+
 @dataclass(frozen=True)
 class Pin:
     """Why some dimensions cannot change: the operator, the module it ran in, and what it pins.

@@ -24,8 +24,9 @@ from disparse_structured.graph.operators import (
     schema_arguments,
 )
 from disparse_structured.graph.provenance import Attribute, Derived, Expression, Real, annotation, expressions
+from disparse_structured.graph.unknown_sizes import depends_on_data, has_unknown_size
 from disparse_structured.structure.entry_points import load_rules
-from disparse_structured.structure.groups import Attention, Kind
+from disparse_structured.structure.groups import DATA_DEPENDENT, Attention, Kind
 from disparse_structured.structure.labels import PINNED, Axis, Labels, Value
 from disparse_structured.structure.weight_scales import WeightScale
 
@@ -379,7 +380,7 @@ class Trace:
 
     def _call(self, node: fx.Node) -> Any:
         call = Call(node, self._convert)
-        if any(_is_dynamic(each) for each in (node, *node.all_input_nodes)):
+        if depends_on_data(node):
             return self._data_dependent(call)
         if node.target is operator.getitem:
             container, index = self._convert(node.args[0]), cast(int, node.args[1])
@@ -412,10 +413,10 @@ class Trace:
     def _data_dependent(self, call: Call) -> Any:
         """Pins everything that a call with data-dependent sizes reads, and labels no result."""
         for value in call.values():
-            self.pin(call, value, "a size depends on the data")
+            self.pin(call, value, DATA_DEPENDENT)
         returned = call.node.meta.get("val")
         known = [
-            plain(leaf.shape) if isinstance(leaf, torch.Tensor) and not _has_unknown_size(leaf) else None
+            plain(leaf.shape) if isinstance(leaf, torch.Tensor) and not has_unknown_size(leaf) else None
             for leaf in (returned if isinstance(returned, tuple | list) else [returned])
         ]
         return known if isinstance(returned, tuple | list) else known[0]
@@ -464,14 +465,6 @@ def _sample(value: Value, dim: int) -> tuple[int, np.ndarray] | None:
     """The one dimension of ``value`` besides ``dim`` whose positions belong to known examples."""
     found = [(i, axis.sample) for i, axis in enumerate(value) if axis.sample is not None and i != dim]
     return found[0] if len(found) == 1 else None
-
-
-def _is_dynamic(node: fx.Node) -> bool:
-    return any(_has_unknown_size(leaf) for leaf in pytree.tree_leaves(node.meta.get("val")))
-
-
-def _has_unknown_size(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor) and not all(isinstance(size, int) for size in leaf.shape)
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

@@ -29,9 +29,11 @@ from disparse_structured.refit import (
     refit,
 )
 from disparse_structured.refit.context import RefitContext
+from disparse_structured.report.refit import SkippedLayer
 from disparse_structured.structure import Structure, analyse
 from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Task
+from tests.support.experts import NAMES, routed
 from tests.support.zoo import BY_ID
 
 METHODS = (LeastSquares(), LeastSquares(merge=True), Affine(), BatchNormStatistics(), ModelFolding())
@@ -233,6 +235,58 @@ def test_weights_computed_from_weights_are_left_as_they_are_and_named() -> None:
     assert "computed from other tensors" in reasons["second.weight"]
     assert "matmul" in reasons["mixer"]
     assert [layer.layer for layer in facts.layers] == ["head.weight"]
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*((name, LeastSquares()) for name in NAMES), *(("best_two", method) for method in METHODS[1:])],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_layers_that_read_a_number_of_rows_that_depends_on_the_data_stay_and_are_named(
+    name: str, method: RefitMethod
+) -> None:
+    model, data = routed(name)
+    structure = analyse(model, (data[:2],))
+    done = refit(model, structure, thinned(structure), data.split(8), method=method)
+    after = dict(done.model.named_parameters())
+
+    for layer, weight in model.named_parameters():
+        if layer.startswith("experts"):
+            assert torch.equal(after[layer], weight)
+    if not isinstance(method, BatchNormStatistics):
+        reason = "how many rows it reads depends on the data"
+        assert SkippedLayer("experts.0.0.weight", reason) in done.facts.skipped
+        assert all(each.layer.startswith("experts") for each in done.facts.skipped)
+        assert {"first.2.weight", "near.2.weight"} <= {each.layer for each in done.facts.layers}
+        assert sum(done.facts.after.values()) < sum(done.facts.before.values())
+
+
+class RoutedNorm(nn.Module):
+    """A batch norm on the rows that a gate chooses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.norm = nn.Linear(6, 12), nn.Linear(12, 1), nn.BatchNorm1d(12)
+        self.inner, self.last = nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 12)), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = x + self.inner(x)
+        (rows,) = torch.where(self.gate(x)[:, 0].sigmoid() > 0.3)
+        torch._check(rows.shape[0] != 0)
+        return self.last(x.index_add(0, rows, self.norm(x[rows])))
+
+
+def test_statistics_of_a_number_of_rows_that_depends_on_the_data_stay_and_are_named() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, data = RoutedNorm().eval(), torch.randn(64, 6)
+    structure = analyse(model, data[:8], WHOLE)
+    done = refit(model, structure, thinned(structure), data.split(16), method=BatchNormStatistics())
+    (skipped,) = done.facts.skipped
+    assert skipped.layer == "norm.running_mean"
+    assert "how many rows it reads depends on the data" in skipped.reason
+    assert torch.equal(done.model.norm.running_mean, model.norm.running_mean)
 
 
 @pytest.mark.parametrize("method", [LeastSquares(), BatchNormStatistics()], ids=repr)

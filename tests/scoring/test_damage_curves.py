@@ -28,6 +28,7 @@ from disparse_structured.structure.cost import AnalyticCost
 from disparse_structured.surgery.module import cut
 from disparse_structured.tasks import Task
 from disparse_structured.verification.twin import MaskedReads, masked_twin
+from tests.support.experts import NAMES, routed
 from tests.support.plans import case, random_keep, snapshot
 from tests.support.zoo import BY_ID, ids
 
@@ -569,6 +570,21 @@ def test_a_model_on_a_gpu() -> None:
 
     assert found.scores.device.type == "cpu"
     torch.testing.assert_close(found.scores, reference.scores, rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_curves_around_layers_that_read_a_number_of_rows_that_depends_on_the_data(name: str) -> None:
+    model, data = routed(name)
+    structure = analyse(model, (data[:2],))
+    found = foreseen(model, structure, calibration_of(model, data))
+
+    assert [curve.group for curve in found.curves] == [group.name for group in structure.groups]
+    assert {"first.0", "near.0"} <= {curve.group for curve in found.curves}
+    for curve in found.curves:
+        reached = structure.group(curve.group).reach
+        for task, damage in zip(structure.tasks, curve.damage, strict=True):
+            assert all(0 < each < 10 if task in reached else each == 0 for each in damage)
+    assert bool(((found.scores > 0) == structure.reach).all())
 
 
 class Roots(nn.Module):
