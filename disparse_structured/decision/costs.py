@@ -45,7 +45,8 @@ class MACs:
     """Multiply-accumulates per forward pass of one example.
 
     Convolutions, linear layers, matrix products, attention and recurrent layers count; element-wise work
-    does not.
+    does not. Layers that read a number of rows that depends on the data, such as experts, are predicted with
+    the rows that the dense network has on the example inputs, and counted with those of the pruned network.
 
     >>> import disparse_structured as ds
     >>> from torch import nn, zeros

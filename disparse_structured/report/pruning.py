@@ -23,9 +23,10 @@ from disparse_structured.report.schemas import SCHEMA, document_text
 from disparse_structured.report.speed import SpeedFacts
 from disparse_structured.report.text import plain_text
 from disparse_structured.structure import Pin, UnusedModule
+from disparse_structured.structure.groups import DATA_DEPENDENT
 
 EXACT = ("macs", "parameters")
-"""The costs whose prediction is exact, so that another count is a fault."""
+"""The costs whose prediction is exact, so that another count is a fault, or is due to data-dependent rows."""
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,8 @@ class PruningReport:
             if name in EXACT and not cost.agrees:
                 yield Text(
                     f"{name}: {cost.predicted:,.0f} {cost.unit} predicted, but {cost.counted:,.0f} "
-                    "counted on the pruned model. The budget holds for the prediction only. Please report "
-                    "this model.",
+                    "counted on the pruned model. The budget holds for the prediction only. "
+                    f"{self._advice(name)}",
                     style="bold yellow",
                 )
         if self.speed is not None:
@@ -248,6 +249,15 @@ class PruningReport:
 
     def _repr_html_(self) -> str:
         return report_html(Run.of_texts(self.model, self.to_json()))
+
+    def _advice(self, name: str) -> str:
+        """What to make of a count of the cost ``name`` that is not the predicted one."""
+        if name == "macs" and any(pin.reason == DATA_DEPENDENT for pin in self.pinned):
+            return (
+                "It is made with the rows of the dense network: how many rows some layers read depends on "
+                "the data, and the pruned network chooses others."
+            )
+        return "Please report this model."
 
     def _costs(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

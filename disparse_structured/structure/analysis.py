@@ -33,6 +33,7 @@ from disparse_structured.graph.signature import Signature
 from disparse_structured.graph.supported import check_supported
 from disparse_structured.structure.captures import Captures
 from disparse_structured.structure.cost import AnalyticCosts, Products, WidthTable
+from disparse_structured.structure.counting import count_data_dependent
 from disparse_structured.structure.declared import Declarations
 from disparse_structured.structure.entering import EntryGraph, entry_graph, sizes_read
 from disparse_structured.structure.grouping import Grouping, group_units
@@ -388,8 +389,12 @@ def _assembled(
     count = sum(group.units for group in groups)
     batch = batch_size(subject.inputs)
     table = WidthTable(grouping.units, count)
+    terms: list[tuple[float, Sequence[np.ndarray]]]
+    terms = [(term.coefficient / batch, term.axes) for term in trace.multiplies]
+    if fixed := count_data_dependent(subject.model, trace.capture, subject.inputs):
+        terms.append((fixed, ()))
     products = {
-        "macs": table.products([(term.coefficient / batch, term.axes) for term in trace.multiplies]),
+        "macs": table.products(terms),
         "parameters": _parameter_products(table, trace, subject),
     }
     attributes, scales = _updates(table, solution.numbers), _scales(table, trace)

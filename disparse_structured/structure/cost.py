@@ -79,7 +79,9 @@ class AnalyticCosts:
     """Both analytic costs of the network, and the widths they depend on.
 
     MACs are multiply-accumulates of convolutions, linear layers, matrix products and attention for one
-    example. Parameters count every ``nn.Parameter`` once, even if tied.
+    example. A layer whose number of rows depends on the data counts with the rows that the dense network has
+    on the example inputs, in the mean over the examples. Parameters count every ``nn.Parameter`` once, even
+    if tied.
     """
 
     widths: WidthMap

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,8 +17,10 @@ from disparse_structured.data.call import call
 from disparse_structured.data.modes import eval_mode, plain_modes, without_fast_path
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.graph.batching import with_batch
-from disparse_structured.graph.named_tensors import device_of
+from disparse_structured.graph.capture import Capture
+from disparse_structured.graph.named_tensors import detached_tensors, device_of
 from disparse_structured.graph.side_effects import undone
+from disparse_structured.graph.unknown_sizes import depends_on_data
 
 
 @plain_modes()
@@ -34,19 +36,38 @@ def count_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> int:
     isolated = Isolation(0, device_of(model))
     with isolated:
         example_inputs = with_batch(model, example_inputs)
-    with (
-        isolated,
-        undone(model),
-        eval_mode(model),
-        torch.no_grad(),
-        sdpa_kernel(SDPBackend.MATH),
-        _products_of(model),
-        without_fast_path(),
-        _counter() as counter,
-    ):
+    with isolated, undone(model), eval_mode(model), _countable(model), _counter() as counter:
         call(model, example_inputs)
     flops: int = counter.get_total_flops()
     return round(flops / 2 / batch_size(example_inputs))
+
+
+def count_data_dependent(model: nn.Module, captured: Capture, example_inputs: tuple[Any, ...]) -> float:
+    """Count the multiply-accumulates, per example, of a graph's operators whose sizes depend on the data.
+
+    ``captured`` is the graph of ``model`` with ``example_inputs``. If it has such operators, it runs once on
+    these inputs and counts as :func:`count_macs` does.
+    """
+    if not any(map(depends_on_data, captured.graph.nodes)):
+        return 0.0
+    counting = _DataDependent(captured.module)
+    with Isolation(0, device_of(model)), _countable(model):
+        captured.run(detached_tensors(model), example_inputs, counting.run)
+    return counting.flops / 2 / batch_size(example_inputs)
+
+
+class _DataDependent(fx.Interpreter):
+    """Runs a graph and adds up the operations of those nodes whose sizes depend on the data."""
+
+    flops = 0
+
+    def run_node(self, n: fx.Node) -> Any:
+        if not depends_on_data(n):
+            return super().run_node(n)
+        with _counter() as counter:
+            result = super().run_node(n)
+        self.flops += counter.get_total_flops()
+        return result
 
 
 def _counter() -> Any:
@@ -88,6 +109,13 @@ def _deformable(
 def _grouped(rows: torch.Size, experts: torch.Size, *rest: Any, out_shape: torch.Size, **options: Any) -> int:
     """The operations of a grouped matrix product: each of the rows meets the matrix of one expert."""
     return 2 * math.prod(rows) * experts[-1]
+
+
+@contextmanager
+def _countable(model: nn.Module) -> Iterator[None]:
+    """Makes what ``model`` computes count, without gradients."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _products_of(model), without_fast_path():
+        yield
 
 
 @contextmanager
