@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import fx, nn
 
 from disparse_structured.checks import check_callable, check_not_class, check_object, shown
 from disparse_structured.decision.budget import Budget
-from disparse_structured.errors import BudgetError, OptionError
-from disparse_structured.structure.structure import check_structure
+from disparse_structured.errors import BudgetError, OptionError, TaskError
+from disparse_structured.graph.unknown_sizes import has_unknown_size
+from disparse_structured.structure.structure import Structure, check_structure
 
 _RULES = {"criterion": ("Fisher()", 1), "arbiter": ("Unanimous()", 1), "ranking": ("PerCostRanking()", 3)}
 """An example of each rule, and how many arguments it takes."""
@@ -62,6 +63,20 @@ def check_given_structure(structure: object, tasks: object, batched: object) -> 
         raise OptionError(
             "batched= was given beside structure=, which knows the batch already. Pass it to analyse()."
         )
+
+
+def check_comparable(structure: Structure) -> None:
+    """Raises :class:`TaskError` if the size of a task's output depends on the data.
+
+    The outputs of the pruned network are compared with the dense one's.
+    """
+    for task, nodes in structure.capture.task_outputs(structure.capture.outputs).items():
+        if any(isinstance(node, fx.Node) and has_unknown_size(node.meta["val"]) for node in nodes):
+            raise TaskError(
+                f"task {task!r}: the size of its output depends on the data, so the pruned network's output "
+                "may have another size and cannot be compared with it. Pass tasks= with outputs of fixed "
+                "size, such as the scores that the choice is made by."
+            )
 
 
 def the_budget(

@@ -26,6 +26,7 @@ from disparse_structured.pipeline.inputs import Data
 from disparse_structured.pipeline.latency import asked_latency, in_time, latency_budget
 from disparse_structured.pipeline.method import Method, Problem
 from disparse_structured.pipeline.options import (
+    check_comparable,
     check_given_structure,
     check_method,
     check_recover,
@@ -156,6 +157,7 @@ def prune(
     if structure is None:
         with step("reading the structure", progress):
             structure = _analyse(model, given.example_inputs, tasks)
+    check_comparable(structure)
     dropped: tuple[UnusedModule, ...] = ()
     if drop_unused and structure.unused:
         with step("leaving out what never runs", progress):

@@ -170,6 +170,22 @@ def test_an_unknown_position_of_a_tuple_is_refused_with_what_there_is() -> None:
         prune(build(AsTuple), images(8), ["output2"], macs=0.5, **VOTES)
 
 
+class Chosen(Redundant):
+    """Also returns the depths above a threshold: how many differs between networks."""
+
+    def forward(self, image: Tensor) -> Any:
+        found = super().forward(image)
+        return {**found, "near": found["depth"][found["depth"] > 0]}
+
+
+def test_a_task_whose_size_depends_on_the_data_is_refused() -> None:
+    model = build(Chosen)
+    with pytest.raises(TaskError, match=r"'near': the size of its output depends on the data.*tasks="):
+        prune(model, images(), macs=0.5)
+
+    assert prune(model, images(), ["depth", "edges"], macs=0.5, **VOTES).report.tasks
+
+
 def test_compensated_does_not_use_losses() -> None:
     def fails(output: Tensor, batch: Any) -> Tensor:
         raise AssertionError("there are no labels")
