@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from torch import nn
 
 from disparse_structured.data.arguments import described
+from disparse_structured.data.batches import batch_size, take
 from disparse_structured.errors import BatchError, CaptureError
 from disparse_structured.graph.comparison import equal_up_to_dtype
 from disparse_structured.graph.signature import Signature, input_signature
@@ -91,10 +92,25 @@ def structure_for_batch(structure: Structure, model: nn.Module, inputs: tuple[An
     if found.fingerprint != structure.fingerprint:
         raise BatchError(
             f"the units of {name} depend on the shape of its inputs: with {described(inputs)} they differ "
-            f"from those with {described(structure.example_inputs)}. "
-            "Pass example inputs of the loader's shape, and use drop_last=True."
+            f"from those with {described(structure.example_inputs)}. {_advice(inputs, structure)}"
         )
     return found
+
+
+def _advice(inputs: tuple[Any, ...], structure: Structure) -> str:
+    one, example = (input_signature(take(each, slice(1))) for each in (inputs, structure.example_inputs))
+    if one != example:
+        return "Pass example inputs of the shape that the batches have."
+    advice = (
+        "Let forward treat every number of examples alike. If only the last batch of a loader is smaller, "
+        "drop_last=True leaves it out."
+    )
+    if batch_size(inputs) > 1:
+        return advice
+    return (
+        f"{advice} Scores of weights need no examples: "
+        "method=DiSparse(criterion=criteria.Magnitude()), refit=None."
+    )
 
 
 class PerShape(Generic[T]):

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from disparse_structured import Task, analyse
-from disparse_structured.errors import CaptureError
+from disparse_structured import DiSparse, Task, analyse, criteria, prune
+from disparse_structured.errors import BatchError, CaptureError
 from disparse_structured.graph.named_tensors import detached_tensors
 from disparse_structured.structure import Structure
-from disparse_structured.structure.at_shape import structure_at
+from disparse_structured.structure.at_shape import structure_at, structure_for_batch
 from disparse_structured.structure.captures import REMEMBERED
 from tests.support.plans import random_keep
 from tests.support.zoo import BY_ID, named
@@ -273,3 +273,46 @@ def test_a_copy_of_a_structure_works_by_itself(copied: Any) -> None:
     assert found.cost.macs.total(keep) == structure.cost.macs.total(keep)
     check(found, model, (images(),))
     check(structure_at(found, model, (images(4),)), model, (images(4),))
+
+
+class SinglesDiffer(nn.Module):
+    """An example alone is mirrored along its channels, and no example is told apart in what ``mix`` reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix, self.left = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = self.stem(image).relu()
+        features = features + features.flip(1) if len(image) == 1 else features
+        return self.left(self.mix(features).relu())
+
+
+def test_units_that_depend_on_the_number_of_examples_are_refused_with_advice_that_works() -> None:
+    torch.manual_seed(0)
+    model = SinglesDiffer().eval()
+    structure = analyse(model, images(2))
+    with pytest.raises(BatchError, match="every number of examples") as caught:
+        structure_for_batch(structure, model, (images(1),))
+
+    assert "drop_last=True" in str(caught.value)
+    assert "DiSparse(criterion=criteria.Magnitude()), refit=None" in str(caught.value)
+    votes = DiSparse(criterion=criteria.Magnitude())
+    assert prune(model, images(16), macs=0.6, method=votes, refit=None).report.costs["macs"].ratio <= 0.6
+
+
+class SmallDiffer(SinglesDiffer):
+    """The same for small images."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = self.stem(image).relu()
+        features = features + features.flip(1) if image.shape[-1] < 8 else features
+        return self.left(self.mix(features).relu())
+
+
+def test_units_that_depend_on_the_size_of_images_are_refused_with_advice_that_works() -> None:
+    model = SmallDiffer().eval()
+    with pytest.raises(BatchError, match="Pass example inputs of the shape that the batches have"):
+        structure_for_batch(analyse(model, images(2)), model, (images(2, 7),))
+    small = (images(2, 7),)
+    assert structure_for_batch(analyse(model, small), model, (images(4, 7),)).groups

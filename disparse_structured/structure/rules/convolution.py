@@ -47,7 +47,8 @@ def transposed(trace: Trace, call: Call) -> Value:
     elif groups > 1:
         _same_in_every_group(trace, call, inputs.atoms(), groups)
         outputs = Axis(weight[1].size * groups, np.tile(weight[1].atoms(), groups))
-        trace.kind(weight[1].atoms(), "bundle")
+        if not _alike(weight[0].atoms(), groups):
+            trace.kind(weight[1].atoms(), "bundle")
     return _finish(trace, call, value, weight, outputs)
 
 
@@ -92,7 +93,14 @@ def _same_in_every_group(
     """Unites each relative index over all groups, so that the groups keep equal widths."""
     rows = atoms.reshape(groups, -1)
     trace.unite(call, rows, rows[0] if weight is None else weight)
-    trace.kind(atoms, "bundle")
+    if not _alike(atoms, groups):
+        trace.kind(atoms, "bundle")
+
+
+def _alike(atoms: np.ndarray, groups: int) -> bool:
+    """Whether all groups hold the same units, as where each group is an example with its own kernel."""
+    rows = atoms.reshape(groups, -1)
+    return bool((rows == rows[0]).all())
 
 
 def _finish(trace: Trace, call: Call, value: Value, weight: Value, outputs: Axis) -> Value:
