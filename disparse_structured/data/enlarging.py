@@ -20,14 +20,14 @@ def largest_size(inputs: Inputs) -> tuple[int, ...] | None:
     return max(sizes, key=sum) if sizes else None
 
 
-def of_size(inputs: Inputs, sides: tuple[int, ...], grown: tuple[int, ...]) -> Inputs:
-    """Return ``inputs`` with images of ``sides`` grown to ``grown``, and all others in proportion."""
+def of_size(inputs: Inputs, sides: tuple[int, ...], others: tuple[int, ...]) -> Inputs:
+    """Return ``inputs`` with images of ``sides`` brought to ``others``, and all others in proportion."""
 
     def sizes(leaf: torch.Tensor) -> dict[int, int]:
         own = leaf.shape[2:]
         if len(own) != len(sides):
             return {}
-        return {2 + i: side * grown[i] // sides[i] for i, side in enumerate(own)}
+        return {2 + i: max(1, side * others[i] // sides[i]) for i, side in enumerate(own)}
 
     return repeated(inputs, sizes)
 
@@ -41,7 +41,7 @@ def enlarged(inputs: Inputs, factor: int) -> Inputs:
 
 
 def repeated(inputs: Inputs, sizes: Callable[[torch.Tensor], dict[int, int]]) -> Inputs:
-    """Return batched ``inputs`` repeated along dimensions, so that values stay in their range.
+    """Return batched ``inputs`` repeated or cut along dimensions, so that values stay in their range.
 
     Args:
         sizes: from a tensor to the new sizes of its dimensions.

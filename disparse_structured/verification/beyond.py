@@ -2,7 +2,7 @@
 
 A pruned model must do all of this too, and compute what the masked twin computes there. Tables that were cut
 to the example's length, heads that run only in train mode, fixed sizes and numbers that only other sizes use
-fail here, though not on the example.
+fail here, though not on the example. So do layers that only smaller or larger images run.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from disparse_structured.graph.copies import copied
 from disparse_structured.graph.named_tensors import device_of
 from disparse_structured.verification.copy import Outputs, VerificationCopy, mismatch_in
 from disparse_structured.verification.elsewhere import (
+    Called,
     ComparisonError,
     Elsewhere,
     Run,
     elsewhere,
-    same_operators,
+    operators,
 )
 
 Inputs = tuple[Any, ...]
 
 _STEP = 32
-"""By how many pixels images are enlarged: most networks halve them at most five times."""
+"""By how many pixels images are enlarged or cut: most networks halve them at most five times."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ class Situation:
         name: for reports and messages, such as ``"a batch of 3"``.
         inputs: the arguments of ``forward``.
         batch: whether they are the example inputs with one more example.
+        smaller: whether images or texts are smaller than the example's.
         train: whether a training step is made.
     """
 
     name: str
     inputs: Inputs
     batch: bool = False
+    smaller: bool = False
     train: bool = False
 
 
@@ -90,13 +93,14 @@ class Abilities:
     def of(cls, reference: VerificationCopy) -> Abilities:
         """Try the situations on the dense model; those that fail are left out."""
         found: list[_Found] = []
+        known: list[Called] = []
         for alternatives in _situations(reference):
             for situation in alternatives:
                 try:
                     shapes = _shapes(reference, reference.model, situation)
                 except Exception:  # whatever it raises, the model does not handle it
                     continue
-                found.append(_found(reference, situation, shapes))
+                found.append(_found(reference, situation, shapes, known))
                 break
         return cls(reference, tuple(found))
 
@@ -104,7 +108,8 @@ class Abilities:
         """Compare ``pruned``, which has the units of ``keep``, with the dense model and with the masked twin.
 
         Values are compared where the dense model computes in another way than on the example, and its graph
-        can be exported for the situation's inputs.
+        can be exported for the situation's inputs. At smaller sizes, it must also call operators that it
+        calls at no other size: an export takes far longer than a run.
         """
         names = []
         for each in self.found:
@@ -129,14 +134,31 @@ class Abilities:
         return Checked(None, tuple(names))
 
 
-def _found(reference: VerificationCopy, situation: Situation, shapes: list[tuple[int, ...]]) -> _Found:
+def _found(
+    reference: VerificationCopy, situation: Situation, shapes: list[tuple[int, ...]], known: list[Called]
+) -> _Found:
+    """What the dense model does in ``situation``.
+
+    ``known`` holds what it calls on the example and at other sizes, and gets what it calls here.
+    """
     if situation.train:
         return _Found(situation, shapes, alike=True, twin=None)
-    if not situation.batch and same_operators(reference, situation.inputs):
-        return _Found(situation, shapes, alike=True, twin=None)
+    if not situation.batch:
+        if not known:
+            known.append(operators(reference, reference.inputs))
+        called = operators(reference, situation.inputs)
+        if called == known[0]:
+            return _Found(situation, shapes, alike=True, twin=None)
+        if situation.smaller and _names(called) <= _names(*known):
+            return _Found(situation, shapes, alike=False, twin=None)
+        known.append(called)
     dense = runner(reference, reference.model)
     twin = elsewhere(reference, situation.inputs, dense, batch=situation.batch)
     return _Found(situation, shapes, alike=False, twin=twin)
+
+
+def _names(*runs: Called) -> set[Any]:
+    return {operator for called in runs for operator, _ in called}
 
 
 def runner(reference: VerificationCopy, model: nn.Module) -> Run:
@@ -175,19 +197,27 @@ def _situations(reference: VerificationCopy) -> Iterator[Sequence[Situation]]:
 
 
 def other_sizes(inputs: Inputs) -> Iterator[Sequence[Situation]]:
-    """Larger images and longer sequences, as lists of alternatives."""
+    """Larger and smaller images, longer and shorter sequences, as lists of alternatives."""
     largest = largest_size(inputs)
     if largest is not None:
-        yield [
-            Situation(f"the size {_joined(grown)}", of_size(inputs, largest, grown))
-            for grown in (tuple(side + _STEP for side in largest), tuple(2 * side for side in largest))
-        ]
+        more, less = (tuple(side + step for side in largest) for step in (_STEP, -_STEP))
+        yield [_sized(inputs, largest, sides) for sides in (more, tuple(2 * side for side in largest))]
+        halves = tuple(side // 2 for side in largest)
+        yield [_sized(inputs, largest, sides, smaller=True) for sides in (halves, less) if min(sides) > 0]
     lengths = {leaf.shape[1] for leaf in _batched(inputs) if _is_sequence(leaf)}
     for length in sorted(lengths):
-        yield [
-            Situation(f"the length {longer}", _of_length(inputs, length, longer))
-            for longer in (2 * length, length + 4, length + 1)
-        ]
+        yield [_long(inputs, length, longer) for longer in (2 * length, length + 4, length + 1)]
+        yield [_long(inputs, length, length // 2, smaller=True)]
+
+
+def _sized(
+    inputs: Inputs, largest: tuple[int, ...], sides: tuple[int, ...], *, smaller: bool = False
+) -> Situation:
+    return Situation(f"the size {_joined(sides)}", of_size(inputs, largest, sides), smaller=smaller)
+
+
+def _long(inputs: Inputs, length: int, other: int, *, smaller: bool = False) -> Situation:
+    return Situation(f"the length {other}", _of_length(inputs, length, other), smaller=smaller)
 
 
 def _train(model: nn.Module, inputs: Inputs) -> None:
@@ -214,11 +244,11 @@ def _is_sequence(leaf: torch.Tensor) -> bool:
     return (tokens or leaf.ndim == 3) and leaf.shape[1] > 1
 
 
-def _of_length(inputs: Inputs, length: int, longer: int) -> Inputs:
-    """``inputs`` with the second dimension ``longer`` where it was ``length``."""
+def _of_length(inputs: Inputs, length: int, other: int) -> Inputs:
+    """``inputs`` with the second dimension ``other`` where it was ``length``."""
 
     def sizes(leaf: torch.Tensor) -> dict[int, int]:
-        return {1: longer} if leaf.ndim > 1 and leaf.shape[1] == length else {}
+        return {1: other} if leaf.ndim > 1 and leaf.shape[1] == length else {}
 
     return repeated(inputs, sizes)
 

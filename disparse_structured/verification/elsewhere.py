@@ -50,25 +50,26 @@ class Elsewhere:
         return None if twin is None else self.reference.deviation(run, twin)
 
 
-def same_operators(reference: VerificationCopy, inputs: tuple[Any, ...]) -> bool:
-    """Whether the dense model computes on ``inputs`` as on its own: the same operators with the same numbers.
+Called = list[tuple[Any, tuple[Any, ...]]]
+"""The operators of a run, each with all arguments that are not tensors."""
 
-    What is true of its own inputs is then true of ``inputs``.
+
+def operators(reference: VerificationCopy, inputs: tuple[Any, ...]) -> Called:
+    """Return what the dense model calls on ``inputs``.
+
+    What is true of its own inputs is true of others on which it calls the same, with the same numbers.
     """
-    found: list[list[tuple[Any, ...]]] = []
-    for each in (reference.inputs, inputs):
-        with torch.no_grad(), Isolation(0, device_of(reference.model)), _Operators() as operators:
-            call(reference.model, pytree.tree_map(clone_if_tensor, each))
-        found.append(operators.called)
-    return found[0] == found[1]
+    with torch.no_grad(), Isolation(0, device_of(reference.model)), _Operators() as found:
+        call(reference.model, pytree.tree_map(clone_if_tensor, inputs))
+    return found.called
 
 
 class _Operators(TorchDispatchMode):
-    """Records the operators that are called, with all arguments that are not tensors."""
+    """Records the operators that are called."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's has no types
-        self.called: list[tuple[Any, ...]] = []
+        self.called: Called = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

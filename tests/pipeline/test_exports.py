@@ -50,6 +50,28 @@ def test_a_default_call_exports_the_model_twice(exports: Exports) -> None:
     assert exports.count <= 2
 
 
+class Resized(nn.Module):
+    """Computes with the size of its images, so that other sizes have other numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left, self.right = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1), nn.Conv2d(8, 1, 1)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        features = self.stem(image).relu()
+        left = nn.functional.interpolate(self.left(features), image.shape[2:])
+        return {"left": left, "right": self.right(features)}
+
+
+def test_a_smaller_size_with_the_same_operators_needs_no_export(exports: Exports) -> None:
+    """The third export is for the larger size."""
+    result = prune(Resized().eval(), torch.randn(64, 3, 9, 9), macs=0.5)
+
+    smaller = "the size 4x4 (only its shapes were compared)"
+    assert {"the size 41x41", smaller} <= set(result.report.verification.beyond)
+    assert exports.count <= 3
+
+
 def test_other_tries_to_stay_within_a_tolerance_export_nothing_more(exports: Exports) -> None:
     limits = {task.name: 1e-9 for task in NETWORK.tasks}
     with pytest.raises(BudgetError, match="of 4 tries"):
