@@ -98,6 +98,18 @@ def bound(function: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Any, .
     return marked_like(joined(found.args, found.kwargs), inputs)
 
 
+def options_left(function: Callable[..., Any], inputs: tuple[Any, ...]) -> dict[str, bool | str]:
+    """Return the arguments of ``function`` that ``inputs`` leave at a default which is a bool or a string."""
+    positional, named = split(inputs)
+    signature = inspect.signature(function)
+    given = signature.bind(*positional, **named).arguments
+    return {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if name not in given and isinstance(parameter.default, bool | str)
+    }
+
+
 def named_leaves(function: Callable[..., Any], inputs: tuple[Any, ...]) -> list[tuple[str, Any]]:
     """List the leaves of ``inputs`` in order, each with the name of its parameter.
 

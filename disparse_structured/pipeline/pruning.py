@@ -38,6 +38,7 @@ from disparse_structured.pipeline.recovering import recovered
 from disparse_structured.pipeline.refitting import Execution, Outcome
 from disparse_structured.pipeline.result import PruningResult
 from disparse_structured.pipeline.tolerance import check_limits, within_limits
+from disparse_structured.pipeline.unfit import warn_of_unfit
 from disparse_structured.progress import announce, step
 from disparse_structured.recovery import Recover, Recovery, Subject
 from disparse_structured.recovery.examples import check_shapes
@@ -139,7 +140,8 @@ def prune(
             ``model`` is unchanged.
 
     Warns:
-        DisparseWarning: ``recover`` failed once the network was pruned. The result is that of the refit.
+        DisparseWarning: ``recover`` failed once the network was pruned. The result is that of the refit. Or a
+            module that never ran reads a width that was pruned.
     """
     check_supported(model)
     budget = the_budget(model, macs, parameters, latency, budget)
@@ -204,6 +206,7 @@ def prune(
     if train is not None:
         name = rule_name(recover)
         done, facts = recovered(train, name, done, model, structure, given.calibration, limits)
+    warn_of_unfit(model, structure, done.applied.unfit)
     return PruningResult.of(
         structure,
         saliency,

@@ -336,7 +336,9 @@ def _report(
         refused=tuple(RefusedGroup(each.group, each.reason) for each in applied.refused),
         stale=applied.stale,
         pinned=structure.pinned,
-        unused=structure.unused,
+        unused=tuple(
+            dataclasses.replace(each, unfit=each.module in applied.unfit) for each in structure.unused
+        ),
         dropped=dropped,
         graph=_graph_facts(applied.model),
         graph_only=GraphOnly.of(structure.graph_only, _held_by(refused, structure)),

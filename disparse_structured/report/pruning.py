@@ -230,9 +230,17 @@ class PruningReport:
             )
         if self.dropped:
             yield Text(f"dropped, because never used: {_modules(self.dropped)}")
-        if self.unused:
+        spare, unfit = ([each for each in self.unused if each.unfit is wanted] for wanted in (False, True))
+        if spare:
             yield Text(
-                f"never used: {_modules(self.unused)}. drop_unused=True (--drop-unused) leaves these out.",
+                f"never used: {_modules(spare)}. drop_unused=True (--drop-unused) leaves these out.",
+                style="yellow",
+            )
+        if unfit:
+            yield Text(
+                "never used, and they fail if they are called, because they read a width that was pruned: "
+                f"{_modules(unfit)}. {words.NEEDED} "
+                "If not, drop_unused=True (--drop-unused) leaves them out.",
                 style="yellow",
             )
         counted = [pin for pin in self.pinned if pin.number]

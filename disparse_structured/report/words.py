@@ -1,9 +1,15 @@
-"""How reports, tables and pages write numbers."""
+"""How reports, tables and pages write numbers, and what they advise."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+
+NEEDED = (
+    "If they are needed, let forward compute every task (a wrapper can), or say how else they are called: "
+    "structure=analyse(model, inputs, entry_points=...) (--entry-points)."
+)
+"""What to do about modules that never ran and read a width which was pruned."""
 
 
 def percent(value: float | None) -> str:

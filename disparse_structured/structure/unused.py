@@ -15,12 +15,14 @@ class UnusedModule:
     """A module none of whose tensors ``forward`` reads, in eval or train mode.
 
     ``parameters`` is the number of its elements, ``share`` their share of the model's; those that it shares
-    with another unused module count once.
+    with another unused module count once. In the report of a pruned network, those that read a width which
+    was pruned are ``unfit``, see :mod:`disparse_structured.surgery.unfit`.
     """
 
     module: str
     parameters: int
     share: float
+    unfit: bool = False
 
 
 def unused_modules(model: nn.Module, used: Collection[str]) -> tuple[UnusedModule, ...]:

@@ -16,7 +16,8 @@ class Applied:
 
     ``plan`` is the plan that was carried out: the given one without the groups of ``refused``.
     ``verification`` is None if verification was switched off. ``stale`` are integer attributes that still
-    hold a dense size, see :func:`disparse_structured.surgery.stale.stale_numbers`.
+    hold a dense size, see :func:`disparse_structured.surgery.stale.stale_numbers`, and ``unfit`` are modules
+    that never ran and fail if they are called, see :func:`disparse_structured.surgery.unfit.unfit_modules`.
     """
 
     model: nn.Module
@@ -24,3 +25,4 @@ class Applied:
     verification: Verification | None
     refused: tuple[Refusal, ...]
     stale: tuple[str, ...] = ()
+    unfit: tuple[str, ...] = ()

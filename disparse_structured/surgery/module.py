@@ -18,6 +18,7 @@ from disparse_structured.surgery.applied import Applied
 from disparse_structured.surgery.forms import check_form
 from disparse_structured.surgery.graph import apply_graph
 from disparse_structured.surgery.stale import stale_numbers
+from disparse_structured.surgery.unfit import unfit_modules
 from disparse_structured.verification.verifier import Refusal, Verification, Verifier
 
 
@@ -45,13 +46,17 @@ def apply(model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = 
     check_described(named_tensors(model)[0], structure)
     verification: Verification | None = None
     refused: tuple[Refusal, ...] = ()
+    ran = frozenset[str]()
     if verify:
         verifier = Verifier(model, structure, cut)
         keep, verification, refused = verifier.resolve(keep)
+        ran = verifier.ran
     pruned = cut(model, structure, keep)
     if refused:
         plan = plan.without(structure, [refusal.group for refusal in refused])
-    return Applied(pruned, plan, verification, refused, stale_numbers(model, pruned))
+    never = [each for each in structure.unused if each.module not in ran]
+    stale, unfit = stale_numbers(model, pruned), unfit_modules(model, pruned, never)
+    return Applied(pruned, plan, verification, refused, stale, unfit)
 
 
 def cut(model: nn.Module, structure: Structure, keep: torch.Tensor) -> nn.Module:

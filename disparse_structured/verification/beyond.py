@@ -7,7 +7,11 @@ fail here, though not on the example. So do layers that only smaller or larger i
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,32 +88,38 @@ class Checked:
 
 @dataclass(frozen=True, eq=False)
 class Abilities:
-    """The situations that the dense model of a verification copy handles."""
+    """The situations that the dense model of a verification copy handles.
+
+    ``ran`` names the unused modules of its structure that run in some of them.
+    """
 
     reference: VerificationCopy
     found: tuple[_Found, ...]
+    ran: frozenset[str]
 
     @classmethod
     def of(cls, reference: VerificationCopy) -> Abilities:
         """Try the situations on the dense model; those that fail are left out."""
         found: list[_Found] = []
         known: list[Called] = []
+        ran = set[str]()
         for alternatives in _situations(reference):
             for situation in alternatives:
                 try:
-                    shapes = _shapes(reference, reference.model, situation)
+                    with _watched(reference, ran):
+                        shapes = _shapes(reference, reference.model, situation)
                 except Exception:  # whatever it raises, the model does not handle it
                     continue
                 found.append(_found(reference, situation, shapes, known))
                 break
-        return cls(reference, tuple(found))
+        return cls(reference, tuple(found), frozenset(ran))
 
     def check(self, pruned: nn.Module, keep: torch.Tensor) -> Checked:
         """Compare ``pruned``, which has the units of ``keep``, with the dense model and with the masked twin.
 
         Values are compared where the dense model computes in another way than on the example, and its graph
-        can be exported for the situation's inputs. At smaller sizes, it must also call operators that it
-        calls at no other size: an export takes far longer than a run.
+        can be exported for the situation's inputs. At smaller sizes, it must also call some operator more
+        often than on the example and at other sizes: an export takes far longer than a run.
         """
         names = []
         for each in self.found:
@@ -149,7 +159,7 @@ def _found(
         called = operators(reference, situation.inputs)
         if called == known[0]:
             return _Found(situation, shapes, alike=True, twin=None)
-        if situation.smaller and _names(called) <= _names(*known):
+        if situation.smaller and _counts(called) <= _counts(*known):
             return _Found(situation, shapes, alike=False, twin=None)
         known.append(called)
     dense = runner(reference, reference.model)
@@ -157,8 +167,24 @@ def _found(
     return _Found(situation, shapes, alike=False, twin=twin)
 
 
-def _names(*runs: Called) -> set[Any]:
-    return {operator for called in runs for operator, _ in called}
+def _counts(*runs: Called) -> Counter[Any]:
+    """How often each operator is called, in the run that calls it most."""
+    return functools.reduce(operator.or_, (Counter(each for each, _ in called) for called in runs))
+
+
+@contextmanager
+def _watched(reference: VerificationCopy, ran: set[str]) -> Iterator[None]:
+    """Adds the unused modules that run within the context to ``ran``."""
+    hooks = [
+        layer.register_forward_pre_hook(lambda *_, name=each.module: ran.add(name))
+        for each in reference.structure.unused
+        for layer in reference.model.get_submodule(each.module).modules()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def runner(reference: VerificationCopy, model: nn.Module) -> Run:

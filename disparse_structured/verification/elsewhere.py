@@ -59,9 +59,10 @@ def operators(reference: VerificationCopy, inputs: tuple[Any, ...]) -> Called:
 
     What is true of its own inputs is true of others on which it calls the same, with the same numbers.
     """
-    with torch.no_grad(), Isolation(0, device_of(reference.model)), _Operators() as found:
+    recorder = _Operators()
+    with torch.no_grad(), Isolation(0, device_of(reference.model)), recorder:
         call(reference.model, pytree.tree_map(clone_if_tensor, inputs))
-    return found.called
+    return recorder.called
 
 
 class _Operators(TorchDispatchMode):

@@ -68,6 +68,11 @@ class Verifier:
         """The precision of the comparison."""
         return self._reference.dtype
 
+    @property
+    def ran(self) -> frozenset[str]:
+        """The unused modules of the structure that were seen to run, at other sizes for example."""
+        return frozenset() if self._abilities is None else self._abilities.ran
+
     def deviation(self, keep: torch.Tensor) -> dict[str, float]:
         """Return each task's largest relative difference from the twin; raise what ``forward`` raises."""
         return dict(self._compared(keep)[0].deviation)

@@ -292,8 +292,10 @@ def _left_alone(run: Run) -> Iterator[Left]:
     for pattern in _strings((run.plan or {}).get("budget", {}).get("protected")):
         yield Left(pattern, "the budget protects it", None, "Remove it from protected= (--protect).")
     for module in report.get("unused", ()):
-        remedy = "Drop it: drop_unused=True (--drop-unused)."
-        yield Left(module["module"], "it never runs, in eval or train mode", module["share"], remedy)
+        why, remedy = "it never runs, in eval or train mode", "Drop it: drop_unused=True (--drop-unused)."
+        if module.get("unfit"):
+            why, remedy = f"{why}, and reads a width that was pruned", words.NEEDED
+        yield Left(module["module"], why, module["share"], remedy)
     for layer in (report.get("int8") or {}).get("layers", ()):
         if not layer["int8"]:
             why = f"stayed float: {layer.get('reason') or layer['operator']}"
