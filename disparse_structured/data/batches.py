@@ -324,8 +324,8 @@ def to_device(batch: Any, device: torch.device | str, dtype: torch.dtype | None 
             raise BatchError(
                 "a batch holds a tensor on the meta device, which has no values. Pass real ones."
             )
-        placed = batch.to(device)
-        return ordinary(placed if dtype is None else in_precision(placed, dtype))
+        there = batch.to(device)
+        return ordinary(there if dtype is None else in_precision(there, dtype))
     if isinstance(batch, Mapping):
         placed = {key: to_device(value, device, dtype) for key, value in batch.items()}
         return Keywords(placed) if isinstance(batch, Keywords) else placed
