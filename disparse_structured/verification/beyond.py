@@ -200,9 +200,10 @@ def runner(reference: VerificationCopy, model: nn.Module) -> Run:
 def _shapes(reference: VerificationCopy, model: nn.Module, situation: Situation) -> list[tuple[int, ...]]:
     """The shapes of what ``model`` returns and must return like the dense model; none in train mode."""
     if situation.train:
-        _train(model, situation.inputs)
+        with reference.precision():
+            _train(model, situation.inputs)
         return []
-    with torch.no_grad(), Isolation(0, device_of(model)):
+    with torch.no_grad(), Isolation(0, device_of(model)), reference.precision():
         output = call(model, pytree.tree_map(clone_if_tensor, situation.inputs))
     structure = reference.structure
     outputs = structure.task_tensors if structure.outputs == "tasks" else tensor_leaves

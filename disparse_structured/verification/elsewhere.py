@@ -60,7 +60,8 @@ def operators(reference: VerificationCopy, inputs: tuple[Any, ...]) -> Called:
     What is true of its own inputs is true of others on which it calls the same, with the same numbers.
     """
     recorder = _Operators()
-    with torch.no_grad(), Isolation(0, device_of(reference.model)), recorder:
+    isolated = Isolation(0, device_of(reference.model))
+    with torch.no_grad(), isolated, reference.precision(), recorder:
         call(reference.model, pytree.tree_map(clone_if_tensor, inputs))
     return recorder.called
 

@@ -180,3 +180,19 @@ def test_large_columns_hide_nothing_of_small_ones() -> None:
         assert difference(wrong.permute(dims), expected.permute(dims)) == pytest.approx(1e-3, rel=0.1)
     assert difference(expected, expected) == 0
     assert difference(expected + float("nan"), expected) == float("inf")
+
+
+def test_a_forward_that_asks_for_float32_is_tried_beyond_the_example_in_float64() -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 32), nn.Linear(32, 4)
+            self.table = torch.randn(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first((x.float() @ self.table).to(x.dtype)).relu())
+
+    verification = ds.prune(Asks().eval(), torch.randn(24, 6), macs=0.5).report.verification
+
+    assert verification.dtype == "torch.float64"
+    assert verification.beyond == ("a batch of 3", "train mode")
