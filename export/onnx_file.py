@@ -208,6 +208,7 @@ def _write_and_verify(job: _Job, form: Form, draft: Path) -> tuple[tuple[ParityF
 
 
 def _write(job: _Job, form: Form, trace: Inputs, draft: Path, *, optimize: bool = True) -> None:
+    outputs = [name for names in job.outputs.values() for name in names]
     try:
         with quiet(), lean_export(), torch.no_grad():
             program = torch.onnx.export(
@@ -216,13 +217,16 @@ def _write(job: _Job, form: Form, trace: Inputs, draft: Path, *, optimize: bool 
                 dynamo=True,
                 verbose=False,
                 input_names=list(job.inputs),
-                output_names=[name for names in job.outputs.values() for name in names],
+                output_names=outputs,
                 dynamic_shapes=(job.layout.free(form),),
                 custom_translation_table=TRANSLATIONS,
                 opset_version=job.opset,
                 optimize=optimize,
             )
             assert program is not None  # torch returns None for its older exporter only
+            for value, name in zip(program.model.graph.outputs, outputs, strict=True):
+                if value.name != name:  # torch 2.10, where two tasks have one tensor
+                    value.name = name
             # torch gives the inputs and outputs their names even if other values are called so.
             ir.passes.common.NameFixPass()(program.model)
             for node in program.model.graph.all_nodes():

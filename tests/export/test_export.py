@@ -522,7 +522,8 @@ def test_a_difference_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
 def perturb(path: Path, target: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
     model = onnx.load(path)
     (found,) = [tensor for tensor in model.graph.initializer if tensor.name == name]
-    values = change(onnx.numpy_helper.to_array(found).copy())
+    before = onnx.numpy_helper.to_array(found)
+    values = np.asarray(change(before.copy()), before.dtype)  # NumPy 1 widens scalars
     found.CopyFrom(onnx.numpy_helper.from_array(values, name))
     onnx.save(model, target)
 
