@@ -31,7 +31,8 @@ def printed(command: str) -> str:
 
 
 def said(text: str) -> list[str]:
-    """The lines of ``text`` without numbers and layout, and without the groups that shrink."""
+    """The lines of ``text`` without numbers, hashes and layout, and without the groups that shrink."""
+    text = re.sub(r"plan [0-9a-f]{12}", "plan", text)
     lines = (re.sub(r"\s+", " ", re.sub(r"\d[\d.,]*(e[+-]\d+)?", "0", line)) for line in text.splitlines())
     lines = (line.strip() for line in lines)
     return [line for line in lines if line and "→" not in line and "──" not in line]
