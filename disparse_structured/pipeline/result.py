@@ -121,7 +121,8 @@ class PruningResult:
         Raises:
             SaveError: the folder or a file cannot be written. What was there is unchanged.
         """
-        document = self._document(training) | self._entries(Path(folder))
+        folder = as_path("folder", folder)
+        document = self._document(training) | self._entries(folder)
         saving.save(folder, self.model, self.plan, document, self.example_inputs)
 
     @plain_modes()
