@@ -207,4 +207,4 @@ def test_broken_torch_is_never_selected(metadata):
     assert Version("2.13.0") not in torch.specifier
     assert Version("2.13.0+cpu") not in torch.specifier
     assert Version("2.10.0") in torch.specifier
-    assert Version("2.8.1") not in torch.specifier
+    assert Version("2.9.1") not in torch.specifier

@@ -390,7 +390,7 @@ def verdict(id: str, mutation: Mutation) -> str:
     right = subject(id)
     captured = right.structure.capture
     with Patch.context() as patch:
-        patch.setattr(analysis, "capture", lambda *args: captured)
+        patch.setattr(analysis, "capture", lambda *args, **options: captured)
         mutation.corrupt(patch)
         try:
             structure = analyse(right.model, right.inputs, right.structure.task_objects)
