@@ -41,7 +41,7 @@ from disparse_structured.export.reasons import reason
 from disparse_structured.export.session import open_session
 from disparse_structured.files import checksum
 from disparse_structured.graph.batching import with_batch
-from disparse_structured.graph.lean import lean_export
+from disparse_structured.graph.collection import without_collection
 from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.report.facts import ExportFacts, ParityFact, TensorFact
 
@@ -210,7 +210,7 @@ def _write_and_verify(job: _Job, form: Form, draft: Path) -> tuple[tuple[ParityF
 def _write(job: _Job, form: Form, trace: Inputs, draft: Path, *, optimize: bool = True) -> None:
     outputs = [name for names in job.outputs.values() for name in names]
     try:
-        with quiet(), lean_export(), torch.no_grad():
+        with quiet(), without_collection(), torch.no_grad():
             program = torch.onnx.export(
                 job.model,
                 trace,

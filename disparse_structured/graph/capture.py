@@ -17,6 +17,7 @@ import torch
 import torch.fx.config
 from torch import fx, nn
 from torch.export.graph_signature import InputKind
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils import _pytree as pytree
 
 from disparse_structured.data.call import split
@@ -24,8 +25,8 @@ from disparse_structured.data.modes import eval_mode, train_mode, without_fast_p
 from disparse_structured.data.precision import first_inexact, in_precision
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import CaptureError, TaskError
+from disparse_structured.graph.collection import without_collection
 from disparse_structured.graph.effects import Effects
-from disparse_structured.graph.lean import lean_export
 from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.packed_attention import following_weights
 from disparse_structured.graph.provenance import Annotator, Real, traced_attributes
@@ -188,7 +189,8 @@ def _captured(
         train_mode(model) if training else eval_mode(model),
         _quiet(),
         _no_stack_traces(),
-        lean_export(),
+        _use_lazy_graph_module(True),  # the exporter's passes each write Python code, which nothing runs
+        without_collection(),
         torch.enable_grad(),
         without_fast_path(),
         Isolation(0, device_of(model)),

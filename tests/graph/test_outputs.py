@@ -203,7 +203,10 @@ def test_the_model_and_the_random_states_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("shape", "says"),
     [
-        (lambda d, c, x: {"classes": c.argmax(1)}, r"classes: int64 \[2, 6, 6\]. A task needs real or complex"),
+        (
+            lambda d, c, x: {"classes": c.argmax(1)},
+            r"classes: int64 \[2, 6, 6\]. A task needs real or complex",
+        ),
         (lambda d, c, x: c.argmax(1), r"output: int64 \[2, 6, 6\]"),
         (lambda d, c, x: None, "what Returns returns: NoneType None"),
         (lambda d, c, x: {}, r"what Returns returns: dict \{\}"),
