@@ -234,7 +234,7 @@ def other_sizes(inputs: Inputs) -> Iterator[Sequence[Situation]]:
     lengths = {leaf.shape[1] for leaf in _batched(inputs) if _is_sequence(leaf)}
     for length in sorted(lengths):
         yield [_long(inputs, length, longer) for longer in (2 * length, length + 4, length + 1)]
-        yield [_long(inputs, length, length // 2, smaller=True)]
+        yield [_long(inputs, length, length // 2, smaller=True)] if length > 1 else []
 
 
 def _sized(
