@@ -207,7 +207,7 @@ def images(yolo: Model, source: Any, *, imgsz: int = 640, count: int = SAMPLES) 
     custom = {"imgsz": imgsz, "rect": False, "batch": 1, "save": False, "verbose": False, "mode": "predict"}
     predictor = yolo.task_map[yolo.task]["predictor"](overrides={**yolo.overrides, **custom})
     # A copy: older versions of the library fuse the layers of the network they get.
-    predictor.setup_model(copy.deepcopy(yolo.model), verbose=False)
+    predictor.setup_model(copied(yolo.model), verbose=False)
     predictor.setup_source(source)
     found: list[Tensor] = []
     for _, arrays, _ in predictor.dataset:

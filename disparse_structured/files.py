@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from disparse_structured.errors import SaveError
 
@@ -76,6 +77,11 @@ def checksum(*paths: Path) -> str:
 def external_data(path: Path) -> Path:
     """Where an ONNX file too large for one file keeps its weights."""
     return path.with_name(f"{path.name}.data")
+
+
+def described_files(path: Path, entry: Mapping[str, Any]) -> list[Path]:
+    """The files whose checksum is that of ``entry``, the facts of a report about the ONNX file ``path``."""
+    return [path, external_data(path)] if entry.get("external_data") else [path]
 
 
 def write_text(path: Path, text: str) -> None:

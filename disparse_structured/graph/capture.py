@@ -250,18 +250,16 @@ def _alone(model: nn.Module, example_inputs: tuple[Any, ...]) -> str:
     """Whether ``torch.export`` fails on ``model`` without what :func:`capture` adds, as a sentence."""
     positional, named = split(example_inputs)
     others = [each.name for each in threading.enumerate() if each is not threading.current_thread()]
-    running = ", ".join(others)
+    running = f"other threads run: {', '.join(others)}"
     command = " torch.export.export(model.eval(), example_inputs, strict=False)"
     try:
         with ONE_THREAD, undone(model), eval_mode(model), _quiet(), Isolation(0, device_of(model)):
             torch.export.export(model, positional, named, strict=False)
     except Exception:  # whatever forward raises
-        doubt = f", unless another thread runs PyTorch modules meanwhile (running: {running})"
+        doubt = f", unless another thread ran a PyTorch module meanwhile ({running})"
         return f"{command} reproduces this{doubt if others else ''}."
-    return (
-        f"{command} succeeds. Run no PyTorch modules in other threads meanwhile (running: "
-        f"{running or 'none'}). Otherwise, please report this model."
-    )
+    retry = f" If another thread ran a PyTorch module meanwhile, try again without it ({running})."
+    return f"{command} succeeds.{retry if others else ''} If it fails again, please report this model."
 
 
 def _attribute(model: nn.Module, path: str) -> Any:

@@ -13,7 +13,7 @@ from torch import nn
 
 from disparse_structured.data.modes import plain_modes
 from disparse_structured.errors import DisparseError, ExportError, LoadError
-from disparse_structured.files import INT8_ONNX, ONNX, checksum, external_data
+from disparse_structured.files import INT8_ONNX, ONNX, checksum, described_files
 from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.report.text import numbers_table, plain_text
 from disparse_structured.surgery.pruned_graph import PrunedGraph, tasks_of
@@ -149,7 +149,7 @@ def _file(saved: Saved, entry: str, name: str) -> Check:
     label = "ONNX file" if entry == "export" else "INT8 file"
     described: Mapping[str, Any] = saved.report.get(entry) or {}
     path, known = saved.folder / name, described.get("sha256")
-    files = [path, external_data(path)] if described.get("external_data") else [path]
+    files = described_files(path, described)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         if known is None:

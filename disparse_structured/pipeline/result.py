@@ -19,7 +19,7 @@ from disparse_structured.data.modes import plain_modes
 from disparse_structured.decision.costs import Cost, distinct
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import OptionError
-from disparse_structured.files import INT8_ONNX, ONNX, checksum, external_data, write_text
+from disparse_structured.files import INT8_ONNX, ONNX, checksum, described_files, write_text
 from disparse_structured.pipeline.examples import NUMBER, examples_of
 from disparse_structured.report.deviation import DeviationFacts
 from disparse_structured.report.page.html import page
@@ -50,16 +50,12 @@ if TYPE_CHECKING:
     from disparse_structured.report.quantization import QuantizationFacts
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Exported:
     """Entries of a report on files that were exported with the weights of ``digest``."""
 
     digest: str
-    entries: dict[str, Any] = field(default_factory=dict)
-
-    def present(self, folder: Path) -> dict[str, Any]:
-        """Those whose files are in ``folder``, unchanged."""
-        return {name: entry for name, entry in self.entries.items() if _is_described(folder, entry)}
+    entries: Mapping[str, Any]
 
 
 @dataclass(frozen=True, repr=False)
@@ -227,20 +223,19 @@ class PruningResult:
         """Adds ``entries`` to the report beside ``model.onnx``, at once if the folder holds this result."""
         if path.name != ONNX:
             return
-        digest = saving.weights_digest(self.model)
-        exported = self._exported.setdefault(path.parent.absolute(), _Exported(digest))
-        if "export" in entries:
-            exported.digest, exported.entries = digest, {}
-        exported.entries |= entries
-        if saving.is_saved(path.parent, self.model, self.plan):
-            saving.extend_report(path.parent, entries)
+        digest, folder = saving.weights_digest(self.model), path.parent.absolute()
+        # An INT8 file is made of the float file, which was exported just before.
+        earlier = {} if "export" in entries else self._exported[folder].entries
+        self._exported[folder] = _Exported(digest, {**earlier, **entries})
+        if saving.is_saved(folder, self.plan, digest):
+            saving.extend_report(folder, entries)
 
     def _entries(self, folder: Path) -> dict[str, Any]:
         """What the report says of the files that were exported into ``folder``."""
         exported = self._exported.get(folder.absolute())
         if exported is None or exported.digest != saving.weights_digest(self.model):
             return {}
-        return exported.present(folder)
+        return {name: entry for name, entry in exported.entries.items() if _is_described(folder, entry)}
 
     def __repr__(self) -> str:
         return f"PruningResult({type(self.model).__name__}, plan {self.plan.hash[:12]})"
@@ -286,8 +281,7 @@ def _is_described(folder: Path, entry: Mapping[str, Any]) -> bool:
     """Whether the file of ``entry`` is in ``folder`` as it was written, or was not written at all."""
     if entry["path"] is None:
         return True
-    path = folder / entry["path"]
-    files = [path, external_data(path)] if entry.get("external_data") else [path]
+    files = described_files(folder / entry["path"], entry)
     return all(file.is_file() for file in files) and checksum(*files) == entry["sha256"]
 
 

@@ -187,11 +187,11 @@ def load(
     return model
 
 
-def is_saved(folder: Path, model: nn.Module, plan: Plan) -> bool:
-    """Whether ``folder`` holds ``plan`` and the present weights of ``model``."""
+def is_saved(folder: Path, plan: Plan, weights: str) -> bool:
+    """Whether ``folder`` holds ``plan`` and the weights of this digest."""
     try:
         saved = Saved.read(folder)
-        return saved.plan.hash == plan.hash and digest(saved.weights()) == weights_digest(model)
+        return saved.plan.hash == plan.hash and digest(saved.weights()) == weights
     except DisparseError:
         return False
 

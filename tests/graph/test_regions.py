@@ -13,7 +13,7 @@ from disparse_structured.errors import ExportError
 from disparse_structured.export import export_onnx
 from disparse_structured.graph.capture import capture
 from disparse_structured.graph.named_tensors import detached_tensors
-from disparse_structured.structure import Structure
+from disparse_structured.structure import Form, Structure
 
 INPUTS = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -82,13 +82,13 @@ def test_the_graph_computes_the_same_bits(kind: type[Net]) -> None:
     assert all(torch.equal(found[task][0], wanted[task]) for task in wanted)
 
 
-def analyzed(model: nn.Module, form: str) -> Structure:
-    return ds.analyse(model, INPUTS[:2], form=form)  # type: ignore[arg-type]
+def analyzed(model: nn.Module, form: Form) -> Structure:
+    return ds.analyse(model, INPUTS[:2], form=form)
 
 
 @pytest.mark.parametrize("form", ["module", "graph"])
 @pytest.mark.parametrize("method", [ds.Compensated(), ds.DiSparse()])
-def test_layers_under_autocast_are_pruned(form: str, method: ds.Compensated) -> None:
+def test_layers_under_autocast_are_pruned(form: Form, method: ds.Compensated) -> None:
     model = Net().eval()
 
     result = ds.prune(model, INPUTS, macs=0.5, method=method, structure=analyzed(model, form))
