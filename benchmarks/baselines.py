@@ -35,6 +35,9 @@ class Method:
         stages: how many times to prune, with fine-tuning in between (pretrained only).
         grow: scores the units to regrow, if not ``criterion`` (dynamic only).
         rewind: whether weights are reset to those before any training, after the decision.
+        compensated: whether units are chosen by the damage that is left after compensation, and the remaining
+            weights refit, as ``prune`` does by default; otherwise votes decide, and nothing is refit.
+        teacher: the weight of the distillation from the dense network while the pruned one is trained.
         source: the paper that the decision is from, and what is different here.
     """
 
@@ -47,6 +50,8 @@ class Method:
     stages: int = 1
     rewind: bool = False
     grow: Criterion | None = None
+    compensated: bool = False
+    teacher: float = 0.0
     source: str = ""
 
     @property
@@ -78,7 +83,28 @@ RANKINGS: Mapping[str, Ranking] = {
 
 _CHANCE = "chance: every method must beat it"
 
+_COMPENSATED = "ours: damage after compensation, its mean over the tasks, and a refit"
+
 _PRETRAINED = (
+    Method("compensated", "pretrained", Taylor(), WeightedMean(), compensated=True, source=_COMPENSATED),
+    Method(
+        "compensated-distilled",
+        "pretrained",
+        Taylor(),
+        WeightedMean(),
+        compensated=True,
+        teacher=1.0,
+        source=f"{_COMPENSATED}; the dense network is a teacher of the fine-tuning",
+    ),
+    Method(
+        "compensated-iterative",
+        "pretrained",
+        Taylor(),
+        WeightedMean(),
+        stages=3,
+        compensated=True,
+        source=f"{_COMPENSATED}, in stages until 0.4 of the fine-tuning",
+    ),
     Method("disparse", "pretrained", Fisher(), source=_DISPARSE),
     Method("disparse-majority", "pretrained", Fisher(), Majority(), source=_ARBITER),
     Method("disparse-mean", "pretrained", Fisher(), WeightedMean(), source=_ARBITER),

@@ -27,7 +27,7 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.regimes import Regime
 from disparse_structured.structure import count_macs, count_parameters
 from disparse_structured.tasks import Task
-from disparse_structured.training import Callback, TrainingConfig, train
+from disparse_structured.training import Callback, Teacher, TrainingConfig, train
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ def description(method: Method | None) -> dict[str, Any]:
     """A method in the words that are hashed and kept in rows; the dense network has none."""
     if method is None:
         return {}
+    ours = {"compensated": True, "refit": "LeastSquares()"} if method.compensated else {}
+    taught = {"teacher": method.teacher} if method.teacher else {}
     return {
         "criterion": described(method.criterion),
         "arbiter": described(method.arbiter),
@@ -70,6 +72,8 @@ def description(method: Method | None) -> dict[str, Any]:
         "stages": method.stages,
         "rewind": method.rewind,
         "grow": None if method.grow is None else described(method.grow),
+        **ours,
+        **taught,
     }
 
 
@@ -146,7 +150,8 @@ def _pruned_row(bench: Bench, cell: Cell, method: Method) -> Row:
     before = data.evaluate(begun.model)
     watched = Timed(begun)
     full = cell.regime != "pretrained"
-    seconds = _train(bench, data, begun.model, tasks, cell.seed, full=full, callback=watched)
+    teacher = Teacher(reference, method.teacher) if method.teacher else None
+    seconds = _train(bench, data, begun.model, tasks, cell.seed, full=full, callback=watched, teacher=teacher)
     pruned = begun.finish()
     finished = pruned.model
     if method.rewind:
@@ -195,6 +200,7 @@ def _train(
     *,
     full: bool,
     callback: Callback | None = None,
+    teacher: Teacher | None = None,
 ) -> float:
     """Trains in place, ``full`` as the dense network or for the budget after pruning; gives seconds."""
     setup = bench.setup
@@ -202,6 +208,7 @@ def _train(
         setup.epochs if full else setup.finetune_epochs,
         setup.lr if full else setup.finetune_lr,
         precision="bf16-mixed" if bench.device != "cpu" else "32-true",
+        teacher=teacher,
         seed=seed,
     )
     loader = Loader(data.train, setup.batch_size, shuffle=True, augment=data.augment)

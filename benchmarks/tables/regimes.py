@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +15,15 @@ from benchmarks.tables.cells import Cell
 from benchmarks.tables.settings import Setup
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.plan import Plan
-from disparse_structured.pipeline import DiSparse
+from disparse_structured.pipeline import Compensated, DiSparse
+from disparse_structured.refit import LeastSquares
 from disparse_structured.regimes import Dynamic, Iterative, Pretrained, Regime, Static
 from disparse_structured.structure import analyse
 from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Loss, Task
+
+UNTIL = 0.4
+"""When the last stage runs, as a share of the fine-tuning; other methods share it out evenly."""
 
 
 def regime(
@@ -34,9 +38,10 @@ def regime(
     """The regime of a cell; ``model`` is what it prunes, ``scored`` the data that saliency is measured on."""
     voters = method.voters([_louder(task, cell) for task in tasks])
     steps = len(scored) * (setup.finetune_epochs if cell.regime == "pretrained" else setup.epochs)
-    shared: Mapping[str, Any] = {
+    decides = Compensated if method.compensated else DiSparse
+    shared: dict[str, Any] = {
         "budget": budget,
-        "method": DiSparse(method.criterion, method.arbiter, method.ranking),
+        "method": decides(method.criterion, method.arbiter, method.ranking),
         "seed": cell.seed,
     }
     batches = setup.scored_batches
@@ -48,12 +53,11 @@ def regime(
     inputs = example(setup, model)
     if cell.regime == "static":
         return Static(model, inputs, voters, scored, batches=batches, **shared)
+    shared |= {"refit": LeastSquares() if method.compensated else None, "batches": batches}
     if method.stages == 1:
-        return Pretrained(model, inputs, voters, scored, batches=batches, **shared)
-    every = max(steps // method.stages, 1)
-    return Iterative(
-        model, inputs, voters, scored, stages=method.stages, every=every, batches=batches, **shared
-    )
+        return Pretrained(model, inputs, voters, scored, **shared)
+    until = UNTIL if method.compensated else (method.stages - 1) / method.stages
+    return Iterative(model, inputs, voters, scored, stages=method.stages, steps=steps, until=until, **shared)
 
 
 def rewound(model: nn.Module, finished: Regime, plan: Plan) -> nn.Module:

@@ -179,6 +179,14 @@ def _check_training(arguments: argparse.Namespace) -> None:
 def _check_train(arguments: argparse.Namespace) -> None:
     if arguments.stages != 1 and arguments.regime != "pretrained":
         raise UsageError(f"--stages belongs to --regime pretrained, not to {arguments.regime}.")
+    if arguments.refit is not None and arguments.regime != "pretrained":
+        raise UsageError(
+            f"--refit belongs to --regime pretrained, not to {arguments.regime}. It has nothing to refit to."
+        )
+    if arguments.every is not None and arguments.regime != "dynamic":
+        raise UsageError(f"--every belongs to --regime dynamic, not to {arguments.regime}.")
+    if arguments.until is not None and arguments.regime != "dynamic" and arguments.stages == 1:
+        raise UsageError("--until belongs to --regime dynamic, or to --stages above 1.")
     if arguments.teacher and not arguments.teacher_weight:
         raise UsageError("--teacher names the weights to learn from. Give --teacher-weight W too.")
     if arguments.teacher_weight and not arguments.teacher and arguments.regime != "pretrained":

@@ -96,17 +96,17 @@ def runtime(name: str | None, **setting: Any) -> Runtime:
     return found
 
 
-def method(arguments: argparse.Namespace) -> Method:
-    """The method that ``--method`` names, with the criterion, arbiter and ranking that were given."""
+def method(arguments: argparse.Namespace, name: str) -> Method:
+    """The method called ``name``, with the criterion, arbiter and ranking that were given."""
     chosen = parts(arguments)
-    if ":" not in arguments.method:
-        return METHODS[arguments.method](**chosen)
-    found: Any = find(arguments.method, "--method")
+    if ":" not in name:
+        return METHODS[name](**chosen)
+    found: Any = find(name, "--method")
     if isinstance(found, type):
         found, chosen = found(**chosen), {}
     if chosen:
         option = next(iter(chosen))
-        raise UsageError(f"--method {arguments.method!r} is an object already. Leave out --{option}.")
+        raise UsageError(f"--method {name!r} is an object already. Leave out --{option}.")
     made: Method = found
     return made
 

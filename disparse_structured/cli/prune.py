@@ -31,7 +31,7 @@ from disparse_structured.structure import Structure
 
 def run(arguments: argparse.Namespace, screen: Screen) -> Outcome:
     """Prunes, saves and exports; all facts are in ``report.json``."""
-    method, refit = names.method(arguments), names.refit(arguments.refit)
+    method, refit = names.method(arguments, arguments.method), names.refit(arguments.refit)
     timed = arguments.latency is not None and arguments.latency is not True
     limits = None if timed else budget(arguments)
     torch.manual_seed(arguments.seed)

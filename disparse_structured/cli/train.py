@@ -23,7 +23,7 @@ from disparse_structured.cli.usage import UsageError
 from disparse_structured.data.batches import batches
 from disparse_structured.files import made_folder
 from disparse_structured.graph.batching import with_batch
-from disparse_structured.pipeline import EXAMPLE_SAMPLES
+from disparse_structured.pipeline import EXAMPLE_SAMPLES, Method
 from disparse_structured.regimes import Dynamic, Iterative, Pretrained, Regime, Static
 from disparse_structured.training import Teacher, TrainingConfig, TrainingFacts, train
 
@@ -104,24 +104,23 @@ def training_config(arguments: argparse.Namespace, teacher: Teacher | None) -> T
 
 
 def _regime(arguments: argparse.Namespace, subject: Subject, steps: int) -> Regime:
+    extra: dict[str, Any] = {"batches": arguments.scoring_batches}
+    if arguments.until is not None:
+        extra["until"] = arguments.until
     if arguments.regime == "dynamic":
         kind: Callable[..., Regime] = Dynamic
         every = arguments.every or max(1, min(100, steps // _EXCHANGES))
-        extra: dict[str, Any] = {"steps": steps, "every": every}
         # An exchange reads one batch, as in RigL; the first decision has nothing to improve on.
+        extra |= {"steps": steps, "every": every, "fraction": arguments.fraction}
         extra |= {"first_batches": arguments.scoring_batches, "batches": 1}
-        extra |= {"fraction": arguments.fraction, "until": arguments.until}
     elif arguments.regime == "static":
-        kind, extra = Static, {}
-    elif arguments.stages > 1:
-        # The last stage leaves as much training as each of the others.
-        kind = Iterative
-        extra = {"stages": arguments.stages, "every": arguments.every or max(1, steps // arguments.stages)}
+        kind = Static
     else:
-        kind, extra = Pretrained, {}
-    parts = names.parts(arguments)
-    if kind is Static:
-        parts.setdefault("criterion", ds.criteria.SNIP())
+        kind = Pretrained
+        extra["refit"] = names.refit(arguments.refit or "least-squares")
+        if arguments.stages > 1:
+            kind = Iterative
+            extra |= {"stages": arguments.stages, "steps": steps}
     marked = functools.partial(with_batch, subject.model, batched=arguments.batched)
     return kind(
         subject.model,
@@ -129,11 +128,22 @@ def _regime(arguments: argparse.Namespace, subject: Subject, steps: int) -> Regi
         subject.tasks,
         subject.data,
         budget=budget(arguments),
-        method=ds.DiSparse(**parts),
+        method=_method(arguments),
         seed=arguments.seed,
         entry_points=sources.load_entry_points(subject.model, arguments.entry_points),
-        **{"batches": arguments.scoring_batches, **extra},
+        **extra,
     )
+
+
+def _method(arguments: argparse.Namespace) -> Method:
+    if (
+        arguments.regime == "static"
+        and arguments.criterion is None
+        and arguments.method in (None, "disparse")
+    ):
+        return ds.DiSparse(**{"criterion": ds.criteria.SNIP(), **names.parts(arguments)})
+    default = "compensated" if arguments.regime == "pretrained" else "disparse"
+    return names.method(arguments, arguments.method or default)
 
 
 def _length(data: Iterable[Any]) -> int:

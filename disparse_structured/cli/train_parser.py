@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from disparse_structured.cli import options, values
+from disparse_structured.cli import names, options, values
 from disparse_structured.cli.usage import Parser
 
 REGIMES = ("pretrained", "static", "dynamic")
@@ -51,7 +51,23 @@ def _add_regime(method: options.Group) -> None:
         help="pretrained: prune a trained model, then fine-tune it; static: prune at initialization, then "
         "train; dynamic: remove and regrow units during training",
     )
-    options.add_rules(method, criterion="snip for --regime static, fisher otherwise", arbiter="unanimous")
+    method.add_argument(
+        "--method",
+        metavar="NAME",
+        help="how to decide what is removed, as in disparse prune (default: compensated for --regime "
+        "pretrained, disparse otherwise)",
+    )
+    options.add_rules(
+        method,
+        criterion="taylor for compensated, snip for --regime static, fisher otherwise",
+        arbiter="weighted-mean for compensated, unanimous otherwise",
+    )
+    method.add_argument(
+        "--refit",
+        metavar="NAME",
+        help="pretrained: how the remaining weights are refit after units were removed: "
+        f"{', '.join(names.REFITS)} (default: least-squares)",
+    )
     method.add_argument(
         "--scoring-batches",
         type=values.count(),
@@ -70,7 +86,7 @@ def _add_regime(method: options.Group) -> None:
         "--every",
         type=values.count(),
         metavar="N",
-        help="training steps between stages (pretrained) or exchanges of units (dynamic)",
+        help="dynamic: training steps between exchanges of units (default: 100, or fewer in a short run)",
     )
     method.add_argument(
         "--fraction",
@@ -82,9 +98,9 @@ def _add_regime(method: options.Group) -> None:
     method.add_argument(
         "--until",
         type=values.share_above_zero,
-        default=0.75,
         metavar="F",
-        help="dynamic: share of the training steps after which the mask is fixed (default: 0.75)",
+        help="share of the training steps after which the last of --stages runs (default: 0.4), or after "
+        "which the mask is fixed (dynamic; default: 0.75)",
     )
     options.add_seed(method)
 

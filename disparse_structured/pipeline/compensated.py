@@ -6,7 +6,6 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from disparse_structured.checks import check_counts, check_object, is_number, shown
 from disparse_structured.data.batches import as_they_are, batch_size
@@ -89,26 +88,21 @@ class Compensated:
 
     def decide(self, problem: Problem) -> Decided:
         """See :class:`~disparse_structured.pipeline.method.Method`."""
-        calibration = problem.calibration
-        structure = dataclasses.replace(
-            problem.structure,
-            task_objects=tuple(
-                dataclasses.replace(task, loss=None) for task in problem.structure.task_objects
-            ),
-        )
+        return decide_in_rounds(self, problem, self.rounds, self.refit)
+
+    def score(self, problem: Problem, keep: torch.Tensor | None = None) -> Saliency:
+        """See :class:`~disparse_structured.pipeline.method.Repeatable`."""
+        calibration, structure = problem.calibration, problem.structure
+        unlabeled = tuple(dataclasses.replace(task, loss=None) for task in structure.task_objects)
+        structure = dataclasses.replace(structure, task_objects=unlabeled)
         chunks = calibration.chunks[: max(1, self.scored // batch_size(calibration.chunks[0]))]
-
-        def scored(model: nn.Module, keep: torch.Tensor) -> Saliency:
-            found = score(
-                model, structure, chunks, self.criterion,
-                to_inputs=as_they_are, seed=problem.seed, keep=keep, progress=problem.progress,
-            )  # fmt: skip
-            curves = measure_damage_curves(
-                model, structure, found.scores, calibration,
-                keep=keep, left=self.left, judged=self.judged, seed=problem.seed,
-            )  # fmt: skip
-            return dataclasses.replace(found, scores=curves.scores)
-
-        return decide_in_rounds(
-            problem, scored, self.rounds, arbiter=self.arbiter, ranking=self.ranking, between=self.refit
-        )
+        keep = torch.ones(structure.units, dtype=torch.bool) if keep is None else keep
+        found = score(
+            problem.model, structure, chunks, self.criterion,
+            to_inputs=as_they_are, seed=problem.seed, keep=keep, progress=problem.progress,
+        )  # fmt: skip
+        curves = measure_damage_curves(
+            problem.model, structure, found.scores, calibration,
+            keep=keep, left=self.left, judged=self.judged, seed=problem.seed,
+        )  # fmt: skip
+        return dataclasses.replace(found, scores=curves.scores)

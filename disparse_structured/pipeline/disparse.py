@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
 
-from disparse_structured.data.batches import ToInputs
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.arbiters import Arbiter, Unanimous
-from disparse_structured.decision.budget import Budget
-from disparse_structured.decision.deciding import Decision, decide
 from disparse_structured.decision.rankings import PerCostRanking, Ranking
-from disparse_structured.pipeline.method import Decided, Problem, scoring_passes, task_weights
+from disparse_structured.pipeline.method import Decided, Problem, scoring_passes, vote
 from disparse_structured.pipeline.options import check_rules
 from disparse_structured.scoring import Criterion, Saliency, score
 from disparse_structured.scoring.criteria import Fisher
@@ -53,66 +47,23 @@ class DiSparse:
 
     def decide(self, problem: Problem) -> Decided:
         """See :class:`~disparse_structured.pipeline.method.Method`."""
-        found: Saliency = problem.once(
-            "scores",
-            lambda: self.score(
-                problem.model,
-                problem.structure,
-                problem.data,
-                to_inputs=problem.to_inputs,
-                seed=problem.seed,
-                max_batches=problem.max_batches,
-                progress=problem.progress,
-            ),
-        )
-        return self.vote(problem.structure, found.scores, problem.budget), found
+        found: Saliency = problem.once("scores", lambda: self.score(problem))
+        return vote(self, problem.structure, found.scores, problem.budget), found
 
     def passes(self, structure: Structure, calibration: Calibration, scored: int | None) -> float | None:
         """See :class:`~disparse_structured.pipeline.method.Counting`."""
         return None if scored is None else scoring_passes(structure, scored)
 
-    def score(
-        self,
-        model: nn.Module,
-        structure: Structure,
-        data: Iterable[Any],
-        *,
-        to_inputs: ToInputs | None = None,
-        seed: int = 0,
-        max_batches: int | None = None,
-        keep: torch.Tensor | None = None,
-        progress: bool = False,
-    ) -> Saliency:
-        """:func:`disparse_structured.score` by this method's criterion."""
+    def score(self, problem: Problem, keep: torch.Tensor | None = None) -> Saliency:
+        """See :class:`~disparse_structured.pipeline.method.Repeatable`."""
         return score(
-            model,
-            structure,
-            data,
+            problem.model,
+            problem.structure,
+            problem.data,
             self.criterion,
-            to_inputs=to_inputs,
-            seed=seed,
-            max_batches=max_batches,
+            to_inputs=problem.to_inputs,
+            seed=problem.seed,
+            max_batches=problem.max_batches,
             keep=keep,
-            progress=progress,
-        )
-
-    def vote(
-        self,
-        structure: Structure,
-        scores: torch.Tensor,
-        budget: Budget,
-        *,
-        stay: torch.Tensor | None = None,
-        left: torch.Tensor | None = None,
-    ) -> Decision:
-        """:func:`~disparse_structured.decision.deciding.decide` by this method's arbiter and ranking."""
-        return decide(
-            structure,
-            scores,
-            budget,
-            ranking=self.ranking,
-            arbiter=self.arbiter,
-            weights=task_weights(structure),
-            stay=stay,
-            left=left,
+            progress=problem.progress,
         )

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
 from disparse_structured.checks import check_counts
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.arbiters import Arbiter, Unanimous
 from disparse_structured.decision.rankings import PerCostRanking, Ranking
+from disparse_structured.pipeline.disparse import DiSparse
 from disparse_structured.pipeline.method import (
     Decided,
     Problem,
@@ -20,7 +18,7 @@ from disparse_structured.pipeline.method import (
 )
 from disparse_structured.pipeline.options import check_refit, check_rules
 from disparse_structured.refit import LeastSquares, RefitMethod
-from disparse_structured.scoring import Criterion, Saliency, score
+from disparse_structured.scoring import Criterion
 from disparse_structured.scoring.criteria import Fisher
 from disparse_structured.structure import Structure
 
@@ -67,20 +65,5 @@ class Iterative:
 
     def decide(self, problem: Problem) -> Decided:
         """See :class:`~disparse_structured.pipeline.method.Method`."""
-
-        def scored(model: nn.Module, keep: torch.Tensor) -> Saliency:
-            return score(
-                model,
-                problem.structure,
-                problem.data,
-                self.criterion,
-                to_inputs=problem.to_inputs,
-                seed=problem.seed,
-                max_batches=problem.max_batches,
-                keep=keep,
-                progress=problem.progress,
-            )
-
-        return decide_in_rounds(
-            problem, scored, self.rounds, arbiter=self.arbiter, ranking=self.ranking, between=self.refit
-        )
+        votes = DiSparse(self.criterion, self.arbiter, self.ranking)
+        return decide_in_rounds(votes, problem, self.rounds, self.refit)

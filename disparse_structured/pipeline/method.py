@@ -18,7 +18,7 @@ from disparse_structured.decision.deciding import Decision, decide
 from disparse_structured.decision.rankings import Ranking
 from disparse_structured.errors import BudgetError
 from disparse_structured.refit import RefitMethod, refit
-from disparse_structured.scoring import Saliency
+from disparse_structured.scoring import Criterion, Saliency
 from disparse_structured.structure import Structure
 
 Decided: TypeAlias = tuple[Decision, Saliency]
@@ -60,6 +60,10 @@ class Problem:
         """Unlabeled examples of one shape."""
         return self.examples()
 
+    def of(self, model: nn.Module) -> Problem:
+        """The same problem for ``model``, the dense network with other weights."""
+        return replace(self, model=model, examples=lambda: self.calibration)
+
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """What ``compute`` returns, or returned in an earlier attempt."""
         if self.known is None:
@@ -81,6 +85,33 @@ class Method(Protocol):
         Raises:
             BudgetError: the budget cannot be met.
         """
+        ...
+
+
+@runtime_checkable
+class Repeatable(Protocol):
+    """A method that decides on scores alone, and can decide again on what an earlier decision left.
+
+    Rounds and stages need one: the network is refit or trained between two decisions.
+    """
+
+    @property
+    def criterion(self) -> Criterion:
+        """How units are scored."""
+        ...
+
+    @property
+    def arbiter(self) -> Arbiter:
+        """How the tasks' votes become a decision."""
+        ...
+
+    @property
+    def ranking(self) -> Ranking:
+        """How layers compete within one task's vote."""
+        ...
+
+    def score(self, problem: Problem, keep: torch.Tensor | None = None, /) -> Saliency:
+        """The scores of ``problem.model``, of which the units of ``keep``, bool ``[units]``, are left."""
         ...
 
 
@@ -107,18 +138,30 @@ def refit_passes(method: RefitMethod | None, calibration: Calibration) -> float:
     return 0.0 if method is None else float(2 * (1 + method.shifts) * calibration.samples)
 
 
-Scored: TypeAlias = Callable[[nn.Module, torch.Tensor], Saliency]
-"""``scored(model, keep)``: the scores of what is left of ``model``, the units of ``keep``."""
+def vote(
+    method: Repeatable,
+    structure: Structure,
+    scores: torch.Tensor,
+    budget: Budget,
+    *,
+    stay: torch.Tensor | None = None,
+    left: torch.Tensor | None = None,
+) -> Decision:
+    """:func:`~disparse_structured.decision.deciding.decide` by the arbiter and the ranking of ``method``."""
+    return decide(
+        structure,
+        scores,
+        budget,
+        ranking=method.ranking,
+        arbiter=method.arbiter,
+        weights=[task.weight for task in structure.task_objects],
+        stay=stay,
+        left=left,
+    )
 
 
 def decide_in_rounds(
-    problem: Problem,
-    scored: Scored,
-    rounds: int,
-    *,
-    arbiter: Arbiter,
-    ranking: Ranking,
-    between: RefitMethod | None,
+    method: Repeatable, problem: Problem, rounds: int, between: RefitMethod | None
 ) -> Decided:
     """Decides several times on the way to the budget, each time on scores of what is left.
 
@@ -129,38 +172,24 @@ def decide_in_rounds(
     dense = budget.of.on(structure).dense
     share = budget.target(dense) / dense
 
-    def deciding(saliency: Saliency, keep: torch.Tensor | None) -> Callable[[Budget], Decision]:
-        return functools.partial(
-            decide,
-            structure,
-            saliency.scores,
-            ranking=ranking,
-            arbiter=arbiter,
-            weights=task_weights(structure),
-            left=keep,
-        )
-
     def before_last() -> tuple[Saliency, torch.Tensor | None]:
         """The scores of what the last round starts with."""
-        model, keep = problem.model, None
+        current, keep = problem, None
+        every = torch.ones(structure.units, dtype=torch.bool)
         for number in range(1, rounds + 1):
-            saliency = scored(model, torch.ones(structure.units, dtype=torch.bool) if keep is None else keep)
+            saliency = method.score(current, every if keep is None else keep)
             if number == rounds:
                 break
-            decided = deciding(saliency, keep)
+            decided = functools.partial(vote, method, structure, saliency.scores, left=keep)
             try:
                 keep = decided(replace(budget, limit=share ** (number / rounds))).keep
             except BudgetError:
                 decided(budget)  # raises the error for the budget that was requested
                 raise
             if between is not None:
-                model = refit(problem.model, structure, keep, problem.calibration, method=between).model
+                found = refit(problem.model, structure, keep, problem.calibration, method=between)
+                current = problem.of(found.model)
         return saliency, keep
 
     saliency, left = problem.once("rounds", before_last)
-    return deciding(saliency, left)(budget), saliency
-
-
-def task_weights(structure: Structure) -> list[float]:
-    """The weights of the tasks, for arbiters that use them."""
-    return [task.weight for task in structure.task_objects]
+    return vote(method, structure, saliency.scores, budget, left=left), saliency

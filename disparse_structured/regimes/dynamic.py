@@ -83,10 +83,10 @@ class Dynamic(MaskedRegime):
         structure = analyse(model, example_inputs, tasks, entry_points=entry_points, batched=batched)
         super().__init__(
             model,
-            DecisionSettings(structure, data, named(budget, model), method, to_inputs, seed, batches),
+            DecisionSettings(structure, data, named(budget, model), method, None, to_inputs, seed, batches),
         )
         self.every, self.fraction, self.last = every, fraction, until * steps
-        self.grow = grow
+        self.method, self.grow = method, grow
         saliency = self.score(batches=first_batches)
         with self.explaining():
             decision = self.settings.vote(saliency.scores)
@@ -121,7 +121,7 @@ class Dynamic(MaskedRegime):
         dropped = settings.vote(saliency.scores.masked_fill(~self.keep, 0.0), settings.within(lower))
         survivors = self.keep & dropped.keep
         if self.grow is not None:
-            saliency = self.score(method=replace(settings.method, criterion=self.grow))
+            saliency = self.score(method=replace(self.method, criterion=self.grow))
         # Unanimity in reverse: a unit remains removed only if no task votes to regrow it.
-        regrowing = replace(settings, method=replace(settings.method, arbiter=Unanimous()))
+        regrowing = replace(settings, method=replace(self.method, arbiter=Unanimous()))
         self.adopt(regrowing.vote(saliency.scores, stay=survivors), saliency, optimizer)

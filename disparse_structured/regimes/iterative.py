@@ -12,33 +12,41 @@ from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.budget import Budget, named
 from disparse_structured.errors import OptionError
 from disparse_structured.graph.entries import EntryPoints
-from disparse_structured.pipeline import DiSparse, PruningResult
+from disparse_structured.pipeline import Compensated, PruningResult
+from disparse_structured.pipeline.method import Repeatable
+from disparse_structured.pipeline.options import check_refit
+from disparse_structured.refit import LeastSquares, RefitMethod
 from disparse_structured.regimes.masked import MaskedRegime
-from disparse_structured.regimes.scorings import DecisionSettings, check_votes
+from disparse_structured.regimes.scorings import DecisionSettings, check_repeatable
 from disparse_structured.structure import analyse
 from disparse_structured.tasks import Task
 
-_VOTES = DiSparse()
+_COMPENSATED: Repeatable = Compensated()
+_LEAST_SQUARES: RefitMethod = LeastSquares()
 
 
 class Iterative(MaskedRegime):
     """Prunes a trained network in stages; every stage scores the remaining units again.
 
-    The first stage runs at once, the others after every ``every`` training steps. Stage i of n leaves the
-    share ``share ** (i / n)`` of the dense cost, so that each removes the same proportion of what remains
-    (iterative magnitude pruning's schedule: Frankle and Carbin, ICLR 2019). A removed unit scores zero for
-    every task.
+    The first stage runs at once and the last after the share ``until`` of all steps, so that most of the
+    training follows the last one. Stage i of n leaves the share ``share ** (i / n)`` of the dense cost: each
+    removes the same proportion of what remains (iterative magnitude pruning's schedule: Frankle and Carbin,
+    ICLR 2019). The remaining weights are refit to what the network computed before each stage.
 
     Args:
         model: the trained dense network. It is trained and masked in place: pass a copy to keep it.
         stages: number of stages, at least 1.
-        every: training steps between two stages.
-        example_inputs, tasks, data, budget, method, to_inputs, seed, batches, entry_points, batched: as in
+        steps: how many optimizer steps training will take.
+        until: share of ``steps`` after which the last stage runs, in (0, 1).
+        method: decides which units are removed: :class:`disparse_structured.Compensated`,
+            :class:`disparse_structured.DiSparse`, or another
+            :class:`~disparse_structured.pipeline.method.Repeatable`.
+        example_inputs, tasks, data, budget, refit, to_inputs, seed, batches, entry_points, batched: as in
             :class:`disparse_structured.regimes.Pretrained`.
 
     Raises:
         BudgetError: the budget cannot be met; ``model`` is unchanged.
-        OptionError: ``stages`` or ``every`` is below 1, or ``method`` is not DiSparse.
+        OptionError: a number is out of its range, or ``method`` cannot decide more than once.
     """
 
     def __init__(
@@ -50,23 +58,30 @@ class Iterative(MaskedRegime):
         *,
         budget: Budget,
         stages: int,
-        every: int,
-        method: DiSparse = _VOTES,
+        steps: int,
+        until: float = 0.4,
+        method: Repeatable = _COMPENSATED,
+        refit: RefitMethod | None = _LEAST_SQUARES,
         to_inputs: ToInputs | None = None,
         seed: int = 0,
         batches: int | None = None,
         entry_points: EntryPoints | None = None,
         batched: Sequence[str] | None = None,
     ) -> None:
-        if stages < 1 or every < 1:
-            raise OptionError(f"stages={stages} and every={every}: both must be at least 1.")
-        check_votes(method)
+        if stages < 1 or steps < 1 or not 0 < until < 1:
+            raise OptionError(
+                f"stages={stages}, steps={steps}, until={until}: stages and steps must be at least 1, "
+                "until between 0 and 1."
+            )
+        check_repeatable(method)
+        check_refit(refit)
         structure = analyse(model, example_inputs, tasks, entry_points=entry_points, batched=batched)
         super().__init__(
             model,
-            DecisionSettings(structure, data, named(budget, model), method, to_inputs, seed, batches),
+            DecisionSettings(structure, data, named(budget, model), method, refit, to_inputs, seed, batches),
         )
-        self.stages, self.every = stages, every
+        self.stages = stages
+        self.every = max(1, round(until * steps / max(1, stages - 1)))
         # The last budget must be within reach before the first stage changes anything.
         with self.explaining():
             self.settings.vote(self.structure.reach.to(torch.float64))
@@ -83,7 +98,7 @@ class Iterative(MaskedRegime):
         return f"{self.stages} stages, every {self.every} steps"
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Enforces the mask, and runs the next stage every ``every`` steps."""
+        """Enforces the mask, and runs the next stage when it is due."""
         self.masks.enforce()
         self.steps_taken += 1
         if self.steps_taken % self.every == 0 and self.stage < self.stages:
@@ -100,5 +115,4 @@ class Iterative(MaskedRegime):
         budget = self.settings.budget
         if self.stage < self.stages:
             budget = self.settings.within(self.settings.share ** (self.stage / self.stages))
-        scores = saliency.scores.masked_fill(~self.keep, 0.0)
-        self.adopt(self.settings.vote(scores, budget), saliency, optimizer)
+        self.adopt(self.settings.vote(saliency.scores, budget, left=self.keep), saliency, optimizer)

@@ -18,7 +18,7 @@ from disparse_structured.errors import BatchError, BudgetError, LoadError
 from disparse_structured.naming import rule_name
 from disparse_structured.pipeline import PruningResult
 from disparse_structured.regimes.regime import Regime
-from disparse_structured.regimes.scorings import DecisionSettings
+from disparse_structured.regimes.scorings import DecisionSettings, write
 from disparse_structured.scoring import Saliency
 from disparse_structured.surgery import apply
 from disparse_structured.surgery.weight_masks import WeightMasks
@@ -57,7 +57,9 @@ class MaskedRegime(Regime):
     def adopt(
         self, decision: Decision, saliency: Saliency, optimizer: torch.optim.Optimizer | None = None
     ) -> None:
-        """Makes ``decision`` the current mask."""
+        """Makes ``decision`` the current mask; what is left is refit to what the network computed."""
+        survivors = self.keep & decision.keep
+        write(self.model, self.settings.compensated(self.model, self._scorings, survivors))
         self.masks.switch(decision.keep, optimizer)
         self._last = decision, saliency
 
@@ -100,7 +102,9 @@ class MaskedRegime(Regime):
         settings, method = self.settings, self.settings.method
         rules = ", ".join(rule_name(rule) for rule in (method.criterion, method.arbiter, method.ranking))
         budget = ", ".join(f"{name}={value}" for name, value in settings.budget.facts() if value is not None)
-        return f"{budget}; {rules}; seed {settings.seed}; {settings.batches} batches; {self.schedule}"
+        refit = f"refit by {rule_name(settings.refit)}" if settings.refit is not None else "no refit"
+        reads = f"seed {settings.seed}; {settings.batches} batches"
+        return f"{budget}; {type(method).__name__}, {rules}; {refit}; {reads}; {self.schedule}"
 
     def state_dict(self) -> dict[str, Any]:
         """See :class:`Regime`."""

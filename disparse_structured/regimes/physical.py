@@ -14,18 +14,25 @@ from disparse_structured.decision.budget import Budget, named
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import LoadError
 from disparse_structured.graph.entries import EntryPoints
-from disparse_structured.pipeline import Data, Decided, DiSparse, Method, Problem, PruningResult
-from disparse_structured.pipeline.options import check_method
+from disparse_structured.graph.named_tensors import detached_tensors
+from disparse_structured.pipeline import Compensated, DiSparse, Method, PruningResult
+from disparse_structured.pipeline.options import check_method, check_refit
+from disparse_structured.pipeline.refitting import Execution
+from disparse_structured.refit import LeastSquares, RefitMethod
 from disparse_structured.regimes.processes import on_rank_zero
 from disparse_structured.regimes.reading import undisturbed
 from disparse_structured.regimes.regime import Regime
+from disparse_structured.regimes.scorings import problem_of, write
+from disparse_structured.report.refit import RefitFacts
+from disparse_structured.scoring import Saliency
 from disparse_structured.scoring.criteria import SNIP
 from disparse_structured.structure import analyse
-from disparse_structured.surgery import apply
+from disparse_structured.surgery import Applied, apply
 from disparse_structured.tasks import Task
 
-_VOTES: Method = DiSparse()
+_COMPENSATED: Method = Compensated()
 _SENSITIVITY: Method = DiSparse(SNIP())
+_LEAST_SQUARES: RefitMethod = LeastSquares()
 
 
 class _Physical(Regime):
@@ -38,6 +45,7 @@ class _Physical(Regime):
         *,
         budget: Budget,
         method: Method,
+        refit: RefitMethod | None,
         to_inputs: ToInputs | None = None,
         seed: int = 0,
         batches: int | None = None,
@@ -45,36 +53,36 @@ class _Physical(Regime):
         batched: Sequence[str] | None = None,
     ) -> None:
         check_method(method)
-        if isinstance(data, Iterator):  # a method may read it more than once
+        check_refit(refit)
+        if isinstance(data, Iterator):  # it is read more than once
             data = list(itertools.islice(data, batches))
-        self.structure = analyse(model, example_inputs, tasks, entry_points=entry_points, batched=batched)
+        structure = analyse(model, example_inputs, tasks, entry_points=entry_points, batched=batched)
+        here: Applied | None = None
 
-        def decided() -> Decided:
+        def decided() -> tuple[Saliency, Plan, RefitFacts | None, dict[str, torch.Tensor]]:
+            nonlocal here
             with undisturbed(data, seed):
-                return method.decide(
-                    Problem(
-                        model,
-                        self.structure,
-                        data,
-                        lambda: (
-                            Data.of(
-                                model, data, to_inputs, seed=seed, marked=self.structure.marked
-                            ).calibration
-                        ),
-                        named(budget, model),
-                        to_inputs,
-                        batches,
-                        seed,
-                    )
+                problem = problem_of(model, structure, data, named(budget, model), to_inputs, batches, seed)
+                decision, saliency = method.decide(problem)
+                plan = decision.plan(
+                    structure, method=type(method).__name__, criterion=saliency.criterion, seed=seed
                 )
+                facts = None
+                if refit is None:
+                    here = apply(model, plan, structure)
+                else:
+                    execute = Execution(model, structure, refit, problem.calibration, True, False)
+                    outcome = execute(plan)
+                    here, facts = outcome.applied, outcome.refit
+                return saliency, here.plan, facts, detached_tensors(here.model)
 
-        decision, saliency = on_rank_zero(decided)
-        plan = decision.plan(
-            self.structure, method=type(method).__name__, criterion=saliency.criterion, seed=seed
-        )
-        applied = apply(model, plan, self.structure)
-        self._pruned = PruningResult.of(self.structure, saliency, applied, costs=[budget.of])
-        self.model = applied.model
+        saliency, plan, facts, weights = on_rank_zero(decided)
+        if here is None:  # another process decided
+            here = apply(model, plan, structure)
+            write(here.model, weights)
+        self.structure = structure
+        self._pruned = PruningResult.of(structure, saliency, here, refit=facts, costs=[budget.of])
+        self.model = here.model
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Does nothing: everything is decided."""
@@ -101,13 +109,17 @@ class _Physical(Regime):
 class Pretrained(_Physical):
     """One-shot pruning of a trained network, to be followed by fine-tuning.
 
+    As :func:`disparse_structured.prune` by default: units are chosen by the damage that is left after
+    compensation, and the remaining weights are refit before the first step.
+
     Args:
         model: the trained dense network; it is not changed.
         example_inputs: the positional arguments of one forward pass, batch first.
         tasks: name, output and optionally loss of each task.
-        data: batches to score on; ``batches`` limits how many are read.
+        data: batches to score and refit on; ``batches`` limits how many are read.
         budget: what the result may cost.
         method: decides which units are removed; any method of :func:`disparse_structured.prune`.
+        refit: how the remaining weights compensate for what was removed; None leaves them unchanged.
         to_inputs, seed: as in :func:`disparse_structured.prune`.
         entry_points, batched: as in :func:`disparse_structured.analyse`.
 
@@ -123,7 +135,8 @@ class Pretrained(_Physical):
         data: Iterable[Any],
         *,
         budget: Budget,
-        method: Method = _VOTES,
+        method: Method = _COMPENSATED,
+        refit: RefitMethod | None = _LEAST_SQUARES,
         to_inputs: ToInputs | None = None,
         seed: int = 0,
         batches: int | None = None,
@@ -132,7 +145,7 @@ class Pretrained(_Physical):
     ) -> None:
         super().__init__(
             model, example_inputs, tasks, data,
-            budget=budget, method=method, to_inputs=to_inputs, seed=seed, batches=batches,
+            budget=budget, method=method, refit=refit, to_inputs=to_inputs, seed=seed, batches=batches,
             entry_points=entry_points, batched=batched,
         )  # fmt: skip
 
@@ -142,7 +155,7 @@ class Static(_Physical):
 
     The default criterion is SNIP's (Lee et al., ICLR 2019) on gates of units, per task, as DiSparse (Sun et
     al., CVPR 2022) prunes at initialization. Arguments are those of :class:`Pretrained`; ``model`` is a
-    freshly initialized network.
+    freshly initialized network, and there is nothing to refit.
     """
 
     def __init__(
@@ -162,6 +175,6 @@ class Static(_Physical):
     ) -> None:
         super().__init__(
             model, example_inputs, tasks, data,
-            budget=budget, method=method, to_inputs=to_inputs, seed=seed, batches=batches,
+            budget=budget, method=method, refit=None, to_inputs=to_inputs, seed=seed, batches=batches,
             entry_points=entry_points, batched=batched,
         )  # fmt: skip

@@ -2,39 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from disparse_structured.checks import check_not_class, shown
 from disparse_structured.data.batches import ToInputs
+from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import Decision
 from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import OptionError
+from disparse_structured.graph.named_tensors import detached_tensors
 from disparse_structured.naming import rule_name
-from disparse_structured.pipeline import DiSparse
+from disparse_structured.pipeline import Data, DiSparse, Problem
+from disparse_structured.pipeline.method import Repeatable, vote
+from disparse_structured.refit import RefitMethod, refit
 from disparse_structured.regimes.processes import on_rank_zero
 from disparse_structured.regimes.reading import undisturbed
 from disparse_structured.scoring import Saliency
 from disparse_structured.structure import Structure
 
+T = TypeVar("T")
+
+EXAMPLES = 256
+"""Examples that a refit reads: where a network is trained, there are more than the 64 of ``prune``."""
+
+
+def check_repeatable(method: object) -> None:
+    """Raises :class:`OptionError` unless ``method`` can decide again on what an earlier decision left."""
+    check_not_class("method", method)
+    if not isinstance(method, Repeatable):
+        raise OptionError(
+            f"method must decide on scores in a regime that decides more than once, got {shown(method)}. "
+            "Pass Compensated() or DiSparse(). Pretrained and Static take any method."
+        )
+
 
 def check_votes(method: object) -> None:
-    """Raises :class:`OptionError` unless ``method`` is a :class:`DiSparse`, which can vote more than once."""
+    """Raises :class:`OptionError` unless ``method`` is :class:`DiSparse`, which scores removed units too."""
+    check_not_class("method", method)
     if not isinstance(method, DiSparse):
-        found = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
         raise OptionError(
-            f"method must be DiSparse(...) in a regime that decides more than once, got {found}. "
+            f"method must be DiSparse(...) in a regime that regrows units, got {shown(method)}. "
             "Pretrained and Static take any method."
         )
 
 
+def problem_of(
+    model: nn.Module,
+    structure: Structure,
+    data: Iterable[Any],
+    budget: Budget,
+    to_inputs: ToInputs | None,
+    batches: int | None,
+    seed: int,
+) -> Problem:
+    """What a method decides on: the first ``batches`` of ``data`` with labels, and examples without."""
+
+    def examples() -> Calibration:
+        marked = structure.marked
+        return Data.of(model, data, to_inputs, samples=EXAMPLES, seed=seed, marked=marked).calibration
+
+    return Problem(model, structure, data, examples, budget, to_inputs, batches, seed)
+
+
+def write(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copies ``tensors`` into the parameters and buffers of these names."""
+    with torch.no_grad():
+        for name, tensor in detached_tensors(model).items():
+            if name in tensors:
+                tensor.copy_(tensors[name])
+
+
 @dataclass(frozen=True, eq=False)
 class DecisionSettings:
-    """A structure, the data to score its units on, the budget, and the method of voting.
+    """A structure, the data that its units are scored on, the budget, and how to decide and refit.
 
     ``batches`` limits how many batches of ``data`` one scoring reads. Every scoring iterates ``data`` from
     its beginning, under random states that follow from ``seed`` and the scoring's number. A loader that
@@ -45,7 +91,8 @@ class DecisionSettings:
     structure: Structure
     data: Iterable[Any]
     budget: Budget
-    method: DiSparse
+    method: Repeatable
+    refit: RefitMethod | None
     to_inputs: ToInputs | None
     seed: int
     batches: int | None
@@ -70,27 +117,35 @@ class DecisionSettings:
 
     def score(self, model: nn.Module, number: int = 0, keep: torch.Tensor | None = None) -> Saliency:
         """Scoring number ``number``, of the network with the units of ``keep``; the same in all processes."""
-        seed = self.seed + number
+        return self._read(number, lambda: self.method.score(self._problem(model, number), keep))
 
-        def scored() -> Saliency:
-            with undisturbed(self.data, seed):
-                return self.method.score(
-                    model,
-                    self.structure,
-                    self.data,
-                    to_inputs=self.to_inputs,
-                    seed=seed,
-                    max_batches=self.batches,
-                    keep=keep,
-                )
+    def compensated(self, model: nn.Module, number: int, keep: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The tensors of ``model`` that its refit to ``keep`` changes; the same in all processes."""
+        method = self.refit
+        if method is None:
+            return {}
 
-        return on_rank_zero(scored)
+        def changed() -> dict[str, torch.Tensor]:
+            calibration = self._problem(model, number).calibration
+            found = detached_tensors(refit(model, self.structure, keep, calibration, method=method).model)
+            return {
+                name: found[name]
+                for name, tensor in detached_tensors(model).items()
+                if not torch.equal(tensor, found[name])
+            }
+
+        return self._read(number, changed)
 
     def vote(
-        self, scores: torch.Tensor, budget: Budget | None = None, *, stay: torch.Tensor | None = None
+        self,
+        scores: torch.Tensor,
+        budget: Budget | None = None,
+        *,
+        stay: torch.Tensor | None = None,
+        left: torch.Tensor | None = None,
     ) -> Decision:
         """What the arbiter decides on ``scores``, ``[tasks, units]``."""
-        return self.method.vote(self.structure, scores, budget or self.budget, stay=stay)
+        return vote(self.method, self.structure, scores, budget or self.budget, stay=stay, left=left)
 
     def plan(self, decision: Decision) -> Plan:
         """The plan for ``decision``; it records these settings, whatever budget the last step was within."""
@@ -101,3 +156,21 @@ class DecisionSettings:
         return decided.plan(
             self.structure, method=type(method).__name__, criterion=method.criterion, seed=self.seed
         )
+
+    def _problem(self, model: nn.Module, number: int) -> Problem:
+        return problem_of(
+            model,
+            self.structure,
+            self.data,
+            self.budget,
+            self.to_inputs,
+            self.batches,
+            self.seed + number,
+        )
+
+    def _read(self, number: int, compute: Callable[[], T]) -> T:
+        def reading() -> T:
+            with undisturbed(self.data, self.seed + number):
+                return compute()
+
+        return on_rank_zero(reading)

@@ -94,7 +94,7 @@ def _dynamic(model: nn.Module, **options: Any) -> Dynamic:
 
 
 def _iterative(model: nn.Module, **options: Any) -> Iterative:
-    settings = {"budget": BUDGET, "stages": 3, "every": 5, **options}
+    settings = {"budget": BUDGET, "stages": 3, "steps": 24, **options}
     return Iterative(model, EXAMPLE, _tasks(), _batches(), **settings)
 
 
@@ -258,12 +258,13 @@ def test_the_report_of_what_was_trained_has_no_deviation(make: Make) -> None:
     assert "deviation from dense" not in str(_whole(make)[1].report)
 
 
-@MASKED
 @pytest.mark.parametrize(
-    ("method", "says"),
+    ("make", "method", "says"),
     [
-        (Compensated(), r"method must be DiSparse\(\.\.\.\).*got Compensated\(\)"),
-        (DiSparse, "got the class DiSparse"),
+        (_dynamic, Compensated(), r"method must be DiSparse\(\.\.\.\).*got Compensated\(\)"),
+        (_dynamic, DiSparse, "got the class DiSparse"),
+        (_iterative, InRounds(rounds=2), "must decide on scores.*got a value of type Iterative"),
+        (_iterative, DiSparse, "got the class DiSparse"),
     ],
 )
 def test_regimes_that_vote_again_and_again_refuse_other_methods(
@@ -414,13 +415,13 @@ def test_normalized_widths_are_held_and_a_budget_that_needs_them_says_so() -> No
     model = Normed()
     before = copy.deepcopy(model.state_dict())
     for make in (
-        lambda: Iterative(model, (data[0],), [task], data, budget=Budget(macs=0.3), stages=2, every=1),
+        lambda: Iterative(model, (data[0],), [task], data, budget=Budget(macs=0.3), stages=2, steps=2),
         lambda: Dynamic(model, (data[0],), [task], data, budget=Budget(macs=0.3), steps=4),
     ):
         with pytest.raises(BudgetError, match=r"cannot be met.*cannot be masked"):
             make()
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    regime = Iterative(model, (data[0],), [task], data, budget=Budget(macs=0.8), stages=1, every=1)
+    regime = Iterative(model, (data[0],), [task], data, budget=Budget(macs=0.8), stages=1, steps=1)
     assert regime.masks.held
 
 
@@ -438,7 +439,7 @@ def test_the_state_of_another_run_is_refused() -> None:
 @MASKED
 def test_the_state_of_other_settings_is_refused(make: Callable[..., Regime]) -> None:
     state = make(_model()).state_dict()
-    for other in (make(_model(), budget=Budget(macs=0.5)), make(_model(), every=7)):
+    for other in (make(_model(), budget=Budget(macs=0.5)), make(_model(), steps=50, until=0.5)):
         with pytest.raises(LoadError, match="other settings"):
             other.load_state_dict(state)
 
@@ -455,9 +456,9 @@ def test_a_number_out_of_range_is_refused(options: dict[str, float]) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("options", [{"stages": 0}, {"every": 0}])
-def test_a_number_of_stages_out_of_range_is_refused(options: dict[str, int]) -> None:
-    with pytest.raises(OptionError, match="both must be at least 1"):
+@pytest.mark.parametrize("options", [{"stages": 0}, {"steps": 0}, {"until": 0.0}, {"until": 1.0}])
+def test_a_stage_out_of_range_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(OptionError, match="at least 1, until between 0 and 1"):
         _iterative(_model(), **options)
 
 
@@ -474,7 +475,7 @@ def test_other_rules_of_the_vote_are_obeyed(make: Callable[..., Regime]) -> None
 
 
 def test_stages_that_training_was_too_short_for_are_taken_at_the_end() -> None:
-    regime = _iterative(_model(), every=100)
+    regime = _iterative(_model(), steps=1000)
     assert regime.stage == 1
     pruned = _run(regime, steps=2).finish()
     assert count_macs(pruned.model, EXAMPLE) / count_macs(_model(), EXAMPLE) <= 0.4
