@@ -37,6 +37,7 @@ class Method:
         rewind: whether weights are reset to those before any training, after the decision.
         compensated: whether units are chosen by the damage that is left after compensation, and the remaining
             weights refit, as ``prune`` does by default; otherwise votes decide, and nothing is refit.
+        longer: whether the pruned network is trained for as many epochs as the dense one was.
         teacher: the weight of the distillation from the dense network while the pruned one is trained.
         source: the paper that the decision is from, and what is different here.
     """
@@ -51,6 +52,7 @@ class Method:
     rewind: bool = False
     grow: Criterion | None = None
     compensated: bool = False
+    longer: bool = False
     teacher: float = 0.0
     source: str = ""
 
@@ -104,6 +106,15 @@ _PRETRAINED = (
         stages=3,
         compensated=True,
         source=f"{_COMPENSATED}, in stages until 0.4 of the fine-tuning",
+    ),
+    Method(
+        "compensated-longer",
+        "pretrained",
+        Taylor(),
+        WeightedMean(),
+        compensated=True,
+        longer=True,
+        source=f"{_COMPENSATED}, and as much training as the lottery ticket",
     ),
     Method("disparse", "pretrained", Fisher(), source=_DISPARSE),
     Method("disparse-majority", "pretrained", Fisher(), Majority(), source=_ARBITER),

@@ -62,8 +62,9 @@ def description(method: Method | None) -> dict[str, Any]:
     """A method in the words that are hashed and kept in rows; the dense network has none."""
     if method is None:
         return {}
-    ours = {"compensated": True, "refit": "LeastSquares()"} if method.compensated else {}
-    taught = {"teacher": method.teacher} if method.teacher else {}
+    ours: dict[str, Any] = {"compensated": True, "refit": "LeastSquares()"} if method.compensated else {}
+    ours |= {"longer": True} if method.longer else {}
+    ours |= {"teacher": method.teacher} if method.teacher else {}
     return {
         "criterion": described(method.criterion),
         "arbiter": described(method.arbiter),
@@ -73,7 +74,6 @@ def description(method: Method | None) -> dict[str, Any]:
         "rewind": method.rewind,
         "grow": None if method.grow is None else described(method.grow),
         **ours,
-        **taught,
     }
 
 
@@ -149,7 +149,7 @@ def _pruned_row(bench: Bench, cell: Cell, method: Method) -> Row:
     begun, note = _begun(bench, cell, method, reference, tasks, macs)
     before = data.evaluate(begun.model)
     watched = Timed(begun)
-    full = cell.regime != "pretrained"
+    full = cell.regime != "pretrained" or method.longer
     teacher = Teacher(reference, method.teacher) if method.teacher else None
     seconds = _train(bench, data, begun.model, tasks, cell.seed, full=full, callback=watched, teacher=teacher)
     pruned = begun.finish()

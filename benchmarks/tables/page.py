@@ -91,8 +91,8 @@ def _setting(scale: Scale) -> str:
             f"between their stages. Loss weights: {weights}."
         )
     lines.append(
-        "- † goes back to the initial weights and trains for all epochs again: more training than the other "
-        "rows of its regime have after pruning."
+        "- † trains for all epochs again, more than the other rows of its regime have after pruning: "
+        "lth from the initial weights, compensated-longer from the refit ones."
     )
     return "\n".join(lines)
 
@@ -108,4 +108,5 @@ def _regimes(scale: Scale) -> dict[str, dict[str, str]]:
 
 
 def _shown(method: str) -> str:
-    return METHODS[method].name + (" †" if METHODS[method].rewind else "")
+    chosen = METHODS[method]
+    return chosen.name + (" †" if chosen.rewind or chosen.longer else "")

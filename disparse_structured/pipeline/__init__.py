@@ -5,7 +5,7 @@ from disparse_structured.pipeline.compensated import Compensated
 from disparse_structured.pipeline.disparse import DiSparse
 from disparse_structured.pipeline.inputs import EXAMPLE_SAMPLES, SAMPLES, Data
 from disparse_structured.pipeline.iterative import Iterative
-from disparse_structured.pipeline.method import Decided, Method, Problem
+from disparse_structured.pipeline.method import Decided, Method, Problem, Repeatable
 from disparse_structured.pipeline.pruning import prune
 from disparse_structured.pipeline.quantizing import quantize
 from disparse_structured.pipeline.result import PruningResult
@@ -25,6 +25,7 @@ __all__ = [
     "Method",
     "Problem",
     "PruningResult",
+    "Repeatable",
     "TaskLatencies",
     "TaskLatency",
     "check_folder",

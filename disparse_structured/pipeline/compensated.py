@@ -91,7 +91,7 @@ class Compensated:
         return decide_in_rounds(self, problem, self.rounds, self.refit)
 
     def score(self, problem: Problem, keep: torch.Tensor | None = None) -> Saliency:
-        """See :class:`~disparse_structured.pipeline.method.Repeatable`."""
+        """See :class:`~disparse_structured.pipeline.Repeatable`."""
         calibration, structure = problem.calibration, problem.structure
         unlabeled = tuple(dataclasses.replace(task, loss=None) for task in structure.task_objects)
         structure = dataclasses.replace(structure, task_objects=unlabeled)

@@ -55,7 +55,7 @@ class DiSparse:
         return None if scored is None else scoring_passes(structure, scored)
 
     def score(self, problem: Problem, keep: torch.Tensor | None = None) -> Saliency:
-        """See :class:`~disparse_structured.pipeline.method.Repeatable`."""
+        """See :class:`~disparse_structured.pipeline.Repeatable`."""
         return score(
             problem.model,
             problem.structure,

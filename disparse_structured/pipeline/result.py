@@ -304,7 +304,10 @@ def _report(
         model=type(applied.model).__name__,
         plan=plan.hash,
         costs={cost.name: _cost_facts(cost, structure, keep, applied.model) for cost in costs},
-        tasks=tuple(_task_facts(task, row, structure, plan, keep) for row, task in _rows(structure)),
+        tasks=tuple(
+            _task_facts(task, row, task.name in saliency.labeled, structure, plan, keep)
+            for row, task in _rows(structure)
+        ),
         groups=len(structure.groups),
         groups_changed=len(plan.removals),
         units=structure.units,
@@ -380,13 +383,15 @@ def _rows(structure: Structure) -> Iterable[tuple[int, Task]]:
     return enumerate(structure.task_objects)
 
 
-def _task_facts(task: Task, row: int, structure: Structure, plan: Plan, keep: torch.Tensor) -> TaskFacts:
+def _task_facts(
+    task: Task, row: int, labeled: bool, structure: Structure, plan: Plan, keep: torch.Tensor
+) -> TaskFacts:
     reached = structure.reach[row]
     units = int(reached.sum())
     asked = sum(len(dict(group.votes).get(task.name, ())) for group in plan.groups)
     return TaskFacts(
         name=task.name,
-        labeled=task.loss is not None,
+        labeled=labeled,
         units=units,
         shared=int((reached & (structure.reach.sum(dim=0) > 1)).sum()),
         asked=asked / units if units else 0.0,

@@ -12,8 +12,7 @@ from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.budget import Budget, named
 from disparse_structured.errors import OptionError
 from disparse_structured.graph.entries import EntryPoints
-from disparse_structured.pipeline import Compensated, PruningResult
-from disparse_structured.pipeline.method import Repeatable
+from disparse_structured.pipeline import Compensated, PruningResult, Repeatable
 from disparse_structured.pipeline.options import check_refit
 from disparse_structured.refit import LeastSquares, RefitMethod
 from disparse_structured.regimes.masked import MaskedRegime
@@ -40,7 +39,7 @@ class Iterative(MaskedRegime):
         until: share of ``steps`` after which the last stage runs, in (0, 1).
         method: decides which units are removed: :class:`disparse_structured.Compensated`,
             :class:`disparse_structured.DiSparse`, or another
-            :class:`~disparse_structured.pipeline.method.Repeatable`.
+            :class:`~disparse_structured.pipeline.Repeatable`.
         example_inputs, tasks, data, budget, refit, to_inputs, seed, batches, entry_points, batched: as in
             :class:`disparse_structured.regimes.Pretrained`.
 

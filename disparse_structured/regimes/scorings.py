@@ -18,8 +18,8 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import OptionError
 from disparse_structured.graph.named_tensors import detached_tensors
 from disparse_structured.naming import rule_name
-from disparse_structured.pipeline import Data, DiSparse, Problem
-from disparse_structured.pipeline.method import Repeatable, vote
+from disparse_structured.pipeline import Data, DiSparse, Problem, Repeatable
+from disparse_structured.pipeline.method import vote
 from disparse_structured.refit import RefitMethod, refit
 from disparse_structured.regimes.processes import on_rank_zero
 from disparse_structured.regimes.reading import undisturbed

@@ -44,6 +44,7 @@ class Saliency:
         criterion: the criterion's name and settings.
         batches, samples: how much data was read; 0 for criteria that read none.
         notes: remarks on how it was measured.
+        labeled: the tasks that were scored by their losses, not by the response of their outputs.
     """
 
     scores: torch.Tensor
@@ -52,6 +53,7 @@ class Saliency:
     batches: int
     samples: int
     notes: tuple[str, ...] = ()
+    labeled: tuple[str, ...] = ()
 
 
 _FISHER: Criterion = Fisher()
@@ -116,7 +118,8 @@ def score(
         found = criterion(probe)
     scores = _checked(found, structure, name)
     check_scored(scores, structure, name)
-    return Saliency(scores, structure.tasks, name, probe.batches, probe.samples, probe.notes)
+    labeled = tuple(task.name for task in structure.task_objects if task.loss is not None and probe.batches)
+    return Saliency(scores, structure.tasks, name, probe.batches, probe.samples, probe.notes, labeled)
 
 
 def check_scored(scores: torch.Tensor, structure: Structure, name: str) -> None:

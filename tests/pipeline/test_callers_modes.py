@@ -116,7 +116,7 @@ def test_a_call_leaves_the_callers_mode_and_returns_to_it(
 @pytest.mark.parametrize("kind", [Iterative, Pretrained])
 def test_a_regime_decides_outside_of_autocast(kind: Any) -> None:
     def pruned() -> nn.Module:
-        given = {"stages": 2, "every": 1} if kind is Iterative else {}
+        given = {"stages": 2, "steps": 2, "until": 0.5} if kind is Iterative else {}
         regime = kind(model, images()[:2], ["near", "far"], [images()], budget=ds.Budget(macs=0.5), **given)
         regime.step(torch.optim.SGD(regime.model.parameters(), lr=0.0))
         return regime.finish().model

@@ -23,7 +23,7 @@ from disparse_structured.decision.deciding import smallest
 from disparse_structured.decision.rankings import LayerRanking
 from disparse_structured.errors import BatchError, BudgetError, LoadError, OptionError
 from disparse_structured.export import export_onnx
-from disparse_structured.pipeline import Compensated, DiSparse, Method, PruningResult
+from disparse_structured.pipeline import Compensated, DiSparse, Method, PruningResult, prune
 from disparse_structured.pipeline import Iterative as InRounds
 from disparse_structured.regimes import Dynamic, Iterative, Pretrained, Regime, Static
 from disparse_structured.scoring import Probe
@@ -120,20 +120,25 @@ def _optimizer(regime: Regime) -> torch.optim.Optimizer:
     return torch.optim.AdamW(regime.model.parameters(), lr=3e-3)
 
 
-def _train(regime: Regime, steps: int, optimizer: torch.optim.Optimizer, start: int = 0) -> Iterator[int]:
+def _fit(model: nn.Module, steps: int, optimizer: torch.optim.Optimizer, start: int = 0) -> Iterator[int]:
     """A training loop as a user would write it."""
     batches = _batches()
-    regime.model.train()
+    model.train()
     for number in range(start, start + steps):
         batch = batches[number % len(batches)]
-        outputs = regime.model(batch["image"])
+        outputs = model(batch["image"])
         loss = torch.stack([task.loss(outputs[task.name], batch) for task in _tasks()]).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        yield number
+    model.eval()
+
+
+def _train(regime: Regime, steps: int, optimizer: torch.optim.Optimizer, start: int = 0) -> Iterator[int]:
+    for number in _fit(regime.model, steps, optimizer, start):
         regime.step(optimizer)
         yield number
-    regime.model.eval()
 
 
 def _run(regime: Regime, steps: int = 24) -> Regime:
@@ -272,6 +277,62 @@ def test_regimes_that_vote_again_and_again_refuse_other_methods(
 ) -> None:
     with pytest.raises(OptionError, match=says):
         make(_model(), method=method)
+
+
+def _distance(model: nn.Module, other: nn.Module) -> float:
+    """The relative deviation of ``model`` from ``other`` on images that neither was scored on."""
+    images = torch.cat([batch["image"] for batch in _batches(seed=9)])
+    with torch.no_grad():
+        ours, theirs = (each.eval()(images) for each in (model, other))
+    return float(
+        torch.stack([(ours[name] - theirs[name]).norm() / theirs[name].norm() for name in ours]).mean()
+    )
+
+
+def _trained() -> nn.Module:
+    model = _model()
+    for _ in _fit(model, 60, torch.optim.AdamW(model.parameters(), lr=1e-2)):
+        pass
+    return model
+
+
+@pytest.mark.parametrize("regime", [Pretrained, Iterative])
+def test_the_remaining_weights_are_refit_before_training(regime: Any) -> None:
+    dense = _trained()
+    options = {"stages": 1, "steps": 1} if regime is Iterative else {}
+
+    def cut(**more: Any) -> nn.Module:
+        begun = regime(
+            copy.deepcopy(dense), EXAMPLE, _tasks(), _batches(16), budget=BUDGET, **options, **more
+        )
+        return begun.finish().model
+
+    assert _distance(cut(), dense) < 0.8 * _distance(cut(refit=None), dense)
+
+
+def test_pretrained_decides_as_prune_does() -> None:
+    dense = _trained()
+    batches = _batches(16)
+
+    found = Pretrained(dense, EXAMPLE, _tasks(), batches, budget=BUDGET).finish()
+
+    expected = prune(dense, batches, _tasks(), budget=BUDGET)
+    assert found.plan.removals == expected.plan.removals
+    assert [task.labeled for task in found.report.tasks] == [False, False]
+    assert _distance(found.model, expected.model) < 1e-5
+
+
+def test_the_report_says_whether_losses_were_read() -> None:
+    found = prune(_trained(), _batches(), _tasks(), budget=BUDGET, method=DiSparse())
+    assert [task.labeled for task in found.report.tasks] == [True, True]
+
+
+def test_most_of_the_training_follows_the_last_stage() -> None:
+    regime = _iterative(_model(), stages=3, steps=20, until=0.4)
+    stages = [regime.stage]
+    for _ in _train(regime, 20, _optimizer(regime)):
+        stages.append(regime.stage)
+    assert [stages.index(stage) for stage in (1, 2, 3)] == [0, 4, 8]
 
 
 def test_units_are_removed_and_regrown() -> None:
