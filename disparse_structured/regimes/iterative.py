@@ -25,18 +25,21 @@ _LEAST_SQUARES: RefitMethod = LeastSquares()
 
 
 class Iterative(MaskedRegime):
-    """Prunes a trained network in stages; every stage scores the remaining units again.
+    """Prunes in stages, with training in between; every stage scores the remaining units again.
 
-    The first stage runs at once and the last after the share ``until`` of all steps, so that most of the
-    training follows the last one. Stage i of n leaves the share ``share ** (i / n)`` of the dense cost: each
-    removes the same proportion of what remains (iterative magnitude pruning's schedule: Frankle and Carbin,
-    ICLR 2019). The remaining weights are refit to what the network computed before each stage.
+    The first stage runs after the share ``start`` of all steps and the last after the share ``until``, so
+    that most of the training follows the last one. By default, the first runs at once: the network is
+    trained. For one that is not, let ``start`` leave it time to learn what its units are for. Stage i of n
+    leaves the share ``share ** (i / n)`` of the dense cost: each removes the same proportion of what remains
+    (iterative magnitude pruning's schedule: Frankle and Carbin, ICLR 2019). The remaining weights are refit
+    to what the network computed before each stage.
 
     Args:
-        model: the trained dense network. It is trained and masked in place: pass a copy to keep it.
+        model: the dense network. It is trained and masked in place: pass a copy to keep it.
         stages: number of stages, at least 1.
         steps: how many optimizer steps training will take.
-        until: share of ``steps`` after which the last stage runs, in (0, 1).
+        start, until: shares of ``steps`` after which the first and the last stage run, 0 <= ``start`` <=
+            ``until`` < 1. The first stage takes place at ``start`` if there is only one.
         method: decides which units are removed: :class:`disparse_structured.Compensated`,
             :class:`disparse_structured.DiSparse`, or another
             :class:`~disparse_structured.pipeline.Repeatable`.
@@ -58,6 +61,7 @@ class Iterative(MaskedRegime):
         budget: Budget,
         stages: int,
         steps: int,
+        start: float = 0.0,
         until: float = 0.4,
         method: Repeatable = _COMPENSATED,
         refit: RefitMethod | None = _LEAST_SQUARES,
@@ -67,10 +71,10 @@ class Iterative(MaskedRegime):
         entry_points: EntryPoints | None = None,
         batched: Sequence[str] | None = None,
     ) -> None:
-        if stages < 1 or steps < 1 or not 0 < until < 1:
+        if stages < 1 or steps < 1 or not 0 <= start <= until < 1:
             raise OptionError(
-                f"stages={stages}, steps={steps}, until={until}: stages and steps must be at least 1, "
-                "until between 0 and 1."
+                f"stages={stages}, steps={steps}, start={start}, until={until}: stages and steps must be at "
+                "least 1, and start at most until, both from 0 to below 1."
             )
         check_repeatable(method)
         check_refit(refit)
@@ -80,11 +84,13 @@ class Iterative(MaskedRegime):
             DecisionSettings(structure, data, named(budget, model), method, refit, to_inputs, seed, batches),
         )
         self.stages = stages
-        self.every = max(1, round(until * steps / max(1, stages - 1)))
+        self.due = tuple(
+            round(steps * (start + (until - start) * i / max(1, stages - 1))) for i in range(stages)
+        )
         # The last budget must be within reach before the first stage changes anything.
         with self.explaining():
             self.settings.vote(self.structure.reach.to(torch.float64))
-        self._advance(None)
+        self._advance_if_due(None)
 
     @property
     def stage(self) -> int:
@@ -94,20 +100,23 @@ class Iterative(MaskedRegime):
     @property
     def schedule(self) -> str:
         """See :class:`MaskedRegime`."""
-        return f"{self.stages} stages, every {self.every} steps"
+        return f"{self.stages} stages, after {', '.join(map(str, self.due))} steps"
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Enforces the mask, and runs the next stage when it is due."""
         self.masks.enforce()
         self.steps_taken += 1
-        if self.steps_taken % self.every == 0 and self.stage < self.stages:
-            self._advance(optimizer)
+        self._advance_if_due(optimizer)
 
     def finish(self) -> PruningResult:
         """See :class:`Regime`; stages that training did not reach are run now."""
         while self.stage < self.stages:
             self._advance(None)
         return super().finish()
+
+    def _advance_if_due(self, optimizer: torch.optim.Optimizer | None) -> None:
+        while self.stage < self.stages and self.due[self.stage] <= self.steps_taken:
+            self._advance(optimizer)
 
     def _advance(self, optimizer: torch.optim.Optimizer | None) -> None:
         saliency = self.score()

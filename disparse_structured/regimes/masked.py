@@ -71,7 +71,7 @@ class MaskedRegime(Regime):
     @plain_modes()
     def finish(self) -> PruningResult:
         """See :class:`Regime`."""
-        assert self._last is not None  # every constructor decides once
+        assert self._last is not None  # the last stage has run
         decision, saliency = self._last
         self.masks.enforce()  # averaged weights may have been loaded since the last step
         applied = apply(self.model, self.settings.plan(decision), self.structure)
@@ -108,19 +108,25 @@ class MaskedRegime(Regime):
 
     def state_dict(self) -> dict[str, Any]:
         """See :class:`Regime`."""
-        assert self._last is not None
-        decision, saliency = self._last
+        decided: dict[str, Any] | None = None
+        if self._last is not None:
+            decision, saliency = self._last
+            decided = {
+                "votes": decision.votes.keep,
+                "standing": decision.votes.standing,
+                "ratio": decision.votes.ratio,
+                "scores": saliency.scores,
+                "batches": saliency.batches,
+                "samples": saliency.samples,
+                "labeled": list(saliency.labeled),
+            }
         return {
             "steps_taken": self.steps_taken,
             "scorings": self._scorings,
             "masks": self.masks.state_dict(),
             "fingerprint": self.structure.fingerprint,
             "settings": self._described(),
-            "votes": decision.votes.keep,
-            "standing": decision.votes.standing,
-            "ratio": decision.votes.ratio,
-            "scores": saliency.scores,
-            "read": [saliency.batches, saliency.samples],
+            "decided": decided,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -135,10 +141,24 @@ class MaskedRegime(Regime):
                 f"the saved state belongs to a regime with other settings: {state['settings']}, not "
                 f"{self._described()}. Construct it with those, or start a new run."
             )
-        assert self._last is not None
         self.steps_taken, self._scorings = state["steps_taken"], state["scorings"]
         self.masks.load_state_dict(state["masks"])
-        votes = Votes(state["votes"].cpu(), state["ratio"], state["standing"].cpu())
-        batches, samples = state["read"]
-        saliency = replace(self._last[1], scores=state["scores"].cpu(), batches=batches, samples=samples)
-        self._last = replace(self._last[0], keep=self.masks.keep, votes=votes), saliency
+        decided, settings = state["decided"], self.settings
+        if decided is None:
+            self._last = None
+            return
+        method = settings.method
+        votes = Votes(decided["votes"].cpu(), decided["ratio"], decided["standing"].cpu())
+        self._last = (
+            Decision(
+                self.masks.keep, votes, settings.budget, rule_name(method.arbiter), rule_name(method.ranking)
+            ),
+            Saliency(
+                decided["scores"].cpu(),
+                self.structure.tasks,
+                rule_name(method.criterion),
+                decided["batches"],
+                decided["samples"],
+                labeled=tuple(decided["labeled"]),
+            ),
+        )

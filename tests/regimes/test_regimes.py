@@ -106,10 +106,15 @@ def _pretrained(model: nn.Module) -> Pretrained:
     return Pretrained(model, EXAMPLE, _tasks(), _batches(), budget=BUDGET)
 
 
+def _gradual(model: nn.Module) -> Iterative:
+    return _iterative(model, start=0.2, until=0.6)
+
+
 REGIMES: dict[str, Make] = {
     "pretrained": _pretrained,
     "static": _static,
     "iterative": _iterative,
+    "gradual": _gradual,
     "dynamic": _dynamic,
 }
 EVERY = pytest.mark.parametrize("make", REGIMES.values(), ids=REGIMES)
@@ -335,6 +340,16 @@ def test_most_of_the_training_follows_the_last_stage() -> None:
     assert [stages.index(stage) for stage in (1, 2, 3)] == [0, 4, 8]
 
 
+def test_a_network_that_starts_untrained_is_first_trained_whole() -> None:
+    regime = _iterative(_model(), stages=2, steps=20, start=0.25, until=0.5)
+    assert regime.keep.all()
+    stages = [regime.stage]
+    for _ in _train(regime, 20, _optimizer(regime)):
+        stages.append(regime.stage)
+    assert [stages.index(stage) for stage in (0, 1, 2)] == [0, 5, 10]
+    assert regime.finish().report.verification.verified
+
+
 def test_units_are_removed_and_regrown() -> None:
     regime = _dynamic(_model())
     start = regime.keep
@@ -517,9 +532,9 @@ def test_a_number_out_of_range_is_refused(options: dict[str, float]) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("options", [{"stages": 0}, {"steps": 0}, {"until": 0.0}, {"until": 1.0}])
+@pytest.mark.parametrize("options", [{"stages": 0}, {"steps": 0}, {"until": 1.0}, {"start": 0.5}])
 def test_a_stage_out_of_range_is_refused(options: dict[str, float]) -> None:
-    with pytest.raises(OptionError, match="at least 1, until between 0 and 1"):
+    with pytest.raises(OptionError, match="at least 1, and start at most until"):
         _iterative(_model(), **options)
 
 
