@@ -185,6 +185,8 @@ def _check_train(arguments: argparse.Namespace) -> None:
         )
     if arguments.every is not None and arguments.regime != "dynamic":
         raise UsageError(f"--every belongs to --regime dynamic, not to {arguments.regime}.")
+    if arguments.start is not None and arguments.regime != "pretrained":
+        raise UsageError(f"--start belongs to --regime pretrained, not to {arguments.regime}.")
     if arguments.until is not None and arguments.regime != "dynamic" and arguments.stages == 1:
         raise UsageError("--until belongs to --regime dynamic, or to --stages above 1.")
     if arguments.teacher and not arguments.teacher_weight:

@@ -118,9 +118,9 @@ def _regime(arguments: argparse.Namespace, subject: Subject, steps: int) -> Regi
     else:
         kind = Pretrained
         extra["refit"] = names.refit(arguments.refit or "least-squares")
-        if arguments.stages > 1:
+        if arguments.stages > 1 or arguments.start is not None:
             kind = Iterative
-            extra |= {"stages": arguments.stages, "steps": steps}
+            extra |= {"stages": arguments.stages, "steps": steps, "start": arguments.start or 0.0}
     marked = functools.partial(with_batch, subject.model, batched=arguments.batched)
     return kind(
         subject.model,

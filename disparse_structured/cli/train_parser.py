@@ -96,6 +96,13 @@ def _add_regime(method: options.Group) -> None:
         help="dynamic: share of the budget that the first exchange moves (default: 0.3)",
     )
     method.add_argument(
+        "--start",
+        type=values.share,
+        metavar="F",
+        help="pretrained: share of the training steps after which the first of --stages runs, for a model "
+        "that is not trained yet (default: 0)",
+    )
+    method.add_argument(
         "--until",
         type=values.share_above_zero,
         metavar="F",

@@ -125,6 +125,7 @@ REFUSED = {
     f"{TRAIN} --stages 2": "--stages belongs to --regime pretrained, not to static",
     f"{TRAIN} --refit affine": "--refit belongs to --regime pretrained",
     f"{TRAIN} --every 3": "--every belongs to --regime dynamic, not to static",
+    f"{TRAIN} --start 0.5": "--start belongs to --regime pretrained, not to static",
     f"{TRAIN} --until 0.5": "--until belongs to --regime dynamic, or to --stages above 1",
     f"{TRAIN} --stages 0": "argument --stages: 0 is not a whole number of at least 1",
     f"{TRAIN} --every 0": "argument --every: 0 is not a whole number of at least 1",

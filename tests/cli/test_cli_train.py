@@ -93,6 +93,7 @@ workers = DataLoader(Images(), 4, shuffle=True, generator=own, num_workers=1, pe
 REGIMES = {
     "pretrained": ["--regime", "pretrained"],
     "iterative": ["--regime", "pretrained", "--stages", "3"],
+    "gradual": ["--regime", "pretrained", "--stages", "2", "--start", "0.2"],
     "static": ["--regime", "static"],
     "dynamic": ["--regime", "dynamic", "--every", "4"],
 }
