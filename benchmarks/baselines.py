@@ -32,7 +32,7 @@ class Method:
         criterion, arbiter, ranking: how units are scored, votes decided, and layers compared; by default
             unanimously and per cost.
         joint: whether one task, the weighted sum of all losses, stands for all, so that tasks do not vote.
-        stages: how many times to prune, with fine-tuning in between (pretrained only).
+        stages: how many times to prune, with training in between (not at initialization).
         grow: scores the units to regrow, if not ``criterion`` (dynamic only).
         rewind: whether weights are reset to those before any training, after the decision.
         compensated: whether units are chosen by the damage that is left after compensation, and the remaining
@@ -197,6 +197,15 @@ _STATIC = (
 )
 
 _DYNAMIC = (
+    Method(
+        "compensated-gradual",
+        "dynamic",
+        Taylor(),
+        WeightedMean(),
+        stages=3,
+        compensated=True,
+        source=f"{_COMPENSATED}, in stages from 0.2 to 0.5 of the training; the network is whole before that",
+    ),
     Method("disparse", "dynamic", Fisher(), source=_DISPARSE),
     Method(
         "rigl-joint",

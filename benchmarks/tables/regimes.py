@@ -18,12 +18,13 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.pipeline import Compensated, DiSparse
 from disparse_structured.refit import LeastSquares
 from disparse_structured.regimes import Dynamic, Iterative, Pretrained, Regime, Static
+from disparse_structured.regimes.scorings import EXAMPLES
 from disparse_structured.structure import analyse
 from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Loss, Task
 
-UNTIL = 0.4
-"""When the last stage runs, as a share of the fine-tuning; other methods share it out evenly."""
+SCHEDULES = {"pretrained": (0.0, 0.4), "dynamic": (0.2, 0.5)}
+"""When the first and the last stage of compensated pruning run, as shares of the training."""
 
 
 def regime(
@@ -38,26 +39,27 @@ def regime(
     """The regime of a cell; ``model`` is what it prunes, ``scored`` the data that saliency is measured on."""
     voters = method.voters([_louder(task, cell) for task in tasks])
     steps = len(scored) * (setup.finetune_epochs if cell.regime == "pretrained" else setup.epochs)
-    decides = Compensated if method.compensated else DiSparse
+    rules = method.criterion, method.arbiter, method.ranking
     shared: dict[str, Any] = {
         "budget": budget,
-        "method": decides(method.criterion, method.arbiter, method.ranking),
+        "method": Compensated(*rules, scored=EXAMPLES) if method.compensated else DiSparse(*rules),
         "seed": cell.seed,
     }
-    batches = setup.scored_batches
-    if cell.regime == "dynamic":
-        inputs = example(setup, model)
+    inputs, batches = example(setup, model), setup.scored_batches
+    if cell.regime == "static":
+        return Static(model, inputs, voters, scored, batches=batches, **shared)
+    if cell.regime == "dynamic" and not method.compensated:
         return Dynamic(
             model, inputs, voters, scored, steps=steps, every=setup.every, grow=method.grow, **shared
         )
-    inputs = example(setup, model)
-    if cell.regime == "static":
-        return Static(model, inputs, voters, scored, batches=batches, **shared)
     shared |= {"refit": LeastSquares() if method.compensated else None, "batches": batches}
-    if method.stages == 1:
+    if cell.regime == "pretrained" and method.stages == 1:
         return Pretrained(model, inputs, voters, scored, **shared)
-    until = UNTIL if method.compensated else (method.stages - 1) / method.stages
-    return Iterative(model, inputs, voters, scored, stages=method.stages, steps=steps, until=until, **shared)
+    evenly = 0.0, (method.stages - 1) / method.stages
+    start, until = SCHEDULES[cell.regime] if method.compensated else evenly
+    return Iterative(
+        model, inputs, voters, scored, stages=method.stages, steps=steps, start=start, until=until, **shared
+    )
 
 
 def rewound(model: nn.Module, finished: Regime, plan: Plan) -> nn.Module:

@@ -12,15 +12,14 @@ from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.budget import Budget, named
 from disparse_structured.errors import OptionError
 from disparse_structured.graph.entries import EntryPoints
-from disparse_structured.pipeline import Compensated, PruningResult, Repeatable
+from disparse_structured.pipeline import PruningResult, Repeatable
 from disparse_structured.pipeline.options import check_refit
 from disparse_structured.refit import LeastSquares, RefitMethod
 from disparse_structured.regimes.masked import MaskedRegime
-from disparse_structured.regimes.scorings import DecisionSettings, check_repeatable
+from disparse_structured.regimes.scorings import COMPENSATED, DecisionSettings, check_repeatable
 from disparse_structured.structure import analyse
 from disparse_structured.tasks import Task
 
-_COMPENSATED: Repeatable = Compensated()
 _LEAST_SQUARES: RefitMethod = LeastSquares()
 
 
@@ -63,7 +62,7 @@ class Iterative(MaskedRegime):
         steps: int,
         start: float = 0.0,
         until: float = 0.4,
-        method: Repeatable = _COMPENSATED,
+        method: Repeatable = COMPENSATED,
         refit: RefitMethod | None = _LEAST_SQUARES,
         to_inputs: ToInputs | None = None,
         seed: int = 0,

@@ -15,14 +15,14 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import LoadError
 from disparse_structured.graph.entries import EntryPoints
 from disparse_structured.graph.named_tensors import detached_tensors
-from disparse_structured.pipeline import Compensated, DiSparse, Method, PruningResult
+from disparse_structured.pipeline import DiSparse, Method, PruningResult
 from disparse_structured.pipeline.options import check_method, check_refit
 from disparse_structured.pipeline.refitting import Execution
 from disparse_structured.refit import LeastSquares, RefitMethod
 from disparse_structured.regimes.processes import on_rank_zero
 from disparse_structured.regimes.reading import undisturbed
 from disparse_structured.regimes.regime import Regime
-from disparse_structured.regimes.scorings import problem_of, write
+from disparse_structured.regimes.scorings import COMPENSATED, problem_of, write
 from disparse_structured.report.refit import RefitFacts
 from disparse_structured.scoring import Saliency
 from disparse_structured.scoring.criteria import SNIP
@@ -30,7 +30,6 @@ from disparse_structured.structure import analyse
 from disparse_structured.surgery import Applied, apply
 from disparse_structured.tasks import Task
 
-_COMPENSATED: Method = Compensated()
 _SENSITIVITY: Method = DiSparse(SNIP())
 _LEAST_SQUARES: RefitMethod = LeastSquares()
 
@@ -135,7 +134,7 @@ class Pretrained(_Physical):
         data: Iterable[Any],
         *,
         budget: Budget,
-        method: Method = _COMPENSATED,
+        method: Method = COMPENSATED,
         refit: RefitMethod | None = _LEAST_SQUARES,
         to_inputs: ToInputs | None = None,
         seed: int = 0,

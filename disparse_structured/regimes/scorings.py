@@ -18,7 +18,7 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import OptionError
 from disparse_structured.graph.named_tensors import detached_tensors
 from disparse_structured.naming import rule_name
-from disparse_structured.pipeline import Data, DiSparse, Problem, Repeatable
+from disparse_structured.pipeline import Compensated, Data, DiSparse, Problem, Repeatable
 from disparse_structured.pipeline.method import vote
 from disparse_structured.refit import RefitMethod, refit
 from disparse_structured.regimes.processes import on_rank_zero
@@ -29,7 +29,11 @@ from disparse_structured.structure import Structure
 T = TypeVar("T")
 
 EXAMPLES = 256
-"""Examples that a refit reads: where a network is trained, there are more than the 64 of ``prune``."""
+"""Examples that scores and refits read: to train a network, there are more than the 64 of ``prune``."""
+
+COMPENSATED = Compensated(scored=EXAMPLES)
+"""How regimes decide by default where the network is trained already. It reads no labels: with them, and as
+many examples, the result was no better."""
 
 
 def check_repeatable(method: object) -> None:
