@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from disparse_structured.refit.products import add_products, complete
 from disparse_structured.refit.regression import FOLDS, Fit, Folds, Shape
 
 LIMIT = 8192
@@ -126,17 +127,18 @@ class _Moments(_Common):
         if not held:
             return
         rows, residuals = (torch.cat(each, 1) for each in zip(*held, strict=True))
+        add_products(self._grams[fold], rows)
         if rows.dtype == self._dtype:
-            self._grams[fold].baddbmm_(rows.mT, rows)
             self._crosses[fold].baddbmm_(rows.mT, residuals)
         else:  # products of these rows in single precision, their sum in double
-            self._grams[fold] += rows.mT @ rows
             self._crosses[fold] += rows.mT @ residuals
 
     def errors(self, fold: int, ridge: float | None, centers: Sequence[Tensor | None]) -> list[Tensor] | None:
         for each in FOLDS:
             self._multiply(each)
         if not self._coarse:
+            for gram in self._grams:
+                complete(gram)
             # Errors are only compared: for single-precision values, single is enough and twice as fast.
             pairs = zip(self._grams, self._crosses, strict=True)
             self._coarse = [(gram.to(self._values), cross.to(self._values)) for gram, cross in pairs]
@@ -149,7 +151,7 @@ class _Moments(_Common):
             for each in FOLDS:
                 self._multiply(each)
             self._folds[0].join(self._folds[1])
-            self._grams[0] += self._grams.pop()
+            self._grams[0] += self._grams.pop()  # a factorization reads the lower triangle only
             self._crosses[0] += self._crosses.pop()
         found = self._changes(self._grams[0], self._crosses[0], self._folds[0], ridge, [center])
         return None if found is None else self._fit(found[0], self._folds[0])

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from disparse_structured.refit.contraction import Contraction
 from disparse_structured.refit.design import design, positions
 from disparse_structured.refit.folds import AT_ONCE
+from disparse_structured.refit.products import add_products, complete
 from disparse_structured.scoring.execution import Execution, State, Values
 
 RIDGE = 1e-3
@@ -128,9 +129,8 @@ class _Inputs:
         """Turns the rows that are held into their products."""
         rows = torch.cat(self._rows, 1)
         if self._gram is None:
-            self._gram = rows.mT @ rows
-        else:
-            self._gram.baddbmm_(rows.mT, rows)
+            self._gram = rows.new_zeros(rows.shape[0], rows.shape[2], rows.shape[2])
+        add_products(self._gram, rows)
         self._rows, self._held = [], 0
 
     def moved(self, matrix: Tensor, kept: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -169,6 +169,7 @@ class _Inputs:
             return
         if self._rows:
             self._multiply()
+        complete(self._gram)
         if self._constant:
             self._gram.baddbmm_(self._count * mean[:, :, None], mean[:, None], alpha=-1)
 

@@ -116,7 +116,7 @@ def test_a_run_that_is_stopped_has_the_most_telling_cells() -> None:
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
     first = [cell.removed for cell in cells if cell.seed == 0]
     assert first == sorted(first, key=(0.7, 0.5, 0.9).index)
-    assert cells[0].method == OURS
+    assert cells[0].method == "pretrained/compensated"
 
 
 def test_choices_are_described_without_addresses() -> None:
