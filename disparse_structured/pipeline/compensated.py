@@ -19,6 +19,7 @@ from disparse_structured.pipeline.method import (
     Problem,
     decide_in_rounds,
     refit_passes,
+    rounds_to,
     scoring_passes,
 )
 from disparse_structured.pipeline.options import check_refit, check_rules
@@ -44,7 +45,8 @@ class Compensated:
         arbiter: how the tasks' damage becomes a decision. The mean of the damage loses less than unanimity
             does where damage is measured; see the table in ``docs/choosing.md``.
         ranking: how layers compete within one task's vote.
-        rounds: how many; at least 1.
+        rounds: how many; at least 1. By default two, and more for small budgets: no round removes more than
+            half of what is left.
         left: at which shares of a group's units its curve is measured.
         scored: examples that the criterion reads.
         judged: examples that outputs are compared on; fewer for large networks, see
@@ -58,7 +60,7 @@ class Compensated:
     criterion: Criterion = _TAYLOR
     arbiter: Arbiter = _MEAN
     ranking: Ranking = _PER_COST
-    rounds: int = 2
+    rounds: int | None = None
     left: tuple[float, ...] = LEFT
     scored: int = 32
     judged: int = JUDGED
@@ -67,7 +69,9 @@ class Compensated:
     def __post_init__(self) -> None:
         check_rules(criterion=self.criterion, arbiter=self.arbiter, ranking=self.ranking)
         check_refit(self.refit)
-        check_counts(rounds=self.rounds, scored=self.scored, judged=self.judged)
+        check_counts(scored=self.scored, judged=self.judged)
+        if self.rounds is not None:
+            check_counts(rounds=self.rounds)
         check_object("left", self.left, tuple, "a tuple of shares", "Pass one such as (0.75, 0.5, 0.25).")
         if not self.left or not all(is_number(share) and 0 < share < 1 for share in self.left):
             raise OptionError(f"left={shown(self.left)} must hold shares between 0 and 1, at least one.")
@@ -75,7 +79,9 @@ class Compensated:
     def __repr__(self) -> str:
         return brief(self)
 
-    def passes(self, structure: Structure, calibration: Calibration, scored: int | None) -> float:
+    def passes(
+        self, structure: Structure, calibration: Calibration, scored: int | None, share: float
+    ) -> float:
         """See :class:`~disparse_structured.pipeline.method.Counting`."""
         narrowed = len(structure.groups) * len(self.left)
         affordable = int(WORK / max(1.0, structure.cost.macs.dense * max(1, narrowed)))
@@ -83,8 +89,8 @@ class Compensated:
         scoring = scoring_passes(structure, min(self.scored, calibration.samples))
         # If one group is narrowed, only what comes after it is computed: half of the network on average.
         curves = judged * (1 + narrowed / 2)
-        between = (self.rounds - 1) * refit_passes(self.refit, calibration)
-        return self.rounds * (scoring + curves) + between
+        rounds = self.rounds or rounds_to(share)
+        return rounds * (scoring + curves) + (rounds - 1) * refit_passes(self.refit, calibration)
 
     def decide(self, problem: Problem) -> Decided:
         """See :class:`~disparse_structured.pipeline.method.Method`."""

@@ -50,7 +50,9 @@ class DiSparse:
         found: Saliency = problem.once("scores", lambda: self.score(problem))
         return vote(self, problem.structure, found.scores, problem.budget), found
 
-    def passes(self, structure: Structure, calibration: Calibration, scored: int | None) -> float | None:
+    def passes(
+        self, structure: Structure, calibration: Calibration, scored: int | None, share: float
+    ) -> float | None:
         """See :class:`~disparse_structured.pipeline.method.Counting`."""
         return None if scored is None else scoring_passes(structure, scored)
 

@@ -16,6 +16,7 @@ from disparse_structured.data.calibration import Calibration
 from disparse_structured.data.call import call
 from disparse_structured.data.modes import eval_mode
 from disparse_structured.data.randomness import Isolation
+from disparse_structured.decision.budget import Budget
 from disparse_structured.graph.named_tensors import device_of
 from disparse_structured.graph.side_effects import undone
 from disparse_structured.pipeline.method import Counting, refit_passes
@@ -56,6 +57,7 @@ def estimated(
     structure: Structure,
     calibration: Calibration,
     scored: int | None,
+    budget: Budget,
     method: object,
     refit: RefitMethod | None,
     recover: Recovery | None,
@@ -70,7 +72,7 @@ def estimated(
     """
     if not isinstance(method, Counting) or not (recover is None or isinstance(recover, Timed)):
         return None
-    passes = method.passes(structure, calibration, scored)
+    passes = method.passes(structure, calibration, scored, budget.share(structure))
     if passes is None:
         return None
     passes += refit_passes(refit, calibration)

@@ -56,7 +56,9 @@ class Iterative:
         check_refit(self.refit)
         check_counts(rounds=self.rounds)
 
-    def passes(self, structure: Structure, calibration: Calibration, scored: int | None) -> float | None:
+    def passes(
+        self, structure: Structure, calibration: Calibration, scored: int | None, share: float
+    ) -> float | None:
         """See :class:`~disparse_structured.pipeline.method.Counting`."""
         if scored is None:
             return None

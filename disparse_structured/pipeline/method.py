@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -119,11 +120,14 @@ class Repeatable(Protocol):
 class Counting(Protocol):
     """A method that says how much work it does, for an estimate before the run."""
 
-    def passes(self, structure: Structure, calibration: Calibration, scored: int | None, /) -> float | None:
+    def passes(
+        self, structure: Structure, calibration: Calibration, scored: int | None, share: float, /
+    ) -> float | None:
         """About how many forward passes of one example :meth:`Method.decide` takes; None if unknown.
 
         Args:
             scored: the number of examples in the data; None if it is not known.
+            share: the budget, as a share of the dense cost.
         """
         ...
 
@@ -160,17 +164,27 @@ def vote(
     )
 
 
+def rounds_to(share: float) -> int:
+    """At least two rounds, and so many that none removes more than half of what is left.
+
+    >>> rounds_to(0.5), rounds_to(0.25), rounds_to(0.1)
+    (2, 2, 4)
+    """
+    return max(2, math.ceil(round(-math.log2(share), 6))) if 0 < share < 1 else 2
+
+
 def decide_in_rounds(
-    method: Repeatable, problem: Problem, rounds: int, between: RefitMethod | None
+    method: Repeatable, problem: Problem, rounds: int | None, between: RefitMethod | None
 ) -> Decided:
     """Decides several times on the way to the budget, each time on scores of what is left.
 
     The budgets of the rounds are a geometric series, so that each removes the same share of what is there.
-    ``between`` refits the network after every round but the last.
+    ``between`` refits the network after every round but the last. Without ``rounds``, there are
+    :func:`rounds_to` the budget.
     """
     structure, budget = problem.structure, problem.budget
-    dense = budget.of.on(structure).dense
-    share = budget.target(dense) / dense
+    share = budget.share(structure)
+    rounds = rounds_to(share) if rounds is None else rounds
 
     def before_last() -> tuple[Saliency, torch.Tensor | None]:
         """The scores of what the last round starts with."""

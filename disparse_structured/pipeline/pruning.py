@@ -169,7 +169,9 @@ def prune(
         budget = latency_budget(latency, timed, structure)
     assert budget is not None  # the latency was asked for, or another cost
     if progress:
-        expected = estimated(model, structure, given.calibration, given.examples, method, refit, recover)
+        expected = estimated(
+            model, structure, given.calibration, given.examples, budget, method, refit, recover
+        )
         if expected is not None:
             announce(str(expected), expected.seconds)
     problem = Problem(

@@ -159,8 +159,7 @@ def _fields(method: object) -> dict[str, dataclasses.Field[Any]]:
 
 
 def _halfway(budget: Budget, structure: Structure) -> Budget:
-    dense = budget.of.on(structure).dense
-    return dataclasses.replace(budget, limit=(1 + budget.target(dense) / dense) / 2)
+    return dataclasses.replace(budget, limit=(1 + budget.share(structure)) / 2)
 
 
 def _blocked(

@@ -109,7 +109,7 @@ class DecisionSettings:
     @property
     def share(self) -> float:
         """The budget as a share of the dense cost."""
-        return self.budget.target(self.dense) / self.dense
+        return self.budget.share(self.structure)
 
     def cost(self, keep: torch.Tensor) -> float:
         """The limited cost of ``keep``, bool ``[units]``."""

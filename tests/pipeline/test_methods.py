@@ -146,6 +146,21 @@ def test_iterative_scores_the_refit_network_in_later_rounds(structure: Structure
     assert torch.equal(dense.mid.weight, before)
 
 
+@pytest.mark.parametrize(("share", "rounds"), [(0.6, 2), (0.3, 2), (0.2, 3)])
+def test_no_round_of_the_default_removes_more_than_half(
+    share: float, rounds: int, structure: Structure
+) -> None:
+    watched = Watched()
+    budget = Budget(macs=share, round_to=1, min_width=1)
+
+    prune(
+        build(), images(8), method=Compensated(watched), budget=budget, structure=structure, refit=None,
+        verify=False,
+    )  # fmt: skip
+
+    assert len(watched.seen) == rounds
+
+
 def test_one_round_of_votes_is_one_shot(structure: Structure) -> None:
     once = pruned(structure, Iterative(rounds=1))
 

@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from disparse_structured.checks import check_not_class, check_object, percentage
+from disparse_structured.decision.contracts import PrunableStructure
 from disparse_structured.decision.costs import Cost, MACs, Parameters
 from disparse_structured.decision.plan import Plain
 from disparse_structured.errors import BudgetError, OptionError
@@ -136,6 +137,13 @@ class Budget:
                 "prune. Give a smaller number, or a fraction such as 0.5."
             )
         return self.limit
+
+    def share(self, structure: PrunableStructure) -> float:
+        """The limit as a share of the dense cost; raises as :meth:`target` does."""
+        if self.limit < 1:
+            return self.limit
+        dense = self.of.on(structure).dense
+        return self.target(dense) / dense
 
     def facts(self) -> tuple[tuple[str, Plain], ...]:
         """The budget as plain data, for plans and reports."""
