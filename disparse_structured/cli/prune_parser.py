@@ -36,8 +36,8 @@ def add_prune(commands: argparse._SubParsersAction[Parser]) -> None:
         "--samples",
         type=values.count(2),
         metavar="N",
-        help=f"read N inputs (default: {SAMPLES}, up to {MOST_SAMPLES} for a small model; --method disparse and "
-        "iterative score on all)",
+        help=f"read N inputs (default: {SAMPLES}, up to {MOST_SAMPLES} for a small model; --method disparse "
+        "and iterative score on all)",
     )
     options.add_pictures(parser.add_argument_group("pictures", "How the files of --images become inputs."))
     budget = parser.add_argument_group("budget")
