@@ -140,7 +140,8 @@ def test_without_labels_the_outputs_are_the_tasks_and_the_report_says_how_far_th
 
 
 def method_of(*words: str) -> Any:
-    return names.method(build_parser().parse_args(prune_tiny(*words)))
+    arguments = build_parser().parse_args(prune_tiny(*words))
+    return names.method(arguments, arguments.method)
 
 
 @pytest.mark.parametrize("name", names.CRITERIA)
