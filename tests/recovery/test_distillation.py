@@ -202,7 +202,7 @@ def test_the_dense_network_is_as_before_if_the_distillation_is_interrupted(input
 
 def test_a_pruned_graph_is_distilled(model: nn.Module, inputs: Tensor, tmp_path: Path) -> None:
     structure = ds.analyse(model, inputs[:2], form="graph")
-    result = prune(model, inputs[:64], Distillation(torch.randn(256, 6), steps=100), structure=structure)
+    result = prune(model, inputs[:32], Distillation(torch.randn(256, 6), steps=100), structure=structure)
 
     assert result.report.recovery.kept > 0
     assert all(
