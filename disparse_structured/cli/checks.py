@@ -183,12 +183,12 @@ def _check_train(arguments: argparse.Namespace) -> None:
         raise UsageError(
             f"--refit belongs to --regime pretrained, not to {arguments.regime}. It has nothing to refit to."
         )
-    if arguments.every is not None and arguments.regime != "dynamic":
-        raise UsageError(f"--every belongs to --regime dynamic, not to {arguments.regime}.")
+    if arguments.every is not None and arguments.regime not in ("early", "dynamic"):
+        raise UsageError(f"--every belongs to --regime early and dynamic, not to {arguments.regime}.")
     if arguments.start is not None and arguments.regime != "pretrained":
         raise UsageError(f"--start belongs to --regime pretrained, not to {arguments.regime}.")
-    if arguments.until is not None and arguments.regime != "dynamic" and arguments.stages == 1:
-        raise UsageError("--until belongs to --regime dynamic, or to --stages above 1.")
+    if arguments.until is not None and arguments.regime not in ("early", "dynamic") and arguments.stages == 1:
+        raise UsageError("--until belongs to --regime early and dynamic, and to --stages above 1.")
     if arguments.teacher and not arguments.teacher_weight:
         raise UsageError("--teacher names the weights to learn from. Give --teacher-weight W too.")
     if arguments.teacher_weight and not arguments.teacher and arguments.regime != "pretrained":
@@ -196,10 +196,11 @@ def _check_train(arguments: argparse.Namespace) -> None:
             f"--teacher-weight needs a trained network, and --regime {arguments.regime} starts from an "
             "untrained one. Give its weights with --teacher FILE."
         )
-    if arguments.patience is not None and arguments.stages > 1:
+    later = arguments.stages > 1 or arguments.start or arguments.regime == "early"
+    if arguments.patience is not None and later:
         raise UsageError(
-            "--patience restores the best epoch, which may precede the last of --stages. Fine-tune in a "
-            "separate run."
+            "--patience restores the best epoch, which may precede the last of --stages, or the pruning of "
+            "--regime early. Fine-tune in a separate run."
         )
     _check_training(arguments)
 

@@ -24,7 +24,7 @@ from disparse_structured.data.batches import batches
 from disparse_structured.files import made_folder
 from disparse_structured.graph.batching import with_batch
 from disparse_structured.pipeline import EXAMPLE_SAMPLES, Method
-from disparse_structured.regimes import Dynamic, Iterative, Pretrained, Regime, Static
+from disparse_structured.regimes import Dynamic, Early, Iterative, Pretrained, Regime, Static
 from disparse_structured.training import Teacher, TrainingConfig, TrainingFacts, train
 
 CHECKPOINT = "checkpoint.pt"
@@ -113,6 +113,10 @@ def _regime(arguments: argparse.Namespace, subject: Subject, steps: int) -> Regi
         # An exchange reads one batch, as in RigL; the first decision has nothing to improve on.
         extra |= {"steps": steps, "every": every, "fraction": arguments.fraction}
         extra |= {"first_batches": arguments.scoring_batches, "batches": 1}
+    elif arguments.regime == "early":
+        kind = Early
+        every = arguments.every or max(1, steps // arguments.epochs)
+        extra |= {"steps": steps, "every": every, "agreement": arguments.agreement}
     elif arguments.regime == "static":
         kind = Static
     else:
@@ -164,7 +168,7 @@ def announcer(epochs: int, screen: Screen) -> Callable[[int, Mapping[str, float]
 
 
 def _entry(arguments: argparse.Namespace, regime: Regime, facts: TrainingFacts) -> dict[str, Any]:
-    schedule = regime.schedule if isinstance(regime, Dynamic | Iterative) else "once, before training"
+    schedule = regime.schedule if isinstance(regime, Dynamic | Early | Iterative) else "once, before training"
     return {
         "regime": arguments.regime,
         "schedule": schedule,

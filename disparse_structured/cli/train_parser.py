@@ -7,7 +7,7 @@ import argparse
 from disparse_structured.cli import names, options, values
 from disparse_structured.cli.usage import Parser
 
-REGIMES = ("pretrained", "static", "dynamic")
+REGIMES = ("pretrained", "static", "early", "dynamic")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -49,7 +49,8 @@ def _add_regime(method: options.Group) -> None:
         required=True,
         choices=REGIMES,
         help="pretrained: prune a trained model, then fine-tune it; static: prune at initialization, then "
-        "train; dynamic: remove and regrow units during training",
+        "train; early: prune in the first epochs, once the votes settle; dynamic: remove and regrow units "
+        "during training",
     )
     method.add_argument(
         "--method",
@@ -86,7 +87,8 @@ def _add_regime(method: options.Group) -> None:
         "--every",
         type=values.count(),
         metavar="N",
-        help="dynamic: training steps between exchanges of units (default: 100, or fewer in a short run)",
+        help="training steps between votes (early; default: an epoch) or exchanges of units (dynamic; "
+        "default: 100, or fewer in a short run)",
     )
     method.add_argument(
         "--fraction",
@@ -103,11 +105,18 @@ def _add_regime(method: options.Group) -> None:
         "that is not trained yet (default: 0)",
     )
     method.add_argument(
+        "--agreement",
+        type=values.share_above_zero,
+        default=0.5,
+        metavar="F",
+        help="early: overlap of each task's votes with those before at which to prune (default: 0.5)",
+    )
+    method.add_argument(
         "--until",
         type=values.share_above_zero,
         metavar="F",
-        help="share of the training steps after which the last of --stages runs (default: 0.4), or after "
-        "which the mask is fixed (dynamic; default: 0.75)",
+        help="share of the training steps after which the last of --stages runs (default: 0.4), the mask is "
+        "fixed (dynamic; default: 0.75), or pruning waits no longer (early; default: 0.3)",
     )
     options.add_seed(method)
 

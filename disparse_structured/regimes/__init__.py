@@ -14,8 +14,9 @@ smaller network, verified against the masked twin.
 """
 
 from disparse_structured.regimes.dynamic import Dynamic
+from disparse_structured.regimes.early import Early
 from disparse_structured.regimes.iterative import Iterative
 from disparse_structured.regimes.physical import Pretrained, Static
 from disparse_structured.regimes.regime import Regime
 
-__all__ = ["Dynamic", "Iterative", "Pretrained", "Regime", "Static"]
+__all__ = ["Dynamic", "Early", "Iterative", "Pretrained", "Regime", "Static"]

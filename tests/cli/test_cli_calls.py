@@ -115,7 +115,7 @@ def test_a_named_method_follows_and_the_folder_knows_it(words: list[str]) -> Non
 
 def test_a_training_run_follows_named_methods_too() -> None:
     given = "train --model net.py:build --data net.py:loader --tasks net.py:tasks --parameters 0.6 --out out"
-    for regime in ("pretrained", "static", "dynamic", "pretrained --stages 2"):
+    for regime in ("pretrained", "static", "early", "dynamic", "pretrained --stages 2"):
         words = [*given.split(), "--epochs", "1", "--regime", *regime.split(), "--no-onnx"]
         assert main([*words, "--entry-points", "decode=2x8", "--batched", "x"]) == 0
         small: Any = load("out", _built("build"))

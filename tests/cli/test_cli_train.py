@@ -95,6 +95,7 @@ REGIMES = {
     "iterative": ["--regime", "pretrained", "--stages", "3"],
     "gradual": ["--regime", "pretrained", "--stages", "2", "--start", "0.2"],
     "static": ["--regime", "static"],
+    "early": ["--regime", "early", "--until", "0.5"],
     "dynamic": ["--regime", "dynamic", "--every", "4"],
 }
 EVERY = pytest.mark.parametrize("regime", REGIMES)

@@ -29,7 +29,7 @@ def _command(out: Path, *regime: str) -> list[str]:
     return [sys.executable, "-m", "disparse_structured", "train", *given, *regime, *rest]
 
 
-@pytest.mark.parametrize("regime", ["pretrained", "static", "dynamic"])
+@pytest.mark.parametrize("regime", ["pretrained", "static", "early", "dynamic"])
 def test_killed_and_resumed_on_nyuv2_to_onnx(regime: str, tmp_path: Path) -> None:
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     options = ["--regime", regime, *(["--every", "20"] if regime == "dynamic" else [])]

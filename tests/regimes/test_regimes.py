@@ -25,7 +25,7 @@ from disparse_structured.errors import BatchError, BudgetError, LoadError, Optio
 from disparse_structured.export import export_onnx
 from disparse_structured.pipeline import Compensated, DiSparse, Method, PruningResult, prune
 from disparse_structured.pipeline import Iterative as InRounds
-from disparse_structured.regimes import Dynamic, Iterative, Pretrained, Regime, Static
+from disparse_structured.regimes import Dynamic, Early, Iterative, Pretrained, Regime, Static
 from disparse_structured.scoring import Probe
 from disparse_structured.scoring.criteria import SNIP, Fisher, Magnitude
 from disparse_structured.structure import analyse, count_macs
@@ -98,6 +98,11 @@ def _iterative(model: nn.Module, **options: Any) -> Iterative:
     return Iterative(model, EXAMPLE, _tasks(), _batches(), **settings)
 
 
+def _early(model: nn.Module, **options: Any) -> Early:
+    settings = {"budget": BUDGET, "steps": 24, "every": 4, "agreement": 1.0, "until": 0.5, **options}
+    return Early(model, EXAMPLE, _tasks(), _batches(), **settings)
+
+
 def _static(model: nn.Module) -> Static:
     return Static(model, EXAMPLE, _tasks(), _batches(), budget=BUDGET)
 
@@ -113,12 +118,15 @@ def _gradual(model: nn.Module) -> Iterative:
 REGIMES: dict[str, Make] = {
     "pretrained": _pretrained,
     "static": _static,
+    "early": _early,
     "iterative": _iterative,
     "gradual": _gradual,
     "dynamic": _dynamic,
 }
 EVERY = pytest.mark.parametrize("make", REGIMES.values(), ids=REGIMES)
-MASKED = pytest.mark.parametrize("make", [_iterative, _dynamic], ids=("iterative", "dynamic"))
+MASKED = pytest.mark.parametrize(
+    "make", [_early, _iterative, _dynamic], ids=("early", "iterative", "dynamic")
+)
 
 
 def _optimizer(regime: Regime) -> torch.optim.Optimizer:
@@ -183,7 +191,7 @@ def test_every_step_trains_what_the_result_will_be(make: Make) -> None:
     regime = make(_model())
     shares = []
     for _ in _train(regime, 24, _optimizer(regime)):
-        if isinstance(regime, Dynamic | Iterative):
+        if isinstance(regime, Dynamic | Early | Iterative):
             shares.append(regime.settings.cost(regime.keep) / regime.settings.dense)
             state = {name: value.detach() for name, value in regime.model.state_dict().items()}
             twin = masked_twin(regime.structure, regime.keep)
@@ -199,6 +207,9 @@ def test_every_step_trains_what_the_result_will_be(make: Make) -> None:
         assert all(after <= before for before, after in itertools.pairwise(shares))
         assert shares[0] > 0.6
         assert shares[-1] <= 0.4
+    if isinstance(regime, Early):
+        assert shares[:11] == [1.0] * 11  # the twelfth step is the latest
+        assert all(0.38 <= share <= 0.4 for share in shares[11:])
 
 
 @EVERY
@@ -493,6 +504,7 @@ def test_normalized_widths_are_held_and_a_budget_that_needs_them_says_so() -> No
     for make in (
         lambda: Iterative(model, (data[0],), [task], data, budget=Budget(macs=0.3), stages=2, steps=2),
         lambda: Dynamic(model, (data[0],), [task], data, budget=Budget(macs=0.3), steps=4),
+        lambda: Early(model, (data[0],), [task], data, budget=Budget(macs=0.3), steps=4, every=1),
     ):
         with pytest.raises(BudgetError, match=r"cannot be met.*cannot be masked"):
             make()
@@ -507,7 +519,7 @@ def test_the_state_of_another_run_is_refused() -> None:
     for name, other in (("pretrained", "static"), ("static", "pretrained"), ("static", "dynamic")):
         with pytest.raises(LoadError, match="another plan"):
             regimes[name].load_state_dict(states[other])
-    for name in ("iterative", "dynamic"):
+    for name in ("early", "iterative", "dynamic"):
         with pytest.raises(LoadError, match="another"):
             regimes[name].load_state_dict({**states[name], "fingerprint": "of another model"})
 
