@@ -13,6 +13,7 @@ from typing import Literal
 from benchmarks.joint import joint_task
 from benchmarks.rivals import ConflictTaylor, CosPrune
 from benchmarks.stock_scores import Kind, StockScores
+from benchmarks.widths import LogWidths, Shuffled
 from disparse_structured.decision.arbiters import Arbiter, Majority, WeightedMean
 from disparse_structured.decision.deciding import DEFAULT_ARBITER, DEFAULT_RANKING
 from disparse_structured.decision.rankings import GlobalRanking, IsomorphicRanking, LayerRanking, Ranking
@@ -39,6 +40,8 @@ class Method:
             weights refit, as ``prune`` does by default; otherwise votes decide, and nothing is refit.
         longer: whether the pruned network is trained for as many epochs as the dense one was.
         teacher: the weight of the distillation from the dense network while the pruned one is trained.
+        early: the agreement of two epochs' votes at which to prune, instead of at initialization (static
+            only).
         source: the paper that the decision is from, and what is different here.
     """
 
@@ -54,6 +57,7 @@ class Method:
     compensated: bool = False
     longer: bool = False
     teacher: float = 0.0
+    early: float | None = None
     source: str = ""
 
     @property
@@ -194,6 +198,7 @@ _STATIC = (
         joint=True,
         source="magnitude at initialization",
     ),
+    Method("disparse-early", "static", Fisher(), early=0.5, source="ours: once the votes agree, see Early"),
 )
 
 _DYNAMIC = (
@@ -238,6 +243,22 @@ _VARIANTS = (
     Method("disparse-mean", "static", SNIP(), WeightedMean(), source=_ARBITER),
     Method("disparse-majority", "static", SNIP(), Majority(), source=_ARBITER),
     Method("disparse-fisher", "static", Fisher(), source=_DISPARSE),
+    Method("joint-early", "static", Fisher(), joint=True, early=0.5, source="ours without the votes"),
+    Method(
+        "disparse-shuffled",
+        "static",
+        Shuffled(SNIP()),
+        source="the widths of static/disparse, units drawn at random within each group",
+    ),
+    Method("disparse-log", "static", LogWidths(SNIP()), source="ours: widths that maximize a utility"),
+    Method(
+        "random-uniform",
+        "static",
+        Random(),
+        ranking=LayerRanking(),
+        joint=True,
+        source="the widths of static/magnitude-uniform, units drawn at random within each group",
+    ),
     Method("disparse-taylor", "pretrained", Taylor(), source=_DISPARSE),
 )
 
@@ -247,4 +268,4 @@ METHODS: Mapping[str, Method] = {
 """By :attr:`Method.key`, in the order of the tables."""
 
 VARIANTS: Mapping[str, Method] = {method.key: method for method in _VARIANTS}
-"""Variants of our own methods that were tried: other rankings, arbiters and criteria."""
+"""Variants of our own methods that were tried, and what shows where their results come from."""

@@ -65,6 +65,7 @@ def description(method: Method | None) -> dict[str, Any]:
     ours: dict[str, Any] = {"compensated": True, "refit": "LeastSquares()"} if method.compensated else {}
     ours |= {"longer": True} if method.longer else {}
     ours |= {"teacher": method.teacher} if method.teacher else {}
+    ours |= {} if method.early is None else {"early": method.early}
     return {
         "criterion": described(method.criterion),
         "arbiter": described(method.arbiter),

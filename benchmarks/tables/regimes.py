@@ -17,7 +17,7 @@ from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.plan import Plan
 from disparse_structured.pipeline import Compensated, DiSparse
 from disparse_structured.refit import LeastSquares
-from disparse_structured.regimes import Dynamic, Iterative, Pretrained, Regime, Static
+from disparse_structured.regimes import Dynamic, Early, Iterative, Pretrained, Regime, Static
 from disparse_structured.regimes.scorings import EXAMPLES
 from disparse_structured.structure import analyse
 from disparse_structured.surgery.module import apply
@@ -46,6 +46,9 @@ def regime(
         "seed": cell.seed,
     }
     inputs, batches = example(setup, model), setup.scored_batches
+    if method.early is not None:
+        shared |= {"steps": steps, "every": len(scored), "agreement": method.early}
+        return Early(model, inputs, voters, scored, batches=batches, **shared)
     if cell.regime == "static":
         return Static(model, inputs, voters, scored, batches=batches, **shared)
     if cell.regime == "dynamic" and not method.compensated:

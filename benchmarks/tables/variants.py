@@ -1,4 +1,4 @@
-"""Variants of DiSparse itself that were tried: other rankings, arbiters and criteria."""
+"""Variants of DiSparse itself that were tried, and what shows where their results come from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ REMOVED = 0.7
 TITLE = "What else was tried"
 WORDS = (
     f"DiSparse's own rows with other rankings, arbiters and criteria, −{REMOVED:.0%} MACs; those of the "
-    "tables are unanimous and per cost, by Fisher on trained networks and by SNIP at initialization."
+    "tables are unanimous and per cost, by Fisher on trained networks and by SNIP at initialization. "
+    "disparse-shuffled has the widths of static/disparse and random-uniform those of "
+    "static/magnitude-uniform, but within each group the units are drawn at random. disparse-log "
+    "takes each group's share of a task's scores, and the widths with the largest sum of share times "
+    "log(width). joint-early is disparse-early with one joint loss in place of the votes."
 )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -16,9 +18,11 @@ from benchmarks.baselines import METHODS, Method
 from benchmarks.joint import joint_task
 from benchmarks.rivals import ConflictTaylor, CosPrune, FilterGradients
 from benchmarks.stock_scores import Kind, StockScores
+from benchmarks.widths import LogWidths, Shuffled
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.deciding import TOLERANCE, make_plan
 from disparse_structured.decision.plan import Plan
+from disparse_structured.decision.rankings import GlobalRanking
 from disparse_structured.errors import BatchError, TaskError
 from disparse_structured.scoring import Criterion, score
 from disparse_structured.scoring.criteria import SNIP
@@ -148,6 +152,41 @@ def test_methods_differ_in_what_they_decide() -> None:
         structure, plan = plan_of(brief(METHODS[f"pretrained/{name}"]))
         masks[name] = tuple(plan.keep(structure).tolist())
     assert len(set(masks.values())) == len(names), masks
+
+
+def test_shuffled_scores_give_the_same_widths_and_other_units() -> None:
+    structure = case().structure()
+    plain, shuffled = (case().scores(criterion) for criterion in (SNIP(), Shuffled(SNIP())))
+    kept = [make_plan(structure, scores, Budget(macs=0.5, round_to=1)) for scores in (plain, shuffled)]
+    one, other = (plan.keep(structure) for plan in kept)
+
+    assert not torch.equal(one, other)
+    for group in structure.groups:
+        assert one[group.slice].sum() == other[group.slice].sum()
+        assert sorted(map(tuple, plain[:, group.slice].T.tolist())) == sorted(
+            map(tuple, shuffled[:, group.slice].T.tolist())
+        )
+    assert torch.equal(case().scores(Shuffled(SNIP())), shuffled)
+    assert not torch.equal(case().scores(Shuffled(SNIP()), seed=1), shuffled)
+
+
+def test_log_widths_have_the_largest_utility_that_their_cost_allows() -> None:
+    """Where every unit costs the same, no exchange of a unit between two groups is better for the task."""
+    structure = case().structure((TASKS[0],))
+    plain, found = (case().scores(criterion, (TASKS[0],)) for criterion in (SNIP(), LogWidths(SNIP())))
+    budget = Budget(macs=0.5, round_to=1, floor=0.0)
+    keep = make_plan(structure, found, budget, ranking=GlobalRanking()).keep(structure)
+    groups = [group for group in structure.groups if group.reach]
+    shares = [float(plain[0, group.slice].sum()) for group in groups]
+    widths = [int(keep[group.slice].sum()) for group in groups]
+
+    def utility(widths: list[int]) -> float:
+        return sum(share * math.log(width) for share, width in zip(shares, widths, strict=True))
+
+    for more, fewer in permutations(range(len(groups)), 2):
+        if widths[more] < groups[more].units and widths[fewer] > 1:
+            other = [w + (g == more) - (g == fewer) for g, w in enumerate(widths)]
+            assert utility(other) <= utility(widths)
 
 
 # The joint task.
