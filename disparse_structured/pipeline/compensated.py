@@ -36,12 +36,12 @@ _TAYLOR, _MEAN, _PER_COST, _LEAST_SQUARES = Taylor(), WeightedMean(), PerCostRan
 class Compensated:
     """Compensated damage: what each task still loses after the layers that read a unit have adapted.
 
-    Needs no labels, and reads none. In each round the criterion orders the units of what is left, curves say
+    Needs no labels, and reads none. In each round the units of what is left are ordered, curves say
     what narrowing each group costs each task once its readers are refit, the arbiter decides on the next
     budget, and the network is refit. The budgets of the rounds are a geometric series.
 
     Args:
-        criterion: orders units within their groups.
+        criterion: orders units within their groups, where ``eliminate`` does not.
         arbiter: how the tasks' damage becomes a decision. The mean of the damage loses less than unanimity
             does where damage is measured; see the table in ``docs/choosing.md``.
         ranking: how layers compete within one task's vote.
@@ -52,6 +52,8 @@ class Compensated:
         judged: examples that outputs are compared on; fewer for large networks, see
             :func:`~disparse_structured.scoring.damage_curves.measure_damage_curves`.
         refit: how the network is refit between rounds.
+        eliminate: remove the units of a group in the order in which they cost least once the layers that read
+            them have adapted, see :mod:`disparse_structured.scoring.elimination`.
 
     Raises:
         OptionError: a count below 1, a share outside (0, 1), or a choice of the wrong kind.
@@ -65,6 +67,7 @@ class Compensated:
     scored: int = 32
     judged: int = JUDGED
     refit: RefitMethod = _LEAST_SQUARES
+    eliminate: bool = True
 
     def __post_init__(self) -> None:
         check_rules(criterion=self.criterion, arbiter=self.arbiter, ranking=self.ranking)
@@ -72,6 +75,7 @@ class Compensated:
         check_counts(scored=self.scored, judged=self.judged)
         if self.rounds is not None:
             check_counts(rounds=self.rounds)
+        check_object("eliminate", self.eliminate, bool, "True or False")
         check_object("left", self.left, tuple, "a tuple of shares", "Pass one such as (0.75, 0.5, 0.25).")
         if not self.left or not all(is_number(share) and 0 < share < 1 for share in self.left):
             raise OptionError(f"left={shown(self.left)} must hold shares between 0 and 1, at least one.")
@@ -109,6 +113,6 @@ class Compensated:
         )  # fmt: skip
         curves = measure_damage_curves(
             problem.model, structure, found.scores, calibration,
-            keep=keep, left=self.left, judged=self.judged, seed=problem.seed,
+            keep=keep, left=self.left, judged=self.judged, eliminate=self.eliminate, seed=problem.seed,
         )  # fmt: skip
         return dataclasses.replace(found, scores=curves.scores)

@@ -81,13 +81,11 @@ class Compensation:
         """
         if len(kept.columns) == len(base.columns) or kept.groups != base.groups:
             return {}
-        if base.transposed and base.groups > 1:
+        if _per_group(base):
             return {}
         weight = state[base.weight]
         matrix = base.matrix(weight)
-        channels = np.searchsorted(base.columns.numpy(), kept.columns.numpy())
-        kernel = matrix.shape[2] // base.inputs.shape[1]
-        columns = torch.from_numpy((channels[:, None] * kernel + np.arange(kernel)[None]).reshape(-1))
+        columns = _features(base, kept.columns.numpy()).reshape(-1)
         found = self._known[base.weight].moved(matrix, columns.to(matrix.device))
         if found is None:
             return {}
@@ -100,6 +98,29 @@ class Compensation:
             bias[base.outputs.reshape(-1)] += (-1 if base.subtracts else 1) * constant.reshape(-1).to(bias)
             changed[name] = bias
         return changed
+
+    def read(self, base: Contraction, index: np.ndarray, state: State) -> tuple[Tensor, Tensor] | None:
+        """Return what one of this object's contractions reads of some units, and with which weight.
+
+        These are ``[groups, units, units]``, the products of their inputs, summed over kernel positions, and
+        ``[groups, rows, units]``, with a row for each output at each kernel position, scaled so that the sum
+        of the layer's squared outputs is 1; float64, on the CPU. None if nothing was added, or all is zero.
+
+        Args:
+            base: one of this object's contractions.
+            index: int64 ``[units, multiplicity]``: the units' positions along the weight's input dimension.
+            state: the weights as they were observed.
+        """
+        if _per_group(base):
+            return None
+        columns = _features(base, index).to(state[base.weight].device)
+        gram = self._known[base.weight].products(columns)
+        if gram is None:
+            return None
+        weight = base.matrix(state[base.weight])[:, :, columns].movedim(3, 1).flatten(1, 2)
+        gram, weight = gram.cpu().double(), weight.cpu().double()
+        power = float(((weight @ gram) * weight).sum())
+        return (gram, weight / math.sqrt(power)) if 0 < power < math.inf else None
 
 
 class _Inputs:
@@ -158,6 +179,24 @@ class _Inputs:
         shift = (lost @ mean[:, removed, None] - change @ mean[:, kept, None])[..., 0]
         return change, shift if self._constant else torch.zeros_like(shift)
 
+    def products(self, columns: Tensor) -> Tensor | None:
+        """The products of the features ``columns [units, n]``, ``[groups, units, units]``, summed over ``n``.
+
+        None if nothing was added.
+        """
+        if self._sum is None:
+            return None
+        self._center(self._sum / self._count)
+        total = self._sum.new_zeros(len(self._sum), len(columns), len(columns))
+        for each in columns.unbind(1):
+            if self._gram is None:
+                (rows,) = self._rows
+                near = rows[:, :, each]
+                total.baddbmm_(near.mT, near)
+            else:
+                total += self._gram[:, each[:, None], each]
+        return total
+
     def _center(self, mean: Tensor) -> None:
         """Joins what was added, and subtracts the mean where a constant makes up for it."""
         if self._centered:
@@ -172,6 +211,19 @@ class _Inputs:
         complete(self._gram)
         if self._constant:
             self._gram.baddbmm_(self._count * mean[:, :, None], mean[:, None], alpha=-1)
+
+
+def _per_group(base: Contraction) -> bool:
+    """Whether each group's inputs have their own positions along the weight's input dimension."""
+    return base.transposed and base.groups > 1
+
+
+def _features(base: Contraction, positions: np.ndarray) -> Tensor:
+    """int64: the features of kept ``positions`` along the weight's input dimension, a row for each."""
+    channels = np.searchsorted(base.columns.numpy(), positions)
+    kernel = base.features // base.inputs.shape[1]
+    features = channels[..., None] * kernel + np.arange(kernel)
+    return torch.from_numpy(features.reshape(len(positions), -1))
 
 
 def _solved(gram: Tensor, right: Tensor, scale: float) -> Tensor:

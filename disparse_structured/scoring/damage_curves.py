@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +16,9 @@ from disparse_structured.data.calibration import Calibration
 from disparse_structured.data.deviation import Movement, has_several_sizes
 from disparse_structured.errors import BatchError
 from disparse_structured.graph.named_tensors import detached_tensors
-from disparse_structured.refit.contraction import DenseLayers
-from disparse_structured.scoring.compensation import Compensation
+from disparse_structured.refit.contraction import Contraction, DenseLayers
+from disparse_structured.scoring.compensation import RIDGE, Compensation
+from disparse_structured.scoring.elimination import MOST, elimination_costs
 from disparse_structured.scoring.execution import Execution, State
 from disparse_structured.structure import Structure
 from disparse_structured.structure.at_shape import structure_for_batch
@@ -73,6 +74,7 @@ class DamageCurves:
     scores: Tensor
 
 
+@torch.no_grad()
 def measure_damage_curves(
     model: nn.Module,
     structure: Structure,
@@ -82,6 +84,7 @@ def measure_damage_curves(
     keep: Tensor | None = None,
     left: Sequence[float] = LEFT,
     judged: int = JUDGED,
+    eliminate: bool = False,
     work: float = WORK,
     seed: int = 0,
 ) -> DamageCurves:
@@ -102,6 +105,9 @@ def measure_damage_curves(
         left: the fractions of kept units at which a group's curve is measured.
         judged: examples on which outputs are compared. If that would exceed ``work``, fewer are used, down
             to :data:`LEAST_JUDGED`, and if need be only the first, the middle and the last of ``left``.
+        eliminate: order the units of a group by what their readers lose once the other units have made up for
+            them (:mod:`disparse_structured.scoring.elimination`), for all tasks alike. ``scores`` still order
+            groups of which no reader can be refit, and very wide ones.
         work: most multiply-accumulates for all comparisons, counting each as a whole pass.
         seed: draws the positions that layers are refit on.
 
@@ -114,6 +120,14 @@ def measure_damage_curves(
     check_described(state, structure)
     scores = scores.to("cpu", torch.float64)
     scores = scores / scores.sum(dim=1, keepdim=True).clamp_min(_LEAST)
+    fitting = structure_for_batch(structure, model, calibration.chunks[0])
+    layers = DenseLayers.of(fitting)
+    base = {each.weight: each for each in layers.under(keep).contractions}
+    compensation = Compensation(tuple(base.values()))
+    execution = Execution(fitting, MaskedReads(fitting, keep))
+    compensation.observe(execution, state, calibration.chunks[::2], torch.Generator().manual_seed(seed))
+    if eliminate:
+        scores = _eliminated(structure.groups, state, compensation, base, scores, keep)
     dense = float(structure.cost.macs.dense)
     narrowed = list(_narrowed(structure.groups, scores, keep, left))
     if dense * len(narrowed) * LEAST_JUDGED > work:
@@ -121,11 +135,9 @@ def measure_damage_curves(
         narrowed = list(_narrowed(structure.groups, scores, keep, tuple(few)))
     affordable = max(LEAST_JUDGED, int(work / max(1.0, dense * len(narrowed))))
     batches = _comparison_batches(structure, calibration, min(judged, affordable))
-    with torch.no_grad():
-        fitting = structure_for_batch(structure, model, calibration.chunks[0])
-        variants = _compensated(fitting, state, calibration, keep, narrowed, seed)
-        comparing = structure_for_batch(structure, model, batches[0])
-        damage = _damage(comparing, state, keep, variants, batches)
+    variants = _compensated(fitting, state, compensation, base, layers, narrowed)
+    comparing = structure_for_batch(structure, model, batches[0])
+    damage = _damage(comparing, state, keep, variants, batches)
     curves = []
     for group in structure.groups:
         numbers = [number for number, each in enumerate(variants) if each.group == group.name]
@@ -163,25 +175,48 @@ def _joint(scores: Tensor, on: Tensor) -> Tensor:
     return on[scores[:, on].sum(0).argsort(stable=True)]
 
 
+def _eliminated(
+    groups: Sequence[ChannelGroup],
+    state: State,
+    compensation: Compensation,
+    base: Mapping[str, Contraction],
+    scores: Tensor,
+    keep: Tensor,
+) -> Tensor:
+    """``scores`` with those of each group's units replaced by :func:`elimination_costs`, where there are any.
+
+    The sum over a group is unchanged.
+    """
+    result = scores.clone()
+    for group in groups:
+        on = keep[group.slice].nonzero()[:, 0]
+        members = [member for member in group.members if member.reads and member.parameter in base]
+        if len(members) * len(on) ** 2 > MOST:
+            continue
+        found = [compensation.read(base[each.parameter], each.index[on.numpy()], state) for each in members]
+        readers = [each for each in found if each is not None]
+        if not readers:
+            continue
+        costs = elimination_costs(readers, RIDGE)
+        if bool(costs.isfinite().all()) and costs.sum() > 0:
+            units = on + group.start
+            result[:, units] = scores[:, units].sum(1, keepdim=True) * costs / costs.sum()
+    return result
+
+
 def _compensated(
     structure: Structure,
     state: State,
-    calibration: Calibration,
-    keep: Tensor,
+    compensation: Compensation,
+    base: Mapping[str, Contraction],
+    layers: DenseLayers,
     variants: Sequence[_Variant],
-    seed: int,
 ) -> list[_Variant]:
-    dense = DenseLayers.of(structure)
-    base = {each.weight: each for each in dense.under(keep).contractions}
-    compensation = Compensation(tuple(base.values()))
-    execution = Execution(structure, MaskedReads(structure, keep))
-    generator = torch.Generator().manual_seed(seed)
-    compensation.observe(execution, state, calibration.chunks[::2], generator)
     found = []
     for variant in variants:
         changed: dict[str, Tensor] = {}
         members = {member.parameter for member in structure.group(variant.group).members}
-        for each in dense.under(variant.keep, only=members).contractions:
+        for each in layers.under(variant.keep, only=members).contractions:
             if each.weight in base:
                 changed.update(compensation.without(base[each.weight], each, state))
         found.append(replace(variant, changed=changed))

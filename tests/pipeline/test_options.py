@@ -72,6 +72,7 @@ def test_a_wrong_option_is_refused_before_the_model_runs(options: dict[str, Any]
         (lambda: Compensated(arbiter=None), "arbiter must be callable, got None"),
         (lambda: Compensated(refit=LeastSquares), "refit must be an object, got the class LeastSquares"),
         (lambda: Compensated(rounds=0), "rounds=0 must be a whole number of at least 1"),
+        (lambda: Compensated(eliminate=1), "eliminate must be True or False, got 1"),
         (lambda: Compensated(scored=0), "scored=0 must be a whole number of at least 1"),
         (lambda: Compensated(left=(0.5, 1.0)), r"left=\(0.5, 1.0\) must hold shares between 0 and 1"),
         (lambda: Iterative(rounds=0), "rounds=0 must be a whole number of at least 1"),

@@ -20,8 +20,8 @@ BEFORE = json.loads(Path(__file__).with_name("plans_3336ac7.json").read_text())
 
 HALF = Budget(macs=0.5, round_to=1)
 
-MEASURED: dict[str, Any] = {"left": (0.7, 0.45, 0.25, 0.12, 0.05), "judged": 16}
-"""What damage was measured on by default."""
+MEASURED: dict[str, Any] = {"left": (0.7, 0.45, 0.25, 0.12, 0.05), "judged": 16, "eliminate": False}
+"""What damage was measured on by default, and in the criterion's order."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "votes": {"budget": HALF, "method": DiSparse()},

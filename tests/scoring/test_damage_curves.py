@@ -20,6 +20,7 @@ from disparse_structured.errors import BatchError
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.pipeline import Compensated, Problem
 from disparse_structured.refit.contraction import DenseLayers, contractions
+from disparse_structured.scoring import damage_curves
 from disparse_structured.scoring.compensation import RIDGE, Compensation
 from disparse_structured.scoring.damage_curves import DamageCurves, measure_damage_curves
 from disparse_structured.scoring.execution import Execution, Outputs
@@ -460,13 +461,16 @@ SCORED = [
 
 
 @pytest.mark.parametrize("id", SCORED)
-@pytest.mark.parametrize("narrow", [False, True])
-def test_scores_are_usable_everywhere_and_zero_where_nothing_can_be_lost(id: str, narrow: bool) -> None:
+@pytest.mark.parametrize(("narrow", "eliminate"), [(False, False), (True, False), (True, True)])
+def test_scores_are_usable_everywhere_and_zero_where_nothing_can_be_lost(
+    id: str, narrow: bool, eliminate: bool
+) -> None:
     entry = BY_ID[id]
     model = entry.factory()
     structure = analyse(model, entry.inputs(), entry.tasks)
     keep = random_keep(structure, 2) if narrow else torch.ones(structure.units, dtype=torch.bool)
-    found = foreseen(model, structure, calibration_of(model, *entry.inputs(16, seed=1)), keep=keep)
+    calibration = calibration_of(model, *entry.inputs(16, seed=1))
+    found = foreseen(model, structure, calibration, keep=keep, eliminate=eliminate)
 
     assert found.tasks == structure.tasks
     assert found.scores.shape == structure.reach.shape
@@ -515,11 +519,44 @@ def test_the_scores_keep_each_tasks_own_order() -> None:
                 assert bool((found.scores[row, group.slice][order].diff() > 0).all())
 
 
+def test_elimination_keeps_one_of_two_units_that_are_alike_whatever_the_scores() -> None:
+    model, inputs = two_layers(24)
+    with torch.no_grad():
+        model[0].weight[12:], model[0].bias[12:] = model[0].weight[:12], model[0].bias[:12]
+    structure = analyse(model, (inputs[:2],), OUT)
+    scores = torch.arange(1, 25, dtype=torch.float64)[None]
+    scores[0, ::2] = scores[0, ::2].flip(0)
+    options: dict[str, Any] = {"left": (0.5,), "eliminate": True}
+    found = measure_damage_curves(model, structure, scores, calibration_of(model, inputs), **options)
+    going = found.scores[0].argsort()[:12]
+
+    assert sorted((going % 12).tolist()) == list(range(12))
+    assert found.curves[0].damage[0][0] < 1e-4
+
+
+def test_where_no_layer_makes_up_for_units_or_they_are_too_many_their_scores_order_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, inputs = two_layers(24)
+    structure = analyse(model, (inputs[:2],), OUT)
+    calibration = calibration_of(model, inputs)
+    by_score = foreseen(model, structure, calibration)
+    monkeypatch.setattr(damage_curves, "MOST", 24**2 - 1)
+
+    assert torch.equal(foreseen(model, structure, calibration, eliminate=True).scores, by_score.scores)
+    monkeypatch.setattr(damage_curves, "MOST", 24**2)
+    with torch.no_grad():
+        model[2].weight.zero_()
+    by_score = foreseen(model, structure, calibration)
+    assert torch.equal(foreseen(model, structure, calibration, eliminate=True).scores, by_score.scores)
+
+
 @pytest.mark.parametrize(("units", "removed"), [(1, ()), (2, (1,)), (3, (1, 2))])
 def test_narrow_groups_and_shares_that_coincide(units: int, removed: tuple[int, ...]) -> None:
     model, inputs = two_layers(units)
     structure = analyse(model, (inputs[:2],), OUT)
-    found = foreseen(model, structure, calibration_of(model, inputs), left=(0.7, 0.3, 0.31, 0.05))
+    options: dict[str, Any] = {"left": (0.7, 0.3, 0.31, 0.05), "eliminate": True}
+    found = foreseen(model, structure, calibration_of(model, inputs), **options)
 
     assert [curve.removed for curve in found.curves] == ([] if not structure.groups else [removed])
     assert bool(found.scores.isfinite().all())
@@ -557,8 +594,12 @@ def test_models_of_other_precisions(dtype: torch.dtype) -> None:
     reference = foreseen(model, analyse(model, (inputs[:2],), OUT), calibration_of(model, inputs))
     model, inputs = copy.deepcopy(model).to(dtype), inputs.to(dtype)
     found = foreseen(model, analyse(model, (inputs[:2],), OUT), calibration_of(model, inputs))
+    eliminated = foreseen(
+        model, analyse(model, (inputs[:2],), OUT), calibration_of(model, inputs), eliminate=True
+    )
 
     torch.testing.assert_close(found.scores, reference.scores, rtol=0.1, atol=1e-3)
+    assert bool((eliminated.scores > 0).all())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
