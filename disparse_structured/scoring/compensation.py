@@ -103,8 +103,9 @@ class Compensation:
         """Return what one of this object's contractions reads of some units, and with which weight.
 
         These are ``[groups, units, units]``, the products of their inputs, summed over kernel positions, and
-        ``[groups, rows, units]``, with a row for each output at each kernel position, scaled so that the sum
-        of the layer's squared outputs is 1; float64, on the CPU. None if nothing was added, or all is zero.
+        ``[groups, rows, units]``, with a row for each output at each kernel position, scaled so that the
+        squares of what the rows compute add up to 1; float64, on the CPU. None if nothing was added, or all
+        is zero.
 
         Args:
             base: one of this object's contractions.

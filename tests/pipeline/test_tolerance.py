@@ -78,7 +78,7 @@ def test_a_tolerance_that_cannot_be_kept_says_what_blocks_and_what_would_be_poss
 ) -> None:
     model = build(Rivals)
     before = snapshot(model)
-    limits = {"depth": 0.3 * rivals["depth"], "edges": 40 * rivals["edges"]}
+    limits = {"depth": 0.4 * rivals["depth"], "edges": 40 * rivals["edges"]}
 
     with pytest.raises(BudgetError) as refused:
         prune(model, images(), budget=BUDGET, tolerance=limits, method=QUICK)
