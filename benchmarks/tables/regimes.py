@@ -15,10 +15,10 @@ from benchmarks.tables.cells import Cell
 from benchmarks.tables.settings import Setup
 from disparse_structured.decision.budget import Budget
 from disparse_structured.decision.plan import Plan
-from disparse_structured.pipeline import Compensated, DiSparse
+from disparse_structured.pipeline import DiSparse
 from disparse_structured.refit import LeastSquares
 from disparse_structured.regimes import Dynamic, Early, Iterative, Pretrained, Regime, Static
-from disparse_structured.regimes.scorings import EXAMPLES
+from disparse_structured.regimes.scorings import COMPENSATED
 from disparse_structured.structure import analyse
 from disparse_structured.surgery.module import apply
 from disparse_structured.tasks import Loss, Task
@@ -39,10 +39,10 @@ def regime(
     """The regime of a cell; ``model`` is what it prunes, ``scored`` the data that saliency is measured on."""
     voters = method.voters([_louder(task, cell) for task in tasks])
     steps = len(scored) * (setup.finetune_epochs if cell.regime == "pretrained" else setup.epochs)
-    rules = method.criterion, method.arbiter, method.ranking
+    rules = {"criterion": method.criterion, "arbiter": method.arbiter, "ranking": method.ranking}
     shared: dict[str, Any] = {
         "budget": budget,
-        "method": Compensated(*rules, scored=EXAMPLES) if method.compensated else DiSparse(*rules),
+        "method": replace(COMPENSATED, **rules) if method.compensated else DiSparse(**rules),
         "seed": cell.seed,
     }
     inputs, batches = example(setup, model), setup.scored_batches
