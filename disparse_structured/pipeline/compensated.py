@@ -53,7 +53,8 @@ class Compensated:
             :func:`~disparse_structured.scoring.damage_curves.measure_damage_curves`.
         refit: how the network is refit between rounds.
         eliminate: remove the units of a group in the order in which they cost least once the layers that read
-            them have adapted, see :mod:`disparse_structured.scoring.elimination`.
+            them have adapted, see :mod:`disparse_structured.scoring.elimination`. Where the weights are not
+            refit by least squares afterward, False loses less.
 
     Raises:
         OptionError: a count below 1, a share outside (0, 1), or a choice of the wrong kind.
