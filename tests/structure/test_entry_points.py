@@ -60,7 +60,8 @@ def auto() -> Auto:
 
 
 def test_without_its_name_a_method_does_not_follow() -> None:
-    small = ds.prune(auto(), VECTORS, parameters=0.6, refit=None).model
+    small = ds.prune(auto(), VECTORS, parameters=0.5, refit=None).model
+    assert small.wide.out_features < 24
 
     with pytest.raises(RuntimeError):
         small.encode(VECTORS)
