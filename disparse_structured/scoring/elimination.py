@@ -33,7 +33,7 @@ def elimination_costs(readers: Sequence[tuple[Tensor, Tensor]], ridge: float) ->
         ridge: in units of the mean of the Gram matrix's diagonal.
     """
     inverses = [_inverse(gram, ridge) for gram, _ in readers]
-    weights = [weight for _, weight in readers]
+    weights = [_fewest_rows(weight) for _, weight in readers]
     left = torch.arange(weights[0].shape[2])
     costs = weights[0].new_zeros(len(left))
     least = costs.new_zeros(1)
@@ -55,6 +55,12 @@ def elimination_costs(readers: Sequence[tuple[Tensor, Tensor]], ridge: float) ->
             inverses[number] = inverse[:, staying][:, :, staying].baddbmm_(near, share, alpha=-1)
         left = left[staying]
     return costs
+
+
+def _fewest_rows(weight: Tensor) -> Tensor:
+    """Return at most as many rows as columns, with the same products of columns."""
+    rows, columns = weight.shape[1:]
+    return torch.linalg.qr(weight, mode="r").R if rows > columns else weight
 
 
 def _inverse(gram: Tensor, ridge: float) -> Tensor:
