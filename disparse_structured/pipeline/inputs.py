@@ -64,8 +64,9 @@ class Data:
         return take(self.calibration.chunks[0], slice(EXAMPLE_SAMPLES))
 
     def enlarged(self, model: nn.Module, structure: Structure, seed: int) -> Data:
-        """With more calibration examples if ``model`` is small: one pass over them takes no more than
-        16 GMACs. There are at least :data:`SAMPLES` and at most :data:`MOST_SAMPLES`.
+        """The same with more calibration examples, if ``model`` is small and there are more.
+
+        There are at most :data:`MOST_SAMPLES`, and no more than one pass computes with 16 GMACs.
         """
         wanted = min(MOST_SAMPLES, int(_SMALL_WORK / max(1.0, structure.cost.macs.dense)))
         if wanted <= SAMPLES or (self.examples is not None and self.examples <= SAMPLES):
