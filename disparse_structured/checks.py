@@ -104,6 +104,19 @@ def check_positive(**values: object) -> None:
             raise OptionError(f"{name}={shown(value)} must be a finite number above 0.")
 
 
+def check_shares(**shares: object) -> None:
+    """Raises :class:`OptionError` unless all ``shares`` are numbers from 0 to 1.
+
+    >>> check_shares(until=2.0)
+    Traceback (most recent call last):
+    ...
+    disparse_structured.errors.OptionError: until=2.0 must be a number from 0 to 1.
+    """
+    for name, share in shares.items():
+        if not is_number(share) or not 0 <= share <= 1:
+            raise OptionError(f"{name}={shown(share)} must be a number from 0 to 1.")
+
+
 def is_number(value: object) -> TypeGuard[float]:
     """Whether ``value`` is a finite real number; True and False are not."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

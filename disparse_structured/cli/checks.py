@@ -176,19 +176,26 @@ def _check_training(arguments: argparse.Namespace) -> None:
     _check_delivery(arguments)
 
 
+_OF_REGIMES = {
+    "stages": ("pretrained",),
+    "refit": ("pretrained",),
+    "start": ("pretrained",),
+    "agreement": ("early",),
+    "every": ("early", "dynamic"),
+    "fraction": ("dynamic",),
+    "until": ("pretrained", "early", "dynamic"),
+}
+"""Options of ``train`` that only some regimes have, without a default: so it is seen if they are given."""
+
+
 def _check_train(arguments: argparse.Namespace) -> None:
-    if arguments.stages != 1 and arguments.regime != "pretrained":
-        raise UsageError(f"--stages belongs to --regime pretrained, not to {arguments.regime}.")
-    if arguments.refit is not None and arguments.regime != "pretrained":
-        raise UsageError(
-            f"--refit belongs to --regime pretrained, not to {arguments.regime}. It has nothing to refit to."
-        )
-    if arguments.every is not None and arguments.regime not in ("early", "dynamic"):
-        raise UsageError(f"--every belongs to --regime early and dynamic, not to {arguments.regime}.")
-    if arguments.start is not None and arguments.regime != "pretrained":
-        raise UsageError(f"--start belongs to --regime pretrained, not to {arguments.regime}.")
-    if arguments.until is not None and arguments.regime not in ("early", "dynamic") and arguments.stages == 1:
-        raise UsageError("--until belongs to --regime early and dynamic, and to --stages above 1.")
+    for option, regimes in _OF_REGIMES.items():
+        if getattr(arguments, option) is not None and arguments.regime not in regimes:
+            named = ", ".join(regimes)
+            raise UsageError(f"--{option} belongs to --regime {named}, not to {arguments.regime}.")
+    in_stages = (arguments.stages or 1) > 1
+    if arguments.until is not None and arguments.regime == "pretrained" and not in_stages:
+        raise UsageError("--until says when the last of --stages runs. Give --stages above 1 too.")
     if arguments.teacher and not arguments.teacher_weight:
         raise UsageError("--teacher names the weights to learn from. Give --teacher-weight W too.")
     if arguments.teacher_weight and not arguments.teacher and arguments.regime != "pretrained":
@@ -196,7 +203,7 @@ def _check_train(arguments: argparse.Namespace) -> None:
             f"--teacher-weight needs a trained network, and --regime {arguments.regime} starts from an "
             "untrained one. Give its weights with --teacher FILE."
         )
-    later = arguments.stages > 1 or arguments.start or arguments.regime == "early"
+    later = in_stages or arguments.start or arguments.regime == "early"
     if arguments.patience is not None and later:
         raise UsageError(
             "--patience restores the best epoch, which may precede the last of --stages, or the pruning of "

@@ -104,27 +104,28 @@ def training_config(arguments: argparse.Namespace, teacher: Teacher | None) -> T
 
 
 def _regime(arguments: argparse.Namespace, subject: Subject, steps: int) -> Regime:
-    extra: dict[str, Any] = {"batches": arguments.scoring_batches}
-    if arguments.until is not None:
-        extra["until"] = arguments.until
+    shares = {name: getattr(arguments, name) for name in ("start", "until", "agreement", "fraction")}
+    extra: dict[str, Any] = {name: share for name, share in shares.items() if share is not None}
+    extra["batches"] = arguments.scoring_batches
     if arguments.regime == "dynamic":
         kind: Callable[..., Regime] = Dynamic
         every = arguments.every or max(1, min(100, steps // _EXCHANGES))
         # An exchange reads one batch, as in RigL; the first decision has nothing to improve on.
-        extra |= {"steps": steps, "every": every, "fraction": arguments.fraction}
+        extra |= {"steps": steps, "every": every}
         extra |= {"first_batches": arguments.scoring_batches, "batches": 1}
     elif arguments.regime == "early":
         kind = Early
         every = arguments.every or max(1, steps // arguments.epochs)
-        extra |= {"steps": steps, "every": every, "agreement": arguments.agreement}
+        extra |= {"steps": steps, "every": every}
     elif arguments.regime == "static":
         kind = Static
     else:
         kind = Pretrained
         extra["refit"] = names.refit(arguments.refit or "least-squares")
-        if arguments.stages > 1 or arguments.start is not None:
+        stages = arguments.stages or 1
+        if stages > 1 or arguments.start is not None:
             kind = Iterative
-            extra |= {"stages": arguments.stages, "steps": steps, "start": arguments.start or 0.0}
+            extra |= {"stages": stages, "steps": steps}
     marked = functools.partial(with_batch, subject.model, batched=arguments.batched)
     return kind(
         subject.model,

@@ -79,7 +79,6 @@ def _add_regime(method: options.Group) -> None:
     method.add_argument(
         "--stages",
         type=values.count(),
-        default=1,
         metavar="N",
         help="pretrained: prune in N stages, with training in between (default: 1)",
     )
@@ -93,7 +92,6 @@ def _add_regime(method: options.Group) -> None:
     method.add_argument(
         "--fraction",
         type=values.share_below_one,
-        default=0.3,
         metavar="F",
         help="dynamic: share of the budget that the first exchange moves (default: 0.3)",
     )
@@ -107,7 +105,6 @@ def _add_regime(method: options.Group) -> None:
     method.add_argument(
         "--agreement",
         type=values.share_above_zero,
-        default=0.5,
         metavar="F",
         help="early: overlap of each task's votes with those before at which to prune (default: 0.5)",
     )

@@ -34,7 +34,7 @@ def copied_in(model: M, dtype: torch.dtype) -> M:
     :func:`~disparse_structured.data.precision.in_precision`.
     """
     result = copied(model)
-    result._apply(lambda tensor: in_precision(tensor, dtype))  # type: ignore[no-untyped-call]  # torch's has no types
+    result._apply(lambda tensor: in_precision(tensor, dtype))  # type: ignore[no-untyped-call]  # PyTorch does not annotate it
     for tensor in plain_tensors(result).values():
         tensor.data = in_precision(tensor.data, dtype)
     return result

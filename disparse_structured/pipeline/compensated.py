@@ -107,7 +107,6 @@ class Compensated:
         unlabeled = tuple(dataclasses.replace(task, loss=None) for task in structure.task_objects)
         structure = dataclasses.replace(structure, task_objects=unlabeled)
         chunks = calibration.chunks[: max(1, self.scored // batch_size(calibration.chunks[0]))]
-        keep = torch.ones(structure.units, dtype=torch.bool) if keep is None else keep
         found = score(
             problem.model, structure, chunks, self.criterion,
             to_inputs=as_they_are, seed=problem.seed, keep=keep, progress=problem.progress,

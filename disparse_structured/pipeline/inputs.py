@@ -36,7 +36,7 @@ MOST_SAMPLES = 256
 """At 30 % of the MACs, trained networks for small images deviate 12 to 17 % less than with 64."""
 
 _SMALL_WORK = 16e9
-"""Multiply-accumulates of one pass over as many examples as are read by default beyond :data:`SAMPLES`."""
+"""Most multiply-accumulates of one pass over the examples, if more than :data:`SAMPLES` are read."""
 
 EXAMPLE_SAMPLES = 2
 """How many examples the example inputs hold: structure and verification need no more."""

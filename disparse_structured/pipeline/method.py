@@ -61,7 +61,7 @@ class Problem:
         """Unlabeled examples of one shape."""
         return self.examples()
 
-    def of(self, model: nn.Module) -> Problem:
+    def with_model(self, model: nn.Module) -> Problem:
         """The same problem for ``model``, the dense network with other weights."""
         return replace(self, model=model, examples=lambda: self.calibration)
 
@@ -202,7 +202,7 @@ def decide_in_rounds(
                 raise
             if between is not None:
                 found = refit(problem.model, structure, keep, problem.calibration, method=between)
-                current = problem.of(found.model)
+                current = problem.with_model(found.model)
         return saliency, keep
 
     saliency, left = problem.once("rounds", before_last)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from disparse_structured.checks import check_counts, check_shares
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.arbiters import Unanimous
 from disparse_structured.decision.budget import Budget, named
@@ -74,10 +75,11 @@ class Dynamic(MaskedRegime):
         entry_points: EntryPoints | None = None,
         batched: Sequence[str] | None = None,
     ) -> None:
-        if steps < 1 or every < 1 or not 0 < fraction < 1 or not 0 < until <= 1:
+        check_counts(steps=steps, every=every)
+        check_shares(fraction=fraction, until=until)
+        if not 0 < fraction < 1 or not until:
             raise OptionError(
-                f"steps={steps}, every={every}, fraction={fraction}, until={until}: steps and every must be "
-                "at least 1, fraction between 0 and 1, until above 0 and at most 1."
+                f"fraction={fraction}, until={until}: fraction must be between 0 and 1, and until above 0."
             )
         check_votes(method)
         structure = analyse(model, example_inputs, tasks, entry_points=entry_points, batched=batched)

@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from disparse_structured.checks import check_counts, check_shares
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.budget import Budget, named
 from disparse_structured.errors import OptionError
 from disparse_structured.graph.entries import EntryPoints
-from disparse_structured.pipeline import DiSparse, PruningResult
+from disparse_structured.pipeline import DiSparse, PruningResult, Repeatable
 from disparse_structured.regimes.masked import MaskedRegime
-from disparse_structured.regimes.scorings import DecisionSettings, check_votes
+from disparse_structured.regimes.scorings import DecisionSettings, check_repeatable
 from disparse_structured.structure import analyse
 from disparse_structured.tasks import Task
 
-_VOTES = DiSparse()
+_VOTES: Repeatable = DiSparse()
 
 
 class Early(MaskedRegime):
@@ -44,7 +45,7 @@ class Early(MaskedRegime):
 
     Raises:
         BudgetError: the budget cannot be met; ``model`` is unchanged.
-        OptionError: a number is out of its range, or ``method`` is not DiSparse.
+        OptionError: a number is out of its range, or ``method`` cannot decide more than once.
     """
 
     def __init__(
@@ -59,19 +60,18 @@ class Early(MaskedRegime):
         every: int,
         agreement: float = 0.5,
         until: float = 0.3,
-        method: DiSparse = _VOTES,
+        method: Repeatable = _VOTES,
         to_inputs: ToInputs | None = None,
         seed: int = 0,
         batches: int | None = None,
         entry_points: EntryPoints | None = None,
         batched: Sequence[str] | None = None,
     ) -> None:
-        if steps < 1 or every < 1 or not 0 < agreement <= 1 or not 0 < until <= 1:
-            raise OptionError(
-                f"steps={steps}, every={every}, agreement={agreement}, until={until}: steps and every must "
-                "be at least 1, agreement and until above 0 and at most 1."
-            )
-        check_votes(method)
+        check_counts(steps=steps, every=every)
+        check_shares(agreement=agreement, until=until)
+        if not agreement or not until:
+            raise OptionError(f"agreement={agreement}, until={until}: both must be above 0.")
+        check_repeatable(method)
         structure = analyse(model, example_inputs, tasks, entry_points=entry_points, batched=batched)
         super().__init__(
             model,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from disparse_structured.checks import check_counts, check_shares
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.decision.budget import Budget, named
 from disparse_structured.errors import OptionError
@@ -70,10 +71,11 @@ class Iterative(MaskedRegime):
         entry_points: EntryPoints | None = None,
         batched: Sequence[str] | None = None,
     ) -> None:
-        if stages < 1 or steps < 1 or not 0 <= start <= until < 1:
+        check_counts(stages=stages, steps=steps)
+        check_shares(start=start, until=until)
+        if not start <= until < 1:
             raise OptionError(
-                f"stages={stages}, steps={steps}, start={start}, until={until}: stages and steps must be at "
-                "least 1, and start at most until, both from 0 to below 1."
+                f"start={start}, until={until}: start must be at most until, and until below 1."
             )
         check_repeatable(method)
         check_refit(refit)
