@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from disparse_structured.data.batches import (
 from disparse_structured.data.calibration import CHUNK, Calibration, Marked
 from disparse_structured.data.call import marked_like
 from disparse_structured.data.randomness import Isolation
-from disparse_structured.errors import BatchError, OptionError
+from disparse_structured.errors import BatchError, DisparseWarning, OptionError
 from disparse_structured.graph.named_tensors import device_of, floating_type_of
 from disparse_structured.structure import Structure
 
@@ -71,7 +72,8 @@ class Data:
         wanted = min(MOST_SAMPLES, int(_SMALL_WORK / max(1.0, structure.cost.macs.dense)))
         if wanted <= SAMPLES or (self.examples is not None and self.examples <= SAMPLES):
             return self
-        with Isolation(seed, device_of(model)):
+        with Isolation(seed, device_of(model)), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DisparseWarning)  # it was said of the first examples
             try:
                 more = Calibration.of(
                     model, self.batches, self.to_inputs, limit=wanted, marked=structure.marked

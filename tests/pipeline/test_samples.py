@@ -60,6 +60,12 @@ def test_examples_that_need_not_be_read_do_no_harm(bad: Tensor) -> None:
     assert read([INPUTS[:64], bad]) == 64
 
 
+def test_equal_examples_are_mentioned_once() -> None:
+    with pytest.warns(ds.errors.DisparseWarning, match="all 64 examples are equal") as found:
+        read(torch.ones(300, 6), method=ds.DiSparse())
+    assert len(found) == 1
+
+
 def test_votes_without_a_refit_read_no_more() -> None:
     found = ds.prune(build(), INPUTS, macs=0.5, method=ds.DiSparse(), refit=None, verify=False)
     assert found.report.deviation is not None
