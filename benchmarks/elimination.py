@@ -29,7 +29,7 @@ SHARES = (0.65, 0.3)
 NEW, LAST = 256, 1024
 """How many new images, and after how many of the training images they come."""
 
-CRITERION = ds.Compensated(eliminate=False)
+CRITERION = ds.Compensated(ds.criteria.Taylor())
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def _add_method(method: options.Group) -> None:
     )
     options.add_rules(
         method,
-        criterion="taylor for compensated, fisher otherwise",
+        criterion="by elimination for compensated, fisher otherwise",
         arbiter="weighted-mean for compensated, unanimous otherwise",
     )
     method.add_argument(

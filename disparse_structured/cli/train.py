@@ -25,6 +25,7 @@ from disparse_structured.files import made_folder
 from disparse_structured.graph.batching import with_batch
 from disparse_structured.pipeline import EXAMPLE_SAMPLES, Method
 from disparse_structured.regimes import Dynamic, Early, Iterative, Pretrained, Regime, Static
+from disparse_structured.regimes.scorings import COMPENSATED
 from disparse_structured.training import Teacher, TrainingConfig, TrainingFacts, train
 
 CHECKPOINT = "checkpoint.pt"
@@ -147,8 +148,10 @@ def _method(arguments: argparse.Namespace) -> Method:
         and arguments.method in (None, "disparse")
     ):
         return ds.DiSparse(**{"criterion": ds.criteria.SNIP(), **names.parts(arguments)})
-    default = "compensated" if arguments.regime == "pretrained" else "disparse"
-    return names.method(arguments, arguments.method or default)
+    name = arguments.method or ("compensated" if arguments.regime == "pretrained" else "disparse")
+    if name == "compensated":
+        return dataclasses.replace(COMPENSATED, **names.parts(arguments))
+    return names.method(arguments, name)
 
 
 def _length(data: Iterable[Any]) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -41,7 +43,11 @@ class Compensated:
     budget, and the network is refit. The budgets of the rounds are a geometric series.
 
     Args:
-        criterion: orders units within their groups, where ``eliminate`` does not.
+        criterion: orders units within their groups. By default they are removed in the order in which they
+            cost least once the layers that read them have adapted, see
+            :mod:`disparse_structured.scoring.elimination`, and :class:`~disparse_structured.criteria.Taylor`
+            orders what no such layer reads. Where the weights are not refit by least squares afterward,
+            ``Taylor()`` loses less.
         arbiter: how the tasks' damage becomes a decision. The mean of the damage loses less than unanimity
             does where damage is measured; see the table in ``docs/choosing.md``.
         ranking: how layers compete within one task's vote.
@@ -52,15 +58,12 @@ class Compensated:
         judged: examples that outputs are compared on; fewer for large networks, see
             :func:`~disparse_structured.scoring.damage_curves.measure_damage_curves`.
         refit: how the network is refit between rounds.
-        eliminate: remove the units of a group in the order in which they cost least once the layers that read
-            them have adapted, see :mod:`disparse_structured.scoring.elimination`. Where the weights are not
-            refit by least squares afterward, False loses less.
 
     Raises:
         OptionError: a count below 1, a share outside (0, 1), or a choice of the wrong kind.
     """
 
-    criterion: Criterion = _TAYLOR
+    criterion: Criterion | Literal["elimination"] = "elimination"
     arbiter: Arbiter = _MEAN
     ranking: Ranking = _PER_COST
     rounds: int | None = None
@@ -68,21 +71,25 @@ class Compensated:
     scored: int = 32
     judged: int = JUDGED
     refit: RefitMethod = _LEAST_SQUARES
-    eliminate: bool = True
 
     def __post_init__(self) -> None:
-        check_rules(criterion=self.criterion, arbiter=self.arbiter, ranking=self.ranking)
+        check_rules(arbiter=self.arbiter, ranking=self.ranking)
+        if not self._eliminates:
+            check_rules(criterion=self.criterion)
         check_refit(self.refit)
         check_counts(scored=self.scored, judged=self.judged)
         if self.rounds is not None:
             check_counts(rounds=self.rounds)
-        check_object("eliminate", self.eliminate, bool, "True or False")
         check_object("left", self.left, tuple, "a tuple of shares", "Pass one such as (0.75, 0.5, 0.25).")
         if not self.left or not all(is_number(share) and 0 < share < 1 for share in self.left):
             raise OptionError(f"left={shown(self.left)} must hold shares between 0 and 1, at least one.")
 
     def __repr__(self) -> str:
         return brief(self)
+
+    @property
+    def _eliminates(self) -> bool:
+        return self.criterion == "elimination"
 
     def passes(
         self, structure: Structure, calibration: Calibration, scored: int | None, share: float
@@ -91,7 +98,12 @@ class Compensated:
         narrowed = len(structure.groups) * len(self.left)
         affordable = int(WORK / max(1.0, structure.cost.macs.dense * max(1, narrowed)))
         judged = min(self.judged, max(LEAST_JUDGED, affordable), calibration.samples)
-        scoring = scoring_passes(structure, min(self.scored, calibration.samples))
+        # Elimination seldom leaves a group to the criterion, and reads the layers' inputs in half a pass.
+        scoring = (
+            calibration.samples / 2
+            if self._eliminates
+            else scoring_passes(structure, min(self.scored, calibration.samples))
+        )
         # If one group is narrowed, only what comes after it is computed: half of the network on average.
         curves = judged * (1 + narrowed / 2)
         rounds = self.rounds or rounds_to(share)
@@ -107,12 +119,22 @@ class Compensated:
         unlabeled = tuple(dataclasses.replace(task, loss=None) for task in structure.task_objects)
         structure = dataclasses.replace(structure, task_objects=unlabeled)
         chunks = calibration.chunks[: max(1, self.scored // batch_size(calibration.chunks[0]))]
-        found = score(
-            problem.model, structure, chunks, self.criterion,
-            to_inputs=as_they_are, seed=problem.seed, keep=keep, progress=problem.progress,
-        )  # fmt: skip
+        criterion = _TAYLOR if isinstance(self.criterion, str) else self.criterion
+
+        @functools.cache
+        def scored() -> Saliency:
+            return score(
+                problem.model, structure, chunks, criterion,
+                to_inputs=as_they_are, seed=problem.seed, keep=keep, progress=problem.progress,
+            )  # fmt: skip
+
         curves = measure_damage_curves(
-            problem.model, structure, found.scores, calibration,
-            keep=keep, left=self.left, judged=self.judged, eliminate=self.eliminate, seed=problem.seed,
+            problem.model, structure, lambda: scored().scores, calibration,
+            keep=keep, left=self.left, judged=self.judged, eliminate=self._eliminates, seed=problem.seed,
         )  # fmt: skip
-        return dataclasses.replace(found, scores=curves.scores)
+        if not curves.eliminated or curves.unmoved:
+            # Gradients also tell whether an output that does not move depends on any units.
+            return dataclasses.replace(scored(), scores=curves.scores)
+        read = len(calibration.chunks)
+        samples = read * batch_size(calibration.chunks[0])
+        return Saliency(curves.scores, structure.tasks, "elimination", read, samples)

@@ -97,8 +97,8 @@ class Repeatable(Protocol):
     """
 
     @property
-    def criterion(self) -> Criterion:
-        """How units are scored."""
+    def criterion(self) -> Criterion | str:
+        """How units are scored, or a name for it."""
         ...
 
     @property

@@ -24,6 +24,7 @@ from disparse_structured.refit import RefitMethod, refit
 from disparse_structured.regimes.processes import on_rank_zero
 from disparse_structured.regimes.reading import undisturbed
 from disparse_structured.scoring import Saliency
+from disparse_structured.scoring.criteria import Taylor
 from disparse_structured.structure import Structure
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ T = TypeVar("T")
 EXAMPLES = 256
 """Examples that scores and refits read: to train a network, there are more than the 64 of ``prune``."""
 
-COMPENSATED = Compensated(scored=EXAMPLES, eliminate=False)
+COMPENSATED = Compensated(Taylor(), scored=EXAMPLES)
 """How regimes decide by default where the network is trained already. It reads no labels: with them, and as
 many examples, the result was no better. Nor was it by elimination, over 28 pairs of runs of the tables."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,19 +66,23 @@ class DamageCurves:
     """The curves of all groups, and the resulting saliency.
 
     ``scores``, float64 ``[tasks, units]``: what each unit adds to its task's squared relative deviation
-    when units are removed in the task's own order.
+    when units are removed in the task's own order. ``eliminated``: whether all units are in the order of
+    elimination. ``unmoved``: the tasks whose outputs stay the same, bit for bit, when all groups are
+    narrowed to one unit.
     """
 
     tasks: tuple[str, ...]
     curves: tuple[Curve, ...]
     scores: Tensor
+    eliminated: bool
+    unmoved: tuple[str, ...]
 
 
 @torch.no_grad()
 def measure_damage_curves(
     model: nn.Module,
     structure: Structure,
-    scores: Tensor,
+    scores: Callable[[], Tensor],
     calibration: Calibration,
     *,
     keep: Tensor | None = None,
@@ -98,16 +102,16 @@ def measure_damage_curves(
     ``left``, and all activations of one chunk.
 
     Args:
-        scores: ``[tasks, units]``, >= 0. They order the removal of units within a group: their mean over
-            the tasks where curves are measured, a task's own where they become its saliency.
+        scores: returns ``[tasks, units]``, >= 0. They order the removal of units within a group: their mean
+            over the tasks where curves are measured, a task's own where they become its saliency.
         calibration: layers are refit on its even chunks; outputs are compared on examples of the odd ones.
         keep: bool ``[units]``, False = already removed. By default, all are kept.
         left: the fractions of kept units at which a group's curve is measured.
         judged: examples on which outputs are compared. If that would exceed ``work``, fewer are used, down
             to :data:`LEAST_JUDGED`, and if need be only the first, the middle and the last of ``left``.
         eliminate: order the units of a group by what their readers lose once the other units have made up for
-            them (:mod:`disparse_structured.scoring.elimination`), for all tasks alike. ``scores`` still order
-            groups of which no reader can be refit, and very wide ones.
+            them (:mod:`disparse_structured.scoring.elimination`), for all tasks alike. ``scores`` is called
+            only if there are groups of which no reader can be refit, or very wide ones, and orders those.
         work: most multiply-accumulates for all comparisons, counting each as a whole pass.
         seed: draws the positions that layers are refit on.
 
@@ -118,33 +122,41 @@ def measure_damage_curves(
     keep = torch.ones(structure.units, dtype=torch.bool) if keep is None else keep.cpu()
     state = detached_tensors(model)
     check_described(state, structure)
-    scores = scores.to("cpu", torch.float64)
-    scores = scores / scores.sum(dim=1, keepdim=True).clamp_min(_LEAST)
     fitting = structure_for_batch(structure, model, calibration.chunks[0])
     layers = DenseLayers.of(fitting)
     base = {each.weight: each for each in layers.under(keep).contractions}
     compensation = Compensation(tuple(base.values()))
     execution = Execution(fitting, MaskedReads(fitting, keep))
     compensation.observe(execution, state, calibration.chunks[::2], torch.Generator().manual_seed(seed))
-    if eliminate:
-        scores = _eliminated(structure.groups, state, compensation, base, scores, keep)
+    costs = _eliminated(structure.groups, state, compensation, base, keep) if eliminate else {}
+    eliminated = len(costs) == len(structure.groups)
+    order = torch.zeros(structure.reach.shape, dtype=torch.float64)
+    if not eliminated:
+        order += scores().cpu()
+        order /= order.sum(dim=1, keepdim=True).clamp_min(_LEAST)
+    for group in structure.groups:
+        if group.name in costs:
+            order[:, group.slice] = structure.reach[:, group.slice] * costs[group.name]
     dense = float(structure.cost.macs.dense)
-    narrowed = list(_narrowed(structure.groups, scores, keep, left))
+    narrowed = list(_narrowed(structure.groups, order, keep, left))
     if dense * len(narrowed) * LEAST_JUDGED > work:
         few = dict.fromkeys((left[0], left[len(left) // 2], left[-1]))
-        narrowed = list(_narrowed(structure.groups, scores, keep, tuple(few)))
+        narrowed = list(_narrowed(structure.groups, order, keep, tuple(few)))
     affordable = max(LEAST_JUDGED, int(work / max(1.0, dense * len(narrowed))))
     batches = _comparison_batches(structure, calibration, min(judged, affordable))
     variants = _compensated(fitting, state, compensation, base, layers, narrowed)
+    fewest = _fewest(structure.groups, keep)
+    variants.append(_Variant("", int((keep & ~fewest).sum()), fewest, {}))
     comparing = structure_for_batch(structure, model, batches[0])
     damage = _damage(comparing, state, keep, variants, batches)
+    unmoved = tuple(task for task, moved in zip(structure.tasks, damage[:, -1], strict=True) if not moved)
     curves = []
     for group in structure.groups:
         numbers = [number for number, each in enumerate(variants) if each.group == group.name]
         removed = tuple(variants[number].removed for number in numbers)
         curves.append(Curve(group.name, removed, tuple(map(tuple, damage[:, numbers].tolist()))))
-    saliency = _saliency(structure.groups, structure.tasks, curves, scores, keep)
-    return DamageCurves(structure.tasks, tuple(curves), saliency)
+    saliency = _saliency(structure.groups, structure.tasks, curves, order, keep)
+    return DamageCurves(structure.tasks, tuple(curves), saliency, eliminated, unmoved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,14 +192,10 @@ def _eliminated(
     state: State,
     compensation: Compensation,
     base: Mapping[str, Contraction],
-    scores: Tensor,
     keep: Tensor,
-) -> Tensor:
-    """``scores`` with those of each group's units replaced by :func:`elimination_costs`, where there are any.
-
-    The sum over a group is unchanged.
-    """
-    result = scores.clone()
+) -> dict[str, Tensor]:
+    """The groups' :func:`elimination_costs`, where there are any: float64 ``[units]``, with a sum of 1."""
+    result = {}
     for group in groups:
         on = keep[group.slice].nonzero()[:, 0]
         members = [member for member in group.members if member.reads and member.parameter in base]
@@ -199,8 +207,8 @@ def _eliminated(
             continue
         costs = elimination_costs(readers, RIDGE)
         if bool(costs.isfinite().all()) and costs.sum() > 0:
-            units = on + group.start
-            result[:, units] = scores[:, units].sum(1, keepdim=True) * costs / costs.sum()
+            result[group.name] = torch.zeros(group.units, dtype=torch.float64)
+            result[group.name][on] = costs / costs.sum()
     return result
 
 
@@ -275,6 +283,14 @@ def _damage(
         relative[structure.tasks.index(task)] = [each.damage for each in moved]
     damage: np.ndarray = np.nan_to_num(relative, nan=_MOST, posinf=_MOST)
     return damage
+
+
+def _fewest(groups: Sequence[ChannelGroup], keep: Tensor) -> Tensor:
+    """The first unit of each group that is kept, bool ``[units]``."""
+    fewest = torch.zeros_like(keep)
+    for group in groups:
+        fewest[group.slice.start + keep[group.slice].nonzero()[:1, 0]] = True
+    return fewest
 
 
 def _squares(

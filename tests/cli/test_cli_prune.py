@@ -164,7 +164,7 @@ def test_every_ranking_has_a_name(name):
 def test_defaults_depend_on_the_method():
     votes, compensated = method_of("--method", "disparse"), method_of()
     assert (repr(votes.criterion), repr(votes.arbiter)) == ("Fisher()", "Unanimous()")
-    assert (repr(compensated.criterion), repr(compensated.arbiter)) == ("Taylor()", "WeightedMean()")
+    assert (compensated.criterion, repr(compensated.arbiter)) == ("elimination", "WeightedMean()")
     assert repr(votes.ranking) == repr(compensated.ranking) == "PerCostRanking()"
 
 

@@ -14,11 +14,12 @@ from disparse_structured import Budget, Compensated, DiSparse, Task, analyse, ap
 from disparse_structured.decision.arbiters import Majority
 from disparse_structured.decision.deciding import decide
 from disparse_structured.decision.rankings import GlobalRanking
+from disparse_structured.errors import TaskError
 from disparse_structured.pipeline import Decided, Iterative, Method, Problem, PruningResult
 from disparse_structured.scoring import Probe, Saliency
 from disparse_structured.scoring.criteria import Magnitude, Taylor
 from disparse_structured.structure import Structure
-from tests.support.redundant import build, deviation, images, macs_left, removed
+from tests.support.redundant import Redundant, Similarity, build, deviation, images, macs_left, removed
 
 MACS = 0.5
 
@@ -65,7 +66,7 @@ def test_every_method_meets_the_budget_and_is_verified(name: str, structure: Str
     assert found.report.deviation is not None
     assert (found.report.method, found.report.criterion) == {
         "disparse": ("DiSparse", "Fisher()"),
-        "compensated": ("Compensated", "Taylor()"),
+        "compensated": ("Compensated", "elimination"),
         "iterative": ("Iterative", "Fisher()"),
         "third-party": ("LastUnitsFirst", "order"),
     }[name]
@@ -96,6 +97,39 @@ def test_arbiter_and_ranking_are_those_of_the_method(structure: Structure) -> No
 
     assert (report.criterion, report.arbiter) == ("Taylor()", "Majority()")
     assert report.ranking == "GlobalRanking()"
+
+
+class Detached(Redundant):
+    """No gradient reaches its units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strength = 1.0
+
+    def forward(self, image: Tensor) -> Any:
+        return {name: self.strength * found.detach() for name, found in super().forward(image).items()}
+
+
+def test_damage_is_measured_without_gradients() -> None:
+    found = prune(build(Detached), images(16), ["depth", "edges"], macs=MACS, refit=None, verify=False)
+    twin = prune(build(), images(16), macs=MACS, refit=None, verify=False)
+
+    assert removed(found) == removed(twin)
+    assert found.report.criterion == "elimination"
+
+
+def test_a_task_that_needs_no_units_is_an_error() -> None:
+    model = build(Detached)
+    model.strength = 0.0
+
+    with pytest.raises(TaskError, match=r"task 'depth': every score by Taylor.. is zero"):
+        prune(model, images(8), ["depth", "edges"], macs=MACS)
+
+
+def test_units_that_no_layer_makes_up_for_are_ordered_by_taylor() -> None:
+    found = prune(Similarity().eval(), torch.randn(16, 4), macs=MACS, refit=None, verify=False)
+
+    assert (found.report.criterion, found.report.samples) == ("Taylor()", 12)
 
 
 def test_a_compensated_method_says_only_what_was_changed() -> None:

@@ -20,8 +20,8 @@ BEFORE = json.loads(Path(__file__).with_name("plans_3336ac7.json").read_text())
 
 HALF = Budget(macs=0.5, round_to=1)
 
-MEASURED: dict[str, Any] = {"left": (0.7, 0.45, 0.25, 0.12, 0.05), "judged": 16, "eliminate": False}
-"""What damage was measured on by default, and in the criterion's order."""
+MEASURED: dict[str, Any] = {"left": (0.7, 0.45, 0.25, 0.12, 0.05), "judged": 16}
+"""What damage was measured on by default."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "votes": {"budget": HALF, "method": DiSparse()},
@@ -33,10 +33,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "budget": Budget(macs=0.6, round_to=1),
         "method": DiSparse(Taylor(), Majority(), GlobalRanking()),
     },
-    "compensated": {"budget": HALF, "method": Compensated(**MEASURED)},
+    "compensated": {"budget": HALF, "method": Compensated(Taylor(), **MEASURED)},
     "compensated-unanimous": {
         "budget": Budget(macs=0.7, round_to=1),
-        "method": Compensated(arbiter=Unanimous(), **MEASURED),
+        "method": Compensated(Taylor(), Unanimous(), **MEASURED),
     },
 }
 

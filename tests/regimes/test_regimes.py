@@ -27,7 +27,7 @@ from disparse_structured.pipeline import Compensated, DiSparse, Method, PruningR
 from disparse_structured.pipeline import Iterative as InRounds
 from disparse_structured.regimes import Dynamic, Early, Iterative, Pretrained, Regime, Static
 from disparse_structured.scoring import Probe
-from disparse_structured.scoring.criteria import SNIP, Fisher, Magnitude
+from disparse_structured.scoring.criteria import SNIP, Fisher, Magnitude, Taylor
 from disparse_structured.structure import analyse, count_macs
 from disparse_structured.tasks import Task
 from disparse_structured.training import Callback, TrainingConfig, train
@@ -332,7 +332,7 @@ def test_pretrained_decides_as_prune_does() -> None:
 
     found = Pretrained(dense, EXAMPLE, _tasks(), batches, budget=BUDGET).finish()
 
-    expected = prune(dense, batches, _tasks(), budget=BUDGET, method=Compensated(scored=256, eliminate=False))
+    expected = prune(dense, batches, _tasks(), budget=BUDGET, method=Compensated(Taylor(), scored=256))
     assert found.plan.removals == expected.plan.removals
     assert [task.labeled for task in found.report.tasks] == [False, False]
     assert _distance(found.model, expected.model) < 1e-5

@@ -40,6 +40,17 @@ class AsTuple(Redundant):
         return tuple(super().forward(image).values())
 
 
+class Similarity(nn.Module):
+    """No weight reads the units: their products are summed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 12), nn.Linear(4, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bmm(self.one(x).relu()[:, None], self.other(x).relu()[:, :, None]).flatten(1)
+
+
 def build(kind: type[nn.Module] = Redundant) -> nn.Module:
     """The network, the same at every call, in eval mode."""
     with torch.random.fork_rng(devices=[]):
