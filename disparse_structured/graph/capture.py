@@ -31,7 +31,7 @@ from disparse_structured.graph.named_tensors import device_of, named_tensors
 from disparse_structured.graph.packed_attention import following_weights
 from disparse_structured.graph.provenance import Annotator, Real, traced_attributes
 from disparse_structured.graph.regions import inline_regions
-from disparse_structured.graph.side_effects import ONE_THREAD, undone
+from disparse_structured.graph.side_effects import one_thread, undone
 from disparse_structured.graph.supported import check_supported
 from disparse_structured.tasks import Task
 
@@ -184,7 +184,7 @@ def _captured(
     annotator = Annotator(number * _NUMBERS)
     wrapper = _TaskOutputs(model, tasks, function, annotator)
     with (
-        ONE_THREAD,
+        one_thread(),
         undone(model),
         train_mode(model) if training else eval_mode(model),
         _quiet(),
@@ -253,7 +253,7 @@ def _alone(model: nn.Module, example_inputs: tuple[Any, ...]) -> str:
     running = f"other threads run: {', '.join(others)}"
     command = " torch.export.export(model.eval(), example_inputs, strict=False)"
     try:
-        with ONE_THREAD, undone(model), eval_mode(model), _quiet(), Isolation(0, device_of(model)):
+        with one_thread(), undone(model), eval_mode(model), _quiet(), Isolation(0, device_of(model)):
             torch.export.export(model, positional, named, strict=False)
     except Exception:  # whatever forward raises
         doubt = f", unless another thread ran a PyTorch module meanwhile ({running})"

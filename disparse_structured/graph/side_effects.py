@@ -17,6 +17,7 @@ import operator
 import sys
 import threading
 import types
+import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from torch import nn
 
 from disparse_structured.data.modes import plain_modes
 from disparse_structured.data.randomness import Isolation
+from disparse_structured.errors import DisparseWarning
 from disparse_structured.graph.held_values import HOLDERS, VALUES, restoring
 from disparse_structured.graph.named_tensors import device_of
 
@@ -46,9 +48,10 @@ _LEAVES = (
 _COMMON = frozenset({str, int, float, bool, type(None), nn.Parameter})
 """The most frequent of them, which are recognized fastest by their exact type."""
 
-ONE_THREAD = threading.RLock()
-"""Held while a model is captured, or its state must not change: torch.export and the random states belong to
-the process. Only calls of this package wait for it; nothing can keep another thread from running modules."""
+_LOCK = threading.RLock()
+
+PATIENCE = 60.0
+"""Seconds after which a waiting thread says so."""
 
 _Undo = Callable[[], object]
 
@@ -65,10 +68,32 @@ def leaves_no_trace(function: F) -> F:
     @functools.wraps(function)
     def wrapped(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
-        with ONE_THREAD, plain_modes(), undone(model), Isolation(0, device):
+        with one_thread(), plain_modes(), undone(model), Isolation(0, device):
             return function(model, *args, **kwargs)
 
     return cast(F, wrapped)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Held while a model is captured, or its state must not change.
+
+    ``torch.export`` and the random states belong to the process. Only calls of this package wait for each
+    other; nothing can keep another thread from running modules.
+    """
+    if not _LOCK.acquire(timeout=PATIENCE):
+        warnings.warn(
+            f"Thread {threading.current_thread().name!r} waits for a call of disparse_structured in another "
+            "thread: only one works at a time. If that call reads from a loader that needs this thread, both "
+            "wait forever. Then stop the program, and call disparse_structured from one thread.",
+            DisparseWarning,
+            stacklevel=3,
+        )
+        _LOCK.acquire()
+    try:
+        yield
+    finally:
+        _LOCK.release()
 
 
 @contextmanager

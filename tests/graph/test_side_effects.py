@@ -26,8 +26,9 @@ from torch._subclasses import FakeTensor
 import disparse_structured as ds
 from disparse_structured.cli.command import main
 from disparse_structured.decision.plan import Plan
-from disparse_structured.errors import BudgetError
+from disparse_structured.errors import BudgetError, DisparseWarning
 from disparse_structured.export import export_onnx
+from disparse_structured.graph import side_effects
 from disparse_structured.refit import refit
 from disparse_structured.relatedness import relate
 from disparse_structured.structure import Structure, analyse, count_macs
@@ -433,6 +434,24 @@ def test_it_is_pruned_verified_saved_and_loaded(name: str, warm: bool, tmp_path:
         for images in (OTHERS, OTHERS.flip(0)):  # hooks of the result write to the result
             assert torch.allclose(loaded(images), result.model(images), atol=1e-6)
         assert not torch.allclose(result.model(OTHERS), result.model(OTHERS.flip(0)), atol=1e-6)
+
+
+def test_a_thread_that_waits_for_another_call_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(side_effects, "PATIENCE", 0.01)
+    model, found = Trunk().eval(), []
+    thread = threading.Thread(target=lambda: found.append(analyse(model, IMAGES[:1], TASK)), name="reader")
+
+    def wait() -> None:
+        thread.start()
+        thread.join(0.2)
+
+    with side_effects.one_thread():
+        with pytest.warns(DisparseWarning, match="Thread 'reader' waits for a call of disparse_structured"):
+            wait()
+        assert not found
+    thread.join()
+
+    assert found[0].groups
 
 
 LOCAL = threading.local()
