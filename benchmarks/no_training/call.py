@@ -17,7 +17,6 @@ from benchmarks.no_training.ours import pruned
 from disparse_structured.adapters.timm import DenseHead, Head, LinearHead, MultiTask, multitask
 from disparse_structured.pipeline import method
 from disparse_structured.refit import refit
-from disparse_structured.scoring import score
 from disparse_structured.scoring.damage_curves import measure_damage_curves
 from disparse_structured.structure import analyse
 from disparse_structured.surgery.module import apply
@@ -47,7 +46,6 @@ class Stage:
 
 _STAGES: Mapping[str, Stage] = {
     "structure": Stage(analyse),
-    "scores": Stage(score),
     "curves": Stage(measure_damage_curves),
     "refit between rounds": Stage(refit, method.__file__),
     "refit": Stage(refit),

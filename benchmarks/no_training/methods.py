@@ -143,7 +143,6 @@ _ABLATION: Mapping[str, Ours] = {
     "global, not per cost": _but(method=Compensated(ranking=GlobalRanking())),
     "isomorphic, not per cost": _but(method=Compensated(ranking=IsomorphicRanking())),
     "one round": _but(method=Compensated(rounds=1)),
-    "ordered by Taylor": _but(method=Compensated(Taylor())),
     "ordered by Fisher": _but(method=Compensated(Fisher())),
     "units by Taylor at once": _but(method=DiSparse(Taylor(), WeightedMean())),
     "units by Fisher at once": _but(method=DiSparse(Fisher(), WeightedMean())),

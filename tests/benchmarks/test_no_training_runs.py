@@ -298,7 +298,6 @@ def test_the_timed_call_is_of_its_stages() -> None:
     parts = {name: value for name, value in spent.items() if name != "whole call"}
     assert list(parts) == [
         "structure",
-        "scores",
         "curves",
         "refit between rounds",
         "refit",
