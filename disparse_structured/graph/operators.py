@@ -8,7 +8,8 @@ table has an empty record.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -140,7 +141,8 @@ _TABLE: tuple[tuple[str, Operator], ...] = (
      Operator(normalizes="over channels", sizes={"normalized_shape": "trailing"}, proportional_along=-1)),
     ("group_norm",
      Operator(normalizes="over channels")),
-    ("mean amax amin max min median mode var std var_mean std_mean linalg_vector_norm norm logsumexp prod",
+    ("mean nanmean amax amin aminmax max min median nanmedian mode quantile nanquantile var std var_mean "
+     "std_mean linalg_vector_norm linalg_norm norm logsumexp prod",
      Operator(averages=True)),
     # Operators that move values.
     ("view _unsafe_view",
@@ -153,7 +155,7 @@ _TABLE: tuple[tuple[str, Operator], ...] = (
      Operator(moves="reshape")),
     ("squeeze unsqueeze",
      Operator(moves="singleton")),
-    ("permute transpose t swapaxes movedim",
+    ("permute transpose t swapaxes swapdims movedim moveaxis",
      Operator(moves="permutation")),
     ("unbind select chunk",
      Operator(moves="part")),
@@ -189,10 +191,12 @@ _TABLE: tuple[tuple[str, Operator], ...] = (
      Operator(saves_result=True)),
     ("arange",
      Operator(sizes={"end": "result"})),
-    ("broadcast_to zeros ones full empty rand randn new_zeros new_ones new_full new_empty",
+    ("broadcast_to zeros ones full empty rand randn randint normal new_zeros new_ones new_full new_empty",
      Operator(sizes={"size": "result"})),
     ("repeat",
      Operator(sizes={"repeats": "repeats"})),
+    ("tile",
+     Operator(sizes={"dims": "repeats"})),
     ("unsafe_split",
      Operator(sizes={"split_size": "parts"})),
     ("unsafe_split_with_sizes",
@@ -221,6 +225,28 @@ def qualified_name(node: fx.Node) -> str:
 def operator_of(node: fx.Node) -> Operator:
     """Return the record of what ``node`` calls, or an empty record if there is none."""
     return OPERATORS.get(packet(node)) or OPERATORS.get(qualified_name(node), _UNKNOWN)
+
+
+def spelled_out(equation: str, ranks: Sequence[int]) -> str:
+    """Replace the ellipses of an ``einsum`` by letters, aligned at the last dimension.
+
+    >>> spelled_out("...ij,jk->...ik", [4, 2])
+    'ABij,jk->ABik'
+
+    Args:
+        equation: without spaces.
+        ranks: the dimensions of each operand.
+    """
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    free = [letter for letter in string.ascii_uppercase if letter not in equation]
+    hidden = [rank - len(term) + 3 if "." in term else 0 for rank, term in zip(ranks, terms, strict=True)]
+    letters = free[: max(hidden)]
+    spelled = [
+        term.replace("...", "".join(letters[len(letters) - count :]))
+        for term, count in zip(terms, hidden, strict=True)
+    ]
+    return ",".join(spelled) + arrow + right.replace("...", "".join(letters))
 
 
 def schema_arguments(node: fx.Node) -> tuple[Any, ...]:

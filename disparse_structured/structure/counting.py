@@ -75,6 +75,7 @@ def _counter() -> Any:
     formulas: dict[str, Callable[..., int]] = {
         "torchvision::deform_conv2d": _deformable,
         "aten::_grouped_mm": _grouped,
+        "aten::_trilinear": _bilinear,
         "transformers::grouped_mm_fallback": _grouped,
     }
     own: dict[Any, Callable[..., int]] = {}
@@ -109,6 +110,13 @@ def _deformable(
 def _grouped(rows: torch.Size, experts: torch.Size, *rest: Any, out_shape: torch.Size, **options: Any) -> int:
     """The operations of a grouped matrix product: each of the rows meets the matrix of one expert."""
     return 2 * math.prod(rows) * experts[-1]
+
+
+def _bilinear(
+    first: torch.Size, weight: torch.Size, *rest: Any, out_shape: torch.Size, **options: Any
+) -> int:
+    """The operations of a bilinear layer: every output reads each pair of its two inputs' features."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 @contextmanager

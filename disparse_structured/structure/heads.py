@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from disparse_structured.graph.index_tracking import position_ids, trace_positions
-from disparse_structured.graph.operators import named_arguments, operator_of
+from disparse_structured.graph.operators import named_arguments, operator_of, spelled_out
 
 
 def head_dimension(split: fx.Node, first: int, sizes: Sequence[int]) -> int | None:
@@ -45,8 +45,9 @@ def _factors(product: fx.Node, operand: fx.Node) -> list[int]:
     if contracts is None or contracts.kind != "einsum":
         return []
     given = named_arguments(product)
-    equation = given["equation"].replace(" ", "")
+    ranks = [each.meta["val"].ndim for each in given["tensors"]]
+    equation = spelled_out(given["equation"].replace(" ", ""), ranks)
     terms = equation.replace("->", ",").split(",")
     term = terms[given["tensors"].index(operand)]
     everywhere = set(term).intersection(*terms)
-    return [] if "." in equation else [dim for dim, letter in enumerate(term) if letter not in everywhere]
+    return [dim for dim, letter in enumerate(term) if letter not in everywhere]

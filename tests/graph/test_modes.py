@@ -57,6 +57,27 @@ class DecoratedTwice(Parts):
         return (self.head(x), self.extra(x)) if self.training else self.head(x)
 
 
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        lambda x: x.new_empty(len(x), 1).bernoulli_(0.9),  # the drop path of timm
+        lambda x: torch.randint(2, (len(x), 1)),
+        lambda x: nn.functional.gumbel_softmax(x, dim=0) + torch.zeros_like(x).normal_(),
+        lambda x: torch.normal(0.0, 1.0, x.shape) + torch.randint_like(x, 2) + torch.poisson(x.abs()),
+        lambda x: torch.distributions.Normal(0.0, 1.0).sample(x.shape),
+    ],
+)
+def test_random_numbers_of_train_mode_pin_nothing(drawn: Callable[[Tensor], Tensor]) -> None:
+    class Dropping(Parts):
+        def forward(self, x: Tensor) -> Any:
+            x = self.trunk(x).relu()
+            return (self.head(x * drawn(x)), self.extra(x)) if self.training else self.head(x)
+
+    structure = analyse(Dropping().eval(), X[:2])
+
+    assert [(group.name, group.units) for group in structure.groups] == [("trunk", 24)]
+
+
 @pytest.mark.parametrize("kind", [Auxiliary, Decorated, DecoratedTwice])
 def test_a_head_for_training_follows_the_trunk_and_keeps_its_own_width(kind: type[Parts]) -> None:
     torch.manual_seed(0)

@@ -30,7 +30,7 @@ EVERY: tuple[Criterion, ...] = (*DATA_DRIVEN, Magnitude(), Random())
 
 AWKWARD = (
     "plain transposed-grouped weight-from-weight conv1d convnext-block dense-concat channel-shuffle "
-    "no-rule-fft avgpool-flatten tiny-vit bmm-attention tied-transpose called-twice two-inputs "
+    "no-rule avgpool-flatten tiny-vit bmm-attention tied-transpose called-twice two-inputs "
     "object-output nested-output partial-reach"
 ).split()
 
@@ -183,7 +183,7 @@ def test_examples_are_followed_through_windows() -> None:
 
 
 def test_examples_that_cannot_be_followed_run_one_at_a_time_and_it_is_said() -> None:
-    entry = BY_ID["no-rule-fft"]
+    entry = BY_ID["no-rule"]
     model = entry.factory()
     structure = analyse(model, entry.inputs(2), entry.tasks)
     for criterion in (Fisher(), DiagonalHessian()):

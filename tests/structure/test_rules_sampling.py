@@ -81,11 +81,50 @@ def decoded_in_place(x: Tensor) -> Tensor:
     return y.neg_().exp_()
 
 
+def unpooled(x: Tensor) -> Tensor:
+    values, positions = F.max_pool2d(x, 2, return_indices=True)
+    return F.max_unpool2d(values, positions, 2)
+
+
+def picked(x: Tensor) -> Tensor:
+    return x.take_along_dim(x.argmax(3, keepdim=True), 3) - x.flatten(2).quantile(0.5, dim=2)[..., None, None]
+
+
+def turned(x: Tensor) -> Tensor:
+    return x.rot90(1, (2, 3)).swapdims(2, 3) + x.tile(1, 2)[..., :12].moveaxis(3, 2)
+
+
+def put_together(x: Tensor) -> Tensor:
+    first, second = torch.broadcast_tensors(x, x.mean((2, 3), keepdim=True))
+    rows = torch.vstack([first, second])[len(x) :] + torch.dstack([first, second]).diff(dim=2)[:, :, :12]
+    return torch.hstack([rows.flatten(2).transpose(1, 2)] * 2)[:, :144].transpose(1, 2).unflatten(2, (12, 12))
+
+
+def normed(x: Tensor) -> Tensor:
+    least, most = torch.aminmax(x, dim=1, keepdim=True)
+    several = x.quantile(torch.tensor([0.2, 0.8], dtype=x.dtype), dim=1).sum(0)[:, None]
+    return (
+        x / (torch.linalg.norm(x, dim=1, keepdim=True) + most - least) + x.nansum(1, keepdim=True) + several
+    )
+
+
+def ranked(x: Tensor) -> Tensor:
+    return (
+        x.cummax(2).values
+        + x.kthvalue(3, dim=3, keepdim=True).values
+        + torch.bucketize(x, x.new_tensor([0, 1]))
+    )
+
+
+def replaced(x: Tensor) -> Tensor:
+    return torch.slice_scatter(torch.select_scatter(x, x[:, :, 1], 2, 0), x[..., :2], 3, 4, 6)
+
+
 HOW: dict[str, Callable[[Tensor], Tensor]] = {
     each.__name__: each
     for each in (
         warped, aligned, pooled, written, scattered, gathered, added, largest, middle, ordered,
-        decoded_in_place,
+        decoded_in_place, unpooled, picked, turned, put_together, normed, ranked, replaced,
     )
 }  # fmt: skip
 

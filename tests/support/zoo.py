@@ -137,7 +137,7 @@ ZOO: tuple[Entry, ...] = (
     image("resize", channels.Resize),
     image("channel-mean-gate", channels.ChannelMean, statistics=True),
     image("no-rule-cumsum", channels.CumulativeSum),
-    image("no-rule-fft", channels.Spectrum),
+    image("no-rule", channels.NoRule),
     Entry("two-batchnorms", channels.TwoBatchNorms, (IMAGE,), named("left", "right")),
     Entry("avgpool-flatten", lambda: plumbing.Flattened(nn.AvgPool2d(2)), (IMAGE,), named("kind", "pose")),
     Entry("maxpool-flatten", lambda: plumbing.Flattened(nn.MaxPool2d(2)), (IMAGE,), named("kind", "pose")),

@@ -12,6 +12,7 @@ from disparse_structured.structure.rules import (
     reduction,
     resampling,
     reshape,
+    spectral,
     unfolding,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "reduction",
     "resampling",
     "reshape",
+    "spectral",
     "unfolding",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from disparse_structured.graph.operators import packet
 from disparse_structured.structure.labels import Axis, Value
 from disparse_structured.structure.tracing import Call, Trace, plain, rule
 
@@ -23,10 +24,25 @@ def cat(trace: Trace, call: Call) -> Value:
     values = [value for value in call["tensors"] if not (len(value) == 1 and value[0].size == 0)]
     if not values:
         return plain(call.shapes[0])
-    rank = len(values[0])
-    dim = call["dim"] % rank
+    return _joined(trace, call, values, call["dim"] % len(values[0]))
+
+
+_STACKS = {aten.vstack: 0, aten.hstack: 1, aten.column_stack: 1, aten.dstack: 2}
+"""Along which dimension they concatenate tensors that have it."""
+
+
+@rule(*_STACKS)
+def cat_along(trace: Trace, call: Call) -> Value:
+    """Apply :func:`cat` along the dimension that the operator stands for."""
+    values, dim = call["tensors"], _STACKS[packet(call.node)]
+    if any(len(value) < max(dim + 1, 2) for value in values):
+        return trace.unknown(call, "stacked along a new dimension")  # type: ignore[no-any-return]
+    return _joined(trace, call, values, dim)
+
+
+def _joined(trace: Trace, call: Call, values: list[Value], dim: int) -> Value:
     axes = []
-    for i in range(rank):
+    for i in range(len(values[0])):
         parts = [value[i] for value in values]
         if i != dim:
             axes.append(trace.join(call, parts))
@@ -134,10 +150,11 @@ def pad(trace: Trace, call: Call) -> Value:
     return tuple(axes)
 
 
-@rule(aten.repeat)
+@rule(aten.repeat, aten.tile)
 def repeat(trace: Trace, call: Call) -> Value:
     """Repeat the labels of a dimension once per copy."""
-    value, counts = call["self"], call["repeats"]
+    value, counts = call["self"], call["repeats" if "repeats" in call.raw else "dims"]
+    counts = [*[1] * (len(value) - len(counts)), *counts]
     value = (*plain([1] * (len(counts) - len(value))), *value)
     return tuple(
         axis

@@ -19,14 +19,17 @@ _SAME_SHAPE = (
     "sin sinh softplus softshrink sqrt square tan tanh tanhshrink threshold zeros_like "
     "full_like isfinite isnan bitwise_not hardsigmoid_ hardswish_ hardtanh_ relu_ silu_ leaky_relu_ "
     "sigmoid_ gelu_ elu_ mish_ relu6_ _to_copy nan_to_num empty_like hardshrink float "
-    "half double lift_fresh fill fill_ zero_ exp2 log10 trunc frac isinf sinc signbit rrelu"
+    "half double lift_fresh fill fill_ zero_ exp2 log10 trunc frac isinf sinc signbit rrelu asinh acosh "
+    "atanh deg2rad rad2deg i0 lgamma digamma erfc erfinv feature_alpha_dropout real imag angle conj _conj "
+    "conj_physical resolve_conj resolve_neg sgn uniform exponential geometric cauchy log_normal random "
+    "randint_like poisson"
 ).split()
 
 _BROADCASTING = (
     "add sub rsub mul div true_divide floor_divide remainder fmod pow maximum minimum where lerp addcmul "
     "addcdiv atan2 clamp eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or "
     "masked_fill copysign hypot add_ sub_ mul_ div_ masked_fill_ clamp_ copy copy_ fmax fmin xlogy logaddexp "
-    "heaviside"
+    "heaviside ldexp logaddexp2 float_power nextafter isclose complex polar"
 ).split()
 
 
@@ -34,6 +37,23 @@ _BROADCASTING = (
 def elementwise(trace: Trace, call: Call) -> Value:
     """Pass labels on, and unite those of several operands; a fixed operand of the same size pins them."""
     return trace.broadcast(call, call.values())
+
+
+@rule(aten.broadcast_tensors)
+def broadcast_tensors(trace: Trace, call: Call) -> list[Value]:
+    """Unite the tensors, each of which gets the common shape."""
+    values = call["tensors"]
+    return [trace.broadcast(call, values)] * len(values)
+
+
+@rule(aten.bucketize, aten.searchsorted)
+def place(trace: Trace, call: Call) -> Value:
+    """Pass labels on; the boundaries are one sorted list, whose positions are counted."""
+    boundaries = call.get("boundaries") or call.get("sorted_sequence")
+    if len(boundaries) != 1:
+        return trace.unknown(call, "boundaries of several rows")  # type: ignore[no-any-return]
+    trace.pin(call, boundaries, "a position in it is computed")
+    return call["self"] or ()
 
 
 @rule(aten.to, aten.type_as)

@@ -165,6 +165,33 @@ def gather(trace: Trace, call: Call) -> Any:
     return tuple(joined)
 
 
+@rule(aten.take_along_dim)
+def take_along_dim(trace: Trace, call: Call) -> Any:
+    """Pin the indexed dimension; unite the others with those of the index, which is broadcast."""
+    value, index = call["self"], call["indices"]
+    if call["dim"] is None:
+        return trace.unknown(call, "an index into all positions")
+    dim = call["dim"] % len(value)
+    trace.pin(call, [value[dim], index[dim]], "indexed by a tensor")
+    return tuple(
+        Axis(axis.size) if i == dim else trace.join(call, [value[i], axis]) for i, axis in enumerate(index)
+    )
+
+
+@rule(aten.select_scatter, aten.slice_scatter)
+def part_scatter(trace: Trace, call: Call) -> Value:
+    """Pin the dimension of which a part is written; unite the others with those of the written values."""
+    value, written = call["self"], call["src"]
+    dim = call["dim"] % len(value)
+    if "index" in call.raw:
+        written = (*written[:dim], Axis(1), *written[dim:])
+    trace.pin(call, [value[dim], written[dim]], "a part of it is written")
+    return tuple(
+        axis if i == dim else trace.join(call, [axis, other])
+        for i, (axis, other) in enumerate(zip(value, written, strict=True))
+    )
+
+
 @rule(aten.index_add, aten.index_copy)
 def index_add(trace: Trace, call: Call) -> Value:
     """Pin the indexed dimension; unite the others with those of the written values."""
@@ -188,6 +215,18 @@ def filled(trace: Trace, call: Call) -> Value:
     trace.pin(call, [value[first], value[second]], "its diagonal is taken")
     rest = tuple(axis for i, axis in enumerate(value) if i not in (first, second))
     return (*rest, Axis(call.shapes[0][-1]))
+
+
+@rule(aten.rot90)
+def rotated(trace: Trace, call: Call) -> Value:
+    """Pin the two dimensions in which positions rotate; pass on the others."""
+    value = call["self"]
+    dims = [dim % len(value) for dim in call["dims"]]
+    trace.pin(call, [value[dim] for dim in dims], "its positions are moved")
+    return tuple(
+        Axis(size) if i in dims else axis
+        for i, (axis, size) in enumerate(zip(value, call.shapes[0], strict=True))
+    )
 
 
 @rule(aten.roll, aten.flip)

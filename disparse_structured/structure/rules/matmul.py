@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from disparse_structured.graph.operators import named_arguments, operator_of, packet
+from disparse_structured.graph.operators import named_arguments, operator_of, packet, spelled_out
 from disparse_structured.structure.labels import Axis, Value
 from disparse_structured.structure.tracing import Call, Trace, rule
 from disparse_structured.structure.weight_scales import SpectralNorm
@@ -36,10 +36,19 @@ def linear(trace: Trace, call: Call) -> Value:
 def matrix_product(trace: Trace, call: Call) -> Value:
     """Unite k in ``left[..., n, k] right[..., k, m]``, which is read, and the leading dimensions."""
     left, right = call["self"], call["mat2" if "mat2" in call.raw else "other"]
-    if len(left) < 2 or len(right) < 2:
-        return trace.unknown(call, "matrix product with a vector")  # type: ignore[no-any-return]
     second = "mat2" if "mat2" in call.raw else "other"
+    if len(left) < 2 or len(right) < 2:
+        return _with_vector(trace, call, left, right)
     return _product(trace, call, left, right, "self", second)
+
+
+def _with_vector(trace: Trace, call: Call, left: Value, right: Value) -> Value:
+    """``left[..., k] right[k]`` or ``left[k] right[..., k, m]``: unite and read k."""
+    dim = max(len(right) - 2, 0)
+    trace.unite(call, left[-1].atoms(), right[dim].atoms())
+    trace.consume(call, "self", len(left) - 1, left[-1])
+    trace.consume(call, "other", dim, right[dim])
+    return (*left[:-1], *right[:dim], *right[dim + 1 :])
 
 
 @rule(aten.addmm, aten.baddbmm)
@@ -57,6 +66,48 @@ def _product(trace: Trace, call: Call, left: Value, right: Value, first: str, se
     leading = trace.broadcast(call, [left[:-2], right[:-2]])
     trace.multiply(call, 1.0, *leading, left[-2], left[-1], right[-1])
     return (*leading, left[-2], right[-1])
+
+
+@rule(aten.bilinear)
+def bilinear(trace: Trace, call: Call) -> Value:
+    """Unite i and j in ``input1[..., i] weight[o, i, j] input2[..., j]``; the output takes o."""
+    first, second, weight = call["input1"], call["input2"], call["weight"]
+    for name, value, axis in (("input1", first, weight[1]), ("input2", second, weight[2])):
+        trace.unite(call, value[-1].atoms(), axis.atoms(), "the network's input")
+        trace.consume(call, name, len(value) - 1, value[-1])
+    if call["bias"] is not None:
+        trace.unite(call, weight[0].atoms(), call["bias"][0].atoms())
+    names = ("out_features", "in1_features", "in2_features")
+    for name, axis in zip(names, weight, strict=True):
+        trace.module_number(call, name, axis)
+    leading = trace.broadcast(call, [first[:-1], second[:-1]])
+    trace.multiply(call, 1.0, *leading, *weight)
+    return (*leading, weight[0])
+
+
+@rule(aten.tensordot)
+def tensordot(trace: Trace, call: Call) -> Value:
+    """Unite the pairs of dimensions that are summed over, and read them."""
+    left, right = call["self"], call["other"]
+    summed = [dim % len(left) for dim in call["dims_self"]], [dim % len(right) for dim in call["dims_other"]]
+    for i, j in zip(*summed, strict=True):
+        trace.unite(call, left[i].atoms(), right[j].atoms())
+        trace.consume(call, "self", i, left[i])
+        trace.consume(call, "other", j, right[j])
+    kept = [axis for i, axis in enumerate(left) if i not in summed[0]]
+    trace.multiply(call, 1.0, *left, *(axis for i, axis in enumerate(right) if i not in summed[1]))
+    return (*kept, *(axis for i, axis in enumerate(right) if i not in summed[1]))
+
+
+@rule(aten.cdist)
+def distances(trace: Trace, call: Call) -> Value:
+    """Unite k in the distances of ``x1[..., n, k]`` from ``x2[..., m, k]``: zeros are no distance."""
+    first, second = call["x1"], call["x2"]
+    trace.unite(call, first[-1].atoms(), second[-1].atoms())
+    trace.consume(call, "x1", len(first) - 1, first[-1])
+    trace.consume(call, "x2", len(second) - 1, second[-1])
+    leading = trace.broadcast(call, [first[:-2], second[:-2]])
+    return (*leading, first[-2], second[-2])
 
 
 @rule("aten::_grouped_mm", "transformers::grouped_mm_fallback")
@@ -80,9 +131,9 @@ def grouped_product(trace: Trace, call: Call) -> Value:
 def einsum(trace: Trace, call: Call) -> Value:
     """Unite each letter over the operands; pin letters that the output lacks."""
     equation, operands = call["equation"].replace(" ", ""), call["tensors"]
-    left, arrow, right = equation.partition("->")
+    left, arrow, right = spelled_out(equation, [len(value) for value in operands]).partition("->")
     terms = left.split(",")
-    if "." in equation or not arrow or any(len(set(term)) < len(term) for term in terms):
+    if not arrow or any(len(set(term)) < len(term) for term in terms):
         return trace.unknown(call, f"einsum {equation!r}")  # type: ignore[no-any-return]
     letters: dict[str, list[Axis]] = {}
     for term, value in zip(terms, operands, strict=True):

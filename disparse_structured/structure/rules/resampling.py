@@ -14,7 +14,8 @@ _NAMES = (
     "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
     "_adaptive_avg_pool2d lp_pool2d max_pool2d_with_indices upsample_nearest1d upsample_nearest2d "
     "upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d upsample_nearest3d "
-    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d"
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d "
+    "_upsample_nearest_exact3d adaptive_max_pool3d"
 ).split()
 
 
@@ -26,6 +27,15 @@ def resample(trace: Trace, call: Call) -> Value | list[Value]:
     trace.pin(call, value[-spatial:], "spatial dimension of a resampling")
     results = [(*value[:-spatial], *plain(shape[-spatial:])) for shape in call.shapes]
     return results if isinstance(call.node.meta["val"], tuple | list) else results[0]
+
+
+@rule(aten.max_unpool2d, aten.max_unpool3d)
+def unpool(trace: Trace, call: Call) -> Value:
+    """Unite channels with those of the positions that a pooling found; pin spatial dimensions."""
+    spatial = 2 if "2d" in call.operator else 3
+    joined = trace.broadcast(call, [call["self"], call["indices"]])
+    trace.pin(call, joined[-spatial:], "spatial dimension of a resampling")
+    return (*joined[:-spatial], *plain(call.shapes[0][-spatial:]))
 
 
 @rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from disparse_structured.graph.operators import named_arguments, packet
+from disparse_structured.graph.operators import named_arguments, operator_of, packet
 from disparse_structured.graph.provenance import Arithmetic, Expression
 from disparse_structured.structure.heads import head_dimension
 from disparse_structured.structure.labels import PINNED, Axis, Value
@@ -161,7 +161,7 @@ def _packed(node: fx.Node, first: int, count: int) -> set[int]:
         source, order = pending.pop()
         for user in source.users:
             target = packet(user)
-            if target in (aten.permute, aten.transpose, aten.swapaxes, aten.movedim):
+            if operator_of(user).moves == "permutation":
                 moved = _permutation(user, len(order))
                 pending.append((user, [order[i] for i in moved]))
             elif target in (aten.contiguous, aten.clone, aten.alias):
@@ -188,7 +188,7 @@ def _shuffled(node: fx.Node) -> bool:
     if len(users) != 1:
         return False
     user = users[0]
-    if packet(user) not in (aten.permute, aten.transpose, aten.swapaxes):
+    if operator_of(user).moves != "permutation":
         return False
     following = list(user.users)
     while len(following) == 1 and following[0].target in (aten.contiguous.default, aten.clone.default):
@@ -209,7 +209,10 @@ def _permutation(node: fx.Node, rank: int) -> list[int]:
     return [sizes.index(size) for size in moved.shape]
 
 
-@rule(aten.permute, aten.transpose, aten.t, aten.swapaxes, aten.movedim, aten.numpy_T, aten.mT, aten.adjoint)
+@rule(
+    aten.permute, aten.transpose, aten.t, aten.swapaxes, aten.swapdims, aten.movedim, aten.moveaxis,
+    aten.numpy_T, aten.mT, aten.adjoint,
+)  # fmt: skip
 def permute(trace: Trace, call: Call) -> Value:
     """Permute the dimensions."""
     value: Value = call["self"]
@@ -243,16 +246,9 @@ def expand(trace: Trace, call: Call) -> Value:
 
 
 @rule(
-    aten.zeros,
-    aten.ones,
-    aten.full,
-    aten.empty,
-    aten.rand,
-    aten.randn,
-    aten.new_zeros,
-    aten.new_ones,
-    aten.new_full,
-)
+    aten.zeros, aten.ones, aten.full, aten.empty, aten.rand, aten.randn, aten.randint, aten.new_zeros,
+    aten.new_ones, aten.new_full, aten.new_empty,
+)  # fmt: skip
 def constant(trace: Trace, call: Call) -> Value:
     """Create new labels; the literal sizes must follow what these unite with."""
     sizes = call.raw["size"]
@@ -260,6 +256,12 @@ def constant(trace: Trace, call: Call) -> Value:
     for axis, expression in zip(axes, call.expressions(sizes), strict=True):
         trace.literal(call, expression, axis)
     return axes
+
+
+@rule(aten.normal)
+def normal(trace: Trace, call: Call) -> Value:
+    """Create new labels, or unite those of the means and deviations."""
+    return constant(trace, call) if "size" in call.raw else trace.broadcast(call, call.values())
 
 
 @rule(aten.pixel_shuffle)
