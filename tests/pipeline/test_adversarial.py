@@ -180,6 +180,9 @@ PRUNABLE: dict[str, Callable[[], nn.Module]] = {
     "concat-with-empty": image(lambda x, _: torch.cat([torch.empty(0), x, x[:, :0]], 1)),
     "concat-of-empties": image(lambda x, _: x + torch.cat([torch.empty(0), torch.empty(0)]).sum()),
     "new-leading-dimension": image(lambda x, _: x.expand(2, *x.shape).sum(0) + x.repeat(2, 1, 1, 1, 1)[0]),
+    "kernel-for-every-channel": image(
+        lambda x, _: F.conv2d(x, torch.ones(1, 1, 3, 3).to(x).repeat(x.shape[1], 1, 1, 1), groups=x.shape[1])
+    ),
     "negative-dimensions": image(lambda x, _: x.permute(0, -2, -1, -3).movedim(-1, -3)),
     "unflatten-from-the-end": image(lambda x, _: x.unflatten(-3, (2, -1)).sum(1), 4),
     "slices-from-both-ends": image(lambda x, _: x[:, 2:-2], 4),

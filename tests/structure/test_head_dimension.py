@@ -163,7 +163,7 @@ class GroupedByNumber(Grouped):
 
 
 class Einsum(Separate):
-    """Query and key are contracted by an operator that cannot be masked; the value is free of them."""
+    """The products are written by letters."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         scores = torch.einsum("bhid,bhjd->bhij", query, key) * self.scale
@@ -345,11 +345,12 @@ def test_a_dimension_that_is_a_share_of_the_width_is_bound_to_it() -> None:
     assert dict(bound.sides) == {("proj",): HEADS, ("qkv",): 1}
 
 
-def test_what_einsum_contracts_stays_and_the_value_shrinks() -> None:
+def test_what_einsum_contracts_shrinks_as_in_a_matrix_product() -> None:
     animal = analyzed(Einsum)
-    (group,) = animal.structure.groups
+    value, pair = animal.structure.groups
 
-    assert set(owned(group)) == {("v.weight", 0), ("proj.weight", 1)}
+    assert set(owned(pair)) == {("q.weight", 0), ("q.bias", 0), ("k.weight", 0)}
+    assert set(owned(value)) == {("v.weight", 0), ("proj.weight", 1)}
     assert animal.deviation(random_keep(animal.structure, 0)) <= EXACT
 
 

@@ -79,7 +79,7 @@ def test_a_bilinear_layer_shrinks_on_all_three_sides() -> None:
     assert count_macs(done.model, (VECTORS,)) == found.structure.cost.macs.total(plan.keep(found.structure))
 
 
-def test_einsum_with_an_ellipsis_passes_on_what_it_stands_for() -> None:
+def test_einsum_reads_what_it_sums_over_and_passes_on_the_rest_with_an_ellipsis_too() -> None:
     class Mixing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -93,7 +93,7 @@ def test_einsum_with_an_ellipsis_passes_on_what_it_stands_for() -> None:
     torch.manual_seed(0)
     found = Case.of(Mixing().double().eval(), (VECTORS,), TASK)
 
-    assert [group.units for group in found.structure.groups] == [10]
+    assert [group.units for group in found.structure.groups] == [8, 10]
     assert found.deviation(random_keep(found.structure, 0)) <= EXACT
 
 

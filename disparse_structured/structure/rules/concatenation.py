@@ -152,16 +152,21 @@ def pad(trace: Trace, call: Call) -> Value:
 
 @rule(aten.repeat, aten.tile)
 def repeat(trace: Trace, call: Call) -> Value:
-    """Repeat the labels of a dimension once per copy."""
+    """Repeat the labels of a dimension once per copy; a single position grows as in ``expand``."""
     value, counts = call["self"], call["repeats" if "repeats" in call.raw else "dims"]
     counts = [*[1] * (len(value) - len(counts)), *counts]
     value = (*plain([1] * (len(counts) - len(value))), *value)
-    return tuple(
-        axis
-        if count == 1
-        else Axis(axis.size * count, None if axis.labels is None else np.tile(axis.labels, count))
-        for axis, count in zip(value, counts, strict=True)
-    )
+    result = []
+    for axis, count, expression in zip(value, counts, call.expressions(counts), strict=True):
+        grown = axis
+        if axis.size == 1 and count > 1:
+            grown = Axis(count, trace.labels.fresh(count))
+            trace.literal(call, expression, grown)
+        elif count != 1:
+            grown = Axis(axis.size * count, None if axis.labels is None else np.tile(axis.labels, count))
+            trace.literal(call, expression, Axis(count))
+        result.append(grown)
+    return tuple(result)
 
 
 @rule(aten.repeat_interleave)

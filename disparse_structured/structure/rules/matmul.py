@@ -129,7 +129,7 @@ def grouped_product(trace: Trace, call: Call) -> Value:
 
 @rule(aten.einsum)
 def einsum(trace: Trace, call: Call) -> Value:
-    """Unite each letter over the operands; pin letters that the output lacks."""
+    """Unite each letter over the operands; those that the output lacks are read."""
     equation, operands = call["equation"].replace(" ", ""), call["tensors"]
     left, arrow, right = spelled_out(equation, [len(value) for value in operands]).partition("->")
     terms = left.split(",")
@@ -140,9 +140,10 @@ def einsum(trace: Trace, call: Call) -> Value:
         for letter, axis in zip(term, value, strict=True):
             letters.setdefault(letter, []).append(axis)
     joined = {letter: trace.join(call, axes) for letter, axes in letters.items()}
-    for letter in set(letters) - set(right):
-        # Reads of a list argument cannot be masked one by one, so contracted letters are pinned.
-        trace.pin(call, [joined[letter]], f"contracted by einsum {equation!r}")
+    for item, (term, value) in enumerate(zip(terms, operands, strict=True)):
+        for dim, letter in enumerate(term):
+            if letter not in right:
+                trace.consume(call, "tensors", dim, value[dim], item=item)
     trace.multiply(call, 1.0 if len(terms) > 1 else 0.0, *joined.values())
     return tuple(joined[letter] for letter in right)
 
