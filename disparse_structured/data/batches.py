@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from disparse_structured.checks import check_callable, shown
 from disparse_structured.data.call import Batched, Keywords, bound, call, joined, split
@@ -60,6 +61,8 @@ def model_inputs(model: nn.Module, batch: Any, to_inputs: ToInputs | None = None
         return _from_mapping(model, first) if isinstance(first, Mapping) else (first,)
     if isinstance(batch, Mapping):
         return _from_mapping(model, batch)
+    if isinstance(batch, np.ndarray):
+        raise BatchError("the data is an array; expected tensors. Pass torch.from_numpy(array).")
     raise BatchError(
         f"the batch is a {type(batch).__name__}; expected a tensor, a tuple or list that starts with the "
         "input, or a dict. Pass to_inputs=, a function from a batch to the arguments of forward."
@@ -215,7 +218,7 @@ def readable(data: Any, samples: int | None = None) -> Iterable[Any]:
     if isinstance(data, Mapping | tuple):
         return [data]
     if not isinstance(data, Iterable):
-        raise BatchError(f"data must be a tensor [N, ...], a loader or a list of batches, got {shown(data)}.")
+        raise _no_batches(data)
     if isinstance(data, Iterator):
         data = _Kept(data)
     if samples is not None:
@@ -298,9 +301,7 @@ def _first(data: Iterator[Any], samples: int) -> Iterator[Any]:
 def batches(loader: Iterable[Any]) -> Iterator[Any]:
     """The batches of ``loader``; raises :class:`BatchError` if there is none."""
     if not isinstance(loader, Iterable) or isinstance(loader, str | bytes):
-        raise BatchError(
-            f"data must be a tensor [N, ...], a loader or a list of batches, got {shown(loader)}."
-        )
+        raise _no_batches(loader)
     empty = True
     for batch in loader:
         empty = False
@@ -311,6 +312,14 @@ def batches(loader: Iterable[Any]) -> Iterator[Any]:
             "an iterator or generator that was read before is exhausted: pass a DataLoader or a list. "
             "drop_last=True drops all samples if they do not fill a batch."
         )
+
+
+def _no_batches(data: Any) -> BatchError:
+    loader = isinstance(data, Dataset)
+    remedy = f" Pass a loader: torch.utils.data.DataLoader(dataset, {SCORED_TOGETHER})." if loader else ""
+    return BatchError(
+        f"data must be a tensor [N, ...], a loader or a list of batches, got {shown(data)}.{remedy}"
+    )
 
 
 def to_device(batch: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from disparse_structured.checks import check_not_class
 from disparse_structured.errors import UnsupportedModelError
 
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
@@ -13,6 +14,7 @@ _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 def check_supported(model: nn.Module) -> None:
     """Raise :class:`UnsupportedModelError` for wrappers and formats that cannot be pruned directly."""
+    check_not_class("model", model, UnsupportedModelError)
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(
             f"the model is a {type(model).__name__}, not a torch.nn.Module. Wrap it in a module."

@@ -262,7 +262,8 @@ DATA: dict[str, tuple[Call, type[DisparseError], str]] = {
     "a sparse tensor": (lambda: prune(data=X.to_sparse()), BatchError, "sparse or nested"),
     "NaN": (lambda: prune(data=X * NAN), BatchError, "holds NaN or infinite values"),
     "infinity": (lambda: prune(data=X * INF), BatchError, "holds NaN or infinite values"),
-    "an array": (lambda: prune(data=X.numpy()), BatchError, "the batch is a ndarray"),
+    "a data set": (lambda: prune(data=torch.utils.data.TensorDataset(X)), BatchError, "got .*Pass a loader"),
+    "an array": (lambda: prune(data=X.numpy()), BatchError, "an array; .* Pass torch.from_numpy"),
     "another name": (lambda: prune(data={"y": X}), BatchError, r"keys \['y'\]"),
     "shapes that differ": (lambda: prune(data=[X, X[:, :3]]), BatchError, "the batches differ"),
     "example inputs without an example": (lambda: analyse(example_inputs=X[:0]), BatchError, "no example"),
@@ -378,7 +379,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 FACTORIES: dict[str, tuple[Any, type[DisparseError], str]] = {
     "a model": (MODEL, OptionError, "factory is a Net object. Pass a function"),
     "nothing": (lambda: None, UnsupportedModelError, "NoneType"),
-    "a class": (lambda: Net, UnsupportedModelError, "not a torch.nn.Module"),
+    "a class": (lambda: Net, UnsupportedModelError, r"the class Net. Create one: Net\(\)"),
     "another width": (lambda: Net(8), PlanError, "made for another model"),
     "another type": (lambda: build().half(), LoadError, "saved as torch.float32"),
     "no weights": (lambda: build().to("meta"), UnsupportedModelError, "has no weights"),
