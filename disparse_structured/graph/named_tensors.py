@@ -29,6 +29,22 @@ def named_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, 
     return tensors, canonical
 
 
+def persistent_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return those of :func:`named_tensors` that are not only registered as ``persistent=False``.
+
+    Unlike the names in ``model.state_dict()``, this does not depend on hooks, or on a method of the model's
+    own, that leave tensors out or rename them.
+    """
+    tensors, canonical = named_tensors(model)
+    passing = {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name in module._non_persistent_buffers_set
+    }
+    kept = {owner for name, owner in canonical.items() if name not in passing}
+    return {name: tensor for name, tensor in tensors.items() if name in kept}
+
+
 def plain_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the real and complex tensors that modules hold as plain attributes, by dotted name."""
     own = {id(tensor) for tensor in named_tensors(model)[0].values()}

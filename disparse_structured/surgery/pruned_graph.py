@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from disparse_structured.data.batches import batched_leaves
 from disparse_structured.data.call import split
 from disparse_structured.graph.instrument import instrumented
-from disparse_structured.graph.named_tensors import named_tensors
+from disparse_structured.graph.named_tensors import named_tensors, persistent_tensors
 from disparse_structured.graph.operators import schema_arguments
 from disparse_structured.structure import Structure
 from disparse_structured.structure.groups import positions_left
@@ -161,7 +161,7 @@ def _own(
             scale = each.measure(whole)
             made[each.rescaled].data = _sliced(whole[each.rescaled], left.get(each.rescaled, {}))
             each.restore(made, scale)
-    persistent = model.state_dict(keep_vars=True).keys()
+    persistent = persistent_tensors(model)
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
         for name, _ in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -169,8 +169,8 @@ def _own(
             assert isinstance(tensor, nn.Parameter)
             _holder(owner, path).register_parameter(name, tensor)
         for name, _ in module.named_buffers(recurse=False, remove_duplicate=False):
-            kept = prefix + name in persistent
-            _holder(owner, path).register_buffer(name, made[canonical[prefix + name]], persistent=kept)
+            owned = canonical[prefix + name]
+            _holder(owner, path).register_buffer(name, made[owned], persistent=owned in persistent)
 
 
 def _holder(owner: nn.Module, path: str) -> nn.Module:

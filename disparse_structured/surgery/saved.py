@@ -22,7 +22,7 @@ from disparse_structured.decision.plan import Plan
 from disparse_structured.errors import LoadError
 from disparse_structured.files import checksum
 from disparse_structured.graph.entries import EntryPoints
-from disparse_structured.graph.named_tensors import device_of, named_tensors
+from disparse_structured.graph.named_tensors import device_of, named_tensors, persistent_tensors
 from disparse_structured.graph.side_effects import undone
 from disparse_structured.graph.supported import check_supported
 from disparse_structured.report.pruning import GraphFacts
@@ -274,7 +274,7 @@ def _listed(tasks: Sequence[str]) -> str:
 
 
 def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    tensors, canonical = named_tensors(model)
+    tensors = persistent_tensors(model)
     for name, tensor in weights.items():
         known = tensors.get(name)
         if known is not None and known.dtype != tensor.dtype:
@@ -282,10 +282,21 @@ def _load_weights(model: nn.Module, weights: dict[str, torch.Tensor], folder: Pa
                 f"{name!r} was saved as {tensor.dtype}, the factory builds {known.dtype}. "
                 f"Let the factory return the model in {tensor.dtype}."
             )
-    persistent = model.state_dict().keys()
-    state = {name: weights[canonical[name]] for name in persistent if canonical.get(name) in weights}
-    state.update({name: tensor for name, tensor in weights.items() if name not in persistent})
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise LoadError(f"the weights in {str(folder)!r} do not fit the factory's model: {error}") from None
+    wrong = [
+        *(f"{name!r} is missing" for name in tensors if name not in weights),
+        *(f"the model has no {name!r}" for name in weights if name not in tensors),
+        *(
+            f"{name!r} was saved as {list(weights[name].shape)}, the model has {list(tensor.shape)}"
+            for name, tensor in tensors.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ),
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise LoadError(
+            f"the weights in {str(folder)!r} do not fit the factory's model: {'; '.join(wrong[:5])}{more}."
+        )
+    # Not by load_state_dict, because a model may have a state of its own that says less than its tensors.
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(weights[name])

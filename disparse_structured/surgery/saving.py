@@ -25,7 +25,7 @@ from disparse_structured.errors import (
 )
 from disparse_structured.files import checksum, made_folder, replacing, write_text
 from disparse_structured.graph.entries import EntryPoints
-from disparse_structured.graph.named_tensors import digest, named_tensors
+from disparse_structured.graph.named_tensors import digest, persistent_tensors
 from disparse_structured.report.schemas import document_text, read_document
 from disparse_structured.surgery.saved import PLAN, REPORT, WEIGHTS, Saved
 from disparse_structured.surgery.stored_inputs import described_inputs
@@ -202,9 +202,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    tensors, _ = named_tensors(model)
-    persistent = model.state_dict(keep_vars=True).keys()
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items() if name in persistent}
+    return {name: tensor.detach().contiguous() for name, tensor in persistent_tensors(model).items()}
 
 
 def _write(folder: Path, model: nn.Module, plan: Plan, report: Mapping[str, Any]) -> dict[str, Any]:

@@ -697,16 +697,31 @@ class TwoInputs(nn.Module):
         return {"out": self.last((self.left(batch["left"]) + self.right(batch["right"])) * times)}
 
 
+class OwnState(Buffers):
+    """Its state has other names, leaves a layer out, and holds more than tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Nothing depends on it."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        state = super().state_dict(*args, **kwargs)
+        return {f"net.{name}": value for name, value in state.items() if "last" not in name}
+
+
 @pytest.mark.parametrize(
     ("factory", "inputs", "output"),
     [
+        (OwnState, (X,), lambda output: output),
         (Buffers, (X,), lambda output: output),
         (TwoInputs, ({"left": X, "right": X[:, :3]}, 3), "out"),
         (lambda: mlp().bfloat16(), (X.bfloat16(),), lambda output: output),
         (lambda: nn.Sequential(*mlp(), scaled_tail()), (X,), lambda output: output),
         (lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 6)), *mlp()), (X,), lambda o: o),
     ],
-    ids=["buffers", "two-inputs", "bfloat16", "refused-group", "weight-norm"],
+    ids=["own-state", "buffers", "two-inputs", "bfloat16", "refused-group", "weight-norm"],
 )
 def test_what_was_saved_loads_bit_by_bit(
     factory: Callable[[], nn.Module], inputs: tuple[Any, ...], output: Any, tmp_path: Path
