@@ -7,6 +7,7 @@ import functools
 import io
 import logging
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -212,6 +213,7 @@ def _captured(
             if isinstance(constant, torch.Tensor) and _attribute(model, path) is constant:
                 attributes[spec.arg.name] = path
     inline_regions(exported.graph_module)
+    _drop_assertions(exported.graph_module)
     _name_sliced_layers(exported.graph_module.graph, model)
     captured = Capture(
         module=exported.graph_module,
@@ -249,7 +251,7 @@ def _exported(wrapper: nn.Module, example_inputs: tuple[Any, ...], name: str) ->
 def _alone(model: nn.Module, example_inputs: tuple[Any, ...]) -> str:
     """Whether ``torch.export`` fails on ``model`` without what :func:`capture` adds, as a sentence."""
     positional, named = split(example_inputs)
-    others = [each.name for each in threading.enumerate() if each is not threading.current_thread()]
+    others = [each.name for each in threading.enumerate() if _may_run_modules(each)]
     running = f"other threads run: {', '.join(others)}"
     command = " torch.export.export(model.eval(), example_inputs, strict=False)"
     try:
@@ -262,6 +264,19 @@ def _alone(model: nn.Module, example_inputs: tuple[Any, ...]) -> str:
     return f"{command} succeeds.{retry if others else ''} If it fails again, please report this model."
 
 
+_WAITING = frozenset({"tqdm", "IPython", "ipykernel", "zmq", "tornado", "debugpy", "pydevd"})
+"""Packages whose threads run no PyTorch modules."""
+
+
+def _may_run_modules(thread: threading.Thread) -> bool:
+    packages = set[str]()
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None:
+        packages.add(str(frame.f_globals.get("__name__")).partition(".")[0])
+        frame = frame.f_back
+    return thread is not threading.current_thread() and not packages & _WAITING
+
+
 def _attribute(model: nn.Module, path: str) -> Any:
     """The plain attribute that a module holds under the dotted name ``path``; None if there is none."""
     owner, _, name = path.rpartition(".")
@@ -269,6 +284,15 @@ def _attribute(model: nn.Module, path: str) -> Any:
         return vars(model.get_submodule(owner)).get(name)
     except AttributeError:
         return None
+
+
+def _drop_assertions(module: fx.GraphModule) -> None:
+    """Removes what the exporter assumed of sizes that depend on the data: no operator needs it."""
+    assertions = module.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_scalar.default)
+    for node in assertions:
+        module.graph.erase_node(node)
+    if assertions:
+        module.recompile()
 
 
 _SLICED = re.compile(r"(?P<parent>.*?)\.?slice\((?P<bounds>[^)]*)\)\.(?P<number>\d+)")

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from disparse_structured.data.precision import in_precision
+from disparse_structured.errors import UnsupportedModelError
 from disparse_structured.graph.named_tensors import named_tensors, plain_tensors
 
 M = TypeVar("M", bound=nn.Module)
@@ -98,9 +99,17 @@ def _copied(model: M, instead: Mapping[int, torch.Tensor]) -> M:
     known = dict(memo)
     try:
         copied = copy.deepcopy(model, memo)
-    except TypeError:
+    except (
+        Exception
+    ):  # what it holds decides what is raised: a lock a TypeError, one of processes a RuntimeError
         memo = known | {id(each): each for each in _without_copies(modules)}
-        copied = copy.deepcopy(model, memo)
+        try:
+            copied = copy.deepcopy(model, memo)
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"the model cannot be copied: {type(error).__name__}: {error}. Pruning works on copies. Let "
+                "copy.deepcopy(model) succeed, by a method __deepcopy__ for example."
+            ) from error
     cells: dict[int, types.CellType] = {}
     for module in copied.modules():
         for holder in _holders(module):
@@ -129,11 +138,11 @@ def _without_copies(modules: Sequence[nn.Module]) -> list[Any]:
         inner: list[Any] = []
         try:
             copy.deepcopy(item, dict(itself))
-        except TypeError:
+        except Exception:
             inner = within(getattr(item, "__dict__", {}))
             try:
                 copy.deepcopy(item, itself | {id(each): each for each in inner})
-            except TypeError:
+            except Exception:
                 return [item]
         return inner
 

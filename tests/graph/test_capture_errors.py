@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import queue
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import disparse_structured as ds
 from disparse_structured.errors import CaptureError
@@ -118,6 +120,14 @@ def test_other_threads_are_named_as_the_possible_reason() -> None:
         ds.analyse(Branching(), X)
 
     assert REPRODUCES in str(caught.value)
+
+
+def test_the_thread_of_a_progress_bar_is_no_reason() -> None:
+    with tqdm(range(3), file=io.StringIO()), pytest.raises(CaptureError) as caught:
+        ds.analyse(Branching(), X)
+
+    assert "tqdm_monitor" in {each.name for each in threading.enumerate()}
+    assert "tqdm_monitor" not in str(caught.value)
 
 
 def test_networks_are_pruned_in_two_threads_as_one_after_the_other() -> None:

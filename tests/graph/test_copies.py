@@ -6,10 +6,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 import disparse_structured as ds
+from disparse_structured.errors import UnsupportedModelError
 from disparse_structured.graph.copies import copied
 
 
@@ -51,13 +53,23 @@ def test_a_pruned_model_does_not_write_into_the_cache_of_the_dense_one() -> None
     assert cache.seen == []
 
 
-def test_an_object_that_refuses_to_be_copied_is_shared() -> None:
+@pytest.mark.parametrize("error", [TypeError, RuntimeError, ValueError])
+def test_an_object_that_refuses_to_be_copied_is_shared(error: type[Exception]) -> None:
     class Whole(Cache):
         def __reduce_ex__(self, protocol: Any) -> Any:
-            raise TypeError("it is one of its kind")
+            raise error("it is one of its kind")
 
     model = Cached(Whole())
     assert copied(model).cache is model.cache
+
+
+def test_a_model_that_refuses_to_be_copied_is_refused() -> None:
+    class Unique(Cached):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise RuntimeError("it is one of its kind")
+
+    with pytest.raises(UnsupportedModelError, match="cannot be copied: RuntimeError: it is one of its kind"):
+        ds.prune(Unique(Cache()), torch.randn(16, 3, 12, 12), macs=0.5)
 
 
 class Tagged(torch.Tensor):

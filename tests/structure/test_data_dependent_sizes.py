@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -84,3 +85,25 @@ def test_a_saved_network_is_loaded(tmp_path: Path) -> None:
         found, wanted = loaded(*examples), result.model(*examples)
 
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_what_the_exporter_assumes_of_such_sizes_does_not_matter() -> None:
+    class Boxes(nn.Module):
+        """Keeps the best of boxes that overlap; torch.export assumes that at least two are left."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 16), nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            corners = self.last(self.first(x).relu())
+            kept = torchvision.ops.nms(
+                torch.zeros_like(corners) + x.new_tensor([0, 0, 1, 1]), corners[:, 0], 0.5
+            )
+            return {"corners": corners, "kept": corners[kept]}
+
+    torch.manual_seed(0)
+    result = ds.prune(Boxes().eval(), torch.randn(16, 4), ["corners"], macs=0.5)
+
+    assert result.report.verification.verified
+    assert result.model(torch.randn(4, 4))["kept"].shape == (1, 4)
