@@ -55,7 +55,8 @@ def apply(model: nn.Module, plan: Plan, structure: Structure, *, verify: bool = 
     if refused:
         plan = plan.without(structure, [refusal.group for refusal in refused])
     never = [each for each in structure.unused if each.module not in ran]
-    stale, unfit = stale_numbers(model, pruned), unfit_modules(model, pruned, never)
+    stale = stale_numbers(model, pruned, structure.capture.reals)
+    unfit = unfit_modules(model, pruned, never)
     return Applied(pruned, plan, verification, refused, stale, unfit)
 
 

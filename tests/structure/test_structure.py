@@ -299,6 +299,25 @@ def test_cost_model_agrees_with_a_real_count(id: str) -> None:
         assert animal.structure.cost.parameters.total(keep) == parameters
 
 
+def test_a_filter_costs_as_much_as_the_channels_that_it_is_applied_to() -> None:
+    class Edges(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+            self.register_buffer("filter", torch.randn(1, 1, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            edges = nn.functional.conv2d(x.flatten(0, 1)[:, None], self.filter, padding=1)
+            return self.last(edges.view_as(x).abs())
+
+    inputs = (torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)),)
+    animal = Case.of(Edges().eval(), inputs, [Task("out", ())])
+    keep = random_keep(animal.structure, 0)
+
+    assert animal.structure.cost.macs.total(keep) == count(animal.pruned(keep), inputs)[0]
+
+
 def test_the_marginal_cost_is_what_removing_that_unit_saves() -> None:
     structure = case("plain").structure
     dense = torch.ones(structure.units, dtype=torch.bool)

@@ -122,8 +122,8 @@ def _finish(trace: Trace, call: Call, value: Value, weight: Value, outputs: Axis
         value[channel + 1 + i] if transposes or pointwise[i] else Axis(shape[channel + 1 + i])
         for i in range(spatial)
     ]
-    coefficient = math.prod(axis.size for axis in weight[2:]) * math.prod(shape[:channel])
-    trace.multiply(call, coefficient, weight[0], weight[1], *places)
+    kernel = math.prod(axis.size for axis in weight[2:])
+    trace.multiply(call, kernel, *value[:channel], weight[0], weight[1], *places)
     result = Axis(shape[channel], outputs.labels)
     if spatial == 2 and math.prod(shape[channel + 1 :]) > 1:
         trace.convolved += [value[channel].atoms(), result.atoms()]
