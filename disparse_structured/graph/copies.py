@@ -201,7 +201,9 @@ def _contents(function: types.FunctionType) -> list[tuple[types.CellType, Any]]:
 def _closes_over(function: types.FunctionType, copies: Mapping[int, Any]) -> bool:
     """Whether ``function`` closes over a part of the model that is in ``copies``."""
     return any(
-        id(each) in copies or (isinstance(each, types.FunctionType) and _closes_over(each, copies))
+        id(each) in copies
+        or (isinstance(each, types.MethodType) and id(each.__self__) in copies)
+        or (isinstance(each, types.FunctionType) and _closes_over(each, copies))
         for _, each in _contents(function)
     )
 
@@ -215,9 +217,10 @@ def _rebound(
     """
     for cell, each in _contents(function):
         if id(cell) not in cells:
-            inner = isinstance(each, types.FunctionType) and _closes_over(each, copies)
             cells[id(cell)] = types.CellType(copies.get(id(each), each))
-            if inner:
+            if isinstance(each, types.MethodType) and id(each.__self__) in copies:
+                cells[id(cell)].cell_contents = types.MethodType(each.__func__, copies[id(each.__self__)])
+            elif isinstance(each, types.FunctionType) and _closes_over(each, copies):
                 cells[id(cell)].cell_contents = _rebound(each, copies, cells)
     rebound = types.FunctionType(
         function.__code__,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,16 @@ class Cached(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         self.cache.seen.append(len(self.cache.seen))
         return self.last(self.first(image).relu())
+
+
+def logged(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator as many libraries put around methods."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
 
 
 def test_an_object_with_a_lock_is_copied_and_the_lock_is_shared() -> None:
@@ -109,3 +121,29 @@ def test_a_network_with_such_a_parameter_is_pruned_saved_and_loaded(tmp_path: Pa
     assert type(result.model.get_parameter("first.weight")) is Tagged
     assert result.model.get_parameter("first.weight").shape == (16, 6)
     assert torch.equal(ds.load(tmp_path / "small", Labeled)(data), result.model(data))
+
+
+@pytest.mark.parametrize("wrapped", [logged, functools.partial(torch.compile, backend="eager")])
+@pytest.mark.parametrize("method", ["forward", "features"])
+def test_a_method_that_a_module_holds_wrapped_belongs_to_its_copy(method: str, wrapped: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 16), nn.Linear(16, 2)
+            setattr(self, method, wrapped(getattr(self, method)))
+
+        def features(self, x: torch.Tensor) -> torch.Tensor:
+            return self.first(x).relu()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.features(x))
+
+    torch.manual_seed(0)
+    model, data = Net().eval(), torch.randn(16, 4)
+    before = model(data)
+
+    result = ds.prune(model, data, macs=0.5, method=ds.DiSparse(), refit=None)
+
+    assert result.model.first.out_features < 16
+    assert result.report.refused == ()
+    assert torch.equal(model(data), before)
