@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.fx.config
 from torch import fx, nn
+from torch._ops import HigherOrderOperator
 from torch.export.graph_signature import InputKind
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils import _pytree as pytree
@@ -214,6 +215,7 @@ def _captured(
                 attributes[spec.arg.name] = path
     inline_regions(exported.graph_module)
     _drop_assertions(exported.graph_module)
+    _check_branches(exported.graph_module.graph, type(model).__name__)
     _name_sliced_layers(exported.graph_module.graph, model)
     captured = Capture(
         module=exported.graph_module,
@@ -293,6 +295,19 @@ def _drop_assertions(module: fx.GraphModule) -> None:
         module.graph.erase_node(node)
     if assertions:
         module.recompile()
+
+
+_BRANCHES = frozenset({"cond", "while_loop", "scan", "associative_scan", "map_impl"})
+"""Operators that run graphs of their own, which are neither followed nor differentiated here."""
+
+
+def _check_branches(graph: fx.Graph, name: str) -> None:
+    for node in graph.nodes:
+        if isinstance(node.target, HigherOrderOperator) and node.target.name() in _BRANCHES:
+            raise CaptureError(
+                f"{name} calls torch's {node.target.name()}, whose branches or steps cannot be pruned. Write "
+                "them without it: torch.where chooses between two results, and a Python loop repeats."
+            )
 
 
 _SLICED = re.compile(r"(?P<parent>.*?)\.?slice\((?P<bounds>[^)]*)\)\.(?P<number>\d+)")

@@ -61,14 +61,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 def leaves_no_trace(function: F) -> F:
     """Wrap ``function(model, ...)`` in :func:`undone`, because even copies of a model share its globals.
 
-    Inside, the caller's autocast and inference mode are off, and the global random states start from a fixed
-    seed: a ``forward`` may draw. Afterward all are what they were. Other threads wait until it returns.
+    Inside, the caller's autocast and inference mode are off, nothing is compiled, and the global random
+    states start from a fixed seed: a ``forward`` may draw. Afterward all are what they were. Other threads
+    wait until it returns.
     """
 
     @functools.wraps(function)
     def wrapped(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
-        with one_thread(), plain_modes(), undone(model), Isolation(0, device):
+        # Otherwise every shape and mode of a model with compiled methods would be compiled.
+        eager = torch.compiler.set_stance("force_eager")
+        with one_thread(), eager, plain_modes(), undone(model), Isolation(0, device):
             return function(model, *args, **kwargs)
 
     return cast(F, wrapped)

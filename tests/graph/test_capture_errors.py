@@ -122,6 +122,16 @@ def test_other_threads_are_named_as_the_possible_reason() -> None:
     assert REPRODUCES in str(caught.value)
 
 
+def test_branches_of_torch_are_named_with_what_to_write_instead() -> None:
+    class Chooses(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            return self.last(torch.cond(y.sum() > 0, torch.relu, torch.tanh, (y,)))
+
+    with pytest.raises(CaptureError, match=r"Chooses calls torch's cond, .* torch.where chooses"):
+        ds.prune(Chooses().eval(), X, macs=0.5)
+
+
 def test_the_thread_of_a_progress_bar_is_no_reason() -> None:
     with tqdm(range(3), file=io.StringIO()), pytest.raises(CaptureError) as caught:
         ds.analyse(Branching(), X)

@@ -113,6 +113,23 @@ def test_a_call_leaves_the_callers_mode_and_returns_to_it(
     assert not any(tensor.is_inference() for tensor in found.state_dict().values())
 
 
+def test_a_model_with_compiled_methods_is_not_compiled_meanwhile() -> None:
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        compiled.append(graph)
+        return graph.forward
+
+    class Compiled(Net):
+        forward = torch.compile(Net.forward, backend=backend)  # type: ignore[assignment]
+
+    result = ds.prune(Compiled().eval(), images(), macs=0.5, method=ds.DiSparse(), refit=None)
+
+    assert compiled == []
+    result.model(images())
+    assert len(compiled) == 1
+
+
 @pytest.mark.parametrize("kind", [Iterative, Pretrained])
 def test_a_regime_decides_outside_of_autocast(kind: Any) -> None:
     def pruned() -> nn.Module:
