@@ -7,9 +7,8 @@ import re
 _OPTIONS = {
     r"pass verify=False": "give --no-verify",
     r"pass tasks=\[Task\(name, output\)\]": "name the tasks with --tasks",
-    r"pass to_inputs=, a function from a batch to (the tuple of )?forward's (positional )?arguments": (
-        "let --data yield batches that fit forward"
-    ),
+    r"pass to_inputs=, a function from a batch to (the (tuple of )?)?"
+    r"(forward's (positional )?arguments|arguments of forward)": "let --data yield batches that fit forward",
     r"learn from a teacher: TrainingConfig\(\.\.\., teacher=Teacher\(dense\)\)": (
         "use disparse train --teacher-weight"
     ),

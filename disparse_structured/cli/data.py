@@ -142,12 +142,6 @@ def _batch(path: Path, option: str) -> Any:
             f"{option} {str(path)!r} holds {held}. Save one tensor [N, ...], or a dict of tensors named like "
             "the parameters of forward."
         )
-    for tensor in tensors.values():
-        if tensor.dtype == torch.uint8:
-            raise UsageError(
-                f"{option} {str(path)!r} holds uint8 {list(tensor.shape)}, images as they are stored. "
-                "Save what the model's forward takes: floating point, resized and normalized."
-            )
     return dict(tensors) if len(tensors) > 1 else next(iter(tensors.values()))
 
 

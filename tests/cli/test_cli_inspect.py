@@ -146,3 +146,18 @@ def test_tasks_by_name_by_path_and_by_attribute(tiny, capsys, tasks, names):
     document = document_of(capsys)
     assert document["tasks"] == names
     assert {task for group in document["groups"] for task in group["reach"]} == set(names)
+
+
+def test_images_as_they_are_stored_fit_a_model_that_takes_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("stored.npy", np.zeros((4, 3, 8, 8), np.uint8))
+    Path("stored.py").write_text(
+        "from torch import nn\n"
+        "class Stored(nn.Sequential):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x.float() / 255)\n"
+        "def build():\n"
+        "    return Stored(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()\n"
+    )
+    assert main(["inspect", "--model", "stored.py:build", "--data", "stored.npy", "--json"]) == 0
+    assert document_of(capsys)["units"]["total"] == 8

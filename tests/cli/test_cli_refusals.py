@@ -39,7 +39,7 @@ INSPECT = ("inspect", "--model", "tiny:build", "--example", "2x3x8x8")
         ("--data", "broken.npy", "--data 'broken.npy' cannot be read"),
         ("--data", "text.pt", "--data 'text.pt' holds a value of type str. Save one tensor [N, ...]"),
         ("--data", "nothing.pt", "--data 'nothing.pt' holds nothing."),
-        ("--data", "stored.npy", "holds uint8 [4, 8, 8, 3], images as they are stored. Save what"),
+        ("--data", "stored.npy", "images as they are stored. Pass what forward takes"),
         ("--data", "one.npy", "1 example is too few"),
         ("--data", "wrong.npy", "Tiny refused a batch, called with ((2, 5, 8, 8)"),
         ("--data", "wrong.npy", "let --data yield batches that fit forward"),
