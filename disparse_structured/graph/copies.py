@@ -99,9 +99,7 @@ def _copied(model: M, instead: Mapping[int, torch.Tensor]) -> M:
     known = dict(memo)
     try:
         copied = copy.deepcopy(model, memo)
-    except (
-        Exception
-    ):  # what it holds decides what is raised: a lock a TypeError, one of processes a RuntimeError
+    except Exception:  # a lock raises a TypeError, one of processes a RuntimeError
         memo = known | {id(each): each for each in _without_copies(modules)}
         try:
             copied = copy.deepcopy(model, memo)
