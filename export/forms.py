@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -43,12 +44,14 @@ class Layout:
     """Which dimensions of the example inputs are the batch and the size.
 
     ``has_batch`` says for each input whether its first dimension is the batch. The dimensions of a
-    batched input from the third on (at most three) are its size. The second dimension of token ids is their
-    length, as is that of other two-dimensional inputs of the same length.
+    batched input from the third on (at most three) are its size; those before its last one if the input is in
+    ``channels_last``. The second dimension of token ids is their length, as is that of other two-dimensional
+    inputs of the same length.
     """
 
     example: Inputs
     has_batch: tuple[bool, ...]
+    channels_last: frozenset[int] = frozenset()
 
     def batched(self, position: int) -> bool:
         """Whether the first dimension of input ``position`` is the batch."""
@@ -72,7 +75,7 @@ class Layout:
             return {1: "length"}
         if not self.batched(position) or extra not in _AXES:
             return {}
-        return dict(enumerate(_AXES[extra], start=2))
+        return dict(enumerate(_AXES[extra], start=1 if position in self.channels_last else 2))
 
     def _lengths(self) -> set[int]:
         """The lengths of the token ids (two-dimensional integers) among the inputs."""
@@ -144,6 +147,18 @@ def wanted_forms(layout: Layout, *, batch: bool, size: bool) -> tuple[list[Form]
         size = False
     forms = [Form(batch, size), Form(batch, False), Form(False, False)]
     return list(dict.fromkeys(forms)), lines
+
+
+def arranged(layout: Layout, model: TaskOutputs) -> Layout:
+    """``layout``, with the channels of some inputs last if ``model`` takes other sizes only that way."""
+    several = [position for position, tensor in enumerate(layout.example) if tensor.ndim > 2]
+    for count in range(len(several) + 1):
+        for last in itertools.combinations(several, count):
+            found = replace(layout, channels_last=frozenset(last))
+            with contextlib.suppress(ExportError):
+                _accepted_size(found, model)
+                return found
+    return layout
 
 
 def cases_of(form: Form, layout: Layout, model: TaskOutputs) -> tuple[Inputs, list[CheckCase]]:

@@ -23,7 +23,15 @@ from disparse_structured.checks import as_path, check_callable, check_object, is
 from disparse_structured.data.batches import batched_leaves
 from disparse_structured.errors import DisparseWarning, ExportError, OptionError
 from disparse_structured.export.attention import TRANSLATIONS
-from disparse_structured.export.forms import CheckCase, Form, Layout, cases_of, fitting, wanted_forms
+from disparse_structured.export.forms import (
+    CheckCase,
+    Form,
+    Layout,
+    arranged,
+    cases_of,
+    fitting,
+    wanted_forms,
+)
 from disparse_structured.export.parity import compare
 from disparse_structured.export.plain import (
     Binding,
@@ -95,8 +103,9 @@ def export_onnx(
         example_inputs: the arguments of ``forward``: a tensor, a tuple, or a dict by name. Every tensor in
             them is an input of the file; everything else is fixed. Which of them have a batch dimension is
             found by running the model with one more example. The size is the dimensions from the third on of
-            batched inputs, and the second dimension of token ids and of two-dimensional inputs of the same
-            length. One sample is enough.
+            batched inputs, or where the model takes no others, those between the first and the last one. It
+            is also the second dimension of token ids and of two-dimensional inputs of the same length. One
+            sample is enough.
         path: the file to write; its folder is created.
         outputs: task name -> function that picks the task's tensor, or list of tensors, from what the
             model returns. A task of one tensor names its output; several are ``name.0``, ``name.1``, ….
@@ -135,6 +144,7 @@ def export_onnx(
     names = output_names(reference(own, example))
     pairs = zip(pytree.tree_leaves(given), batched_leaves(given), strict=True)
     layout = Layout(example, tuple(batched for leaf, batched in pairs if isinstance(leaf, torch.Tensor)))
+    layout = arranged(layout, own) if dynamic_size else layout
     job = _Job(
         model=own,
         layout=layout,

@@ -183,19 +183,25 @@ def call_model(model: nn.Module, batch: Any, to_inputs: ToInputs | None = None) 
         given = ", ".join(
             [_shape(value) for value in positional] + [f"{k}={_shape(v)}" for k, v in named.items()]
         )
-        remedy = (
-            "Change what the loader yields, or pass to_inputs=, "
-            "a function from a batch to forward's arguments."
-        )
-        if any(isinstance(leaf, Tensor) and leaf.dtype is torch.uint8 for leaf in pytree.tree_leaves(inputs)):
-            remedy = (
-                "Integers from 0 to 255 are images as they are stored. Pass what forward takes, such as "
-                "floating-point numbers, resized and normalized."
-            )
         raise BatchError(
             f"{type(model).__name__} refused a batch, called with ({given}): "
-            f"{type(error).__name__}: {error}. {remedy}"
+            f"{type(error).__name__}: {error}. {_remedy(inputs)}"
         ) from error
+
+
+def _remedy(inputs: tuple[Any, ...]) -> str:
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    if any(tensor.dtype is torch.uint8 for tensor in tensors):
+        return (
+            "Integers from 0 to 255 are images as they are stored. Pass what forward takes, such as "
+            "floating-point numbers, resized and normalized."
+        )
+    remedy = (
+        "Change what the loader yields, or pass to_inputs=, a function from a batch to forward's arguments."
+    )
+    if len(tensors) == 1 and tensors[0].ndim == 3:
+        remedy += " The first dimension counts examples: put single images together with torch.stack."
+    return remedy
 
 
 def tensor_batches(data: Tensor, limit: int | None = None) -> tuple[Tensor, ...]:

@@ -22,6 +22,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils import _pytree as pytree
 
+from disparse_structured.data.batches import as_they_are, call_model
 from disparse_structured.data.call import split
 from disparse_structured.data.modes import eval_mode, train_mode, without_fast_path
 from disparse_structured.data.precision import first_inexact, in_precision
@@ -160,13 +161,18 @@ def capture(
     Args:
         function: ``function(model, *example_inputs)`` runs instead of the model itself.
         number: of this graph among those of one model; its annotations differ from those of the others.
-        reproduce: after a failure, let the error say whether ``torch.export`` fails on the model itself too.
+        reproduce: after a failure, let the error say whether ``torch.export`` fails on the model itself too,
+            or raise :class:`BatchError` if the model refuses these inputs.
     """
     check_supported(model)
     try:
         return _captured(model, example_inputs, tasks, methods, training, function or _call_itself, number)
     except _ExportError as error:
-        remark = _alone(model, example_inputs) if reproduce else ""
+        remark = ""
+        if reproduce:
+            with undone(model), eval_mode(model), torch.no_grad(), Isolation(0, device_of(model)):
+                call_model(model, example_inputs, as_they_are)
+            remark = _alone(model, example_inputs)
         raise CaptureError(f"{error}{remark}") from error.__cause__
 
 

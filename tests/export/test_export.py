@@ -125,6 +125,17 @@ class ImageAndWord(nn.Module):
         return self.conv(full)[..., ::2, ::2] + self.conv(half) + words[:, :, None, None]
 
 
+class ChannelsLast(nn.Module):
+    """An image and a sequence of vectors; their last dimensions are the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(5, 4)
+
+    def forward(self, picture: torch.Tensor, sound: torch.Tensor) -> torch.Tensor:
+        return self.conv(picture.permute(0, 3, 1, 2)).mean((2, 3)) + self.linear(sound).amax(1)
+
+
 class ImageAndColor(nn.Module):
     """Two inputs of different shapes."""
 
@@ -327,6 +338,20 @@ def test_several_inputs_of_several_types(tmp_path: Path) -> None:
     ]
     assert facts.inputs[2].shape == ("batch", "length")
     assert facts.inputs[3].shape == (7,)
+
+
+def test_channels_may_come_last(tmp_path: Path) -> None:
+    model = ChannelsLast().eval()
+    example = (torch.randn(1, 8, 9, 3), torch.randn(1, 7, 5))
+    facts = export_onnx(model, example, tmp_path / "m.onnx", outputs={"all": whole})
+
+    assert [value.shape for value in facts.inputs] == [
+        ("batch", "height", "width", 3),
+        ("batch", "length", 5),
+    ]
+    others = torch.randn(2, 11, 6, 3), torch.randn(2, 4, 5)
+    found = run(tmp_path / "m.onnx", *others)["all"]
+    np.testing.assert_allclose(found, model(*others).detach().numpy(), atol=1e-5)
 
 
 def test_inputs_by_name_come_in_any_order(tmp_path: Path) -> None:

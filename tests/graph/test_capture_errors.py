@@ -78,6 +78,11 @@ def test_that_torch_reproduces_a_failure_is_said_where_it_does() -> None:
         torch.export.export(Branching().eval(), (X,), strict=False)
 
 
+def test_a_model_that_refuses_the_inputs_itself_is_not_said_to_be_impossible_to_capture() -> None:
+    with pytest.raises(ds.errors.BatchError, match=r"^Net refused a batch, called with \(\(2, 9\)"):
+        ds.analyse(Net(), torch.zeros(2, 9), [ds.Task("out", ())])
+
+
 def test_it_is_not_said_where_torch_alone_succeeds() -> None:
     FAILURES.put("once")
 

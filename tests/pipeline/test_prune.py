@@ -352,6 +352,7 @@ def with_nan() -> Tensor:
         (with_nan(), "holds NaN or infinite values"),
         (torch.zeros(8, 3, 9, 9, dtype=torch.uint8), "Redundant refused a batch"),
         (torch.randn(8, 5, 9, 9), "Redundant refused a batch"),
+        (list(torch.randn(8, 3, 9, 9)), "put single images together with torch.stack"),
     ],
 )
 def test_data_that_cannot_be_used_are_refused_with_the_remedy(data: Any, says: str) -> None:
