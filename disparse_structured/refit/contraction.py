@@ -225,7 +225,8 @@ def _candidates(capture: Capture) -> tuple[dict[str, list[fx.Node]], dict[fx.Nod
         elif contracts.kind in _OTHERS:
             names = [name for each in node.all_input_nodes for name in sorted(constant.get(each, ()))]
             if names:
-                refused[node] = SkippedLayer(names[0], f"{node.target} cannot be regressed")
+                layer = names[0] if len(names) == 1 else module_path(node) or names[0]
+                refused[node] = SkippedLayer(layer, f"{node.target} cannot be regressed")
     return by_weight, refused
 
 

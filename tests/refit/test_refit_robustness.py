@@ -215,16 +215,27 @@ def test_a_layer_that_reads_nan_is_left_as_it_is_and_named() -> None:
     assert finite(done)
 
 
+class Mixer(nn.Module):
+    """A product with the sum of two weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.one + self.other)
+
+
 class Standardized(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3), nn.Conv2d(6, 2, 1)
-        self.mixer = nn.Parameter(torch.randn(4, 4))
+        self.mixer = Mixer()
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.first(x))
         x = F.relu(F.conv2d(x, self.second.weight * 2, self.second.bias))
-        return self.head(x) @ self.mixer
+        return self.mixer(self.head(x))
 
 
 def test_weights_computed_from_weights_are_left_as_they_are_and_named() -> None:
