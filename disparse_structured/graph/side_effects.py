@@ -69,12 +69,17 @@ def leaves_no_trace(function: F) -> F:
     @functools.wraps(function)
     def wrapped(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
-        # Otherwise every shape and mode of a model with compiled methods would be compiled.
-        eager = torch.compiler.set_stance("force_eager")
-        with one_thread(), eager, plain_modes(), undone(model), Isolation(0, device):
+        with one_thread(), _eager(), plain_modes(), undone(model), Isolation(0, device):
             return function(model, *args, **kwargs)
 
     return cast(F, wrapped)
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Keeps a model with compiled methods from being compiled for every shape and mode, in all threads."""
+    with torch.compiler.set_stance("force_eager"):  # in force as soon as it is made
+        yield
 
 
 @contextmanager

@@ -452,6 +452,9 @@ def test_a_thread_that_waits_for_another_call_says_so(monkeypatch: pytest.Monkey
     thread.join()
 
     assert found[0].groups
+    graphs: list[Any] = []
+    torch.compile(torch.sin, backend=lambda graph, _: graphs.append(graph) or graph.forward)(IMAGES)
+    assert len(graphs) == 1  # neither thread has switched compiling off for good
 
 
 LOCAL = threading.local()
