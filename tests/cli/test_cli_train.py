@@ -151,6 +151,8 @@ def test_a_regime_ends_in_a_small_verified_model(whole: Callable[[str], Path], r
     assert all(losses[-1] < losses[0] for losses in training["losses"].values())
     session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
     assert {output.name for output in session.get_outputs()} == {"dense", "label"}
+    criterion = {"static": "SNIP()", "early": "Fisher()", "dynamic": "Fisher()"}.get(regime, "Taylor()")
+    assert report["criterion"] == criterion
     if regime in ("static", "pretrained"):
         assert training["trained_parameters"] == report["costs"]["parameters"]["counted"]
 
