@@ -22,7 +22,6 @@ from torch.export.graph_signature import InputKind
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils import _pytree as pytree
 
-from disparse_structured.data.batches import as_they_are, call_model
 from disparse_structured.data.call import split
 from disparse_structured.data.modes import eval_mode, train_mode, without_fast_path
 from disparse_structured.data.precision import first_inexact, in_precision
@@ -31,6 +30,7 @@ from disparse_structured.errors import CaptureError, TaskError
 from disparse_structured.graph.collection import without_collection
 from disparse_structured.graph.effects import Effects
 from disparse_structured.graph.named_tensors import device_of, named_tensors
+from disparse_structured.graph.outputs import output_of
 from disparse_structured.graph.packed_attention import following_weights
 from disparse_structured.graph.provenance import Annotator, Real, traced_attributes
 from disparse_structured.graph.regions import inline_regions
@@ -168,11 +168,9 @@ def capture(
     try:
         return _captured(model, example_inputs, tasks, methods, training, function or _call_itself, number)
     except _ExportError as error:
-        remark = ""
         if reproduce:
-            with undone(model), eval_mode(model), torch.no_grad(), Isolation(0, device_of(model)):
-                call_model(model, example_inputs, as_they_are)
-            remark = _alone(model, example_inputs)
+            output_of(model, example_inputs)  # where the model refuses them itself, its own reason says more
+        remark = _alone(model, example_inputs) if reproduce else ""
         raise CaptureError(f"{error}{remark}") from error.__cause__
 
 

@@ -13,9 +13,7 @@ from disparse_structured.checks import check_seed
 from disparse_structured.data.batches import ToInputs
 from disparse_structured.data.calibration import Calibration
 from disparse_structured.decision.budget import Budget
-from disparse_structured.errors import CaptureError
 from disparse_structured.graph.batching import with_batch
-from disparse_structured.graph.outputs import output_of
 from disparse_structured.graph.side_effects import leaves_no_trace
 from disparse_structured.graph.supported import check_supported
 from disparse_structured.latency import Latency, OnnxRuntime, Runtime
@@ -158,7 +156,7 @@ def prune(
     given = Data.of(model, data, to_inputs, samples=samples, seed=seed, fits=fits, marked=marked)
     if structure is None:
         with step("reading the structure", progress):
-            structure = _analyse(model, given.example_inputs, tasks)
+            structure = analyse(model, given.example_inputs, tasks)
     check_comparable(structure)
     if fits and samples is None and not isinstance(data, Calibration):
         given = given.enlarged(model, structure, seed)
@@ -242,16 +240,6 @@ def _prepared(
         return recover.prepare(
             Subject(model, structure.task_objects, example, aside, to_inputs, seed, progress)
         )
-
-
-def _analyse(
-    model: nn.Module, example_inputs: tuple[Any, ...], tasks: Sequence[Task | str] | None
-) -> Structure:
-    try:
-        return analyse(model, example_inputs, tasks)
-    except CaptureError:
-        output_of(model, example_inputs)  # where the model itself refuses the data, its own reason says more
-        raise
 
 
 def _fits(method: Method) -> bool:

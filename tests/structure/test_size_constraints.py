@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from disparse_structured.errors import CaptureError
+from disparse_structured.errors import BatchError
 from disparse_structured.graph.provenance import Arithmetic, Attribute, Size, TracedInt
 from disparse_structured.structure import analyse
 from disparse_structured.surgery import apply
@@ -307,7 +307,7 @@ def test_the_modules_numbers_are_put_back_when_forward_fails() -> None:
 
     model = Fails()
     before = snapshot(model)
-    with pytest.raises(CaptureError, match="could not capture Fails: RuntimeError: no"):
+    with pytest.raises(BatchError, match=r"Fails refused a batch, .* RuntimeError: no"):
         analyse(model, (torch.randn(2, 5),), [Task("out", lambda output: output)])
 
     assert type(model.one) is int

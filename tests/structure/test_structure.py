@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from disparse_structured.errors import CaptureError, TaskError, UnsupportedModelError
+from disparse_structured.errors import BatchError, CaptureError, TaskError, UnsupportedModelError
 from disparse_structured.structure import RatioConstraint, Structure, analyse
 from disparse_structured.tasks import Task
 from tests.support.plans import Case, case, deviation, random_keep, snapshot, zeroed
@@ -500,7 +500,7 @@ SEG = Task("seg", "seg")
          rf"could not capture Branching: GuardOnDataDependentSymNode: .*test_structure\.py:"
          rf"{line_of('this line is named in the error')}, in forward.*no branches on tensor values"),
         (Counting, [WHOLE], CaptureError, "changes its own 'calls' in eval mode.*in train mode only"),
-        (lambda: nn.Linear(5, 6), [WHOLE], CaptureError, "could not capture Linear: RuntimeError"),
+        (lambda: nn.Linear(5, 6), [WHOLE], BatchError, "Linear refused a batch, .* RuntimeError: "),
         (lambda: nn.DataParallel(two_layers()), [WHOLE], UnsupportedModelError,
          r"the model is wrapped in DataParallel\. Use the module inside: its \.module"),
         (lambda: nn.Sequential(nn.DataParallel(two_layers())), [WHOLE], UnsupportedModelError,

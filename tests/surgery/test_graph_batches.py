@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 import disparse_structured as ds
 from disparse_structured.data.differences import difference
-from disparse_structured.errors import CaptureError
+from disparse_structured.errors import BatchError
 from disparse_structured.graph.named_tensors import named_tensors
 from disparse_structured.structure import Form, analyse
 from disparse_structured.surgery.graph import apply_graph
@@ -254,5 +254,5 @@ def test_a_graph_is_loaded_for_another_image_size(tmp_path: Path) -> None:
         (expected,) = there.capture.run(state, there.example_inputs, twin)["logits"]
         found = loaded(image(3, 48).double())["logits"]
     assert difference(found, expected) <= 1e-5
-    with pytest.raises(CaptureError, match="48"):
+    with pytest.raises(BatchError, match="48"):
         ds.load(tmp_path, lambda: vit(dynamic=False), example_inputs=(image(2, 48),))
