@@ -1,10 +1,10 @@
 """Whole layers given up, against narrower ones, at the same MACs: the deviation of trained networks.
 
 ``python -m benchmarks.blocks`` leaves a single unit of each group of the networks of
-:mod:`benchmarks.no_training` in turn, and everything else as it is. Where the group is the inside of a
-residual block, the block becomes a constant and a rank of one. The groups that lose least for the MACs that
-they free are then compared with what ``prune`` decides at the same MACs, and given up before it decides on
-the rest. Prints tables and writes JSON. Needs the data packs.
+:mod:`benchmarks.no_training` in turn, and everything else as it is. Of a residual block whose inside is such
+a group, little more than a constant is left. The groups that lose least for the MACs that they free are then
+compared with what ``prune`` decides at the same MACs, and given up before it decides on the rest. Prints
+tables and writes JSON. Needs the data packs.
 """
 
 from __future__ import annotations

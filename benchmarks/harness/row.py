@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from benchmarks.harness.cell import Cell
-from benchmarks.harness.files import write_text
+from benchmarks.harness.files import ROOT, write_text
 
 REASON = 400
 """How many characters of an error are kept."""
@@ -108,7 +109,9 @@ def reason(error: BaseException) -> str:
 
 
 def shortened(text: str) -> str:
-    """The text on one line, cut after :data:`REASON` characters."""
+    """The text on one line, cut after :data:`REASON` characters, with files named as on any machine."""
+    for place in (sysconfig.get_paths()["purelib"], str(ROOT)):
+        text = text.replace(f"{place}{os.sep}", "")
     line = " ".join(text.split())
     return line if len(line) <= REASON else f"{line[:REASON]}…"
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch_pruning as tp
 from torch import nn
@@ -132,6 +133,7 @@ def test_a_reason_is_one_short_line() -> None:
     assert reason(ValueError("first\n  second")) == "ValueError: first second"
     assert shortened("x" * 400) == "x" * 400
     assert shortened("x" * 401) == "x" * 400 + "…"
+    assert shortened(f"assertion at {timm.__file__}:8") == "assertion at timm/__init__.py:8"
 
 
 def test_settings_are_told_apart_whatever_the_order_of_their_names() -> None:

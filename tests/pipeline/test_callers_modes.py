@@ -121,7 +121,7 @@ def test_a_model_with_compiled_methods_is_not_compiled_meanwhile() -> None:
         return graph.forward
 
     class Compiled(Net):
-        forward = torch.compile(Net.forward, backend=backend)  # type: ignore[assignment]
+        forward = torch.compile(Net.forward, backend=backend)
 
     result = ds.prune(Compiled().eval(), images(), macs=0.5, method=ds.DiSparse(), refit=None)
 

@@ -40,6 +40,7 @@ HOW: dict[str, Callable[[Net, Tensor, Tensor], Tensor]] = {
     "inner-product": lambda net, x, y: torch.linalg.vecdot(x, y),
     "vector-on-the-right": lambda net, x, y: (x + y) @ net.vector,
     "vector-on-the-left": lambda net, x, y: net.vector @ (x + y).transpose(-1, -2),
+    "weights-on-both-sides": lambda net, x, y: (x + y) @ net.table[:4].mT + net.vector @ net.table[:4].mT,
     "tensordot": lambda net, x, y: torch.tensordot(x + y, net.table, dims=([2], [1])),
 }
 

@@ -36,7 +36,7 @@ def cat_along(trace: Trace, call: Call) -> Value:
     """Apply :func:`cat` along the dimension that the operator stands for."""
     values, dim = call["tensors"], _STACKS[packet(call.node)]
     if any(len(value) < max(dim + 1, 2) for value in values):
-        return trace.unknown(call, "stacked along a new dimension")  # type: ignore[no-any-return]
+        return trace.unknown(call, "stacked along a new dimension")
     return _joined(trace, call, values, dim)
 
 
@@ -174,7 +174,7 @@ def repeat_interleave(trace: Trace, call: Call) -> Value:
     """Repeat each position in place; the number of repeats is constant."""
     value, count, dim = call["self"], call.get("repeats"), call.get("dim")
     if not isinstance(count, int) or dim is None:
-        return trace.unknown(call, "repeat_interleave by a tensor")  # type: ignore[no-any-return]
+        return trace.unknown(call, "repeat_interleave by a tensor")
     axis = value[dim]
     labels = None if axis.labels is None else np.repeat(axis.labels, count)
     sample = None if axis.sample is None else np.repeat(axis.sample, count)

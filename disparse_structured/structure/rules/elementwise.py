@@ -51,7 +51,7 @@ def place(trace: Trace, call: Call) -> Value:
     """Pass labels on; the boundaries are one sorted list, whose positions are counted."""
     boundaries = call.get("boundaries") or call.get("sorted_sequence")
     if len(boundaries) != 1:
-        return trace.unknown(call, "boundaries of several rows")  # type: ignore[no-any-return]
+        return trace.unknown(call, "boundaries of several rows")
     trace.pin(call, boundaries, "a position in it is computed")
     return call["self"] or ()
 
@@ -59,7 +59,7 @@ def place(trace: Trace, call: Call) -> Value:
 @rule(aten.to, aten.type_as)
 def cast(trace: Trace, call: Call) -> Value:
     """Pass labels on; a second tensor only provides its dtype and device."""
-    return call["self"]  # type: ignore[no-any-return]
+    return call["self"]
 
 
 @rule(aten.prelu)

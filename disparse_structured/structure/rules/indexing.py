@@ -73,7 +73,7 @@ def index(trace: Trace, call: Call) -> Value:
     used = [i for i, item in enumerate(indices) if item is not None]
     adjacent = used == list(range(used[0], used[-1] + 1))
     if not adjacent:
-        return trace.unknown(call, "indexed in dimensions that are not adjacent")  # type: ignore[no-any-return]
+        return trace.unknown(call, "indexed in dimensions that are not adjacent")
     trace.pin(call, [value[i] for i in used], "indexed by a tensor")
     for i in used:
         trace.pin(call, indices[i], "used as an index")

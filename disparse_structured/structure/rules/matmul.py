@@ -20,7 +20,7 @@ def linear(trace: Trace, call: Call) -> Value:
     """Unite i in ``input[..., i] weight[o, i]``; the output takes o."""
     value, weight = call["input"], call["weight"]
     if len(weight) != 2:
-        return trace.unknown(call, "linear layer with a vector of weights")  # type: ignore[no-any-return]
+        return trace.unknown(call, "linear layer with a vector of weights")
     trace.unite(call, value[-1].atoms(), weight[1].atoms(), "the network's input")
     outputs = weight[0]
     bias = call["bias"]
@@ -48,6 +48,8 @@ def _with_vector(trace: Trace, call: Call, left: Value, right: Value) -> Value:
     trace.unite(call, left[-1].atoms(), right[dim].atoms())
     trace.consume(call, "self", len(left) - 1, left[-1])
     trace.consume(call, "other", dim, right[dim])
+    if len(left) == 1 and len(right) == 2:  # computed as a matrix product of one row, which is counted
+        trace.multiply(call, 1.0, *right)
     return (*left[:-1], *right[:dim], *right[dim + 1 :])
 
 
@@ -134,7 +136,7 @@ def einsum(trace: Trace, call: Call) -> Value:
     left, arrow, right = spelled_out(equation, [len(value) for value in operands]).partition("->")
     terms = left.split(",")
     if not arrow or any(len(set(term)) < len(term) for term in terms):
-        return trace.unknown(call, f"einsum {equation!r}")  # type: ignore[no-any-return]
+        return trace.unknown(call, f"einsum {equation!r}")
     letters: dict[str, list[Axis]] = {}
     for term, value in zip(terms, operands, strict=True):
         for letter, axis in zip(term, value, strict=True):

@@ -81,7 +81,7 @@ def softmax(trace: Trace, call: Call) -> Value:
     """Pin the normalized dimension; pass on the others."""
     value, dim = call["self"], call["dim"]
     trace.pin(call, [value[dim]], "softmax over it")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 @rule(aten._weight_norm)

@@ -122,7 +122,7 @@ def along(trace: Trace, call: Call) -> list[Value] | Value:
     """Pin the dimensions whose order matters; pass on the others."""
     value, shapes = call["self"], call.shapes
     if call.get("prepend") or call.get("append"):
-        return trace.unknown(call, "differences of several tensors")  # type: ignore[no-any-return]
+        return trace.unknown(call, "differences of several tensors")
     dim = call.get("dim")
     ordered = {len(value) - 2, len(value) - 1} if dim is None else {dim % len(value)} if value else set()
     trace.pin(call, [value[each] for each in ordered], "its order matters")

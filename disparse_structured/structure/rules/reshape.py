@@ -24,7 +24,7 @@ def reshape(trace: Trace, call: Call) -> Value:
     """Split and merge dimensions block by block; literal sizes must follow what they count."""
     value, shape = call["self"], call.shapes[0]
     if math.prod(axis.size for axis in value) != math.prod(shape):
-        return trace.unknown(call, "view as elements of another size")  # type: ignore[no-any-return]
+        return trace.unknown(call, "view as elements of another size")
     axes: list[Axis] = []
     for source, target in _blocks([axis.size for axis in value], list(shape)):
         first = len(axes)
