@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -152,12 +151,12 @@ def wanted_forms(layout: Layout, *, batch: bool, size: bool) -> tuple[list[Form]
 def arranged(layout: Layout, model: TaskOutputs) -> Layout:
     """``layout``, with the channels of some inputs last if ``model`` takes other sizes only that way."""
     several = [position for position, tensor in enumerate(layout.example) if tensor.ndim > 2]
-    for count in range(len(several) + 1):
-        for last in itertools.combinations(several, count):
-            found = replace(layout, channels_last=frozenset(last))
-            with contextlib.suppress(ExportError):
-                _accepted_size(found, model)
-                return found
+    # None, one or all of them: all choices of many inputs would take too many passes.
+    for last in dict.fromkeys([(), *((position,) for position in several), tuple(several)]):
+        found = replace(layout, channels_last=frozenset(last))
+        with contextlib.suppress(ExportError):
+            _accepted_size(found, model)
+            return found
     return layout
 
 
